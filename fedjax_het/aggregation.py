@@ -1,0 +1,154 @@
+r"""Merging as a streaming sum; one masked weighted mean under all of it.
+
+For clients $i$ with weights $a_i$, masks $m_i$ and updates $\Delta_i$, per coordinate::
+
+    num += sum_i a_i m_i delta_i      den += sum_i a_i m_i      new = old + num / den   (den > 0)
+
+Coordinates nobody trained keep their old value bit for bit. FedAvg, FedPMT, FedEL and HeteroFL are
+this kernel with different masks and weights.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_het import masks
+from fedjax_het.algorithm import Aggregator, Chunk, Variables
+
+PyTree = Any
+
+
+class Sums(NamedTuple):
+    """Accumulator of a masked mean.
+
+    Attributes:
+      num: float32, structure and shapes of the parameters; sum of `a m delta`.
+      den: float32 with the shapes of the mask's leaves (`()` per tensor without a mask).
+      stats_num: float32, structure and shapes of the running statistics.
+      stats_den: float32[L + 1], weight of the clients that trained each block; the last entry is
+        for the exit heads.
+    """
+
+    num: PyTree
+    den: PyTree
+    stats_num: PyTree
+    stats_den: jax.Array
+
+
+def weighted_sum(coefficient: jax.Array, values: jax.Array) -> jax.Array:
+    """`sum_i coefficient_i * values_i` over the leading client axis.
+
+    Args:
+      coefficient: float32[c, ...]; behind the client axis it broadcasts against `values` from the
+        right.
+      values: float32[c, ...].
+    """
+    if coefficient.ndim == 1:
+        # Full precision: an accelerator would otherwise round the updates to TF32 or bfloat16.
+        return jnp.tensordot(coefficient, values, axes=1, precision=jax.lax.Precision.HIGHEST)
+    missing = values.ndim - coefficient.ndim
+    shape = coefficient.shape[:1] + (1,) * missing + coefficient.shape[1:]
+    return jnp.sum(jnp.broadcast_to(coefficient.reshape(shape), values.shape) * values, axis=0)
+
+
+def align(coefficient: jax.Array, like: jax.Array) -> jax.Array:
+    """Broadcasts a mask-shaped array to the shape of a parameter, from the right."""
+    shape = (1,) * (like.ndim - coefficient.ndim) + coefficient.shape
+    return jnp.broadcast_to(coefficient.reshape(shape), like.shape)
+
+
+def masked_mean() -> Aggregator:
+    """The mean over contributors, per coordinate, weighted by `Plan.weight`.
+
+    Running statistics are averaged over the clients that trained the block they belong to.
+
+    Returns:
+      An `Aggregator` whose `finalize` reports `merged_weight`, the sum of the weights merged per
+      block (float32[L]).
+    """
+
+    def init(state: PyTree, variables: Variables, mask_shapes: PyTree) -> Sums:
+        del state
+        params, stats = variables
+
+        def zeros(leaf: jax.Array) -> jax.Array:
+            return jnp.zeros(leaf.shape, jnp.float32)
+
+        den = (
+            jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
+            if mask_shapes is None
+            else jax.tree.map(zeros, mask_shapes)
+        )
+        blocks = len(params["blocks"])
+        return Sums(
+            jax.tree.map(zeros, params),
+            den,
+            jax.tree.map(zeros, stats),
+            jnp.zeros((blocks + 1,), jnp.float32),
+        )
+
+    def add(acc: Sums, chunk: Chunk) -> Sums:
+        def coefficient(mask: jax.Array | None) -> jax.Array:
+            if mask is None:
+                return chunk.weight
+            weight = chunk.weight.reshape((-1,) + (1,) * (mask.ndim - 1))
+            return jnp.broadcast_to(weight, mask.shape) * mask.astype(jnp.float32)
+
+        mask = chunk.mask
+        if mask is None:
+            mask = jax.tree.map(lambda _: None, acc.num)
+            live = jnp.ones((chunk.weight.shape[0], len(acc.num["blocks"])), jnp.float32)
+        else:
+            live = jax.vmap(masks.live_blocks)(mask).astype(jnp.float32)
+
+        # A leaf that the route left out is None in `delta`; its mask is then all zero.
+        num = jax.tree.map(
+            lambda s, d, m: s if d is None else s + weighted_sum(coefficient(m), d),
+            acc.num,
+            chunk.delta,
+            mask,
+        )
+        den = jax.tree.map(
+            lambda s, m, d: s if d is None else s + jnp.sum(coefficient(m), axis=0),
+            acc.den,
+            mask,
+            chunk.delta,
+        )
+        live = jnp.concatenate([live, jnp.ones_like(live[:, :1])], axis=1)
+        live = live * chunk.weight[:, None]
+        stats_num = {
+            part: tuple(
+                jax.tree.map(lambda s, d, b=b: s + weighted_sum(live[:, b], d), total, delta)
+                for b, (total, delta) in enumerate(
+                    zip(acc.stats_num[part], chunk.stats_delta[part], strict=True)
+                )
+            )
+            for part in acc.stats_num
+        }
+        return Sums(num, den, stats_num, acc.stats_den + jnp.sum(live, axis=0))
+
+    def finalize(
+        acc: Sums, variables: Variables, shared: PyTree
+    ) -> tuple[Variables, dict[str, Any]]:
+        del shared
+
+        def mean(old: jax.Array, num: jax.Array, den: jax.Array) -> jax.Array:
+            den = align(den, num)
+            touched = den > 0
+            step = num / jnp.where(touched, den, 1.0)
+            return jnp.where(touched, old + step.astype(old.dtype), old)
+
+        params = jax.tree.map(mean, variables.params, acc.num, acc.den)
+        stats = {
+            part: tuple(
+                jax.tree.map(lambda o, n, b=b: mean(o, n, acc.stats_den[b]), old, num)
+                for b, (old, num) in enumerate(
+                    zip(variables.stats[part], acc.stats_num[part], strict=True)
+                )
+            )
+            for part in variables.stats
+        }
+        return Variables(params, stats), {"merged_weight": acc.stats_den[:-1]}
+
+    return Aggregator(init, add, finalize)

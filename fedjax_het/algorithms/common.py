@@ -1,0 +1,211 @@
+"""What the published systems share: training options, priced plans, the plain server step."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import optax
+
+from fedjax_het.algorithm import Plan, PyTree, Report, Situation, Variables
+from fedjax_het.client import LocalUpdate, local_training
+from fedjax_het.errors import require, require_known
+from fedjax_het.fleet.cost import price
+from fedjax_het.masks import Route
+from fedjax_het.problem import Problem
+
+
+@dataclass(frozen=True)
+class Training:
+    """How clients are sampled, train and are weighed; the options every method takes.
+
+    Attributes:
+      learning_rate: step of the client's SGD.
+      momentum: of the client's SGD; its memory is new every round.
+      batch_size: samples per mini-batch; the last batch of an epoch may be smaller.
+      epochs: passes over the client's samples per round; ignored when `local_steps` is given.
+      local_steps: mini-batches per round, the same for every client; None counts epochs.
+      clients_per_round: cohort size, sampled without replacement; None takes everyone.
+      weighting: "samples" weighs a client by its number of samples, "uniform" all alike.
+    """
+
+    learning_rate: float
+    momentum: float = 0.0
+    batch_size: int = 20
+    epochs: int = 1
+    local_steps: int | None = None
+    clients_per_round: int | None = None
+    weighting: str = "samples"
+
+    def __post_init__(self) -> None:
+        require(
+            np.isfinite(self.learning_rate) and self.learning_rate > 0,
+            f"learning_rate = {self.learning_rate}",
+            "must be positive and finite",
+            "try 0.05",
+        )
+        require(
+            0 <= self.momentum < 1,
+            f"momentum = {self.momentum}",
+            "must lie in [0, 1)",
+            "use 0 for plain SGD, or 0.9",
+        )
+        for name in ("batch_size", "epochs", "local_steps", "clients_per_round"):
+            value = getattr(self, name)
+            optional = name in ("local_steps", "clients_per_round")
+            require(
+                (optional and value is None) or (isinstance(value, int) and value >= 1),
+                f"{name} = {value!r}",
+                "must be a whole number of at least 1",
+                "leave it out for its default",
+            )
+        require_known(self.weighting, ("samples", "uniform"), "weighting")
+
+    @classmethod
+    def parse(cls, options: dict[str, Any]) -> "Training":
+        """`Training(**options)` with an `InputError` for unknown or missing names."""
+        for name in options:
+            require_known(name, [f.name for f in fields(cls)], "option")
+        require(
+            "learning_rate" in options,
+            "learning_rate is missing",
+            "must be given: it depends on model and data",
+            "try learning_rate=0.05",
+        )
+        return cls(**options)
+
+    def steps(self, sizes: np.ndarray) -> np.ndarray:
+        """Local steps of clients with `sizes` samples, int64[k]."""
+        if self.local_steps is not None:
+            return np.full(len(sizes), self.local_steps, np.int64)
+        return self.epochs * -(-sizes // self.batch_size)
+
+    def samples(self, sizes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Samples that `steps` mini-batches process, int64[k]."""
+        per_epoch = -(-sizes // self.batch_size)
+        rest = np.minimum((steps % per_epoch) * self.batch_size, sizes)
+        return (steps // per_epoch) * sizes + rest
+
+    def cohort_size(self, problem: Problem) -> int:
+        """Clients per round; `InputError` if there are not as many."""
+        n = problem.num_clients
+        k = n if self.clients_per_round is None else self.clients_per_round
+        require(
+            k <= n,
+            f"clients_per_round = {k}",
+            f"must be at most the {n} clients",
+            "leave it out for full participation",
+        )
+        return k
+
+    def local_update(self, problem: Problem, proximal: float = 0.0) -> LocalUpdate:
+        """Masked SGD on the problem's model and data; `proximal` is FedProx's mu."""
+        room = min(self.batch_size, int(np.max(problem.data.sizes)))
+        optimizer = optax.sgd(self.learning_rate, self.momentum or None)
+        return local_training(
+            problem.model, problem.data.pipeline, optimizer, max_batch=room, proximal=proximal
+        )
+
+
+def plan_tasks(
+    problem: Problem,
+    training: Training,
+    situation: Situation,
+    *,
+    first: np.ndarray | int = 0,
+    rows: PyTree = None,
+    learning_rate_scale: float = 1.0,
+    deadline_s: float = float("inf"),
+) -> Plan:
+    """Prices the cohort's tasks: block `first` and all deeper ones train, the rest runs forward.
+
+    Args:
+      problem: the setting.
+      training: the local workload.
+      situation: who is sampled, and when.
+      first: int64[k] or one value, shallowest trained block (0 = everything).
+      rows: see `Plan.rows`.
+      learning_rate_scale: see `Plan`.
+      deadline_s: see `Plan`.
+    """
+    clients = situation.clients
+    k = len(clients)
+    sizes = problem.data.sizes[clients]
+    steps = training.steps(sizes)
+    last = problem.model.num_blocks - 1
+    first = np.broadcast_to(np.asarray(first, np.int64), (k,))
+    timing = price(
+        problem.cost,
+        problem.fleet,
+        clients,
+        first,
+        np.full(k, last),
+        training.samples(sizes, steps),
+        situation.now_s,
+        situation.rng,
+    )
+    by_samples = training.weighting == "samples"
+    return Plan(
+        clients=clients,
+        routes=[Route(int(f), last) for f in first],
+        steps=steps,
+        batch=np.minimum(training.batch_size, sizes),
+        weight=sizes.astype(np.float32) if by_samples else np.ones(k, np.float32),
+        timing=timing,
+        rows=rows,
+        learning_rate_scale=learning_rate_scale,
+        deadline_s=deadline_s,
+    )
+
+
+def require_memory(problem: Problem, training: Training, first: np.ndarray | int) -> None:
+    """Raises `InputError` if a device cannot hold the sub-model it is meant to train."""
+    n = problem.num_clients
+    last = problem.model.num_blocks - 1
+    first = np.broadcast_to(np.asarray(first, np.int64), (n,))
+    need = problem.cost.memory_bytes(first, np.full(n, last), training.batch_size)
+    short = np.flatnonzero(need > problem.fleet.memory_bytes)
+    require(
+        short.size == 0,
+        f"clients {short[:5].tolist()} (of {short.size}) with {np.max(need):.4g} bytes to hold",
+        f"exceed the memory of their devices, {problem.fleet.memory_bytes[short[:5]]} bytes",
+        "use smaller batches, or a method that trains sub-models (fedpmt)",
+    )
+
+
+def require_feasible(
+    problem: Problem, training: Training, deadline_s: float, *, whole: bool
+) -> None:
+    """Raises `InputError` if no device can meet the deadline with its whole task (or one step)."""
+    sizes = problem.data.sizes
+    clients = np.arange(problem.num_clients)
+    steps = training.steps(sizes) if whole else np.ones_like(sizes)
+    cost = problem.cost
+    last = problem.model.num_blocks - 1
+    total_s = problem.fleet.timing(
+        clients,
+        cost.step_flops(0, last) * training.samples(sizes, steps),
+        cost.download_bytes(),
+        cost.upload_bytes(0, last),
+        now_s=0.0,
+        rng=None,
+    ).total_s
+    require(
+        deadline_s >= np.min(total_s),
+        f"deadline_s = {deadline_s}",
+        f"must be at least the {np.min(total_s):.6g} s that the fastest device needs",
+        f"a deadline of {np.median(total_s):.6g} s lets half of the devices finish",
+    )
+
+
+def replace(
+    state: PyTree, variables: Variables, merged: Variables, report: Report
+) -> tuple[PyTree, Variables, dict[str, Any]]:
+    """The plain server step: the merged model is the new model."""
+    del variables, report
+    return state, merged, {}
+
+
+def stateless(variables: Variables, key: Any) -> PyTree:
+    """`Algorithm.init` of a method that keeps nothing between rounds."""
+    del variables, key
+    return ()

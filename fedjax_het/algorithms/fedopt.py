@@ -1,0 +1,164 @@
+"""FedAvg with an optimiser on the server: FedAvgM, FedAdam, FedYogi and whatever optax offers."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_het.algorithm import Algorithm, PyTree, Report, Variables
+from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.fedavg import full_model
+from fedjax_het.clock import barrier
+from fedjax_het.errors import require
+from fedjax_het.problem import Problem
+
+
+def fedopt(
+    problem: Problem,
+    *,
+    server_optimizer: optax.GradientTransformation,
+    name: str = "fedopt",
+    **training: Any,
+) -> Algorithm:
+    r"""FedAvg whose server hands $-\Delta$ to an optax optimiser as if it were a gradient.
+
+    `optax.sgd(1.0)` is FedAvg; `optax.sgd(1.0, momentum=0.9)` is FedAvgM. Running statistics are
+    plainly averaged.
+
+    Args:
+      problem: model, data and fleet.
+      server_optimizer: the server's optax transformation.
+      name: for records.
+      **training: see `Training`.
+
+    References:
+      Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithm 1.
+    """
+
+    def init(variables: Variables, key: jax.Array) -> PyTree:
+        del key
+        return server_optimizer.init(variables.params)
+
+    @jax.jit
+    def step(state: PyTree, old: PyTree, merged: PyTree) -> tuple[PyTree, PyTree]:
+        pseudo_gradient = jax.tree.map(jnp.subtract, old, merged)
+        updates, state = server_optimizer.update(pseudo_gradient, state, old)
+        return state, optax.apply_updates(old, updates)
+
+    def update(
+        state: PyTree, variables: Variables, merged: Variables, report: Report
+    ) -> tuple[PyTree, Variables, dict[str, Any]]:
+        del report
+        state, params = step(state, variables.params, merged.params)
+        return state, Variables(params, merged.stats), {}
+
+    base = full_model(name, problem, Training.parse(training), pace=barrier())
+    return base._replace(init=init, update=update)
+
+
+def scale_by_fedopt(
+    moment: Literal["yogi", "adam"], b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+) -> optax.GradientTransformation:
+    r"""The adaptive server steps of Reddi et al., as an optax transformation.
+
+    $m = \beta_1 m + (1-\beta_1) g$; Yogi has $v = v - (1-\beta_2) g^2 \mathrm{sign}(v - g^2)$ and
+    Adam $v = \beta_2 v + (1-\beta_2) g^2$; the step is $m / (\sqrt v + \tau)$, with $v_0 = \tau^2$.
+
+    Warning: optax's own `scale_by_yogi` and `scale_by_adam` correct the bias of both moments; the
+    paper does not, and its default step sizes assume so.
+
+    Args:
+      moment: which second moment.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      tau: adaptivity; large values approach plain server momentum.
+
+    References:
+      Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithm 2.
+    """
+    require(tau > 0, f"tau = {tau}", "must be positive", "try 0.001")
+    for label, value in (("b1", b1), ("b2", b2)):
+        require(0 <= value < 1, f"{label} = {value}", "must lie in [0, 1)", "try 0.9 and 0.99")
+
+    def second(v: jax.Array, g: jax.Array) -> jax.Array:
+        if moment == "yogi":
+            return v - (1 - b2) * g * g * jnp.sign(v - g * g)
+        return b2 * v + (1 - b2) * g * g
+
+    def init(params: PyTree) -> PyTree:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return zeros, jax.tree.map(lambda p: jnp.full_like(p, tau**2), params)
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        del params
+        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state[0], grads)
+        v = jax.tree.map(second, state[1], grads)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), m, v), (m, v)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _adaptive(
+    problem: Problem,
+    moment: Literal["yogi", "adam"],
+    server_learning_rate: float,
+    b1: float,
+    b2: float,
+    tau: float,
+    training: dict[str, Any],
+) -> Algorithm:
+    require(
+        server_learning_rate > 0,
+        f"server_learning_rate = {server_learning_rate}",
+        "must be positive",
+        "try 0.01",
+    )
+    server = optax.chain(
+        scale_by_fedopt(moment, b1, b2, tau), optax.scale_by_learning_rate(server_learning_rate)
+    )
+    return fedopt(problem, server_optimizer=server, name=f"fed{moment}", **training)
+
+
+def fedyogi(
+    problem: Problem,
+    *,
+    server_learning_rate: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    **training: Any,
+) -> Algorithm:
+    """FedYogi: the sign-controlled second moment on the server; see `scale_by_fedopt`.
+
+    Args:
+      problem: model, data and fleet.
+      server_learning_rate: the server's step.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      tau: adaptivity.
+      **training: see `Training`.
+    """
+    return _adaptive(problem, "yogi", server_learning_rate, b1, b2, tau, training)
+
+
+def fedadam(
+    problem: Problem,
+    *,
+    server_learning_rate: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    **training: Any,
+) -> Algorithm:
+    """FedAdam: Adam on the server, without bias correction; see `scale_by_fedopt`.
+
+    Args:
+      problem: model, data and fleet.
+      server_learning_rate: the server's step.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      tau: adaptivity.
+      **training: see `Training`.
+    """
+    return _adaptive(problem, "adam", server_learning_rate, b1, b2, tau, training)

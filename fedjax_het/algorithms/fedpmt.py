@@ -1,0 +1,150 @@
+"""FedPMT: every device trains as many of the deepest layers as its compute capacity allows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het import masks
+from fedjax_het.aggregation import masked_mean
+from fedjax_het.algorithm import Algorithm, Plan, PyTree, Situation, Variables
+from fedjax_het.algorithms import common
+from fedjax_het.algorithms.common import Training
+from fedjax_het.clock import barrier
+from fedjax_het.errors import require, require_known
+from fedjax_het.fleet.cost import CostTable
+from fedjax_het.problem import Problem
+
+# Room for rounding in capacities such as 0.71: a device is not refused a depth over the last digit.
+_SLACK = 1e-9
+
+
+def assign_depths(
+    cost: CostTable, capacity: np.ndarray, allowed: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""The deepest suffix each device can afford: $d_k = \max\{d : C(d) \le \kappa_k C(L)\}$.
+
+    $C(d)$ is forward through everything plus backward through the last d blocks. The forward pass
+    is never skipped, so no capacity below $F_{fwd}/C(L)$ (about 1/3) can be honoured.
+
+    Args:
+      cost: prices of the model's L blocks.
+      capacity: float64[n], kappa, compute capacity relative to what the full model needs.
+      allowed: depths to choose from, within 1..L.
+
+    Returns:
+      depth int64[n], and feasible bool[n]: False where even the smallest allowed depth exceeds the
+      capacity (the device gets it all the same and will straggle).
+    """
+    last = len(cost.names) - 1
+    depths = np.sort(np.asarray(allowed, np.int64))
+    share = cost.step_flops(last + 1 - depths, np.full(len(depths), last))
+    share = share / cost.step_flops(0, last)
+    affordable = share[None, :] <= np.asarray(capacity, np.float64)[:, None] * (1 + _SLACK)
+    index = np.max(np.where(affordable, np.arange(len(depths)), -1), axis=1)
+    return depths[np.maximum(index, 0)], index >= 0
+
+
+def fedpmt(
+    problem: Problem,
+    *,
+    depths: Sequence[int] | None = None,
+    capacity: Sequence[float] | Callable[[int], np.ndarray] | None = None,
+    schedule: str = "constant",
+    decay_rounds: float = 50.0,
+    **training: Any,
+) -> Algorithm:
+    r"""Partial model training: a suffix of layers per device, each averaged over its trainers.
+
+    Device k runs the whole forward pass, trains its last $d_k$ blocks and uploads only them. The
+    server averages every block over those who trained it (weighted by samples):
+    $w_l \leftarrow \sum_{k \in S_l} \rho_k w_{k,l} / \sum_{k \in S_l} \rho_k$; a block that nobody
+    trains keeps its value. With every depth at L it is FedAvg.
+
+    Warning: with non-IID data the fixed point solves $\sum_{k \in S_l} \rho_k \nabla_l f_k = 0$ per
+    layer, which is not a minimum of the global objective; if speed and data are correlated the bias
+    is real.
+
+    Args:
+      problem: model, data and fleet.
+      depths: depths to choose from; None allows 1..L. The paper illustrates 1, 3, 4 of 4.
+      capacity: kappa per client in (0, 1], relative to the full model's cost; a function of the
+        round gives capacities that change. None takes each device's speed relative to the fastest.
+      schedule: "constant", or "inverse": the step at round t is `learning_rate / (1 + t /
+        decay_rounds)`, as in the O(1/T) analysis.
+      decay_rounds: time constant of the inverse schedule.
+      **training: see `Training`.
+
+    Returns:
+      The algorithm; its `info` counts devices below the smallest depth's cost as
+      `infeasible_clients`.
+
+    References:
+      Wu, Wang and Narayana, arXiv 2311.10002 (IEEE TNSE 2025). The paper's assignment rule and cost
+      model were not available; `assign_depths` is ours.
+    """
+    options = Training.parse(training)
+    n, blocks = problem.num_clients, problem.model.num_blocks
+    allowed = list(range(1, blocks + 1)) if depths is None else sorted({int(d) for d in depths})
+    require(
+        bool(allowed) and allowed[0] >= 1 and allowed[-1] <= blocks,
+        f"depths = {depths}",
+        f"must name depths between 1 and the model's {blocks} blocks",
+        "leave it out to allow all of them",
+    )
+    require_known(schedule, ("constant", "inverse"), "schedule")
+    require(decay_rounds > 0, f"decay_rounds = {decay_rounds}", "must be positive", "try 50")
+    speed = problem.fleet.flops_per_s / np.max(problem.fleet.flops_per_s)
+
+    def depths_at(round: int) -> tuple[np.ndarray, np.ndarray]:
+        kappa = speed if capacity is None else capacity(round) if callable(capacity) else capacity
+        kappa = np.asarray(kappa, np.float64)
+        require(
+            kappa.shape == (n,) and bool(np.all((kappa > 0) & (kappa <= 1))),
+            f"capacity of shape {kappa.shape} from {np.min(kappa)} to {np.max(kappa)}",
+            f"must be one value in (0, 1] for each of the {n} clients",
+            "divide the devices' speeds by the speed that affords the full model",
+        )
+        return assign_depths(problem.cost, kappa, allowed)
+
+    common.require_memory(problem, options, blocks - depths_at(0)[0])
+
+    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
+        del variables
+        depth = depths_at(situation.round)[0][situation.clients]
+        first = blocks - depth
+        scale = 1.0 if schedule == "constant" else 1.0 / (1.0 + situation.round / decay_rounds)
+        tasks = common.plan_tasks(
+            problem,
+            options,
+            situation,
+            first=first,
+            rows={"first": first.astype(np.int32)},
+            learning_rate_scale=scale,
+        )
+        return tasks, state
+
+    structure = jax.eval_shape(problem.model.init, jax.random.key(0)).params
+
+    def mask(row: PyTree, shared: PyTree) -> PyTree:
+        del shared
+        return masks.suffix(structure, jnp.asarray(row["first"]))
+
+    def update(state: PyTree, variables: Any, merged: Variables, report: Any) -> Any:
+        del variables
+        feasible = depths_at(report.round)[1]
+        return state, merged, {"infeasible_clients": int(np.sum(~feasible))}
+
+    return Algorithm(
+        name="fedpmt",
+        init=common.stateless,
+        plan=plan,
+        mask=mask,
+        local=options.local_update(problem),
+        merge=masked_mean(),
+        update=update,
+        pace=barrier(),
+        cohort_size=options.cohort_size(problem),
+    )

@@ -1,0 +1,124 @@
+"""Checkpoints: written whole or not at all, verified before they are trusted.
+
+orbax writes every checkpoint into a temporary directory and renames it. On top of that a digest of
+all its files is written last, so that a checkpoint torn by a crash or a full disk is recognised and
+the one before it is used.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from fedjax_het.errors import InputError
+from fedjax_het.report.jsonio import jsonable, write_json
+
+_KEEP = 2
+_DIGEST = "digest.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last; the last two are kept.
+
+    Args:
+      directory: created if absent.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory.resolve()
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
+        """Saves a pytree of arrays and a JSON dictionary under `step`."""
+        target = self._directory / f"{step:08d}"
+        if target.exists():
+            shutil.rmtree(target)
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(target / "arrays", _storable(arrays))
+        write_json(target / "meta.json", meta)
+        write_json(target / _DIGEST, _digest(target))
+        for old in self.steps()[:-_KEEP]:
+            shutil.rmtree(self._directory / f"{old:08d}", ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Steps that have a directory, ascending; not all need be whole."""
+        return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
+
+    def restore(
+        self, template: Any, config: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The newest whole checkpoint, or None if there is none.
+
+        Damaged checkpoints are skipped with a warning and removed.
+
+        Args:
+          template: pytree of arrays with the structure, shapes and dtypes that were saved.
+          config: the configuration of the run that wants to resume.
+
+        Returns:
+          `(arrays, meta)`; leaves are NumPy or JAX arrays as in the template.
+
+        Raises:
+          InputError: the newest whole checkpoint belongs to another configuration; the message
+            names the settings that differ.
+        """
+        for step in reversed(self.steps()):
+            target = self._directory / f"{step:08d}"
+            if not _whole(target):
+                logging.warning("checkpoint %s is damaged; using the one before it", target)
+                shutil.rmtree(target)
+                continue
+            meta = json.loads((target / "meta.json").read_text())
+            differing = differences(meta["config"], jsonable(config))
+            if differing:
+                raise InputError(
+                    f"checkpoint {target}: was made with another configuration ({differing}); "
+                    "resume with the configuration it was made with, or use a new work directory"
+                )
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(template))
+            with ocp.StandardCheckpointer() as reader:
+                arrays = reader.restore(target / "arrays", abstract)
+            return _like(template, arrays), meta
+        return None
+
+
+def differences(old: Any, new: Any, path: str = "") -> str:
+    """The settings in which two configurations differ, as `name: old -> new`, comma-separated."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [
+            differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            for key in sorted({*old, *new})
+        ]
+        return ", ".join(part for part in parts if part)
+    return "" if old == new else f"{path}: {old!r} -> {new!r}"
+
+
+def _storable(tree: Any) -> Any:
+    """Leaves as host arrays, so that a checkpoint does not depend on the devices it came from."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def _like(template: Any, arrays: Any) -> Any:
+    def of(reference: Any, value: Any) -> Any:
+        return jax.numpy.asarray(value) if isinstance(reference, jax.Array) else np.asarray(value)
+
+    return jax.tree.map(of, template, arrays)
+
+
+def _digest(target: Path) -> dict[str, str]:
+    files = sorted(p for p in target.rglob("*") if p.is_file() and p.name != _DIGEST)
+    return {str(p.relative_to(target)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _whole(target: Path) -> bool:
+    try:
+        return json.loads((target / _DIGEST).read_text()) == _digest(target)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,127 @@
+"""The local update: a pure function of (start, data, task), mapped over clients by the cohort."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_het import masks
+from fedjax_het.algorithm import ClientResult, Task, Variables
+from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
+from fedjax_het.masks import Route
+from fedjax_het.models.base import BlockModel
+
+PyTree = Any
+LocalUpdate = Callable[[Route, Variables, DeviceData, Task], ClientResult]
+
+
+def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
+    """Mean softmax cross-entropy over the samples of positive weight.
+
+    Args:
+      logits: float32[B, classes], or [B, T, classes] for sequences (a sample's loss is then the
+        mean over its T positions).
+      batch: labels int32[B] or [B, T], and `weight` float32[B].
+
+    Returns:
+      float32 scalar; 0 for an empty batch.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.y)
+    losses = losses.reshape(losses.shape[0], -1).mean(axis=1)
+    return jnp.sum(losses * batch.weight) / jnp.maximum(jnp.sum(batch.weight), 1.0)
+
+
+def _select(active: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
+
+
+def _logits(
+    model: BlockModel,
+    route: Route,
+    variables: Variables,
+    x: jax.Array,
+    key: jax.Array,
+    live: jax.Array | None,
+    exit: jax.Array,
+) -> tuple[jax.Array, PyTree]:
+    if route.exit is None:
+        logits, stats = model.apply_exits(variables, x, train=True, key=key, live=live)
+        return logits[exit], stats
+    return model.apply(
+        variables, x, train=True, key=key, first=route.first, exit=route.exit, live=live
+    )
+
+
+def local_training(
+    model: BlockModel,
+    pipeline: Pipeline,
+    optimizer: optax.GradientTransformation,
+    *,
+    max_batch: int,
+    proximal: float = 0.0,
+) -> LocalUpdate:
+    r"""Mini-batch training of the masked parameters from the given start.
+
+    Minimises $F_i(w) + \\frac{\\mu}{2} \\lVert w - w_0 \\rVert^2$ over the coordinates of the mask;
+    gradients *and* optimiser updates are masked, so that neither momentum nor weight decay moves a
+    frozen coordinate. The optimiser's state covers the route's blocks only and is new every round.
+
+    Args:
+      model: the network.
+      pipeline: how raw samples become inputs (`FederatedData.pipeline`).
+      optimizer: the client optimiser, e.g. `optax.sgd(0.05)`.
+      max_batch: samples a mini-batch has room for; `Task.batch` may be less.
+      proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out.
+
+    Returns:
+      A local update; `ClientResult.delta` is None at every leaf the route leaves out.
+    """
+
+    def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
+        trained, frozen = masks.split(start.params, route)
+        mask = None if task.mask is None else masks.split(task.mask, route)[0]
+        live = None if task.mask is None else masks.live_blocks(task.mask)
+        batch_key, noise_key = jax.random.split(task.key)
+
+        def objective(
+            params: PyTree, stats: PyTree, batch: Batch, key: jax.Array
+        ) -> tuple[jax.Array, PyTree]:
+            variables = Variables(masks.join(params, frozen), stats)
+            logits, stats = _logits(model, route, variables, batch.x, key, live, task.exit)
+            loss = cross_entropy(logits, batch)
+            if proximal:
+                moved = jax.tree.map(jnp.subtract, params, trained)
+                loss = loss + 0.5 * proximal * optax.tree.norm(moved, squared=True)
+            return loss, stats
+
+        def step(t: jax.Array, carry: PyTree) -> PyTree:
+            params, stats, opt_state, loss_sum, samples = carry
+            batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
+            (loss, new_stats), grads = jax.value_and_grad(objective, has_aux=True)(
+                params, stats, batch, jax.random.fold_in(noise_key, t)
+            )
+            updates, new_opt_state = optimizer.update(masks.apply(mask, grads), opt_state, params)
+            scale = task.learning_rate_scale
+            updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
+            count = jnp.sum(batch.weight)
+            new = (
+                optax.apply_updates(params, updates),
+                new_stats,
+                new_opt_state,
+                loss_sum + loss * count,
+                samples + count,
+            )
+            # Clients with fewer steps than their neighbours stand still for the rest of the loop.
+            return _select(t < task.steps, new, carry)
+
+        zero = jnp.zeros((), jnp.float32)
+        carry = (trained, start.stats, optimizer.init(trained), zero, zero)
+        params, stats, _, loss_sum, samples = jax.lax.fori_loop(0, task.loop_steps, step, carry)
+        delta = jax.tree.map(jnp.subtract, params, trained)
+        return ClientResult(
+            delta, stats, loss_sum / jnp.maximum(samples, 1.0), samples.astype(jnp.int32)
+        )
+
+    return local

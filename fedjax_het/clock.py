@@ -1,0 +1,190 @@
+"""Virtual time: task durations in, merge events out. The clock never looks at the wall.
+
+Durations are known at dispatch, so asynchrony needs no loop over clients: the tasks in flight lie
+in one table, and a *pace* decides, from that table alone, when the server merges and what becomes
+of every task. Barrier and deadline close all tasks; a window or a count of arrivals would close
+some and leave the rest `WAITING` for a later merge.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_het.algorithm import Plan, Timing
+from fedjax_het.errors import require
+
+
+class Status(Enum):
+    """What became of a task at a merge."""
+
+    MERGED = "merged"  # finished in time
+    PARTIAL = "partial"  # stopped at the deadline with some local steps done
+    DROPPED = "dropped"  # not finished in time; its work is lost
+    WAITING = "waiting"  # still running; a later merge will see it
+
+
+class Flight(NamedTuple):
+    """The tasks in flight, one row each.
+
+    Attributes:
+      client: int64[m].
+      version: int64[m], server steps behind the model each task started from.
+      dispatched_s: float64[m], virtual time of dispatch.
+      deadline_s: float64[m], virtual time at which a deadline pace stops the task (inf: none).
+      steps: int64[m], local steps.
+      timing: prices, arrays of length m.
+    """
+
+    client: np.ndarray
+    version: np.ndarray
+    dispatched_s: np.ndarray
+    deadline_s: np.ndarray
+    steps: np.ndarray
+    timing: Timing
+
+    @property
+    def arrives_s(self) -> np.ndarray:
+        """Virtual time at which the whole task would be back at the server, float64[m]."""
+        return self.dispatched_s + self.timing.total_s
+
+
+class Closing(NamedTuple):
+    """A merge event.
+
+    Attributes:
+      at_s: virtual time of the merge.
+      status: `Status` of every task, length m.
+      steps: int64[m], local steps that count (fewer than planned where PARTIAL).
+    """
+
+    at_s: float
+    status: list[Status]
+    steps: np.ndarray
+
+
+class Pace(NamedTuple):
+    """When the server merges: `close(flight) -> Closing`."""
+
+    name: str
+    close: Callable[[Flight], Closing]
+
+
+def dispatch(plan: Plan, now_s: float, version: int) -> Flight:
+    """The plan's tasks as they leave the server at `now_s`.
+
+    Raises:
+      InputError: a duration is not positive and finite, naming the client.
+    """
+    total_s = np.asarray(plan.timing.total_s, np.float64)
+    parts = np.stack([plan.timing.download_s, plan.timing.compute_s, plan.timing.upload_s])
+    bad = np.flatnonzero(~(np.isfinite(total_s) & (total_s > 0)) | np.any(parts < 0, axis=0))
+    require(
+        bad.size == 0,
+        f"client {plan.clients[bad[:1]]} with a task of {total_s[bad[:1]]} s",
+        "must take a positive, finite time",
+        "give its device a positive speed and its task at least one step",
+    )
+    k = len(plan.clients)
+    return Flight(
+        client=np.asarray(plan.clients, np.int64),
+        version=np.full(k, version, np.int64),
+        dispatched_s=np.full(k, now_s, np.float64),
+        deadline_s=np.full(k, now_s + plan.deadline_s, np.float64),
+        steps=np.asarray(plan.steps, np.int64),
+        timing=plan.timing,
+    )
+
+
+def barrier() -> Pace:
+    """The server waits for everyone: a round lasts as long as its slowest task."""
+
+    def close(flight: Flight) -> Closing:
+        at_s = float(np.max(flight.arrives_s))
+        return Closing(at_s, [Status.MERGED] * len(flight.client), flight.steps)
+
+    return Pace("barrier", close)
+
+
+def deadline(late: str = "drop") -> Pace:
+    """The server waits until the plan's deadline, or until everyone is back if that is sooner.
+
+    Args:
+      late: what becomes of a task that would miss it. "drop" loses the task. "partial" keeps the
+        local steps that leave time to upload (steps are taken to last equally long); a task that
+        cannot finish even one step is lost.
+    """
+    require(
+        late in ("drop", "partial"),
+        f"late = {late!r}",
+        "must be 'drop' or 'partial'",
+        "use 'partial' to keep the steps that slow devices finish (as FedProx does)",
+    )
+
+    def close(flight: Flight) -> Closing:
+        timing = flight.timing
+        in_time = flight.arrives_s <= flight.deadline_s
+        if late == "partial":
+            allowed_s = (
+                flight.deadline_s - flight.dispatched_s - timing.download_s - timing.upload_s
+            )
+            step_s = timing.compute_s / flight.steps
+            possible = np.floor(np.clip(allowed_s / step_s, 0, flight.steps)).astype(np.int64)
+            steps = np.where(in_time, flight.steps, possible)
+        else:
+            steps = np.where(in_time, flight.steps, 0)
+        status = [
+            Status.MERGED if whole else (Status.PARTIAL if n else Status.DROPPED)
+            for whole, n in zip(in_time, steps, strict=True)
+        ]
+        at_s = float(np.max(np.where(in_time, flight.arrives_s, flight.deadline_s)))
+        return Closing(at_s, status, steps)
+
+    return Pace(f"deadline({late})", close)
+
+
+def verify(clients: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Holds an event log to its invariants.
+
+    Args:
+      clients: rows of `clients.jsonl`.
+      metrics: rows of `metrics.jsonl`.
+
+    Returns:
+      Violations in words; empty when the log is sound. Checked: virtual time never decreases;
+      arrival = dispatch + download + compute + upload; every duration positive; staleness >= 0;
+      bytes and FLOPs positive; a merged task arrived no later than its merge; no client runs two
+      tasks at once.
+    """
+    faults: list[str] = []
+    merged_at = {0: 0.0}
+    previous = 0.0
+    for row in metrics:
+        now_s = row["virtual_s"]
+        if now_s < previous:
+            faults.append(f"step {row['step']}: virtual time fell from {previous} to {now_s}")
+        previous = merged_at[row["step"]] = now_s
+    free_s: dict[int, float] = {}
+    for row in clients:
+        name = f"step {row['step']}, client {row['client']}"
+        start, end = row["dispatched_s"], row["arrived_s"]
+        duration = row["download_s"] + row["compute_s"] + row["upload_s"]
+        if not duration > 0 or min(row["download_s"], row["compute_s"], row["upload_s"]) < 0:
+            faults.append(f"{name}: lasts {duration} s")
+        if abs(start + duration - end) > 1e-9 * max(1.0, abs(end)):
+            faults.append(f"{name}: arrives at {end}, not at {start} + {duration}")
+        if not (row["bytes_down"] > 0 and row["bytes_up"] > 0 and row["flops"] > 0):
+            faults.append(f"{name}: moves or computes nothing")
+        merge_s = merged_at.get(row["step"])
+        if merge_s is None:
+            faults.append(f"{name}: belongs to no recorded step")
+            continue
+        if not 0 <= row["version"] < row["step"]:
+            faults.append(f"{name}: started from version {row['version']}")
+        if row["status"] != Status.DROPPED.value and end > merge_s * (1 + 1e-12):
+            faults.append(f"{name}: merged at {merge_s} before it arrived at {end}")
+        if start < free_s.get(row["client"], 0.0) * (1 - 1e-12):
+            faults.append(f"{name}: dispatched at {start} while busy")
+        free_s[row["client"]] = min(end, merge_s)
+    return faults

@@ -1,0 +1,38 @@
+"""The one exception that bad input raises, and the guards that word it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+
+class InputError(ValueError):
+    """A given value cannot be used; the message names the value, the limit and the remedy."""
+
+
+def require(condition: bool, value: str, limit: str, remedy: str) -> None:
+    """Raises `InputError("value: limit; remedy")` unless `condition` holds.
+
+    Args:
+      condition: what must be true.
+      value: the offending value with its name, e.g. `"alpha = -1"`.
+      limit: what it must satisfy, e.g. `"must be positive"`.
+      remedy: what to do, e.g. `"use 0.1 for strong and 100 for weak label skew"`.
+    """
+    if not condition:
+        raise InputError(f"{value}: {limit}; {remedy}")
+
+
+def require_known(name: Any, known: Iterable[str], what: str) -> None:
+    """Raises `InputError` unless `name` is one of `known`; suggests the nearest spelling.
+
+    Args:
+      name: the key or choice that was given.
+      known: the admissible ones.
+      what: what is being chosen, e.g. `"algorithm"`.
+    """
+    known = sorted(known)
+    if name in known:
+        return
+    near = get_close_matches(str(name), known, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else "choose one of them"
+    raise InputError(f"{what} {name!r}: must be one of {', '.join(known)}; {remedy}")

@@ -1,0 +1,190 @@
+"""The program that trains one group of clients: one route, in chunks, streamed into the merge.
+
+::
+
+    for chunk in group:                      # dynamic trip count: padding is never computed
+        results = vmap(local)(chunk)         # chunk of 1: no vmap, one client at a time
+        acc = merge.add(acc, results)        # only sums leave the loop: memory stays flat
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from fedjax_het.algorithm import Algorithm, Chunk, ClientResult, Task, Variables
+from fedjax_het.masks import Route
+
+PyTree = Any
+
+AXIS = "clients"
+
+
+class Rows(NamedTuple):
+    """The clients of a group, one row each, padded to length b.
+
+    The valid rows come first on every device.
+    """
+
+    valid: Any  # bool[b]
+    client: Any  # int32[b]
+    steps: Any  # int32[b]
+    batch: Any  # int32[b]
+    weight: Any  # float32[b]
+    exit: Any  # int32[b]
+    row: Any  # pytree, leading axis b
+
+
+class Round(NamedTuple):
+    """What all clients of a round share."""
+
+    key: Any  # typed PRNG key of the round
+    learning_rate_scale: Any  # float32
+    shared: Any  # `Plan.shared`
+
+
+class Outputs(NamedTuple):
+    """What is reported per client, leading axis b."""
+
+    loss: Any  # float32
+    samples: Any  # int32
+    finite: Any  # bool
+    aux: Any  # `ClientResult.aux`
+
+
+def train_one(
+    algorithm: Algorithm,
+    route: Route,
+    start: Variables,
+    data: PyTree,
+    rows: Rows,
+    loop_steps: jax.Array,
+    common: Round,
+) -> tuple[ClientResult, PyTree]:
+    """One client's mask and local training; the fields of `rows` have no client axis here."""
+    mask = None if algorithm.mask is None else algorithm.mask(rows.row, common.shared)
+    task = Task(
+        client=rows.client,
+        key=jax.random.fold_in(common.key, rows.client),
+        steps=rows.steps,
+        loop_steps=loop_steps,
+        batch=rows.batch,
+        learning_rate_scale=common.learning_rate_scale,
+        exit=rows.exit,
+        mask=mask,
+        row=rows.row,
+        shared=common.shared,
+    )
+    return algorithm.local(route, start, data, task), mask
+
+
+def merge_chunk(
+    algorithm: Algorithm,
+    acc: PyTree,
+    start: Variables,
+    rows: Rows,
+    result: ClientResult,
+    mask: PyTree,
+    common: Round,
+) -> tuple[PyTree, Outputs]:
+    """Merges stacked results; a client whose update is not finite is left out whole.
+
+    Returns:
+      The accumulator, and the chunk's `Outputs` with leading axis c.
+    """
+    stats_delta = jax.tree.map(lambda new, old: new - old, result.stats, start.stats)
+    leaves = [*jax.tree.leaves(result.delta), *jax.tree.leaves(stats_delta), result.loss]
+    finite = jnp.stack(
+        [jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in leaves]
+    ).all(axis=0)
+    keep = rows.valid & finite
+
+    def clean(x: jax.Array) -> jax.Array:
+        flags = jnp.broadcast_to(keep.reshape((-1,) + (1,) * (x.ndim - 1)), x.shape)
+        return jnp.where(flags, x, jnp.zeros_like(x))
+
+    chunk = Chunk(
+        client=rows.client,
+        weight=jnp.where(keep, rows.weight, 0.0),
+        delta=jax.tree.map(clean, result.delta),
+        stats_delta=jax.tree.map(clean, stats_delta),
+        mask=mask,
+        start=start,
+        row=rows.row,
+        shared=common.shared,
+    )
+    out = Outputs(result.loss, result.samples, finite, result.aux)
+    return algorithm.merge.add(acc, chunk), out
+
+
+def group_program(
+    algorithm: Algorithm, route: Route, chunk: int, mesh: jax.sharding.Mesh | None
+) -> Callable[..., tuple[PyTree, Outputs]]:
+    """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group, to be jitted.
+
+    Args:
+      algorithm: the method.
+      route: the group's route, compiled in.
+      chunk: clients trained side by side; the rows' length is a multiple of it (per device).
+      mesh: shards the rows over its `clients` axis; None runs on one device.
+    """
+
+    def train_chunk(
+        start: Variables, data: PyTree, part: Rows, common: Round
+    ) -> tuple[ClientResult, PyTree]:
+        loop_steps = jnp.max(jnp.where(part.valid, part.steps, 0))
+
+        def one(rows: Rows) -> tuple[ClientResult, PyTree]:
+            return train_one(algorithm, route, start, data, rows, loop_steps, common)
+
+        if chunk > 1:
+            return jax.vmap(one)(part)
+        # Without vmap, convolutions and matrix products keep their unbatched, faster form.
+        result = one(jax.tree.map(lambda a: a[0], part))
+        return jax.tree.map(lambda a: a[None], result)
+
+    def run(
+        acc: PyTree, start: Variables, data: PyTree, rows: Rows, common: Round
+    ) -> tuple[PyTree, Outputs]:
+        def part_of(i: jax.Array | int) -> Rows:
+            return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk), rows)
+
+        def step(i: jax.Array, carry: tuple[PyTree, Outputs]) -> tuple[PyTree, Outputs]:
+            acc, outputs = carry
+            part = part_of(i)
+            result, mask = train_chunk(start, data, part, common)
+            acc, out = merge_chunk(algorithm, acc, start, part, result, mask, common)
+            outputs = jax.tree.map(
+                lambda every, new: jax.lax.dynamic_update_slice_in_dim(every, new, i * chunk, 0),
+                outputs,
+                out,
+            )
+            return acc, outputs
+
+        result = jax.eval_shape(lambda part: train_chunk(start, data, part, common)[0], part_of(0))
+        finite = jax.ShapeDtypeStruct((chunk,), bool)
+        report = Outputs(result.loss, result.samples, finite, result.aux)
+        size = rows.valid.shape[0]
+        outputs = jax.tree.map(lambda s: jnp.zeros((size, *s.shape[1:]), s.dtype), report)
+        count = (jnp.sum(rows.valid.astype(jnp.int32)) + (chunk - 1)) // chunk
+        return jax.lax.fori_loop(0, count, step, (acc, outputs))
+
+    if mesh is None:
+        return run
+
+    def shard(
+        acc: PyTree, start: Variables, data: PyTree, rows: Rows, common: Round
+    ) -> tuple[PyTree, Outputs]:
+        own, outputs = run(jax.tree.map(jnp.zeros_like, acc), start, data, rows, common)
+        return jax.tree.map(jnp.add, acc, jax.lax.psum(own, AXIS)), outputs
+
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.shard_map(
+        shard,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, split, whole),
+        out_specs=(whole, split),
+        check_vma=False,
+    )

@@ -1,0 +1,57 @@
+"""The setting every method is compared on: a model, federated data and a fleet that fit."""
+
+import functools
+from dataclasses import dataclass
+
+from fedjax_het.data.federated import FederatedData
+from fedjax_het.errors import require
+from fedjax_het.fleet.cost import CostTable, cost_table
+from fedjax_het.fleet.device import Fleet
+from fedjax_het.models.base import BlockModel
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Model, data and fleet; checked against each other before anything is compiled.
+
+    Attributes:
+      model: the network to train.
+      data: the clients' samples and the test set.
+      fleet: the clients' devices; device k belongs to client k.
+      cost_override: prices that replace the analytic ones, e.g. a measured profile.
+    """
+
+    model: BlockModel
+    data: FederatedData
+    fleet: Fleet
+    cost_override: CostTable | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.data.num_clients == self.fleet.num_devices,
+            f"data of {self.data.num_clients} clients, fleet of {self.fleet.num_devices} devices",
+            "must be equal in number: device k belongs to client k",
+            "build the fleet with num_clients devices",
+        )
+        require(
+            tuple(self.model.input_shape) == tuple(self.data.input_shape),
+            f"model input {tuple(self.model.input_shape)}, data {tuple(self.data.input_shape)}",
+            "must have the same shape (no batch axis)",
+            "build the model with input_shape=data.input_shape",
+        )
+        require(
+            self.model.num_classes >= self.data.num_classes,
+            f"model of {self.model.num_classes} outputs, data of {self.data.num_classes} classes",
+            "needs an output per class",
+            "build the model with num_classes=data.num_classes",
+        )
+
+    @functools.cached_property
+    def cost(self) -> CostTable:
+        """Prices of the model's blocks: FLOPs and bytes per sample."""
+        return self.cost_override or cost_table(self.model)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients, n."""
+        return self.data.num_clients

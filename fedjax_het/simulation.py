@@ -1,0 +1,395 @@
+"""The loop: sample -> plan -> clock -> train -> merge -> record; resumable at every step."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from fedjax_het.algorithm import Algorithm, Plan, Report, Situation, Timing, Variables
+from fedjax_het.checkpoint import Checkpoints
+from fedjax_het.clock import Closing, Status, dispatch, verify
+from fedjax_het.cohort import Cohort, Execution
+from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.evaluation import Evaluator
+from fedjax_het.journal import Journal, client_rows, step_row
+from fedjax_het.problem import Problem
+from fedjax_het.report.records import RunRecord
+from fedjax_het.tracking import tensorboard_writer
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a simulation runs; none of it is part of the method.
+
+    Attributes:
+      rounds: server steps.
+      seed: of everything random; two runs with the same seed and settings are bit-identical.
+      name: label in records; the algorithm's name if empty.
+      workdir: where records and checkpoints go; None keeps the records in memory. A directory that
+        holds an interrupted run of the same configuration is resumed.
+      max_virtual_s: stop at the first step that reaches this virtual time.
+      target: stop at the first evaluation that reaches this test accuracy.
+      targets: accuracies whose times the summary lists (`target` is added).
+      eval_every: evaluate after every so many rounds, and after the last.
+      eval_every_s: evaluate after every so many virtual seconds instead.
+      checkpoint_every: rounds between checkpoints.
+      execution: "routed", "masked" or "debug"; see `Cohort`.
+      chunk: clients trained side by side; None chooses per backend.
+      max_routes: bound on compiled routes.
+      devices: local devices to shard clients over.
+      tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra "tracking").
+    """
+
+    rounds: int
+    seed: int = 0
+    name: str = ""
+    workdir: str | Path | None = None
+    max_virtual_s: float = float("inf")
+    target: float | None = None
+    targets: Sequence[float] = ()
+    eval_every: int = 1
+    eval_every_s: float | None = None
+    checkpoint_every: int = 20
+    execution: Execution = "routed"
+    chunk: int | None = None
+    max_routes: int = 32
+    devices: int = 1
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, int) and value >= 1,
+                f"{name} = {value!r}",
+                "must be a whole number of at least 1",
+                "count in server steps",
+            )
+        require(
+            isinstance(self.seed, int) and self.seed >= 0,
+            f"seed = {self.seed!r}",
+            "must be a whole number of at least 0",
+            "use 0, 1, 2 for three repetitions",
+        )
+        for accuracy in (*self.targets, *([] if self.target is None else [self.target])):
+            require(
+                0 < accuracy <= 1,
+                f"target accuracy {accuracy}",
+                "must lie in (0, 1]",
+                "write 97 % as 0.97",
+            )
+        for name in ("max_virtual_s", "eval_every_s"):
+            value = getattr(self, name)
+            require(
+                value is None or value > 0,
+                f"{name} = {value}",
+                "must be a positive number of virtual seconds",
+                "leave it out for no limit",
+            )
+        require(
+            not self.tensorboard or self.workdir is not None,
+            "tensorboard = True without a workdir",
+            "needs a place to write to",
+            "set workdir",
+        )
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> "Options":
+        """`Options(**options)` with an `InputError` for unknown names."""
+        for name in options:
+            require_known(name, [f.name for f in fields(cls)], "run option")
+        require("rounds" in options, "rounds is missing", "must be given", "try rounds=50")
+        return cls(**options)
+
+
+class Result(NamedTuple):
+    """What a simulation returns.
+
+    Attributes:
+      variables: the final global model.
+      state: the algorithm's final state.
+      record: everything that was recorded.
+      faults: violations of the event log's invariants (`clock.verify`); empty when sound.
+    """
+
+    variables: Variables
+    state: PyTree
+    record: RunRecord
+    faults: list[str]
+
+
+def simulate(
+    algorithm: Algorithm,
+    problem: Problem,
+    *,
+    config: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Result:
+    """Runs a federated method on a fleet, on virtual time.
+
+    Args:
+      algorithm: the method, made for this problem.
+      problem: model, data and fleet.
+      config: what to record as the configuration; a resumed run must have the same one.
+      **options: see `Options`; `rounds` is required.
+
+    Returns:
+      The `Result`.
+
+    Raises:
+      InputError: options that cannot be used, or a work directory of another configuration.
+    """
+    return Simulation(algorithm, problem, Options.parse(options), config or {}).run()
+
+
+class Simulation:
+    """One run; see `simulate`."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        problem: Problem,
+        options: Options,
+        config: Mapping[str, Any],
+    ):
+        self._algorithm, self._problem, self._options = algorithm, problem, options
+        self._cohort = Cohort(
+            algorithm,
+            problem,
+            execution=options.execution,
+            chunk=options.chunk,
+            max_routes=options.max_routes,
+            devices=options.devices,
+        )
+        self._evaluate = Evaluator(problem)
+        init_key, state_key, self._round_key = jax.random.split(jax.random.key(options.seed), 3)
+        self._variables = problem.model.init(init_key)
+        self._state = algorithm.init(self._variables, state_key)
+        self._step, self._now_s, self._next_eval_s = 0, 0.0, 0.0
+        self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
+        identity = {**config, "identity": self._identity()}
+        workdir = None if options.workdir is None else Path(options.workdir)
+        self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
+        self._config = identity
+        self._journal = Journal(workdir, identity)
+        self._tensorboard = tensorboard_writer(workdir) if options.tensorboard else None
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the result bit for bit, beside the method's own settings."""
+        options = self._options
+        return {
+            "algorithm": self._algorithm.name,
+            "model": self._problem.model.name,
+            "data": self._problem.data.fingerprint(),
+            "fleet": self._problem.fleet.describe(),
+            "seed": options.seed,
+            "execution": options.execution,
+            "chunk": options.chunk,
+            "devices": options.devices,
+            "eval_every": options.eval_every,
+            "eval_every_s": options.eval_every_s,
+        }
+
+    def run(self) -> Result:
+        """Runs to the end, from the newest checkpoint if there is one."""
+        options = self._options
+        self._began = time.perf_counter()
+        if not self._resume():
+            self._journal.begin({})
+            self._record({"step": 0}, [], evaluate=True)
+        stopped = False
+        with tqdm(
+            total=options.rounds, initial=self._step, disable=None, unit="round", desc=self._name
+        ) as bar:
+            while self._step < options.rounds and not stopped:
+                stopped = self._round()
+                saved = self._step % options.checkpoint_every == 0
+                if saved or stopped or self._step == options.rounds:
+                    self._save()
+                bar.update()
+        targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
+        record = self._journal.finish(
+            self._problem, self._name, self._algorithm.name, options.seed, targets
+        )
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        faults = verify(record.clients, record.metrics)
+        for fault in faults:
+            logging.error("event log: %s", fault)
+        return Result(self._variables, self._state, record, faults)
+
+    @property
+    def _name(self) -> str:
+        return self._options.name or self._algorithm.name
+
+    # ---- one server step ---------------------------------------------------------------------
+
+    def _round(self) -> bool:
+        """One server step; returns whether the run may stop."""
+        round, options, algorithm = self._step, self._options, self._algorithm
+        key = jax.random.fold_in(self._round_key, round)
+        clients, start_s = self._sample(np.random.default_rng([options.seed, round, 0]))
+        situation = Situation(
+            round=round,
+            now_s=start_s,
+            clients=clients,
+            key=key,
+            rng=np.random.default_rng([options.seed, round, 1]),
+        )
+        plan, self._state = algorithm.plan(self._state, self._variables, situation)
+        flight = dispatch(plan, start_s, round)
+        closing = algorithm.pace.close(flight)
+        outcome, info = self._train(plan, closing, key)
+        self._now_s = closing.at_s
+        self._step += 1
+        last = self._problem.model.num_blocks - 1
+        rows = client_rows(self._step, flight, closing, plan, last, outcome)
+        over = self._now_s >= options.max_virtual_s or self._step == options.rounds
+        accuracy = self._record(
+            {"step": self._step, **step_row(rows), "info": info}, rows, evaluate=self._due() or over
+        )
+        if options.target is None or accuracy is None:
+            return over
+        return over or accuracy >= options.target
+
+    def _sample(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """The cohort, ascending ids, and the time at which all of it is available."""
+        size = self._algorithm.cohort_size
+        everyone = np.arange(self._problem.num_clients)
+        start_s = self._now_s
+        for _ in range(_MAX_WAITS):
+            ready_s = self._problem.fleet.next_available(everyone, start_s)
+            ready = everyone[ready_s <= start_s]
+            if len(ready) >= size:
+                return np.sort(rng.choice(ready, size, replace=False)), start_s
+            start_s = float(np.sort(ready_s)[size - 1])
+        raise InputError(
+            f"clients_per_round = {size}: never that many devices are available at once "
+            f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
+        )
+
+    def _train(
+        self, plan: Plan, closing: Closing, key: jax.Array
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Trains and merges the tasks that count; the model is unchanged if there are none."""
+        k = len(plan.clients)
+        outcome: dict[str, np.ndarray] = {
+            "loss": np.full(k, np.nan, np.float32),
+            "samples": np.zeros(k, np.int64),
+            "finite": np.ones(k, bool),
+        }
+        ran = np.flatnonzero([status is not Status.DROPPED for status in closing.status])
+        if ran.size == 0:
+            return outcome, {}
+        executed = _take(plan, ran, closing.steps)
+        acc, out = self._cohort.train(self._state, self._variables, executed, key)
+        merged, info = self._cohort.finalize(acc, self._variables, executed.shared)
+        report = Report(
+            round=self._step,
+            plan=executed,
+            loss=out.loss,
+            samples=out.samples.astype(np.int64),
+            merged=out.finite,
+            nonfinite=executed.clients[~out.finite],
+            aux=out.aux,
+            info=info,
+        )
+        self._state, self._variables, extra = self._algorithm.update(
+            self._state, self._variables, merged, report
+        )
+        outcome["loss"][ran] = out.loss
+        outcome["samples"][ran] = out.samples
+        outcome["finite"][ran] = out.finite
+        return outcome, {**jax.device_get(info), **extra}
+
+    # ---- records, evaluation, checkpoints ----------------------------------------------------
+
+    def _due(self) -> bool:
+        options = self._options
+        if options.eval_every_s is None:
+            return self._step % options.eval_every == 0
+        if self._now_s < self._next_eval_s:
+            return False
+        passed = np.floor(self._now_s / options.eval_every_s)
+        self._next_eval_s = float((passed + 1) * options.eval_every_s)
+        return True
+
+    def _record(
+        self, row: dict[str, Any], clients: list[dict[str, Any]], *, evaluate: bool
+    ) -> float | None:
+        """Writes a step's rows; returns the accuracy if it was evaluated."""
+        measured = self._evaluate(self._variables) if evaluate else {}
+        metrics = {
+            "step": row["step"],
+            "virtual_s": self._now_s,
+            **self._walls(),
+            **{name: value for name, value in row.items() if name != "step"},
+            "compiled_programs": self._cohort.programs,
+            **measured,
+        }
+        self._journal.write(metrics, clients)
+        if self._tensorboard is not None:
+            self._tensorboard.write(metrics)
+        return measured.get("accuracy")
+
+    def _walls(self) -> dict[str, float]:
+        """Wall seconds so far, compilation apart."""
+        compile_s = self._cohort.compile_s + self._evaluate.compile_s
+        wall_s = time.perf_counter() - self._began - compile_s
+        return {
+            "wall_s": self._earlier["wall_s"] + wall_s,
+            "compile_s": self._earlier["compile_s"] + compile_s,
+        }
+
+    def _save(self) -> None:
+        if self._checkpoints is None:
+            return
+        meta = {
+            "step": self._step,
+            "now_s": self._now_s,
+            "next_eval_s": self._next_eval_s,
+            "offsets": self._journal.offsets(),
+            "totals": self._journal.totals,
+            "config": self._config,
+            **self._walls(),
+        }
+        self._checkpoints.save(self._step, (self._variables, self._state), meta)
+
+    def _resume(self) -> bool:
+        """Takes up the newest whole checkpoint; False if there is none."""
+        if self._checkpoints is None:
+            return False
+        found = self._checkpoints.restore((self._variables, self._state), self._config)
+        if found is None:
+            return False
+        (self._variables, self._state), meta = found
+        self._step, self._now_s = meta["step"], meta["now_s"]
+        self._next_eval_s = meta["next_eval_s"]
+        self._earlier = {name: meta[name] for name in self._earlier}
+        self._journal.begin(meta["offsets"], meta["totals"])
+        return True
+
+
+# A fleet whose devices are on 5 % of the time needs tens of waits; thousands mean it never will.
+_MAX_WAITS = 2000
+
+
+def _take(plan: Plan, index: np.ndarray, steps: np.ndarray) -> Plan:
+    """The rows of a plan that are executed, with the steps that count."""
+    return plan._replace(
+        clients=plan.clients[index],
+        routes=[plan.routes[i] for i in index],
+        steps=np.asarray(steps)[index],
+        batch=plan.batch[index],
+        weight=plan.weight[index],
+        timing=Timing(*(np.asarray(part)[index] for part in plan.timing)),
+        rows=jax.tree.map(lambda a: np.asarray(a)[index], plan.rows),
+    )
