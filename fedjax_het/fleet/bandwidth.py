@@ -1,0 +1,169 @@
+"""Links whose rate changes over time: recorded traces, and exact transfer times through them."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedjax_het.errors import require
+from fedjax_het.fleet.segments import searchsorted_runs
+
+
+@dataclass(frozen=True, eq=False)
+class BandwidthTraces:
+    """Piecewise-constant rates, repeated for ever.
+
+    Point j of a trace gives the rate from `time_s[j]` until the next point; the last point lasts as
+    long as the median step of its trace (1 s for a trace of one point), after which the trace
+    starts over.
+
+    Attributes:
+      time_s: float64[p], points of all traces one after the other; each trace starts at 0 and its
+        times increase strictly.
+      bytes_per_s: float64[p], >= 0; every trace has a positive point.
+      offsets: int64[m + 1], trace i is the points `offsets[i]..offsets[i + 1] - 1`.
+      sets: names of the collections, for `choose`.
+      set_of_trace: int64[m], index into `sets`.
+      period_s: float64[m], length of each trace (derived).
+      sent_bytes: float64[p], bytes that fit before each point of its trace (derived).
+      cycle_bytes: float64[m], bytes that fit into one pass (derived).
+    """
+
+    time_s: np.ndarray
+    bytes_per_s: np.ndarray
+    offsets: np.ndarray
+    sets: tuple[str, ...]
+    set_of_trace: np.ndarray
+    period_s: np.ndarray = field(init=False)
+    sent_bytes: np.ndarray = field(init=False)
+    cycle_bytes: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        time_s, rate, offsets = self.time_s, self.bytes_per_s, self.offsets
+        require(
+            offsets.size >= 2
+            and offsets[0] == 0
+            and bool((np.diff(offsets) > 0).all())
+            and time_s.shape == rate.shape == (offsets[-1],)
+            and self.set_of_trace.shape == (offsets.size - 1,),
+            f"{time_s.size} times, {rate.size} rates, {offsets.size - 1} traces of "
+            f"{int(offsets[-1])} points",
+            "must agree, with at least one point a trace",
+            "check the trace lengths",
+        )
+        first = np.zeros(time_s.size, bool)
+        first[offsets[:-1]] = True
+        step_s = np.diff(time_s, append=np.inf)
+        inner = ~np.append(first[1:], True)  # points followed by another one of the same trace
+        bad = np.flatnonzero(
+            (first & (time_s != 0)) | (inner & ~(step_s > 0)) | ~np.isfinite(time_s)
+        )
+        require(
+            bad.size == 0,
+            f"trace time {time_s[bad[:1]]} at point {bad[:1]}",
+            "times must start at 0 and increase strictly within a trace",
+            "sort the points and subtract the first time",
+        )
+        bad = np.flatnonzero(~np.isfinite(rate) | (rate < 0))
+        require(
+            bad.size == 0,
+            f"trace rate {rate[bad[:1]]} bytes/s at point {bad[:1]}",
+            "must be a finite number >= 0",
+            "drop or repair the point",
+        )
+        for i in range(offsets.size - 1):
+            last = offsets[i + 1] - 1
+            steps = step_s[offsets[i] : last]
+            step_s[last] = np.median(steps) if steps.size else 1.0
+        # Differences of one running sum: increasing within a trace, exactly 0 at its start.
+        total = np.append(0.0, np.cumsum(rate * step_s))
+        start = total[offsets[:-1]]
+        cycle = total[offsets[1:]] - start
+        dead = np.flatnonzero(cycle <= 0)
+        require(
+            dead.size == 0,
+            f"trace {dead[:1]} carries no bytes",
+            "every trace needs a positive rate somewhere",
+            "leave it out",
+        )
+        lengths = np.diff(offsets)
+        object.__setattr__(self, "period_s", (time_s + step_s)[offsets[1:] - 1])
+        object.__setattr__(self, "sent_bytes", total[:-1] - np.repeat(start, lengths))
+        object.__setattr__(self, "cycle_bytes", cycle)
+
+    @property
+    def num_traces(self) -> int:
+        """m, the number of traces."""
+        return self.offsets.size - 1
+
+    def mean_bytes_per_s(self) -> np.ndarray:
+        """float64[m], average rate of each trace."""
+        return self.cycle_bytes / self.period_s
+
+
+@dataclass(frozen=True, eq=False)
+class TraceLink:
+    """One trace per device, entered at a phase of its own.
+
+    Attributes:
+      traces: the traces.
+      trace_of_device: int64[n], which trace device k follows.
+      phase_s: float64[n], place in its trace at virtual time 0; keeps devices that share a trace
+        from fading in step.
+    """
+
+    traces: BandwidthTraces
+    trace_of_device: np.ndarray
+    phase_s: np.ndarray
+
+    def __post_init__(self) -> None:
+        index = self.trace_of_device
+        require(
+            index.ndim == 1
+            and index.shape == self.phase_s.shape
+            and bool(((index >= 0) & (index < self.traces.num_traces)).all())
+            and bool(np.isfinite(self.phase_s).all()),
+            f"{index.size} trace indices and {self.phase_s.size} phases",
+            f"need one finite phase per index, and indices in 0..{self.traces.num_traces - 1}",
+            "give one trace and one phase per device",
+        )
+
+    @property
+    def num_devices(self) -> int:
+        """n, the number of devices."""
+        return self.trace_of_device.size
+
+    def mean_bytes_per_s(self) -> np.ndarray:
+        """float64[n], average rate of each device's link."""
+        return self.traces.mean_bytes_per_s()[self.trace_of_device]
+
+    def transfer_s(
+        self, clients: np.ndarray, transfer_bytes: np.ndarray, start_s: np.ndarray
+    ) -> np.ndarray:
+        """The exact d with `integral of rate from start_s to start_s + d = transfer_bytes`.
+
+        Args:
+          clients: int64[k], devices.
+          transfer_bytes: int64[k], >= 0.
+          start_s: float64[k], virtual time at which each transfer starts, >= 0.
+
+        Returns:
+          float64[k] seconds; 0 where there is nothing to send.
+        """
+        traces, trace = self.traces, self.trace_of_device[clients]
+        begin, end = traces.offsets[trace], traces.offsets[trace + 1]
+        period_s, cycle = traces.period_s[trace], traces.cycle_bytes[trace]
+        local_s = np.mod(start_s + self.phase_s[clients], period_s)
+        i = searchsorted_runs(traces.time_s, begin, end, local_s, "right") - 1
+        sent = traces.sent_bytes[i] + traces.bytes_per_s[i] * (local_s - traces.time_s[i])
+        target = sent + transfer_bytes
+        cycles = np.floor(target / cycle)
+        rest = target - cycles * cycle
+        # A transfer that ends with a pass ends inside it, before any silence that opens the next.
+        wraps = (rest <= 0) & (cycles > 0)
+        cycles, rest = cycles - wraps, rest + wraps * cycle
+        # The last point with sent < rest has a positive rate, so no silent one is divided by.
+        j = np.maximum(searchsorted_runs(traces.sent_bytes, begin, end, rest, "left") - 1, begin)
+        moving = transfer_bytes > 0
+        rate = np.where(moving, traces.bytes_per_s[j], 1.0)
+        finish_s = traces.time_s[j] + (rest - traces.sent_bytes[j]) / rate
+        return np.where(moving, cycles * period_s + finish_s - local_s, 0.0)

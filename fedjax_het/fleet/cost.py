@@ -1,0 +1,287 @@
+"""Prices a sub-model from the model itself: FLOPs, bytes and memory of blocks `first..exit`.
+
+A sub-model is `(first, exit)`: blocks before `first` run forward only, blocks `first..exit` train,
+the head after block `exit` gives the loss, and deeper blocks are not run. Per sample it costs
+
+    sum_{b <= exit} forward_b  +  sum_{first <= b <= exit} weight_grad_b
+      +  sum_{first < b <= exit} input_grad_b  +  head_exit
+
+so that starting deeper or leaving earlier is always cheaper. The forward pass of the frozen blocks
+is never free: no device can go below its share of a step, about one third.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_het.algorithm import Timing
+from fedjax_het.errors import require
+from fedjax_het.fleet.device import Fleet
+from fedjax_het.fleet.flops import BlockPrice, price_block, tree_bytes
+from fedjax_het.models.base import BlockModel
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """Prices of a model's blocks, per sample; arrays of length L, input side first.
+
+    The `exit_` arrays price the head after each block: zeros for the last block, whose head is the
+    network's own, and everywhere for a model without exits.
+
+    Attributes:
+      names: names of the blocks.
+      forward_flops: float64, forward pass.
+      weight_grad_flops: float64, backward pass down to the block's own parameters.
+      input_grad_flops: float64, what the gradient of the block's input costs on top.
+      param_count: int64, parameters.
+      param_bytes: int64, bytes of the parameters.
+      stats_bytes: int64, bytes of the running statistics.
+      activation_bytes: int64, size of the block's output.
+      stored_bytes: int64, what the block keeps of a sample between forward and backward pass.
+      exit_forward_flops: float64.
+      exit_weight_grad_flops: float64.
+      exit_input_grad_flops: float64.
+      exit_param_count: int64.
+      exit_param_bytes: int64.
+      exit_stored_bytes: int64.
+      has_exits: True if a sub-model may leave before the last block.
+      uploads_stats: True if running statistics of trained blocks go back to the server; they always
+        come down with the model.
+    """
+
+    names: tuple[str, ...]
+    forward_flops: np.ndarray
+    weight_grad_flops: np.ndarray
+    input_grad_flops: np.ndarray
+    param_count: np.ndarray
+    param_bytes: np.ndarray
+    stats_bytes: np.ndarray
+    activation_bytes: np.ndarray
+    stored_bytes: np.ndarray
+    exit_forward_flops: np.ndarray
+    exit_weight_grad_flops: np.ndarray
+    exit_input_grad_flops: np.ndarray
+    exit_param_count: np.ndarray
+    exit_param_bytes: np.ndarray
+    exit_stored_bytes: np.ndarray
+    has_exits: bool
+    uploads_stats: bool
+
+    def __post_init__(self) -> None:
+        for column in fields(self):
+            value = getattr(self, column.name)
+            if isinstance(value, np.ndarray):
+                require(
+                    value.shape == (len(self.names),) and bool((value >= 0).all()),
+                    f"{column.name} = {value}",
+                    f"needs {len(self.names)} values >= 0, one per block",
+                    "build the table with cost_table(model)",
+                )
+
+    @property
+    def num_blocks(self) -> int:
+        """L, the number of blocks."""
+        return len(self.names)
+
+    def step_flops(self, first: Any = 0, exit: Any = None) -> np.ndarray:
+        """FLOPs of one training step per sample, of the sub-models `(first, exit)`.
+
+        Args:
+          first: int or int array, shallowest trained block.
+          exit: int or int array, block whose head gives the loss; None for the last.
+
+        Returns:
+          float64 of the broadcast shape of `first` and `exit`.
+        """
+        first, exit = self._sub_model(first, exit)
+        head = self.exit_forward_flops + self.exit_weight_grad_flops + self.exit_input_grad_flops
+        return (
+            _running(self.forward_flops)[exit + 1]
+            + _between(self.weight_grad_flops, first, exit + 1)
+            + _between(self.input_grad_flops, first + 1, exit + 1)
+            + head[exit]
+        )
+
+    def forward_pass_flops(self, exit: Any = None) -> np.ndarray:
+        """FLOPs per sample of inference through block `exit` and its head; float64."""
+        _, exit = self._sub_model(0, exit)
+        return _running(self.forward_flops)[exit + 1] + self.exit_forward_flops[exit]
+
+    def upload_bytes(self, first: Any = 0, exit: Any = None) -> np.ndarray:
+        """Bytes a client sends back: the blocks it trained, their statistics and its exit head.
+
+        Args:
+          first: as in `step_flops`.
+          exit: as in `step_flops`.
+
+        Returns:
+          int64 of the broadcast shape.
+        """
+        first, exit = self._sub_model(first, exit)
+        sent = self.param_bytes + (self.stats_bytes if self.uploads_stats else 0)
+        return _between(sent, first, exit + 1) + self.exit_param_bytes[exit]
+
+    def download_bytes(self) -> int:
+        """Bytes of the whole model: parameters, running statistics and all heads."""
+        return int((self.param_bytes + self.stats_bytes + self.exit_param_bytes).sum())
+
+    def memory_bytes(
+        self, first: Any, exit: Any, batch: Any, optimizer_slots: int = 0
+    ) -> np.ndarray:
+        """Bytes a device needs to train the sub-model: what must be held at once, a lower bound.
+
+        Parameters and statistics of the blocks that run; a gradient and the optimiser's slots for
+        those that train; what the trained blocks keep of every sample for the backward pass.
+
+        Args:
+          first: as in `step_flops`.
+          exit: as in `step_flops`.
+          batch: int or int array, samples per step.
+          optimizer_slots: arrays per parameter that the client's optimiser keeps: 0 for SGD, 1 with
+            momentum, 2 for Adam.
+
+        Returns:
+          int64 of the broadcast shape.
+        """
+        first, exit = self._sub_model(first, exit)
+        batch = np.asarray(batch)
+        require(
+            batch.dtype.kind in "iu" and bool((batch >= 1).all()) and optimizer_slots >= 0,
+            f"batch = {batch}, optimizer_slots = {optimizer_slots}",
+            "batch must be an integer >= 1 and optimizer_slots >= 0",
+            "use the local batch size, and 0 slots for SGD",
+        )
+        held = _running(self.param_bytes + self.stats_bytes)[exit + 1] + self.exit_param_bytes[exit]
+        trained = _between(self.param_bytes, first, exit + 1) + self.exit_param_bytes[exit]
+        stored = _between(self.stored_bytes, first, exit + 1) + self.exit_stored_bytes[exit]
+        return held + (1 + optimizer_slots) * trained + batch * stored
+
+    def _sub_model(self, first: Any, exit: Any) -> tuple[np.ndarray, np.ndarray]:
+        last = self.num_blocks - 1
+        first, exit = np.asarray(first), np.asarray(last if exit is None else exit)
+        require(
+            first.dtype.kind in "iu" and exit.dtype.kind in "iu",
+            f"first of type {first.dtype}, exit of type {exit.dtype}",
+            "must be integers",
+            "pass block indices",
+        )
+        require(
+            bool(((first >= 0) & (first <= exit) & (exit <= last)).all()),
+            f"first = {first}, exit = {exit}",
+            f"must satisfy 0 <= first <= exit <= {last}",
+            "train at least one block",
+        )
+        require(
+            self.has_exits or bool((exit == last).all()),
+            f"exit = {exit}",
+            f"must be {last}: the model has no exit heads",
+            "use with_exits(model)",
+        )
+        return first, exit
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    """Prefix sums: entry b is the sum of the first b values."""
+    return np.append(np.zeros(1, values.dtype), np.cumsum(values))
+
+
+def _between(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    total = _running(values)
+    return total[stop] - total[start]
+
+
+def cost_table(model: BlockModel) -> CostTable:
+    """Counts the prices of `model` from its own jaxprs, on abstract values; nothing is compiled.
+
+    FLOPs are those of contractions, 1 multiply-add = 2 FLOPs; see `contraction_flops`. They
+    are counted at batch 1: work that a block does once per step would be charged to every sample.
+
+    Args:
+      model: any `BlockModel`.
+
+    Returns:
+      The table.
+
+    Raises:
+      InputError: if a block's work cannot be counted.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(model.init, key)
+    params, stats = variables.params, variables.stats
+    inputs = [jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)]
+    inputs += model.activation_shapes(1)
+    live = model.stats_policy == "mean"
+    blocks = [
+        price_block(block, params["blocks"][b], stats["blocks"][b], inputs[b], live, key)
+        for b, block in enumerate(model.blocks)
+    ]
+    heads = [
+        price_block(head, params["exits"][b], stats["exits"][b], inputs[b + 1], live, key)
+        for b, head in enumerate(model.exits)
+    ]
+    heads += [BlockPrice()] * (len(blocks) - len(heads))
+
+    def column(prices: list[BlockPrice], name: str) -> np.ndarray:
+        kind = np.float64 if name.endswith("_flops") else np.int64
+        return np.asarray([getattr(price, name) for price in prices], kind)
+
+    names = [f.name for f in fields(BlockPrice)]
+    return CostTable(
+        names=tuple(block.name for block in model.blocks),
+        stats_bytes=np.asarray([tree_bytes(s) for s in stats["blocks"]], np.int64),
+        activation_bytes=np.asarray([tree_bytes(z) for z in inputs[1:]], np.int64),
+        has_exits=bool(model.exits),
+        uploads_stats=live,
+        **{name: column(blocks, name) for name in names},
+        **{f"exit_{name}": column(heads, name) for name in names},
+    )
+
+
+def price(
+    table: CostTable,
+    fleet: Fleet,
+    clients: np.ndarray,
+    first: Any,
+    exit: Any,
+    samples: Any,
+    now_s: float | np.ndarray,
+    rng: np.random.Generator | None,
+    *,
+    flops: np.ndarray | None = None,
+    bytes_down: np.ndarray | None = None,
+    bytes_up: np.ndarray | None = None,
+) -> Timing:
+    """What it takes each client to fetch the model, train its sub-model and send it back.
+
+    Args:
+      table: prices of the model.
+      fleet: the devices.
+      clients: int64[k], client ids.
+      first: int or int[k], shallowest trained block.
+      exit: int or int[k], block whose head gives the loss; None for the last.
+      samples: int or int[k], samples processed in the task (steps x batch), >= 1.
+      now_s: virtual time of dispatch, a number or float64[k].
+      rng: draws the jitter of the durations; None for the expected ones.
+      flops: float64[k], replaces `samples * step_flops` (splits, widths, densities).
+      bytes_down: int64[k], replaces the whole model.
+      bytes_up: int64[k], replaces the trained blocks.
+
+    Returns:
+      The timing; see `Fleet.timing`.
+    """
+    samples = np.asarray(samples)
+    require(
+        samples.dtype.kind in "iu" and bool((samples >= 1).all()),
+        f"samples = {samples}",
+        "must be integers >= 1",
+        "give every task at least one sample",
+    )
+    if flops is None:
+        flops = samples * table.step_flops(first, exit)
+    if bytes_down is None:
+        bytes_down = np.asarray(table.download_bytes())
+    if bytes_up is None:
+        bytes_up = table.upload_bytes(first, exit)
+    return fleet.timing(clients, flops, bytes_down, bytes_up, now_s, rng)

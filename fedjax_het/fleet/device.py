@@ -1,0 +1,299 @@
+"""A fleet of unequal devices: how fast each computes, sends and receives, and when it is on."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from fedjax_het.algorithm import Timing
+from fedjax_het.errors import require, require_known
+from fedjax_het.fleet.availability import Availability, always
+from fedjax_het.fleet.bandwidth import TraceLink
+
+# Given as a number or an array, held as an array of length n.
+PerDevice = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """n devices; device k belongs to client k. A number given for an array holds for every device.
+
+    A task of F FLOPs, D bytes down and U bytes up takes `latency + D / downlink`, then
+    `F / flops_per_s`, then `latency + U / uplink` seconds, each with its own jitter. Jitter
+    multiplies a duration by a random factor of mean one: it spreads times without changing what a
+    task costs on average. It is drawn anew for every task.
+
+    Attributes:
+      flops_per_s: float64[n], sustained training speed.
+      downlink_bytes_per_s: float64[n]; inf makes downloads free (their bytes still count).
+      uplink_bytes_per_s: float64[n]; inf as above.
+      memory_bytes: float64[n]; inf for no limit.
+      latency_s: float64[n], added to every transfer that has bytes.
+      compute_distribution: `"lognormal"`: factor `exp(s z - s^2 / 2)` with `s = compute_jitter`;
+        `"exponential"`: mean of `compute_stages` exponentials, the sum of that many equal stages
+        each of which takes an exponential time (ADEL-FL's layers).
+      compute_jitter: float64[n], log-std of compute times; 0 for constant ones.
+      compute_stages: stages of an exponential compute time, >= 1.
+      link_jitter: float64[n], log-std of transfer times, drawn separately down and up.
+      downlink_trace: recorded rates that replace `downlink_bytes_per_s` in `timing`.
+      uplink_trace: recorded rates that replace `uplink_bytes_per_s` in `timing`.
+      availability: when a device may next be asked.
+      groups: int64[n], class of each device, for plots.
+      group_names: a name per class, or () for numbers.
+      name: for records.
+    """
+
+    flops_per_s: np.ndarray
+    downlink_bytes_per_s: PerDevice = np.inf
+    uplink_bytes_per_s: PerDevice = np.inf
+    memory_bytes: PerDevice = np.inf
+    latency_s: PerDevice = 0.0
+    compute_distribution: Literal["lognormal", "exponential"] = "lognormal"
+    compute_jitter: PerDevice = 0.0
+    compute_stages: int = 1
+    link_jitter: PerDevice = 0.0
+    downlink_trace: TraceLink | None = None
+    uplink_trace: TraceLink | None = None
+    availability: Availability = field(default_factory=always)
+    groups: PerDevice = 0
+    group_names: tuple[str, ...] = ()
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        n = np.size(self.flops_per_s)
+        require(
+            np.ndim(self.flops_per_s) == 1 and n >= 1,
+            f"flops_per_s of shape {np.shape(self.flops_per_s)}",
+            "must be one number per device",
+            "pass an array of length n >= 1",
+        )
+        self._column("flops_per_s", n, positive=True, may_be_inf=False)
+        for name in ("downlink_bytes_per_s", "uplink_bytes_per_s", "memory_bytes"):
+            self._column(name, n, positive=True, may_be_inf=True)
+        for name in ("latency_s", "compute_jitter", "link_jitter"):
+            self._column(name, n, positive=False, may_be_inf=False)
+        groups = np.asarray(self.groups)
+        require(
+            groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and bool((groups >= 0).all()),
+            f"groups = {groups}",
+            f"must be {n} integers >= 0",
+            "number the device classes from 0",
+        )
+        self._freeze("groups", np.broadcast_to(groups, (n,)).astype(np.int64))
+        require(
+            not self.group_names or int(self.groups.max()) < len(self.group_names),
+            f"group {int(self.groups.max())} with {len(self.group_names)} group names",
+            "every group needs a name",
+            "name them all, or none",
+        )
+        require_known(
+            self.compute_distribution, ("lognormal", "exponential"), "compute_distribution"
+        )
+        exponential = self.compute_distribution == "exponential"
+        require(
+            self.compute_stages >= 1
+            and (exponential or self.compute_stages == 1)
+            and not (exponential and self.compute_jitter.any()),
+            f"{self.compute_distribution} compute times with compute_stages = "
+            f"{self.compute_stages} and compute_jitter up to {self.compute_jitter.max()}",
+            "stages belong to 'exponential' and jitter to 'lognormal'",
+            "set only the one that the distribution uses",
+        )
+        require(
+            not self.link_jitter.any() or (self.downlink_trace or self.uplink_trace) is None,
+            f"link_jitter up to {self.link_jitter.max()} together with a trace",
+            "a trace already varies over time",
+            "set link_jitter = 0",
+        )
+        for part in (self.downlink_trace, self.uplink_trace, self.availability):
+            known = n if part is None or part.num_devices is None else part.num_devices
+            require(
+                known == n,
+                f"{type(part).__name__} of {known} devices in a fleet of {n}",
+                "must have one entry per device",
+                "build both for the same number of devices",
+            )
+
+    def _column(self, name: str, n: int, *, positive: bool, may_be_inf: bool) -> None:
+        value = np.asarray(getattr(self, name), np.float64)
+        require(
+            value.shape in ((), (n,)),
+            f"{name} of shape {value.shape}",
+            f"must be a number or have shape ({n},), like flops_per_s",
+            "give one value per device",
+        )
+        value = np.array(np.broadcast_to(value, (n,)))
+        # NaN fails every comparison, so it is caught here as well.
+        good = ((value > 0) if positive else (value >= 0)) & (may_be_inf | (value < np.inf))
+        bad = np.flatnonzero(~good)
+        limit = ("positive" if positive else ">= 0") + ("" if may_be_inf else " and finite")
+        require(
+            bad.size == 0,
+            f"{name} = {value[bad[:1]]} of device {bad[:1]}",
+            f"must be {limit}",
+            "leave the device out, or give it a usable value",
+        )
+        self._freeze(name, value)
+
+    def _freeze(self, name: str, value: np.ndarray) -> None:
+        value.setflags(write=False)
+        object.__setattr__(self, name, value)
+
+    @property
+    def num_devices(self) -> int:
+        """n, the number of devices."""
+        return self.flops_per_s.size
+
+    def timing(
+        self,
+        clients: np.ndarray,
+        flops: Any,
+        bytes_down: Any,
+        bytes_up: Any,
+        now_s: float | np.ndarray,
+        rng: np.random.Generator | None,
+    ) -> Timing:
+        """Durations of one task per client: download, then compute, then upload.
+
+        Args:
+          clients: int64[k], client ids.
+          flops: float or float64[k], work of each task.
+          bytes_down: int or int64[k].
+          bytes_up: int or int64[k].
+          now_s: virtual time of dispatch, a number or float64[k]; decides where a trace is entered.
+          rng: draws the jitter; None for the expected durations (a trace is followed either way).
+
+        Returns:
+          The timing. Tasks are independent: neither other clients nor the server's link slow one.
+
+        Raises:
+          InputError: for unknown clients, negative amounts, or a task that would take no time.
+        """
+        clients = self._known(clients)
+        k = clients.size
+        work = self._amount("flops", flops, k)
+        down, up = self._amount("bytes_down", bytes_down, k), self._amount("bytes_up", bytes_up, k)
+        for name, value in (("bytes_down", down), ("bytes_up", up)):
+            require(
+                bool((value == np.floor(value)).all()),
+                f"{name} = {value}",
+                "must be whole bytes",
+                "round up",
+            )
+        start_s = self._amount("now_s", now_s, k)
+        compute_s = work / self.flops_per_s[clients] * self._compute_factor(clients, rng)
+        download_s = self._transfer_s("down", clients, down, start_s, rng)
+        upload_s = self._transfer_s("up", clients, up, start_s + download_s + compute_s, rng)
+        total_s = download_s + compute_s + upload_s
+        bad = np.flatnonzero(~((total_s > 0) & (total_s < np.inf)))
+        require(
+            bad.size == 0,
+            f"task of client {clients[bad[:1]]} takes {total_s[bad[:1]]} s",
+            "every task must take a positive, finite time",
+            "give it FLOPs, or bytes and a finite link",
+        )
+        return Timing(
+            download_s, compute_s, upload_s, down.astype(np.int64), up.astype(np.int64), work
+        )
+
+    def next_available(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
+        """Earliest time >= `now_s` at which each client is on, float64[k]; see `Availability`."""
+        return self.availability.next_available(self._known(clients), now_s)
+
+    def describe(self) -> dict[str, Any]:
+        """The fleet in numbers, for a run's record: JSON-ready, unlimited values as None."""
+
+        def span(values: np.ndarray) -> list[float | None]:
+            low, middle, high = np.quantile(values, [0, 0.5, 1], method="nearest")
+            return [float(v) if np.isfinite(v) else None for v in (low, middle, high)]
+
+        counts = np.bincount(self.groups)
+        labels = self.group_names or tuple(str(g) for g in range(counts.size))
+        return {
+            "name": self.name,
+            "num_devices": self.num_devices,
+            **{
+                f"{f.name} (min, median, max)": span(getattr(self, f.name))
+                for f in fields(self)
+                if f.name not in ("groups",) and isinstance(getattr(self, f.name), np.ndarray)
+            },
+            "compute_distribution": self.compute_distribution,
+            "compute_stages": self.compute_stages,
+            "downlink_trace": self.downlink_trace is not None,
+            "uplink_trace": self.uplink_trace is not None,
+            "availability": self.availability.describe(),
+            "groups": {label: int(count) for label, count in zip(labels, counts)},
+        }
+
+    def _known(self, clients: np.ndarray) -> np.ndarray:
+        clients = np.asarray(clients)
+        require(
+            clients.ndim == 1
+            and clients.dtype.kind in "iu"
+            and bool(((clients >= 0) & (clients < self.num_devices)).all()),
+            f"clients = {clients}",
+            f"must be a vector of ids in 0..{self.num_devices - 1}",
+            "the fleet has one device per client",
+        )
+        return clients
+
+    @staticmethod
+    def _amount(name: str, value: Any, k: int) -> np.ndarray:
+        value = np.asarray(value, np.float64)
+        require(
+            value.shape in ((), (k,)) and bool(((value >= 0) & (value < np.inf)).all()),
+            f"{name} = {value}",
+            f"must be a finite number >= 0, or {k} of them",
+            "give one value per client",
+        )
+        return np.array(np.broadcast_to(value, (k,)))
+
+    def _compute_factor(
+        self, clients: np.ndarray, rng: np.random.Generator | None
+    ) -> np.ndarray | float:
+        if self.compute_distribution == "exponential":
+            if rng is None:
+                return 1.0
+            # A draw of exactly 0 would break the rule that no duration is zero.
+            stages = self.compute_stages
+            return np.maximum(rng.gamma(stages, 1.0 / stages, clients.size), 1e-9)
+        return _lognormal_factor(self.compute_jitter[clients], rng)
+
+    def _transfer_s(
+        self,
+        way: Literal["down", "up"],
+        clients: np.ndarray,
+        transfer_bytes: np.ndarray,
+        start_s: np.ndarray,
+        rng: np.random.Generator | None,
+    ) -> np.ndarray:
+        trace, rate = (
+            (self.downlink_trace, self.downlink_bytes_per_s)
+            if way == "down"
+            else (self.uplink_trace, self.uplink_bytes_per_s)
+        )
+        latency_s = np.where(transfer_bytes > 0, self.latency_s[clients], 0.0)
+        if trace is not None:
+            return latency_s + trace.transfer_s(clients, transfer_bytes, start_s + latency_s)
+        jitter = _lognormal_factor(self.link_jitter[clients], rng)
+        return latency_s + transfer_bytes / rate[clients] * jitter
+
+
+def _lognormal_factor(log_std: np.ndarray, rng: np.random.Generator | None) -> np.ndarray | float:
+    """`exp(s z - s^2 / 2)`, whose mean is one; constant where `s` is 0."""
+    if rng is None or not log_std.any():
+        return 1.0
+    return np.exp(log_std * rng.standard_normal(log_std.size) - log_std**2 / 2)
+
+
+def speed_thirds(speed: np.ndarray) -> dict[str, Any]:
+    """Device classes for a fleet that has none: its slow, middle and fast third.
+
+    Args:
+      speed: float64[n].
+
+    Returns:
+      The arguments `groups` and `group_names` of `Fleet`.
+    """
+    rank = np.argsort(np.argsort(speed, kind="stable"), kind="stable")
+    return {"groups": rank * 3 // speed.size, "group_names": ("slow third", "middle", "fast third")}

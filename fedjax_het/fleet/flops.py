@@ -1,0 +1,210 @@
+"""Counts the FLOPs of a function from its jaxpr: contractions only, 1 multiply-add = 2 FLOPs.
+
+Contractions (`dot_general`, `conv_general_dilated`) are what the papers count and what time goes
+into; element-wise work is left out, so the numbers are exact integers that a table can be checked
+against. Nothing is compiled or run.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from fedjax_het.errors import InputError
+from fedjax_het.models.base import Block
+from fedjax_het.models.conv import lowering
+
+PyTree = Any
+
+# Primitives whose work cannot be seen from outside.
+_OPAQUE = {
+    "ffi_call",
+    "io_callback",
+    "pallas_call",
+    "pure_callback",
+    "ragged_dot",
+    "ragged_dot_general",
+}
+
+
+def contraction_flops(fn: Callable[..., Any], *args: Any) -> int:
+    """FLOPs of the contractions in `fn(*args)`.
+
+    A scan counts its body times its length, a conditional its dearest branch. Zeros inserted by a
+    strided convolution's input gradient do not count, zeros of padding do, so that a convolution
+    costs the usual `2 H_out W_out C_in C_out K^2`, and with SAME padding so does either gradient.
+
+    Args:
+      fn: function of arrays.
+      *args: pytrees of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The count, an exact integer.
+
+    Raises:
+      InputError: if a contraction sits in a `while` loop, whose trip count is unknown, or if `fn`
+        calls something that cannot be looked into (a Pallas kernel, a callback).
+    """
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr: Jaxpr) -> int:
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: JaxprEqn) -> int:
+    name = equation.primitive.name
+    if name == "dot_general":
+        return _dot(equation)
+    if name == "conv_general_dilated":
+        return _conv(equation)
+    if name in _OPAQUE:
+        raise InputError(
+            f"primitive {name!r}: its FLOPs cannot be counted; price the model with a lowering "
+            "made of dot_general and conv_general_dilated, or use a measured profile"
+        )
+    inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    if name == "while" and any(inner):
+        raise InputError(
+            "contraction inside a while loop: the number of iterations must be known to price it; "
+            "use lax.scan or a fori_loop with constant bounds"
+        )
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+
+
+def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """Every jaxpr among the parameters: jit, remat, custom derivatives, scan, cond, while."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _dot(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    lhs, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    return 2 * math.prod(out) * math.prod(lhs[d] for d in contracted)
+
+
+def _conv(equation: JaxprEqn) -> int:
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    rhs, out = _shape(equation.invars[1]), _shape(equation.outvars[0])
+    _, rhs_in, *rhs_spatial = numbers.rhs_spec
+    out_batch, out_features, *out_spatial = numbers.out_spec
+    pairs = 1
+    for axis, (out_dim, rhs_dim) in enumerate(zip(out_spatial, rhs_spatial)):
+        pairs *= _tap_pairs(
+            out[out_dim],
+            rhs[rhs_dim],
+            params["window_strides"][axis],
+            params["padding"][axis][0],
+            params["lhs_dilation"][axis],
+            params["rhs_dilation"][axis],
+        )
+    # Groups need no factor: rhs_in counts the input channels of one group, out_batch of one batch.
+    return 2 * out[out_batch] * rhs[rhs_in] * out[out_features] * pairs
+
+
+def _tap_pairs(
+    out_size: int, window: int, stride: int, pad: int, lhs_dilation: int, rhs_dilation: int
+) -> int:
+    """(output, tap) pairs along one axis that do not read a zero inserted by `lhs_dilation`."""
+    if lhs_dilation == 1:
+        return out_size * window
+    return sum(
+        (o * stride + tap * rhs_dilation - pad) % lhs_dilation == 0
+        for o in range(out_size)
+        for tap in range(window)
+    )
+
+
+@dataclass(frozen=True)
+class BlockPrice:
+    """One block or head, per sample; the columns of `cost.CostTable`."""
+
+    forward_flops: int = 0
+    weight_grad_flops: int = 0
+    input_grad_flops: int = 0
+    param_count: int = 0
+    param_bytes: int = 0
+    stored_bytes: int = 0
+
+
+def price_block(
+    block: Block, params: PyTree, stats: PyTree, x: jax.ShapeDtypeStruct, live: bool, key: Any
+) -> BlockPrice:
+    """Traces a block's forward and backward pass and counts them.
+
+    The prices do not depend on the backend that simulates: FLOPs are those of the convolution as a
+    matrix product, in which both gradients cost exactly what the forward pass does; stored bytes
+    are those of a real convolution, which keeps its input and no copies of it.
+
+    Args:
+      block: the block.
+      params: shapes of its parameters.
+      stats: shapes of its running statistics.
+      x: shape of its input, with a batch axis of 1.
+      live: False if running statistics are used and not updated in training.
+      key: shape of a typed PRNG key.
+
+    Returns:
+      The price of one sample.
+    """
+    train = live or not jax.tree.leaves(stats)
+
+    def run(p: PyTree, z: Any, s: PyTree, k: Any) -> Any:
+        return block.apply(p, s, z, train=train, key=k)[0]
+
+    def weight_grad(p: PyTree, z: Any, s: PyTree, k: Any) -> Any:
+        return jax.vjp(lambda p: run(p, z, s, k), p)
+
+    def both_grads(p: PyTree, z: Any, s: PyTree, k: Any) -> Any:
+        return jax.vjp(lambda p, z: run(p, z, s, k), p, z)
+
+    def backward_flops(forward_and_pullback: Callable[..., Any]) -> int:
+        def step(g: Any, *args: Any) -> Any:
+            y, pullback = forward_and_pullback(*args)
+            return y, pullback(g)
+
+        return contraction_flops(step, y, *args) - forward
+
+    def kept_bytes(batch: int) -> int:
+        z = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+        with lowering("lax"):
+            # A pullback is a pytree of what it needs of the forward pass.
+            return tree_bytes(jax.eval_shape(lambda *a: grads(*a)[1], params, z, stats, key))
+
+    # Tokens have no gradient.
+    grads = both_grads if jnp.issubdtype(x.dtype, jnp.inexact) else weight_grad
+    args = (params, x, stats, key)
+    with lowering("patches"):
+        y = jax.eval_shape(run, *args)
+        forward = contraction_flops(run, *args)
+        weight = backward_flops(weight_grad)
+        both = backward_flops(grads)
+    return BlockPrice(
+        forward_flops=forward,
+        weight_grad_flops=weight,
+        input_grad_flops=both - weight,
+        param_count=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        param_bytes=tree_bytes(params),
+        stored_bytes=kept_bytes(2) - kept_bytes(1),
+    )
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays of a pytree of arrays or shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,139 @@
+"""Fleets by name: simple ones, the fleet of each published system, and fleets of measured phones.
+
+    fleet = build("speed_groups", num_clients=30, relative_speeds=(0.34, 0.71, 1.0))
+
+Every builder is `(num_clients, seed, **options) -> Fleet`; the same arguments give the same fleet.
+Free links (infinite rate) leave computation as the only cost, as in papers that model nothing else.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.errors import require, require_known
+from fedjax_het.fleet.device import Fleet
+from fedjax_het.fleet.phones import from_traces, phones
+from fedjax_het.fleet.published import FLOPS_PER_S, adel, dtfl, fedel, prfl
+
+
+def build(name: str, num_clients: int, seed: int = 0, **options: Any) -> Fleet:
+    """The fleet called `name`.
+
+    Args:
+      name: a key of `FLEETS`.
+      num_clients: n >= 1, one device per client.
+      seed: of everything that is drawn.
+      **options: keyword arguments of that builder.
+
+    Returns:
+      The fleet.
+
+    Raises:
+      InputError: for an unknown name or option, or an option that cannot be used.
+    """
+    require_known(name, FLEETS, "fleet")
+    require(
+        isinstance(num_clients, (int, np.integer)) and num_clients >= 1,
+        f"num_clients = {num_clients}",
+        "must be an integer >= 1",
+        "use the number of clients of the data",
+    )
+    known = list(inspect.signature(FLEETS[name]).parameters)[2:]
+    for option in options:
+        require_known(option, known, f"option of fleet {name!r}")
+    return FLEETS[name](int(num_clients), seed, **options)
+
+
+def uniform(
+    num_clients: int,
+    seed: int = 0,
+    *,
+    flops_per_s: float = FLOPS_PER_S,
+    downlink_bytes_per_s: float = np.inf,
+    uplink_bytes_per_s: float = np.inf,
+) -> Fleet:
+    """Equal, constant devices: the control experiment."""
+    del seed
+    return Fleet(
+        flops_per_s=np.full(num_clients, flops_per_s, np.float64),
+        downlink_bytes_per_s=downlink_bytes_per_s,
+        uplink_bytes_per_s=uplink_bytes_per_s,
+        name="uniform",
+    )
+
+
+def speed_groups(
+    num_clients: int,
+    seed: int = 0,
+    *,
+    relative_speeds: Sequence[float] = (0.34, 0.71, 1.0),
+    base_flops_per_s: float = FLOPS_PER_S,
+    downlink_bytes_per_s: float = np.inf,
+    uplink_bytes_per_s: float = np.inf,
+) -> Fleet:
+    """Groups of equal size and different speed; client k is in group k mod G.
+
+    The default is FedPMT's setting: capacities that allow one, three and four of the four layers of
+    its CNN (shares 0.339, 0.705 and 1 of a full step; see `cost.CostTable.step_flops`).
+
+    Args:
+      num_clients: n.
+      seed: unused, nothing is drawn.
+      relative_speeds: speed of each group over `base_flops_per_s`.
+      base_flops_per_s: speed of a device of relative speed 1.
+      downlink_bytes_per_s: of every device.
+      uplink_bytes_per_s: of every device.
+    """
+    del seed
+    speeds = np.asarray(relative_speeds, np.float64)
+    require(
+        speeds.ndim == 1 and speeds.size >= 1,
+        f"relative_speeds = {relative_speeds}",
+        "must be a list of positive numbers",
+        "give one per group",
+    )
+    groups = np.arange(num_clients) % speeds.size
+    return Fleet(
+        flops_per_s=base_flops_per_s * speeds[groups],
+        downlink_bytes_per_s=downlink_bytes_per_s,
+        uplink_bytes_per_s=uplink_bytes_per_s,
+        groups=groups,
+        group_names=tuple(f"speed {speed:g}" for speed in speeds),
+        name="speed_groups",
+    )
+
+
+def exponential(
+    num_clients: int,
+    seed: int = 0,
+    *,
+    mean_flops_per_s: float = FLOPS_PER_S,
+    stages: int = 1,
+    downlink_bytes_per_s: float = np.inf,
+    uplink_bytes_per_s: float = np.inf,
+) -> Fleet:
+    """Equal devices whose compute times are exponential, or sums of `stages` exponentials."""
+    del seed
+    return Fleet(
+        flops_per_s=np.full(num_clients, mean_flops_per_s, np.float64),
+        downlink_bytes_per_s=downlink_bytes_per_s,
+        uplink_bytes_per_s=uplink_bytes_per_s,
+        compute_distribution="exponential",
+        compute_stages=stages,
+        name="exponential",
+    )
+
+
+FLEETS: dict[str, Callable[..., Fleet]] = {
+    "adel": adel,
+    "dtfl": dtfl,
+    "exponential": exponential,
+    "fedel": fedel,
+    "phones": phones,
+    "prfl": prfl,
+    "speed_groups": speed_groups,
+    "traces": from_traces,
+    "uniform": uniform,
+}

@@ -1,0 +1,187 @@
+"""The fleets of published systems, as their papers and code describe them.
+
+Every builder is `(num_clients, seed, **options) -> Fleet`; they are reached by name through
+`presets.build`.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from fedjax_het.errors import require, require_known
+from fedjax_het.fleet.device import Fleet, speed_thirds
+
+# Sets the unit of time where only ratios are known: between the 1e9 that training code sustains on
+# a mid-range phone's CPU and the 1e11 of a flagship's accelerator.
+FLOPS_PER_S = 1e10
+MIB = 2.0**20
+
+
+def adel(
+    num_clients: int,
+    seed: int = 0,
+    *,
+    flops_per_sample_layer: float = 1e6,
+    stages: int = 8,
+    max_power: float = 8192.0,
+    min_share: float = 0.05,
+    max_communication_s: float = 1.0,
+) -> Fleet:
+    """ADEL-FL's users (sections 1.1 and 7-A5): exponential layer times, fixed communication times.
+
+    User u has the power `P_u ~ U(min_share, 1) * max_power` samples x layers per second and spends
+    `B_u ~ U(0, max_communication_s)` on communication whatever it sends, half of it each way:
+    `P_u = flops_per_s / flops_per_sample_layer` and `B_u = 2 * latency_s`.
+
+    Args:
+      num_clients: U.
+      seed: of P and B.
+      flops_per_sample_layer: converts P to FLOP/s; `step_flops(0, None) / L` of the model's cost
+        table gives the paper's unit of time.
+      stages: L, layers whose times add up.
+      max_power: upper end of P.
+      min_share: lower end of P over the upper; the authors' 0 lets one user hold up everyone.
+      max_communication_s: upper end of B.
+    """
+    require(0 < min_share <= 1, f"min_share = {min_share}", "must be in (0, 1]", "use 0.05")
+    rng = np.random.default_rng(seed)
+    power = max_power * rng.uniform(min_share, 1.0, num_clients)
+    return Fleet(
+        flops_per_s=power * flops_per_sample_layer,
+        latency_s=rng.uniform(0.0, max_communication_s, num_clients) / 2,
+        compute_distribution="exponential",
+        compute_stages=stages,
+        **speed_thirds(power),
+        name="adel",
+    )
+
+
+def fedel(
+    num_clients: int,
+    seed: int = 0,
+    *,
+    slowdowns: Sequence[float] = (1.0, 2.0, 3.0, 4.0),
+    assignment: Literal["random", "cyclic"] = "random",
+    base_flops_per_s: float = FLOPS_PER_S,
+) -> Fleet:
+    """FedEL's fleets (section 5.1): device types 1, 2, 3 and 4 times slower than the fastest.
+
+    The test bed of five Orin and five Xavier boards is `slowdowns=(1, 2), assignment="cyclic"`.
+
+    Args:
+      num_clients: n.
+      seed: of a random assignment.
+      slowdowns: time of each type over that of the fastest.
+      assignment: a random type per client, or client k of type k mod the number of types.
+      base_flops_per_s: speed at slowdown 1.
+    """
+    require_known(assignment, ("random", "cyclic"), "assignment")
+    slow = np.asarray(slowdowns, np.float64)
+    require(
+        slow.ndim == 1 and slow.size >= 1 and bool((slow > 0).all()),
+        f"slowdowns = {slowdowns}",
+        "must be a list of positive numbers",
+        "give one per device type",
+    )
+    types = np.arange(num_clients) % slow.size
+    if assignment == "random":
+        types = np.random.default_rng(seed).integers(0, slow.size, num_clients)
+    return Fleet(
+        flops_per_s=base_flops_per_s / slow[types],
+        groups=types,
+        group_names=tuple(f"{s:g}x slower" if s != 1 else "fastest" for s in slow),
+        name="fedel",
+    )
+
+
+# DTFL, section 5: compute seconds over those of the reference machine, and link rate.
+_DTFL_COEFFICIENT = np.array([16.0, 20.0, 34.0, 130.0, 250.0]) / 14.5
+_DTFL_RATE = np.array([100.0, 30.0, 30.0, 30.0, 10.0])
+
+
+def dtfl(
+    num_clients: int,
+    seed: int = 0,
+    *,
+    profiles: Sequence[int] = (1, 2, 3, 4, 5),
+    rate_unit: Literal["MiB/s", "Mbit/s"] = "MiB/s",
+    base_flops_per_s: float = FLOPS_PER_S,
+) -> Fleet:
+    """DTFL's five resource profiles (section 5); client k has profile `profiles[k mod len]`.
+
+    Args:
+      num_clients: n.
+      seed: unused, nothing is drawn.
+      profiles: numbers 1..5; the paper's case 1 is (2, 3, 4), its case 2 (1, 3, 5).
+      rate_unit: of the rates 100, 30, 30, 30, 10. The paper says Mbps; its code and its Table 1
+        agree on MiB/s.
+      base_flops_per_s: speed of the reference machine that the coefficients multiply.
+    """
+    del seed
+    require_known(rate_unit, ("MiB/s", "Mbit/s"), "rate_unit")
+    chosen = np.asarray(profiles)
+    require(
+        chosen.dtype.kind in "iu" and chosen.size > 0 and bool(np.isin(chosen, range(1, 6)).all()),
+        f"profiles = {profiles}",
+        "must be a list of numbers 1..5",
+        "use (1, 2, 3, 4, 5)",
+    )
+    profile = chosen[np.arange(num_clients) % chosen.size] - 1
+    rate = _DTFL_RATE[profile] * (MIB if rate_unit == "MiB/s" else 1e6 / 8)
+    return Fleet(
+        flops_per_s=base_flops_per_s / _DTFL_COEFFICIENT[profile],
+        downlink_bytes_per_s=rate,
+        uplink_bytes_per_s=rate,
+        groups=profile,
+        group_names=tuple(f"profile {p}" for p in range(1, 6)),
+        name="dtfl",
+    )
+
+
+# PR-FL, section 8, MiB/s.
+_PRFL_DOWN = np.array([20.0, 18.0, 12.0, 10.0, 6.0, 4.0, 2.5, 2.0, 2.0, 1.5])
+_PRFL_UP = np.array([5.0, 4.0, 3.0, 2.5, 1.5, 1.0, 0.6, 0.5, 0.5, 0.4])
+
+
+def prfl(
+    num_clients: int,
+    seed: int = 0,
+    *,
+    sigma: float = 0.3,
+    draws: int = 20,
+    flops_per_s: float = FLOPS_PER_S,
+) -> Fleet:
+    """PR-FL's ten clients (section 8): equal computers on unequal links, client k on link k mod 10.
+
+    The authors multiply each rate by the mean of `draws` samples of LogNormal(0, sigma), which is
+    close to a log-normal with the same two moments: `E = e^{sigma^2 / 2}` and
+    `s^2 = ln(1 + (e^{sigma^2} - 1) / draws)`. Times are the inverse, with mean
+    `e^{s^2} / E` of the nominal; that factor goes into the rates, the log-std s into the jitter.
+
+    Args:
+      num_clients: n.
+      seed: unused, the jitter is drawn per task.
+      sigma: log-std of one sample; 0 for constant links.
+      draws: samples averaged.
+      flops_per_s: of every device; the authors measured wall-clock time instead.
+    """
+    del seed
+    require(
+        sigma >= 0 and draws >= 1,
+        f"sigma = {sigma}, draws = {draws}",
+        "must be >= 0 and >= 1",
+        "use 0.3 and 20",
+    )
+    variance = np.log1p(np.expm1(sigma**2) / draws)
+    scale = np.exp(sigma**2 / 2 - variance) * MIB
+    link = np.arange(num_clients) % _PRFL_DOWN.size
+    return Fleet(
+        flops_per_s=np.full(num_clients, flops_per_s, np.float64),
+        downlink_bytes_per_s=_PRFL_DOWN[link] * scale,
+        uplink_bytes_per_s=_PRFL_UP[link] * scale,
+        link_jitter=np.sqrt(variance),
+        groups=link,
+        group_names=tuple(f"{rate:g} MiB/s" for rate in _PRFL_DOWN),
+        name="prfl",
+    )
