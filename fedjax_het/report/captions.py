@@ -1,0 +1,142 @@
+"""Sentences under the figures: how to read them, and what they show of these runs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedjax_het.report.plots import Runs
+from fedjax_het.report.records import RunRecord
+from fedjax_het.report.tasks import (
+    group_devices,
+    mean_by_group,
+    skipped_share,
+    tasks_of,
+)
+from fedjax_het.report.units import percent, quantity, target_text
+
+
+def accuracy(runs: Runs, targets: Sequence[float]) -> str:
+    """How to read accuracy against virtual time."""
+    seeds = max(len(group) for group in runs.values())
+    text = "Further left is sooner. "
+    if seeds > 1:
+        text += (
+            "Lines are means over the seeds and bands reach from the lowest to the highest of "
+            "them; a thin line follows the seeds that ran on after the first had ended. "
+        )
+    if targets:
+        goals = ", ".join(map(target_text, targets))
+        text += (
+            f"Dashed: the target{'s' if len(targets) > 1 else ''} ({goals}); the mark on it is "
+            "the first evaluation there"
+            + (", averaged over the seeds and drawn only if all got there." if seeds > 1 else ".")
+        )
+    return text.strip()
+
+
+def other_axes() -> str:
+    """What the three smaller accuracy plots ask."""
+    return (
+        "The same accuracies against server steps (is a step worth less?), against what the "
+        "devices sent (is speed paid for in communication?) and against the wall time of the "
+        "simulation itself (which says nothing about the devices)."
+    )
+
+
+def timeline(record: RunRecord, name: str) -> str:
+    """How to read the time line, and what a round waited for."""
+    tasks = tasks_of(record)
+    total_s = float((tasks.busy_s + tasks.waiting_s).sum())
+    waited = float(tasks.waiting_s.sum()) / total_s if total_s > 0 else 0.0
+    text = (
+        f"{name}, seed {record.summary['seed']}: each row is a device, fast groups on top; hatched "
+        "is idle until the server merges (vertical lines). "
+        f"In the whole run the devices at work spent {percent(waited, 0)} of their time waiting, "
+        f"{quantity(float(tasks.waiting_s.mean()), 's')} per task on average."
+    )
+    groups = group_devices([record], [tasks])
+    key = groups.of_client[0][tasks.client]
+    busy_s = mean_by_group(tasks.busy_s, key, len(groups.labels))
+    if len(groups.labels) > 1 and np.isfinite(busy_s).sum() > 1:
+        last = int(np.nanargmax(busy_s))
+        text += (
+            f" The longest tasks are those of {groups.names[last]}: "
+            f"{quantity(float(busy_s[last]), 's')} on average."
+        )
+    dropped = record.summary["dropped"] / max(record.summary["tasks"], 1)
+    if dropped:
+        text += f" {percent(dropped, 1)} of the tasks were dropped: time spent for nothing."
+    return text
+
+
+def trained_blocks(runs: Runs) -> str:
+    """How to read the heat map, and how much work the sub-models left out."""
+    text = (
+        "Share of each group's tasks that brought the server an update of the block; fast groups "
+        "on the left. Where a cell is pale, the model hardly learns that block from those devices."
+    )
+    for name, group in runs.items():
+        skipped = float(np.mean([skipped_share(tasks_of(run)) for run in group]))
+        dropped = sum(run.summary["dropped"] for run in group)
+        if skipped >= 0.005:
+            text += (
+                f" Against training its largest sub-model on every device, {name} skipped "
+                f"{percent(skipped, 0)} of the work."
+            )
+        elif dropped:
+            text += f" {name} cut no work, only tasks."
+        else:
+            text += f" {name} gave every device the same work per sample."
+    return text
+
+
+def waiting(runs: Runs) -> str:
+    """How to read the bars, and what share of time each method lost."""
+    shares = []
+    for name, group in runs.items():
+        every = [tasks_of(run) for run in group]
+        waited = sum(float(t.waiting_s.sum()) for t in every)
+        total = waited + sum(float(t.busy_s.sum()) for t in every)
+        shares.append(f"{name} {percent(waited / total if total > 0 else 0.0, 0)}")
+    return (
+        "Solid is work (download, computation, upload), hatched is waiting for the merge. "
+        f"Share of the devices' time lost waiting: {', '.join(shares)}."
+    )
+
+
+def labels() -> str:
+    """How to read the label heat map."""
+    return (
+        "Darker is more samples. Columns that differ mean that devices hold different classes, "
+        "so leaving slow devices out would lose what only they know."
+    )
+
+
+def fleet_and_data(record: RunRecord) -> list[tuple[str, str]]:
+    """The fleet, the data and the model of a run, as pairs of a name and a description."""
+    tasks = tasks_of(record)
+    groups = group_devices([record], [tasks])
+    sizes = np.array(record.summary["data"].get("sizes", []), np.int64)
+    devices = len(record.summary["device_groups"])
+    pairs = [
+        (
+            "Devices",
+            f"{devices}: "
+            + "; ".join(
+                f"{n} in {label.replace(chr(10), ', ')}"
+                for n, label in zip(groups.sizes, groups.labels)
+            ),
+        )
+    ]
+    data: Mapping[str, object] = record.summary["data"]
+    if sizes.size:
+        low, middle, high = np.percentile(sizes, [0, 50, 100])
+        text = (
+            f"{data['name']}: {sizes.sum():,} training samples; per device {low:.0f} to "
+            f"{high:.0f}, median {middle:.0f}"
+        )
+    else:
+        text = str(data["name"])
+    names = record.summary["block_names"]
+    pairs += [("Data", text), ("Model", f"{len(names)} blocks: {', '.join(names)}")]
+    return pairs

@@ -1,0 +1,114 @@
+"""Several methods over several seeds, compared: a table, figures and one page."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedjax_het.errors import InputError
+from fedjax_het.report import device_plots, plots
+from fedjax_het.report.jsonio import write_atomic, write_json
+from fedjax_het.report.page import comparison_page
+from fedjax_het.report.records import RunRecord
+from fedjax_het.report.style import png
+from fedjax_het.report.tables import (
+    MethodResult,
+    check_targets,
+    summarise,
+    table_data,
+    table_notes,
+    text_table,
+)
+from fedjax_het.report.verdict import headline
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out of a comparison.
+
+    Attributes:
+      headline: who reached the target first, in words.
+      methods: the figures of each method; the first is the reference.
+      out_dir: where `comparison.json`, `comparison.txt`, `report.html` and the PNGs lie.
+    """
+
+    headline: str
+    methods: tuple[MethodResult, ...]
+    out_dir: Path
+
+    def table(self) -> str:
+        """The comparison as text for a terminal."""
+        return text_table(self.methods)
+
+    def data(self) -> dict[str, Any]:
+        """The comparison as `comparison.json` holds it.
+
+        `methods` has one entry per method: `targets` (each with `accuracy`, `reached`, `seeds`,
+        `speed_up` and the spreads `virtual_s`, `wall_s`, `step`, `bytes_up` until it was reached)
+        and the spreads of the whole run. A spread is `{"mean", "std", "values"}`, `std` null for
+        one value, or null when there is no value.
+        """
+        return {
+            "headline": self.headline,
+            "reference": self.methods[0].name,
+            "targets": [target.accuracy for target in self.methods[0].targets],
+            "methods": table_data(self.methods),
+            "notes": table_notes(self.methods),
+        }
+
+
+def compare(
+    records: Mapping[str, Sequence[RunRecord]],
+    targets: Sequence[float],
+    out_dir: str | os.PathLike[str],
+) -> Comparison:
+    """Compares methods and writes the result; equal runs give equal files, byte for byte.
+
+    Args:
+      records: per method its runs, one per seed, on the same data and fleet; the first method is
+        the reference that speed-ups refer to.
+      targets: test accuracies, shares in (0, 1]; may be empty.
+      out_dir: made if it does not exist; files of an earlier comparison are replaced.
+
+    Returns:
+      The comparison; `print(result.table())` shows it.
+
+    Raises:
+      InputError: for an empty comparison, a target outside (0, 1], a seed given twice, runs on
+        different data or fleets, or a directory that cannot be made.
+    """
+    targets = check_targets(targets)
+    methods = summarise(records, targets)
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"out_dir = {str(out_dir)!r}: cannot be made ({error.strerror}); "
+            "name a directory that you may write to"
+        ) from None
+    result = Comparison(headline(methods), methods, out)
+    figures = {
+        "accuracy_vs_time": plots.accuracy_vs_time(records, targets),
+        "accuracy_vs_round": plots.accuracy_vs_round(records, targets),
+        "accuracy_vs_bytes_up": plots.accuracy_vs_bytes_up(records, targets),
+        "accuracy_vs_wall_time": plots.accuracy_vs_wall_time(records, targets),
+        "waiting_by_group": device_plots.waiting_by_group(records),
+        "trained_blocks": device_plots.trained_blocks(records),
+    }
+    worst = plots.worst_clients_vs_time(records)
+    if worst is not None:
+        figures["worst_clients_vs_time"] = worst
+    firsts = [runs[0] for runs in records.values()]
+    until_s = device_plots.window_s(firsts)
+    for i, record in enumerate(firsts):
+        figures[f"timeline_{i}"] = device_plots.timeline(record, until_s)
+    if firsts[0].summary["data"].get("label_counts") is not None:
+        figures["labels_by_client"] = plots.labels_by_client(firsts[0])
+    for name, figure in figures.items():
+        write_atomic(out / f"{name}.png", png(figure))
+    write_json(out / "comparison.json", result.data())
+    write_atomic(out / "comparison.txt", f"{result.headline}\n\n{result.table()}".encode())
+    write_atomic(out / "report.html", comparison_page(records, targets).encode())
+    return result

@@ -1,0 +1,215 @@
+"""One self-contained HTML page for a run or a comparison: figures inline, nothing fetched."""
+
+import json
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fedjax_het.report import captions
+from fedjax_het.report.device_plots import timeline, trained_blocks, waiting_by_group, window_s
+from fedjax_het.report.jsonio import write_atomic
+from fedjax_het.report.plots import (
+    Runs,
+    accuracy_vs_bytes_up,
+    accuracy_vs_round,
+    accuracy_vs_time,
+    accuracy_vs_wall_time,
+    labels_by_client,
+    worst_clients_vs_time,
+)
+from fedjax_het.report.records import RunRecord
+from fedjax_het.report.style import inline_svg
+from fedjax_het.report.tables import check_targets, summarise, table_notes, table_rows
+from fedjax_het.report.verdict import headline, run_headline
+
+_CSS = """
+:root{color-scheme:only light}
+*{box-sizing:border-box}
+body{margin:0;background:#f6f6f4;color:#1c1c1c;
+ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:1.5rem 1.25rem 4rem}
+h1{font-size:1rem;font-weight:600;color:#555;margin:0 0 .6rem}
+h2{font-size:1.2rem;margin:2.4rem 0 .7rem}
+.lead{font-size:1.35rem;line-height:1.4;margin:0 0 1.2rem;max-width:50rem}
+.wide{overflow-x:auto;background:#fff;border:1px solid #ddd;border-radius:8px}
+table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;width:100%}
+th,td{padding:.38rem .9rem;text-align:right;white-space:nowrap;border-top:1px solid #eee}
+tr:first-child>*{border-top:0}
+th:first-child{text-align:left;position:sticky;left:0;background:#fff}
+thead th{border-bottom:2px solid #ccc}
+tbody th{font-weight:400}
+tbody th.part{padding-left:2rem;color:#555}
+.notes{font-size:.85rem;color:#555;margin:.5rem 0 0}
+figure{margin:0 0 1.4rem;background:#fff;border:1px solid #ddd;border-radius:8px;padding:.9rem}
+figure .plot{overflow-x:auto}
+svg{display:block;width:100%;min-width:22rem;height:auto;margin:0 auto}
+figcaption{font-size:.92rem;color:#333;margin-top:.5rem;max-width:52rem}
+.grid{display:grid;gap:0 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,29rem),1fr))}
+dl{margin:0 0 1rem;display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.2rem}
+dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
+details{background:#fff;border:1px solid #ddd;border-radius:8px;padding:.6rem .9rem;margin:.5rem 0}
+summary{cursor:pointer}
+pre{overflow-x:auto;font-size:.82rem;line-height:1.4;margin:.6rem 0 0}
+@media(max-width:600px){main{padding:1rem .7rem 3rem}.lead{font-size:1.15rem}
+ figure{padding:.4rem}figcaption{padding:0 .3rem}
+ dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.5rem}
+ table{font-size:.8rem}th,td{padding:.35rem .4rem;white-space:normal;min-width:5.6rem}
+ tbody th.part{padding-left:1rem}}
+"""
+
+
+def run_page(record: RunRecord) -> str:
+    """The page of one run; its targets are those of its summary.
+
+    Raises:
+      InputError: for a target outside (0, 1].
+    """
+    targets = check_targets([t["accuracy"] for t in record.summary["targets"]])
+    name = str(record.summary["name"])
+    title = f"{name}: {record.summary['algorithm']} on {record.summary['data']['name']}"
+    return _page(title, run_headline(record, targets), {name: [record]}, targets)
+
+
+def comparison_page(runs: Runs, targets: Sequence[float]) -> str:
+    """The page of several methods over their seeds; the first method is the reference.
+
+    Args:
+      runs: per method its runs, one per seed, on the same data and fleet.
+      targets: test accuracies, shares in (0, 1].
+
+    Raises:
+      InputError: for what `tables.summarise` refuses.
+    """
+    targets = check_targets(targets)
+    first = next(iter(runs.values()))[0] if runs else None
+    text = headline(summarise(runs, targets))
+    assert first is not None  # summarise refuses an empty comparison
+    return _page(f"{', '.join(runs)} on {first.summary['data']['name']}", text, runs, targets)
+
+
+def write_report(record: RunRecord, path: str | os.PathLike[str]) -> None:
+    """Writes `run_page` to `path`, atomically."""
+    write_atomic(Path(path), run_page(record).encode())
+
+
+def _page(title: str, lead: str, runs: Runs, targets: Sequence[float]) -> str:
+    first = next(iter(runs.values()))[0]
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="lead">{_prose(lead)}</p>',
+        _table(runs, targets),
+        "<h2>Accuracy</h2>",
+        _figure(accuracy_vs_time(runs, targets), "time", captions.accuracy(runs, targets)),
+        f"<p>{_prose(captions.other_axes())}</p>",
+        '<div class="grid">',
+        _figure(accuracy_vs_round(runs, targets), "round", "Accuracy against server steps."),
+        _figure(
+            accuracy_vs_bytes_up(runs, targets), "bytes", "Accuracy against what the devices sent."
+        ),
+        _figure(
+            accuracy_vs_wall_time(runs, targets),
+            "wall",
+            "Accuracy against wall time.",
+        ),
+        *_worst_clients(runs),
+        "</div>",
+        "<h2>Why: where the devices' time went</h2>",
+        *_timelines(runs),
+        _figure(waiting_by_group(runs), "waiting", captions.waiting(runs)),
+        "<h2>Why: who trained which part of the model</h2>",
+        _figure(trained_blocks(runs), "blocks", captions.trained_blocks(runs)),
+        "<h2>Fleet, data and model</h2>",
+        _pairs(captions.fleet_and_data(first)),
+    ]
+    if first.summary["data"].get("label_counts") is not None:
+        body.append(_figure(labels_by_client(first), "labels", captions.labels()))
+    body += ["<h2>How it was run</h2>", _pairs(_provenance(runs)), *_configurations(runs)]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="only light">\n'
+        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _prose(text: str) -> str:
+    """Escaped text in which no line breaks inside a percentage or before a spread."""
+    return escape(text).replace(" %", "&nbsp;%").replace(" ± ", "&nbsp;±&nbsp;")
+
+
+def _table(runs: Runs, targets: Sequence[float]) -> str:
+    results = summarise(runs, targets)
+    head = "".join(f'<th scope="col">{escape(r.name)}</th>' for r in results)
+    lines = []
+    for label, cells in table_rows(results):
+        part = ' class="part"' if label.startswith(" ") else ""
+        data = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row"{part}>{escape(label.strip())}</th>{data}</tr>')
+    notes = escape(" ".join(table_notes(results)))
+    return (
+        f'<div class="wide"><table><thead><tr><th scope="col"></th>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(lines)
+        + f'\n</tbody></table></div>\n<p class="notes">{notes}</p>'
+    )
+
+
+def _figure(figure: Figure, prefix: str, caption: str) -> str:
+    svg = inline_svg(figure, prefix, escape(caption, quote=True))
+    text = f"<figcaption>{_prose(caption)}</figcaption>"
+    return f'<figure><div class="plot">{svg}</div>\n{text}</figure>'
+
+
+def _worst_clients(runs: Runs) -> list[str]:
+    figure = worst_clients_vs_time(runs)
+    caption = "Accuracy of the worst-served tenth of the clients."
+    return [] if figure is None else [_figure(figure, "worst", caption)]
+
+
+def _timelines(runs: Runs) -> list[str]:
+    """The first seed of each method, on one time scale."""
+    firsts = {name: group[0] for name, group in runs.items()}
+    until_s = window_s(list(firsts.values()))
+    most = 40 if len(runs) <= 2 else 20
+    return [
+        _figure(timeline(record, until_s, most), f"timeline{i}", captions.timeline(record, name))
+        for i, (name, record) in enumerate(firsts.items())
+    ]
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs)
+    return f"<dl>{items}</dl>"
+
+
+def _provenance(runs: Runs) -> list[tuple[str, str]]:
+    """Device, revision and versions, each with every value that occurs among the runs."""
+    configs = [run.config for group in runs.values() for run in group]
+    versions: dict[str, set[str]] = {}
+    for config in configs:
+        for name, version in (config.get("versions") or {}).items():
+            versions.setdefault(name, set()).add(str(version))
+    pairs = []
+    for name, key in (("Machine", "device"), ("Revision", "git_revision")):
+        values = sorted({str(c[key]) for c in configs if c.get(key) is not None})
+        pairs.append((name, "; ".join(values) or "not recorded"))
+    text = ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in sorted(versions.items()))
+    return [*pairs, ("Versions", text or "not recorded")]
+
+
+def _configurations(runs: Runs) -> list[str]:
+    return [
+        f"<details><summary>Configuration: {escape(name)}, seed {run.summary['seed']}</summary>"
+        f"<pre>{escape(_pretty(run.config))}</pre></details>"
+        for name, group in runs.items()
+        for run in group
+    ]
+
+
+def _pretty(config: dict[str, Any]) -> str:
+    return json.dumps(config, indent=2, ensure_ascii=False)

@@ -1,0 +1,163 @@
+"""Accuracy against what it cost, and who holds which labels.
+
+Every function takes the runs of each method (one per seed) and returns a matplotlib `Figure`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from fedjax_het.errors import require
+from fedjax_het.report.records import RunRecord, time_to
+from fedjax_het.report.style import legend_above, method_style, styled
+from fedjax_het.report.tasks import evenly
+from fedjax_het.report.units import target_text, unit
+
+Runs = Mapping[str, Sequence[RunRecord]]
+
+_MOST_POINTS = 400  # per line: finer than a screen shows
+_MOST_ROWS = 60
+
+
+class _Axes(NamedTuple):
+    """What is drawn: columns of the metrics, the kind of unit on the x axis, and two names."""
+
+    column: str
+    kind: str
+    label: str
+    accuracy: str = "accuracy"
+    accuracy_label: str = "test accuracy (%)"
+
+
+def accuracy_vs_time(runs: Runs, targets: Sequence[float]) -> Figure:
+    """Test accuracy against virtual time."""
+    return _accuracy(runs, targets, _Axes("virtual_s", "s", "virtual time"))
+
+
+def accuracy_vs_round(runs: Runs, targets: Sequence[float]) -> Figure:
+    """Test accuracy against server steps."""
+    return _accuracy(runs, targets, _Axes("step", "", "server steps"))
+
+
+def accuracy_vs_bytes_up(runs: Runs, targets: Sequence[float]) -> Figure:
+    """Test accuracy against the bytes that all devices together have sent."""
+    return _accuracy(runs, targets, _Axes("bytes_up", "B", "sent by all devices"))
+
+
+def accuracy_vs_wall_time(runs: Runs, targets: Sequence[float]) -> Figure:
+    """Test accuracy against the simulation's own time, compilation left out."""
+    return _accuracy(runs, targets, _Axes("wall_s", "s", "wall time without compiling"))
+
+
+def worst_clients_vs_time(runs: Runs) -> Figure | None:
+    """Accuracy of the worst tenth of the clients against virtual time; None if not recorded."""
+    column = "client_accuracy_worst_decile"
+    recorded = {
+        name: [r for r in g if r.evaluations(accuracy=column)[1].size] for name, g in runs.items()
+    }
+    if not all(recorded.values()):
+        return None
+    label = "worst-decile client accuracy (%)"
+    return _accuracy(recorded, (), _Axes("virtual_s", "s", "virtual time", column, label))
+
+
+@styled
+def _accuracy(runs: Runs, targets: Sequence[float], what: _Axes) -> Figure:
+    """Mean line and min-max band over seeds; a thin line goes on for seeds that ran longer."""
+    figure = Figure(figsize=(6.6, 4.1))
+    axes = figure.add_subplot()
+    curves = {
+        name: [run.evaluations(what.column, what.accuracy) for run in group]
+        for name, group in runs.items()
+    }
+    ends = [float(x[-1]) for group in curves.values() for x, _ in group]
+    scale, unit_name = unit(max(ends), what.kind)
+    entries: list[tuple[str, Any]] = []
+    for i, (name, group) in enumerate(curves.items()):
+        look = method_style(i)
+        _draw_curve(axes, [(x / scale, 100 * y) for x, y in group], look)
+        entries.append((name, Line2D([], [], lw=2, ms=5, **look)))  # type: ignore[arg-type]
+        for target in targets:
+            at = [time_to(run, target, what.column) for run in runs[name]]
+            reached = [t / scale for t in at if t is not None]
+            if len(reached) == len(at):
+                axes.plot(np.mean(reached), 100 * target, zorder=4, ms=8, mec="white", **look)  # type: ignore[arg-type]
+    for target in targets:
+        axes.axhline(100 * target, color="#555555", lw=1, ls=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            target_text(target),
+            (1, 100 * target),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color="#555555",
+            fontsize=9.5,
+        )
+    axes.set_xlabel(f"{what.label} ({unit_name})" if unit_name else what.label)
+    axes.set_ylabel(what.accuracy_label)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=not what.kind, steps=[1, 2, 5, 10]))
+    axes.set_xlim(0, max(ends) / scale * 1.02 or 1)
+    axes.grid(True)
+    legend_above(figure, entries)
+    return figure
+
+
+def _draw_curve(
+    axes: Axes, group: Sequence[tuple[np.ndarray, np.ndarray]], look: Mapping[str, str]
+) -> None:
+    line = {"color": look["color"], "ls": look["linestyle"]}
+    low, high = max(x[0] for x, _ in group), min(x[-1] for x, _ in group)
+    common = np.unique(np.concatenate([x[(x >= low) & (x <= high)] for x, _ in group]))
+    if len(group) > 1 and common.size:
+        common = common[evenly(common.size, _MOST_POINTS)]
+        values = np.stack([np.interp(common, x, y) for x, y in group])
+        axes.fill_between(
+            common, values.min(0), values.max(0), color=look["color"], alpha=0.18, lw=0
+        )
+        axes.plot(common, values.mean(0), lw=2, **line)  # type: ignore[arg-type]
+        for x, y in group:
+            after = np.append(high, x[x > high])
+            after = after[evenly(after.size, _MOST_POINTS)]
+            if after.size > 1:
+                axes.plot(after, np.interp(after, x, y), lw=0.9, alpha=0.6, **line)  # type: ignore[arg-type]
+    else:
+        for x, y in group:
+            kept = evenly(x.size, _MOST_POINTS)
+            dots = {"marker": look["marker"], "ms": 3.5} if x.size <= 40 else {}
+            axes.plot(x[kept], y[kept], lw=2, **dots, **line)  # type: ignore[arg-type]
+
+
+@styled
+def labels_by_client(record: RunRecord) -> Figure:
+    """Heat map: how many samples of each class each device holds; at most 60 devices are shown.
+
+    Raises:
+      InputError: when the record has no `label_counts`.
+    """
+    table = record.summary["data"].get("label_counts")
+    require(
+        table is not None,
+        f"{record.source}: data.label_counts",
+        "is not recorded",
+        "draw this plot for labelled data only",
+    )
+    counts = np.array(table, np.float64)
+    shown = evenly(len(counts), _MOST_ROWS)
+    figure = Figure(figsize=(6.6, 3.6))
+    axes = figure.add_subplot()
+    mesh = axes.pcolormesh(counts[shown].T, cmap="Blues", vmin=0, edgecolors="face", lw=0.3)
+    ticks = np.arange(0, shown.size, -(-shown.size // 12))
+    axes.set_xticks(ticks + 0.5, [str(shown[t]) for t in ticks])
+    classes = np.arange(0, counts.shape[1], -(-counts.shape[1] // 20))
+    axes.set_yticks(classes + 0.5, [str(c) for c in classes])
+    some = "" if shown.size == len(counts) else f" ({shown.size} of {len(counts)}, evenly chosen)"
+    axes.set_xlabel(f"device{some}")
+    axes.set_ylabel("class")
+    figure.colorbar(mesh, ax=axes, label="training samples", pad=0.02)
+    return figure

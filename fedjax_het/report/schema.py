@@ -1,0 +1,223 @@
+"""What a run record must hold, checked before anything is drawn from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedjax_het.errors import InputError, require, require_known
+
+STATUSES = ("merged", "partial", "dropped", "nonfinite")
+
+# kind: i whole number >= 0, n number >= 0, f number >= 0 or null (not finite), g any number or
+# null, t text, l list, d mapping. A key that ends in "?" may be absent.
+_METRICS = {
+    "step": "i",
+    "virtual_s": "n",
+    "wall_s": "n",
+    "compile_s": "n",
+    "train_loss?": "g",
+    "bytes_up?": "n",
+    "bytes_down?": "n",
+    "clients?": "i",
+    "merged?": "i",
+    "dropped?": "i",
+    "nonfinite?": "l",
+    "compiled_programs?": "i",
+    "accuracy?": "f",
+    "loss?": "g",
+    "client_accuracy_mean?": "f",
+    "client_accuracy_worst_decile?": "f",
+    "info?": "d",
+}
+_CLIENTS = {
+    "step": "i",
+    "client": "i",
+    "version": "i",
+    "dispatched_s": "n",
+    "arrived_s": "f",
+    "download_s": "n",
+    "compute_s": "n",
+    "upload_s": "n",
+    "bytes_down": "n",
+    "bytes_up": "n",
+    "flops": "n",
+    "first_block": "i",
+    "exit_block": "i",
+    "samples": "i",
+    "steps": "i",
+    "loss?": "g",
+    "status": "t",
+}
+CLIENT_COLUMNS = tuple(key.rstrip("?") for key in _CLIENTS)
+_SUMMARY = {
+    "name": "t",
+    "algorithm": "t",
+    "seed": "i",
+    "steps": "i",
+    "virtual_s": "n",
+    "wall_s": "n",
+    "compile_s": "n",
+    "final_accuracy": "f",
+    "best_accuracy": "f",
+    "targets": "l",
+    "bytes_up": "n",
+    "bytes_down": "n",
+    "flops": "n",
+    "tasks": "i",
+    "merged": "i",
+    "dropped": "i",
+    "nonfinite": "i",
+    "device_groups": "l",
+    "num_blocks": "i",
+    "block_names": "l",
+    "data": "d",
+}
+_KINDS = {
+    "i": "a whole number >= 0",
+    "n": "a number >= 0",
+    "f": "a number >= 0 or null",
+    "g": "a number or null",
+    "t": "text",
+    "l": "a list",
+    "d": "a mapping",
+}
+_REDO = "restore the file or run the experiment again"
+
+
+def check_record(
+    config: Any, metrics: Sequence[Any], clients: Sequence[Any], summary: Any, source: str
+) -> None:
+    """Raises `InputError`, naming file, line and remedy, unless the four parts make one record."""
+    _check_row(config, {}, f"{source}/config.json")
+    _check_summary(summary, f"{source}/summary.json")
+    _check_metrics(metrics, f"{source}/metrics.jsonl")
+    merged_at = {row["step"]: row["virtual_s"] for row in metrics}
+    _check_clients(clients, summary, merged_at, f"{source}/clients.jsonl")
+    for name in ("bytes_up", "bytes_down"):
+        total = sum(row.get(name, 0) for row in metrics)
+        require(
+            abs(total - summary[name]) <= 1e-6 * max(total, summary[name]),
+            f"{source}/summary.json: {name} = {summary[name]:g}",
+            f"the steps of metrics.jsonl add up to {total:g}",
+            "the files belong to different runs, or the column is not per step; " + _REDO,
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == "i":
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if kind == "n":
+        return _is_number(value) and value >= 0
+    if kind == "f":
+        return value is None or (_is_number(value) and value >= 0)
+    if kind == "g":
+        return value is None or _is_number(value)
+    return isinstance(value, {"t": str, "l": list, "d": dict}[kind])
+
+
+def _check_row(row: Any, schema: Mapping[str, str], where: str) -> None:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: must be a mapping, not {type(row).__name__}; {_REDO}")
+    for key, kind in schema.items():
+        name = key.rstrip("?")
+        if name not in row:
+            require(key.endswith("?"), f"{where}: {name!r}", "is missing", _REDO)
+        elif not _fits(row[name], kind):
+            raise InputError(f"{where}: {name} = {row[name]!r} must be {_KINDS[kind]}; {_REDO}")
+
+
+def _check_summary(summary: Any, where: str) -> None:
+    _check_row(summary, _SUMMARY, where)
+    blocks = summary["num_blocks"]
+    require(blocks >= 1, f"{where}: num_blocks = {blocks}", "must be >= 1", _REDO)
+    require(
+        len(summary["block_names"]) == blocks,
+        f"{where}: {len(summary['block_names'])} block_names",
+        f"must be num_blocks = {blocks}",
+        _REDO,
+    )
+    for i, target in enumerate(summary["targets"]):
+        _check_row(target, {"accuracy": "n"}, f"{where}, targets[{i}]")
+    groups = summary["device_groups"]
+    for name, values in (
+        ("device_groups", groups),
+        ("data.sizes", summary["data"].get("sizes", [0] * len(groups))),
+    ):
+        wrong = [v for v in values if not _fits(v, "i")] if isinstance(values, list) else [values]
+        require(not wrong, f"{where}: {name} holds {wrong[:1]}", f"must be {_KINDS['i']}", _REDO)
+        require(
+            len(values) == len(groups) > 0,
+            f"{where}: {name} has {len(values)} entries",
+            f"must be one per device, like the {len(groups)} device_groups",
+            _REDO,
+        )
+    _check_row(summary["data"], {"name": "t"}, f"{where}, data")
+    counts = summary["data"].get("label_counts")
+    rectangular = counts is None or (
+        isinstance(counts, list)
+        and len(counts) == len(groups)
+        and all(isinstance(row, list) and len(row) == len(counts[0]) > 0 for row in counts)
+        and all(_fits(v, "i") for row in counts for v in row)
+    )
+    require(
+        rectangular,
+        f"{where}: data.label_counts",
+        f"must be a table of counts, {len(groups)} devices x classes",
+        _REDO,
+    )
+
+
+def _check_metrics(metrics: Sequence[Any], where: str) -> None:
+    step, now_s = -1, 0.0
+    for i, row in enumerate(metrics, 1):
+        _check_row(row, _METRICS, f"{where}, line {i}")
+        require(
+            row["step"] > step and row["virtual_s"] >= now_s,
+            f"{where}, line {i}: step {row['step']} at {row['virtual_s']} s",
+            f"must come after step {step} at {now_s} s",
+            "the rows of two runs are mixed; " + _REDO,
+        )
+        for name in ("accuracy", "client_accuracy_mean", "client_accuracy_worst_decile"):
+            if (row.get(name) or 0) > 1:
+                raise InputError(
+                    f"{where}, line {i}: {name} = {row[name]} must be a share in [0, 1]; "
+                    "write 90 % as 0.9"
+                )
+        step, now_s = row["step"], row["virtual_s"]
+    require(
+        any(row.get("accuracy") is not None for row in metrics),
+        f"{where}: no row has an accuracy",
+        "at least one evaluation is needed",
+        "evaluate during the run",
+    )
+
+
+def _check_clients(
+    clients: Sequence[Any],
+    summary: Mapping[str, Any],
+    merged_at: Mapping[int, float],
+    where: str,
+) -> None:
+    require(len(clients) > 0, where, "holds no client task", "run at least one server step")
+    devices, blocks = len(summary["device_groups"]), summary["num_blocks"]
+    for i, row in enumerate(clients, 1):
+        _check_row(row, _CLIENTS, f"{where}, line {i}")
+        require_known(row["status"], STATUSES, f"{where}, line {i}: status")
+        if row["client"] >= devices:
+            raise InputError(
+                f"{where}, line {i}: client = {row['client']} must be < {devices}, the number of "
+                f"device_groups; {_REDO}"
+            )
+        if not row["dispatched_s"] <= merged_at.get(row["step"], -1):
+            raise InputError(
+                f"{where}, line {i}: step {row['step']}, dispatched at {row['dispatched_s']} s, "
+                f"must be a step of metrics.jsonl that ended later; {_REDO}"
+            )
+        if not row["first_block"] <= row["exit_block"] < blocks:
+            raise InputError(
+                f"{where}, line {i}: first_block = {row['first_block']}, exit_block = "
+                f"{row['exit_block']} must be ordered and < num_blocks = {blocks}; {_REDO}"
+            )

@@ -1,0 +1,129 @@
+"""How figures look, and how they become files: the same bytes for the same runs."""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec
+
+from matplotlib import style
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+P = ParamSpec("P")
+
+# Okabe and Ito's palette, told apart with any colour vision; grey stands in for its pale yellow.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[str, ...] = ("-", "--", ":", "-.")
+WAITING = "#E4E4E4"
+
+_LOOK = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10.5,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "legend.handlelength": 1.7,
+    "legend.columnspacing": 1.5,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "hatch.linewidth": 0.6,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "path",
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """The settings of all figures, whatever the user's own defaults are."""
+    with style.context(["default", _LOOK]):
+        yield
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Runs a drawing function under `look`."""
+
+    @wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with look():
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def method_style(i: int) -> dict[str, str]:
+    """Colour, marker and dashes of the i-th method; dashes tell apart what repeats a colour."""
+    n = len(PALETTE)
+    return {"color": PALETTE[i % n], "marker": MARKERS[i % n], "linestyle": DASHES[i // n % 4]}
+
+
+def plain(text: str) -> str:
+    """A user's name as matplotlib text: no mathematics, and never hidden from a legend."""
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
+def legend_above(
+    figure: Figure, entries: list[tuple[str, Line2D | Patch]], columns: int | None = None
+) -> None:
+    """A legend above all axes, where it hides nothing."""
+    if entries:
+        names, handles = zip(*entries, strict=True)
+        longest = max(len(name) for name in names)
+        fitting = max(1, int(figure.get_figwidth() * 11) // (longest + 7))
+        figure.legend(
+            handles,
+            [plain(name) for name in names],
+            loc="outside upper center",
+            ncols=columns or min(fitting, len(names), 4),
+        )
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without the date."""
+    return _render(figure, "png", "")
+
+
+def inline_svg(figure: Figure, prefix: str, description: str) -> str:
+    """The figure as an `<svg>` element that can stand in a page next to others.
+
+    Ids and the references to them get the prefix, for matplotlib numbers them afresh in every
+    figure; namespaces and metadata, which HTML does not need, are left out.
+
+    Args:
+      figure: what to draw.
+      prefix: unique in the page; letters, digits and `-`.
+      description: one sentence for readers who do not see it.
+    """
+    text = _render(figure, "svg", prefix).decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text)
+    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
+    size = re.search(r'viewBox="0 0 (\S+) (\S+)"', text)
+    assert size is not None
+    opening = (
+        f'<svg viewBox="0 0 {size[1]} {size[2]}" role="img" aria-label="{description}" '
+        f'style="max-width:{float(size[1]) * 1.45:.0f}px">'
+    )
+    return opening + text[text.index(">") + 1 :].strip()
+
+
+def _render(figure: Figure, kind: str, salt: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"Software": None} if kind == "png" else {"Date": None}
+    with look(), style.context({"svg.hashsalt": salt or "fedjax_het"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    return buffer.getvalue()

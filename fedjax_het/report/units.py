@@ -1,0 +1,113 @@
+"""How quantities are written for people: three digits, a fitting unit, a spread only if known."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_TIME = ((172800.0, 86400.0, "d"), (7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.1, 1.0, "s"),
+         (1e-4, 1e-3, "ms"), (0.0, 1e-6, "µs"))  # fmt: skip
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0.0, ""))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A quantity over the seeds of a method.
+
+    Attributes:
+      values: one per seed, never empty.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Arithmetic mean."""
+        return float(np.mean(self.values))
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation (n - 1); None for one seed, whose spread nobody knows."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """The `Spread` of the finite values, None when there are none."""
+    finite = tuple(float(v) for v in values if v is not None and math.isfinite(v))
+    return Spread(finite) if finite else None
+
+
+def unit(magnitude: float, kind: str) -> tuple[float, str]:
+    """Divisor and name of the unit in which `magnitude` reads best.
+
+    Args:
+      magnitude: in seconds, bytes, FLOPs, FLOP/s or plain counts.
+      kind: `"s"`, `"B"`, `"FLOP"`, `"FLOP/s"` or `""`.
+    """
+    if kind == "s":
+        return next((scale, name) for low, scale, name in _TIME if magnitude >= low or not low)
+    if kind == "":
+        return 1.0, ""
+    return next((low or 1.0, prefix + kind) for low, prefix in _PREFIXES if magnitude >= low)
+
+
+def decimals(value: float, digits: int = 3) -> int:
+    """Digits after the point that show `digits` significant ones, at most 3."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 3)
+
+
+def smallest(values: Iterable[Spread | None]) -> float | None:
+    """The smallest positive mean, in whose unit a row is written; None without any."""
+    return min((v.mean for v in values if v is not None and v.mean > 0), default=None)
+
+
+def quantity(value: Spread | float | None, kind: str, like: float | None = None) -> str:
+    """`value` with its unit, as `"12.3 ± 0.4 s"`; no spread for one seed; `"-"` for None.
+
+    Args:
+      value: what to write.
+      kind: as in `unit`.
+      like: magnitude whose unit to use, so that neighbours can be compared at a glance.
+    """
+    if value is None:
+        return "-"
+    mean, std = (value.mean, value.std) if isinstance(value, Spread) else (value, None)
+    scale, name = unit(mean if like is None else like, kind)
+    places = decimals(mean / scale)
+    if std:
+        rounded = float(f"{std / scale:.0e}")  # 0.0999 is one digit, 0.1
+        places = max(places, min(decimals(rounded, 1), places + 1))
+    text = f"{mean / scale:.{places}f}"
+    if std is not None:
+        text += f" ± {std / scale:.{places}f}"
+    return f"{text} {name}".rstrip()
+
+
+def percent(value: Spread | float | None, places: int = 2) -> str:
+    """A share as `"97.03 ± 0.12 %"`; no spread for one seed; `"-"` for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, Spread) and value.std is not None:
+        return f"{100 * value.mean:.{places}f} ± {100 * value.std:.{places}f} %"
+    mean = value.mean if isinstance(value, Spread) else value
+    return f"{100 * mean:.{places}f} %"
+
+
+def below(value: float, target: float) -> str:
+    """A share that missed a target, rounded down where rounding up would read as reaching it."""
+    if round(value, 4) < target:
+        return percent(value)
+    return percent(math.floor(1e4 * value + 1e-9) / 1e4)
+
+
+def target_text(accuracy: float) -> str:
+    """A target as people say it: `0.9` is `"90 %"`."""
+    return f"{100 * accuracy:.6g} %"
+
+
+def times(ratio: float) -> str:
+    """A ratio as `"2.13×"`, three digits."""
+    return f"{ratio:.{min(decimals(ratio), 2)}f}×"

@@ -1,0 +1,177 @@
+"""The headline: who reached the target first, said no more strongly than the runs allow.
+
+Of two methods that reached a target with every seed, one is *ahead* when the intervals mean ±
+standard deviation of their virtual times do not touch and the means differ by at least half a
+percent; otherwise they are tied.
+A method of which only some seeds reached the target has no rank: its mean would leave out exactly
+the runs that went badly.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from fedjax_het.report.records import RunRecord, time_to
+from fedjax_het.report.tables import MethodResult, TargetResult
+from fedjax_het.report.units import Spread, below, percent, quantity, target_text, times
+
+_MOST_NAMED = 3
+_SAME = 0.005
+Entry = tuple[MethodResult, TargetResult]
+
+
+def tied(a: Spread, b: Spread) -> bool:
+    """Whether the intervals mean ± std touch (one seed has none) or the means hardly differ."""
+    spreads = (a.std or 0.0) + (b.std or 0.0)
+    return abs(a.mean - b.mean) <= max(spreads, _SAME * max(a.mean, b.mean))
+
+
+def headline(results: Sequence[MethodResult]) -> str:
+    """One or a few sentences on the hardest target that any method reached with every seed."""
+    if not results[0].targets:
+        return f"No target was set; {_best(results)}."
+    columns = [[(r, r.targets[i]) for r in results] for i in range(len(results[0].targets))]
+    ranked = [i for i, column in enumerate(columns) if any(t.always for _, t in column)]
+    if ranked:
+        harder = columns[ranked[-1] + 1 :]
+        sentences = [_ranking(columns[ranked[-1]]), *(_missed(c, False) for c in harder)]
+    else:
+        sentences = [*(_missed(c, True) for c in columns), f"{_capital(_best(results))}."]
+    if any(len(r.seeds) == 1 for r in results) and len(results) > 1:
+        single = [r.name for r in results if len(r.seeds) == 1]
+        who = "Each method" if len(single) == len(results) else _listing(single)
+        sentences.append(f"{who} ran with one seed, so the spread is not known.")
+    return " ".join(sentences)
+
+
+def run_headline(record: RunRecord, targets: Sequence[float]) -> str:
+    """What one run reached and when."""
+    name = f"{record.summary['name']} (seed {record.summary['seed']})"
+    accuracies = record.evaluations()[1]
+    best = float(accuracies.max())
+    reached = [t for t in targets if time_to(record, t) is not None]
+    missed = [target_text(t) for t in targets if t not in reached]
+    if reached:
+        taken = quantity(time_to(record, reached[-1]), "s")
+        step = time_to(record, reached[-1], "step")
+        text = (
+            f"{name} reached {target_text(reached[-1])} test accuracy after {taken} of virtual "
+            f"time, at server step {step:.0f}; its best was {percent(best)}."
+        )
+        return text + (f" It did not reach {_listing(missed)}." if missed else "")
+    if missed:
+        goals = _listing(missed, "or")
+        return (
+            f"{name} did not reach {goals} test accuracy; its best was {below(best, min(targets))}."
+        )
+    final = percent(float(accuracies[-1]))
+    return f"{name} ended at {final} test accuracy; its best was {percent(best)}."
+
+
+def _ranking(column: Sequence[Entry]) -> str:
+    goal = target_text(column[0][1].accuracy)
+    ranked = sorted((e for e in column if e[1].always), key=lambda e: _time(e).mean)
+    winner, others = ranked[0], ranked[1:]
+    level = [e for e in others if tied(_time(winner), _time(e))]
+    behind = [e for e in others if e not in level]
+    reference = column[0][0].name
+    spell = partial(_spell, like=_time(winner).mean or None)
+    if level:
+        names = _listing([f"{_name(e)} ({spell(e)})" for e in (winner, *level)])
+        low, high = _time(winner).mean, _time(level[-1]).mean
+        same = high - low <= _SAME * high
+        how = "at practically the same virtual time" if same else "within the spread over seeds"
+        text = f"A tie: {names} reached {goal} test accuracy {how}"
+    else:
+        who = _name(winner)
+        if who == reference and len(column) > 1:
+            who = f"The reference, {who},"
+        first = " first" if len(column) > 1 else ""
+        if any(e[1].reached and not e[1].always for e in column):
+            first = " first of those that did so with every seed"
+        text = f"{who} reached {goal} test accuracy{first}, after {spell(winner)} of virtual time"
+    named = [e for e in behind if e is behind[0] or e[0].name == reference]
+    if len(behind) <= _MOST_NAMED:
+        named = behind
+    than = f" as {_name(winner)}" if level else ""
+    for entry in named:
+        text += f"; {_name(entry)} took {spell(entry)}{_longer(winner, [entry], than)}"
+    rest = [e for e in behind if e not in named]
+    if rest:
+        ends = dict.fromkeys([spell(rest[0]), spell(rest[-1])])
+        count = f"{len(rest)} other{'s' if len(rest) > 1 else ''}"
+        text += f"; {count} took {' to '.join(ends)}{_longer(winner, rest, than)}"
+    failed = [entry for entry in column if not entry[1].always]
+    return " ".join([f"{text}.", *map(_shortfall, failed)])
+
+
+def _longer(winner: Entry, others: Sequence[Entry], than: str) -> str:
+    """How much longer the others took; a winner at time zero leaves no ratio."""
+    first_s = _time(winner).mean
+    if first_s <= 0:
+        return ""
+    ratios = dict.fromkeys(times(_time(e).mean / first_s) for e in (others[0], others[-1]))
+    return f", {' to '.join(ratios)} as long{than}"
+
+
+def _shortfall(entry: Entry) -> str:
+    """How a method fell short of the target that others reached."""
+    target = entry[1]
+    if not target.reached:
+        best = below(target.best_accuracy, target.accuracy)
+        return f"{_name(entry)} did not reach it (best {best})."
+    return (
+        f"{_name(entry)} reached it in only {target.reached} of {target.seeds} seeds "
+        f"(there after {_spell(entry)}), so it is not ranked."
+    )
+
+
+def _missed(column: Sequence[Entry], timed: bool) -> str:
+    """A target that no method reached with every seed; `timed` also says when the others did."""
+    goal = target_text(column[0][1].accuracy)
+    some = [e for e in column if e[1].reached]
+    if not some:
+        return f"{'No method' if len(column) > 1 else _name(column[0])} {_none(column)} {goal}."
+    parts = [
+        f"{_name(e)} in {e[1].reached} of {e[1].seeds}" + (f" (after {_spell(e)})" if timed else "")
+        for e in some
+    ]
+    return f"{goal} was reached in some seeds only: {', '.join(parts)}."
+
+
+def _none(column: Sequence[Entry]) -> str:
+    return "reached" if len(column) > 1 else "did not reach"
+
+
+def _best(results: Sequence[MethodResult]) -> str:
+    """The highest accuracy of any run, and whose."""
+    known = [r for r in results if r.best_accuracy is not None]
+    if not known:
+        return "no run has a finite accuracy"
+    scores = {r.name: max(r.best_accuracy.values) for r in known if r.best_accuracy}
+    top = max(scores.values())
+    names = _listing([name for name, score in scores.items() if score == top])
+    goals = results[0].targets
+    score = below(top, goals[0].accuracy) if goals else percent(top)
+    return f"the best accuracy was {score}, by {names}"
+
+
+def _time(entry: Entry) -> Spread:
+    value = entry[1].virtual_s
+    assert value is not None
+    return value
+
+
+def _spell(entry: Entry, like: float | None = None) -> str:
+    return quantity(_time(entry), "s", like)
+
+
+def _name(entry: Entry) -> str:
+    return entry[0].name
+
+
+def _listing(items: Sequence[str], word: str = "and") -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,148 @@
+"""Fabricated but consistent runs: a barrier over a fleet of three speeds, without any training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedjax_het.report import RunRecord
+
+BLOCK_FLOPS = np.array([4e6, 8e6, 2e6, 1e6])  # per sample
+SPEEDS = np.array([2e9, 1e9, 0.5e9])  # per group
+MODEL_BYTES = 400_000
+
+
+def fabricate(
+    name: str = "FedAvg",
+    seed: int = 0,
+    *,
+    first_block: tuple[int, int, int] = (0, 0, 0),
+    slowness: float = 3.0,
+    best: float = 0.95,
+    steps: int = 20,
+    devices: int = 12,
+    deadline_s: float = np.inf,
+    every: int = 1,
+    targets: tuple[float, ...] = (0.8, 0.9),
+    groups: int = 3,
+) -> RunRecord:
+    """A run with accuracy `best * (1 - exp(-step / slowness))` and a little noise of the seed."""
+    rng = np.random.default_rng(seed)
+    noise = 1 + 0.02 * rng.standard_normal(steps + 1)
+    group = np.arange(devices) * groups // devices
+    sizes = rng.integers(40, 200, devices)
+    metrics: list[dict[str, Any]] = [
+        {"step": 0, "virtual_s": 0, "wall_s": 0.0, "compile_s": 0.0, "accuracy": 0.1, "loss": 2.3}
+    ]
+    clients: list[dict[str, Any]] = []
+    now_s = 0.0
+    for step in range(1, steps + 1):
+        rows = []
+        for client in range(devices):
+            third = int(group[client]) * 3 // groups
+            first = first_block[third]
+            samples = int(sizes[client])
+            flops = float(3 * samples * BLOCK_FLOPS[first:].sum() + samples * BLOCK_FLOPS.sum())
+            speed = SPEEDS[third] * (1 + 0.01 * (groups - group[client]))
+            parts = {"download_s": 0.4, "compute_s": flops / speed, "upload_s": 0.6 - 0.1 * first}
+            takes_s = sum(parts.values())
+            late = takes_s > deadline_s
+            rows.append(
+                {
+                    "step": step,
+                    "client": client,
+                    "version": step - 1,
+                    "dispatched_s": now_s,
+                    "arrived_s": now_s + takes_s,
+                    **parts,
+                    "bytes_down": MODEL_BYTES,
+                    "bytes_up": 0 if late else MODEL_BYTES // (first + 1),
+                    "flops": flops,
+                    "first_block": first,
+                    "exit_block": 3,
+                    "samples": samples,
+                    "steps": 5,
+                    "loss": float("nan") if late else 2 / step,
+                    "status": "dropped" if late else "merged",
+                }
+            )
+        now_s += min(max(r["arrived_s"] - now_s for r in rows), deadline_s)
+        dropped = sum(r["status"] == "dropped" for r in rows)
+        row = {
+            "step": step,
+            "virtual_s": now_s,
+            "wall_s": 0.05 * step,
+            "compile_s": 1.5,
+            "train_loss": np.float32(2 / step),
+            "bytes_up": sum(r["bytes_up"] for r in rows),
+            "bytes_down": sum(r["bytes_down"] for r in rows),
+            "clients": devices,
+            "merged": devices - dropped,
+            "dropped": dropped,
+            "nonfinite": [],
+            "compiled_programs": 3,
+            "info": {"server_norm": 1 / step},
+        }
+        if step % every == 0:
+            accuracy = min(best * (1 - np.exp(-step / slowness)) * noise[step], 1.0)
+            row |= {
+                "accuracy": accuracy,
+                "loss": 1 - accuracy,
+                "client_accuracy_mean": accuracy,
+                "client_accuracy_worst_decile": 0.8 * accuracy,
+            }
+        metrics.append(row)
+        clients += rows
+    accuracies = [row["accuracy"] for row in metrics if "accuracy" in row]
+    total = {key: sum(row[key] for row in clients) for key in ("bytes_up", "bytes_down", "flops")}
+    dropped = sum(row["status"] == "dropped" for row in clients)
+    summary = {
+        "name": name,
+        "algorithm": name.lower(),
+        "seed": seed,
+        "steps": steps,
+        "virtual_s": now_s,
+        "wall_s": 0.05 * steps,
+        "compile_s": 1.5,
+        "final_accuracy": accuracies[-1],
+        "best_accuracy": max(accuracies),
+        "targets": [{"accuracy": t, "step": None} for t in targets],
+        **total,
+        "tasks": len(clients),
+        "merged": len(clients) - dropped,
+        "dropped": dropped,
+        "nonfinite": 0,
+        "device_groups": group,
+        "num_blocks": 4,
+        "block_names": ["conv_1", "conv_2", "dense_1", "head"],
+        "data": {
+            "name": "digits",
+            "sizes": sizes,
+            "label_counts": rng.multinomial(100, rng.dirichlet([0.3] * 10), devices),
+        },
+    }
+    config = {
+        "algorithm": {"name": name, "learning_rate": 0.1},
+        "uplink_bytes_per_s": np.inf,
+        "versions": {"jax": "0.10.2", "numpy": "2.4"},
+        "device": "cpu",
+        "git_revision": "0123abc",
+    }
+    return RunRecord(config, metrics, clients, summary, f"runs/{name}/{seed}")
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., RunRecord]:
+    return fabricate
+
+
+@pytest.fixture(scope="session")
+def two_methods() -> dict[str, list[RunRecord]]:
+    """FedAvg and FedPMT over three seeds; FedPMT is sooner."""
+    return {
+        "FedAvg": [fabricate("FedAvg", seed) for seed in range(3)],
+        "FedPMT": [
+            fabricate("FedPMT", seed, first_block=(0, 1, 2), slowness=3.5) for seed in range(3)
+        ],
+    }
