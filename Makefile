@@ -1,0 +1,34 @@
+# `make demo` and `make test` do all the set-up on a machine that has Python (3.11 or later) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; name one with make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(VENV)/ready
+	$(RUN) -m launch.compare --config=configs/digits.py --workdir=runs/demo
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy fedjax_het launch benchmarks
+
+test: lint
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+bench: $(VENV)/ready
+	$(RUN) -m benchmarks.micro.training
+	$(RUN) -m benchmarks.micro.conv
+	$(RUN) -m benchmarks.scale.cohort
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
