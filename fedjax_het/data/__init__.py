@@ -1,0 +1,24 @@
+"""Federated data: sources, partitions, and mini-batches inside the compiled program."""
+
+from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather, prepare, steps_per_epoch
+from fedjax_het.data.federated import FederatedData, from_arrays
+from fedjax_het.data.load import load_federated
+from fedjax_het.data.partition import PARTITIONERS, partitioner
+from fedjax_het.data.sources import SOURCES, RawData, load
+
+__all__ = [
+    "PARTITIONERS",
+    "SOURCES",
+    "Batch",
+    "DeviceData",
+    "FederatedData",
+    "Pipeline",
+    "RawData",
+    "from_arrays",
+    "gather",
+    "load",
+    "load_federated",
+    "partitioner",
+    "prepare",
+    "steps_per_epoch",
+]

@@ -1,0 +1,77 @@
+"""Random crop, flip and cutout of stored images, inside the compiled program.
+
+Draws are hashed from (key, position in the batch), so a sample is augmented alike whatever the
+width the batch was padded to, and therefore however the cohort was grouped.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_het.data.shuffle import mix
+
+Array = jax.Array
+
+AUGMENTATIONS = ("crop_flip", "crop_flip_cutout")
+_PADDING = 4
+_CUTOUT = 16
+
+
+def draws(key: Array, count: int) -> tuple[Array, Array]:
+    """Two independent uniform uint32[count] whose entry i depends on `key` and i only."""
+    words = jax.random.bits(key, (3,), jnp.uint32)
+    first = mix(jnp.arange(count, dtype=jnp.uint32) ^ words[0])
+    return mix(first ^ words[1]), mix(first ^ words[2])
+
+
+def crop_flip(images: Array, sample: Array, draw: Array) -> Array:
+    """Reads samples shifted by up to 4 pixels into a zero border, half of them mirrored.
+
+    Shift and mirror are part of the index with which images are read: no padded copy is made.
+
+    Args:
+      images: [N, H, W, C] in storage dtype.
+      sample: int32[B], rows of `images` to read.
+      draw: uint32[B], uniform.
+
+    Returns:
+      [B, H, W, C] in storage dtype.
+    """
+    height, width = images.shape[1:3]
+    choices = 2 * _PADDING + 1
+    down = (draw % choices).astype(jnp.int32) - _PADDING
+    right = ((draw >> 8) % choices).astype(jnp.int32) - _PADDING
+    mirrored = (draw >> 31) == 1
+    row = jnp.arange(height, dtype=jnp.int32)[None, :] + down[:, None]
+    column = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :], (len(draw), width))
+    column = jnp.where(mirrored[:, None], width - 1 - column, column) + right[:, None]
+    inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None]
+    read = images.at[
+        sample[:, None, None],
+        jnp.clip(row, 0, height - 1)[:, :, None],
+        jnp.clip(column, 0, width - 1)[:, None, :],
+    ].get(mode="promise_in_bounds")
+    return jnp.where(inside[..., None], read, jnp.zeros_like(read))
+
+
+def cutout(x: Array, draw: Array) -> Array:
+    """Zeroes one 16 x 16 square per image, centred anywhere and clipped at the border.
+
+    Args:
+      x: float32[B, H, W, C], normalised, so that zero is the channel's mean.
+      draw: uint32[B], uniform.
+
+    Returns:
+      float32[B, H, W, C].
+
+    Reference:
+      DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
+      arXiv 1708.04552; DTFL trains CIFAR with it.
+    """
+    height, width = x.shape[1:3]
+    y0 = ((draw & 0xFFFF) % height).astype(jnp.int32) - _CUTOUT // 2
+    x0 = ((draw >> 16) % width).astype(jnp.int32) - _CUTOUT // 2
+    row = jnp.arange(height, dtype=jnp.int32)[None, :] - y0[:, None]
+    column = jnp.arange(width, dtype=jnp.int32)[None, :] - x0[:, None]
+    hole_row, hole_column = (row >= 0) & (row < _CUTOUT), (column >= 0) & (column < _CUTOUT)
+    hole = hole_row[:, :, None] & hole_column[:, None, :]
+    return jnp.where(hole[..., None], jnp.zeros_like(x), x)

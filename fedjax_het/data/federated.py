@@ -1,0 +1,276 @@
+"""The federated data set: training samples, who holds them, and how they become model inputs."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het.data.augment import AUGMENTATIONS
+from fedjax_het.data.batches import DeviceData, Pipeline
+from fedjax_het.data.checks import (
+    as_labels,
+    as_storage,
+    check_fraction,
+    check_inputs,
+    check_labels,
+    check_owner,
+    check_partition,
+    check_same_kind,
+    check_whole,
+)
+from fedjax_het.data.clients import groups, hold_out, owner_index
+from fedjax_het.errors import require, require_known
+
+Normalise = tuple[float | Sequence[float], float | Sequence[float]]
+Partitioner = Callable[[np.ndarray, np.random.Generator], list[np.ndarray]]
+
+_ARRAYS = ("x", "y", "order", "count", "test_x", "test_y", "test_client", "val_x", "val_y")
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedData:
+    """Samples and partition on the host; immutable, compared by identity.
+
+    The dtype of `x` says what it is: uint8 pixels (scaled to [0, 1] on use), int16 audio (scaled to
+    [-1, 1)), float32 features, int32 tokens (used as they are).
+
+    Attributes:
+      x: [N, ...] training inputs.
+      y: int32[N] labels, or int32[N, T] for sequences.
+      order: int32[N_used], ids of training samples grouped by client; samples may be left out.
+      count: int32[n], samples of each client, all >= 1.
+      test_x, test_y: the held-out set, like `x` and `y`.
+      num_classes: number of labels (symbols of the vocabulary, for text).
+      name: for records and plots.
+      normalise: (mean, std), each one number or one per channel, in scaled units; None for none.
+      augment: None, `"crop_flip"` or `"crop_flip_cutout"`; images only.
+      test_client: int32[N_test], the client that owns each test sample, or None.
+      val_x, val_y: validation set taken from the training samples, or None.
+      classes: names of the labels, or None.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    order: np.ndarray
+    count: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+    num_classes: int
+    name: str = "custom"
+    normalise: Normalise | None = None
+    augment: str | None = None
+    test_client: np.ndarray | None = None
+    val_x: np.ndarray | None = None
+    val_y: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        check_whole(self.num_classes, "num_classes", "count the labels, or the symbols of text")
+        check_inputs(self.x, "x")
+        check_labels(self.y, self.x, self.num_classes, "y")
+        for split in ("test", "val"):
+            x, y = getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
+            if split == "val" and x is None and y is None:
+                continue
+            check_inputs(x, f"{split}_x")
+            check_labels(y, x, self.num_classes, f"{split}_y")
+            check_same_kind(x, y, self.x, self.y)
+        check_partition(self.order, self.count, len(self.x))
+        if self.test_client is not None:
+            check_owner(self.test_client, len(self.test_x), self.num_clients)
+        if self.augment is not None:
+            require_known(self.augment, AUGMENTATIONS, "augment")
+            require(
+                self.x.ndim == 4 and self.x.dtype != np.int32,
+                f"augment = {self.augment!r} with inputs of shape {self.input_shape}",
+                "needs images [H, W, C]",
+                "leave augment out",
+            )
+        if self.classes is not None:
+            require(
+                len(self.classes) == self.num_classes,
+                f"classes has {len(self.classes)} names",
+                f"must name all {self.num_classes} classes",
+                "leave it out if they have no names",
+            )
+        _ = self.pipeline  # checks `normalise`
+        for name in _ARRAYS:  # a view, so that the caller's own array stays writable
+            if (array := getattr(self, name)) is not None:
+                array = array.view()
+                array.flags.writeable = False
+                object.__setattr__(self, name, array)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients n."""
+        return len(self.count)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64[n], samples of each client."""
+        return self.count.astype(np.int64)
+
+    @property
+    def start(self) -> np.ndarray:
+        """int32[n], where each client's samples begin in `order`."""
+        return (np.cumsum(self.sizes) - self.sizes).astype(np.int32)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the sample axis."""
+        return self.x.shape[1:]
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """How stored samples become model inputs; the static argument of `batches.gather`."""
+        if self.normalise is None:
+            return Pipeline(augment=self.augment)
+        require(
+            self.x.dtype != np.int32,
+            f"normalise = {self.normalise} for tokens",
+            "tokens are not normalised",
+            "leave normalise out",
+        )
+        mean, std = (tuple(float(v) for v in np.atleast_1d(part)) for part in self.normalise)
+        channels = self.input_shape[-1]
+        for name, values in (("mean", mean), ("std", std)):
+            require(
+                len(values) in (1, channels) and bool(np.isfinite(values).all()),
+                f"normalise: {name} = {values}",
+                f"must be 1 or {channels} finite numbers",
+                "give one number, or one per channel (last axis)",
+            )
+        require(
+            min(std) > 0, f"normalise: std = {std}", "must be positive", "drop constant channels"
+        )
+        return Pipeline(mean, std, self.augment)
+
+    def client_samples(self, client: int) -> np.ndarray:
+        """int32[n_k], ids of the training samples of one client."""
+        begin = int(self.start[client])
+        return self.order[begin : begin + int(self.count[client])]
+
+    def label_counts(self) -> np.ndarray:
+        """int64[n, num_classes], labels held by each client (all positions, for text)."""
+        held = self.y[self.order].reshape(len(self.order), -1)
+        owner = np.repeat(np.arange(self.num_clients), self.count)[:, None]
+        flat = (owner * self.num_classes + held).ravel()
+        counts = np.bincount(flat, minlength=self.num_clients * self.num_classes)
+        return counts.reshape(self.num_clients, self.num_classes)
+
+    def device(self) -> DeviceData:
+        """Copies the training samples and the partition to the default device."""
+        return DeviceData(
+            *(jnp.array(a) for a in (self.x, self.y, self.order, self.start, self.count))
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all samples, the partition and the preprocessing."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.num_classes, self.pipeline)).encode())
+        for name in _ARRAYS:
+            if (array := getattr(self, name)) is not None:
+                digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def from_arrays(
+    x: np.ndarray,
+    y: np.ndarray,
+    test_x: np.ndarray,
+    test_y: np.ndarray,
+    *,
+    clients: Partitioner | Sequence[Any] | np.ndarray,
+    num_classes: int | None = None,
+    name: str = "custom",
+    normalise: Normalise | None = None,
+    augment: str | None = None,
+    test_clients: Sequence[Any] | np.ndarray | None = None,
+    classes: Sequence[str] | None = None,
+    validation_fraction: float = 0.0,
+    per_client_cap: int | None = None,
+    seed: int = 0,
+) -> FederatedData:
+    """A federated data set from NumPy arrays.
+
+    Example::
+
+        data = from_arrays(x, y, test_x, test_y, clients=dirichlet(30, alpha=0.5), seed=1)
+
+    Args:
+      x: [N, ...]; uint8 pixels, int16 audio, floats (stored as float32), or int32/int64 tokens.
+        Images are [N, H, W, C].
+      y: integer labels [N], or [N, T] for sequences.
+      test_x: held-out inputs, like `x`.
+      test_y: their labels, like `y`.
+      clients: who holds which sample: a partitioner from `fedjax_het.data.partition`, the owner of
+        each sample (N ids of any type, e.g. strings; clients are numbered in sorted order of their
+        ids), or a list of n arrays of sample ids.
+      num_classes: number of labels; default one more than the largest label.
+      name: for records and plots.
+      normalise: (mean, std), each one number or one per channel, after pixels are scaled to [0, 1].
+      augment: None, `"crop_flip"` or `"crop_flip_cutout"`.
+      test_clients: owner of each test sample, ids as in `clients`; only when those are ids.
+      classes: names of the labels.
+      validation_fraction: share of the training samples moved to `val_x`, `val_y` before the
+        partition is drawn; where clients are given, the share (rounded down) of every client.
+      per_client_cap: largest number of samples a client keeps, chosen at random; default all.
+      seed: of the partition, the validation split and the cap, each with its own stream.
+
+    Returns:
+      The `FederatedData`.
+
+    Raises:
+      InputError: for arrays or a partition that cannot be used.
+    """
+    x, test_x = as_storage(x, "x"), as_storage(test_x, "test_x")
+    y, test_y = as_labels(y, "y"), as_labels(test_y, "test_y")
+    check_fraction(validation_fraction, "validation_fraction")
+    if per_client_cap is not None:
+        check_whole(per_client_cap, "per_client_cap", "leave it out to keep all samples")
+    require(
+        isinstance(seed, int | np.integer) and seed >= 0,
+        f"seed = {seed!r}",
+        "must be a whole number >= 0",
+        "any such number will do",
+    )
+    split_rng, partition_rng, cap_rng = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)
+    )
+    owners = None
+    if callable(clients):
+        given = [np.arange(len(x), dtype=np.int64)]
+    else:
+        given, owners = groups(clients, len(x))
+    kept, val = hold_out(given, validation_fraction, split_rng)
+    if callable(clients):
+        parts, _ = groups(clients(y[kept[0]], partition_rng), len(kept[0]))
+        kept = [kept[0][part] for part in parts]
+    if per_client_cap is not None:
+        kept = [cap_rng.permutation(part)[:per_client_cap] for part in kept]
+    if num_classes is None:
+        num_classes = 1 + max(int(labels.max(initial=0)) for labels in (y, test_y))
+    return FederatedData(
+        x=x,
+        y=y,
+        order=np.concatenate([np.zeros(0, np.int64), *kept]).astype(np.int32),
+        count=np.asarray([len(part) for part in kept], np.int32),
+        test_x=test_x,
+        test_y=test_y,
+        num_classes=num_classes,
+        name=name,
+        normalise=normalise,
+        augment=augment,
+        test_client=None if test_clients is None else owner_index(test_clients, owners),
+        val_x=x[val] if len(val) else None,
+        val_y=y[val] if len(val) else None,
+        classes=None if classes is None else tuple(str(c) for c in classes),
+    )

@@ -1,0 +1,123 @@
+"""From a data set's name to federated data in one call."""
+
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.data.checks import check_whole
+from fedjax_het.data.federated import FederatedData, Normalise, from_arrays
+from fedjax_het.data.partition import Partitioner
+from fedjax_het.data.sources import RawData, load
+from fedjax_het.data.sources.files import DataDir
+from fedjax_het.errors import InputError, require
+
+
+def load_federated(
+    name: str,
+    data_dir: DataDir = None,
+    *,
+    partition: Partitioner | None = None,
+    num_clients: int | None = None,
+    min_client_samples: int = 1,
+    normalise: Normalise | None = None,
+    augment: str | None = None,
+    validation_fraction: float = 0.0,
+    per_client_cap: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> FederatedData:
+    """Reads a data set and deals it to clients.
+
+    Example::
+
+        data = load_federated("mnist", "~/data", partition=dirichlet(30, alpha=0.5), seed=1)
+        data = load_federated("femnist", "~/data", num_clients=100)
+
+    Args:
+      name: one of `SOURCES`.
+      data_dir: directory with the files; default the environment variable `FEDJAX_HET_DATA`.
+      partition: a partitioner from `fedjax_het.data.partition`; None takes the natural clients of
+        the set (femnist, speech_commands, shakespeare), and only them.
+      num_clients: of natural clients, keep this many with the most training samples; default all.
+        A partitioner states its own number.
+      min_client_samples: of natural clients, keep those with at least this many training samples.
+      normalise: (mean, std), one number or one per channel, after scaling to [0, 1]; default the
+        set's customary values.
+      augment: None, `"crop_flip"` or `"crop_flip_cutout"`.
+      validation_fraction: share of the training samples moved to `val_x`, `val_y`.
+      per_client_cap: largest number of samples a client keeps.
+      seed: of the partition, the validation split and the cap.
+      **options: those of the source, e.g. `window` for text, `features` for audio.
+
+    Returns:
+      The `FederatedData`. Test samples whose natural owner does not train are left out; with a
+      partitioner all test samples stay, and nobody owns them.
+
+    Raises:
+      InputError: see `load` and `from_arrays`.
+    """
+    raw = load(name, data_dir, **options)
+    if partition is not None:
+        require(
+            num_clients is None and min_client_samples == 1,
+            f"num_clients = {num_clients}, min_client_samples = {min_client_samples}",
+            "choose among natural clients, but a partition is given",
+            "state the number of clients in the partitioner",
+        )
+        chosen: dict[str, Any] = {
+            "x": raw.x,
+            "y": raw.y,
+            "test_x": raw.test_x,
+            "test_y": raw.test_y,
+            "clients": partition,
+        }
+    else:
+        chosen = _natural(raw, num_clients, min_client_samples)
+    return from_arrays(
+        **chosen,
+        num_classes=raw.num_classes,
+        name=raw.name,
+        normalise=raw.normalise if normalise is None else normalise,
+        augment=augment,
+        classes=raw.classes,
+        validation_fraction=validation_fraction,
+        per_client_cap=per_client_cap,
+        seed=seed,
+    )
+
+
+def _natural(raw: RawData, num_clients: int | None, min_samples: int) -> dict[str, Any]:
+    """Samples, labels and owners of the natural clients that are kept."""
+    if raw.clients is None:
+        raise InputError(
+            f"data set {raw.name!r} without partition: it has no natural clients; give partition, "
+            "e.g. dirichlet(30, alpha=0.5), or contiguous(20) for text"
+        )
+    check_whole(min_samples, "min_client_samples", "1 keeps every client")
+    ids, index, count = np.unique(raw.clients, return_inverse=True, return_counts=True)
+    keep = np.flatnonzero(count >= min_samples)
+    if num_clients is not None:
+        check_whole(num_clients, "num_clients", "leave it out to keep all")
+        keep = keep[np.argsort(-count[keep], kind="stable")][:num_clients]
+    wanted = 1 if num_clients is None else num_clients
+    require(
+        len(keep) >= wanted,
+        f"num_clients = {wanted}, min_client_samples = {min_samples}",
+        f"{raw.name} has {len(keep)} such clients of {len(ids)}",
+        "ask for fewer clients or fewer samples",
+    )
+    rows = np.isin(index, keep)
+    if raw.test_clients is None:
+        test = np.ones(len(raw.test_x), bool)
+        owners = None
+    else:
+        test = np.isin(raw.test_clients, ids[keep])
+        owners = raw.test_clients[test]
+    return {
+        "x": raw.x[rows],
+        "y": raw.y[rows],
+        "test_x": raw.test_x[test],
+        "test_y": raw.test_y[test],
+        "clients": raw.clients[rows],
+        "test_clients": owners,
+    }

@@ -1,0 +1,314 @@
+"""Partitioners: who holds which training sample.
+
+A factory closes over its options and returns `partition(labels, rng)`, which deals the samples
+`0, ..., N - 1` to clients: a list of n disjoint int64 arrays that together cover all N samples. It
+composes with `from_arrays(..., clients=dirichlet(30, alpha=0.5), seed=1)`; the same seed gives the
+same partition. Requests that cannot be met raise `InputError` before anything is drawn.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.data.checks import check_whole, is_finite
+from fedjax_het.errors import require, require_known
+
+Parts = list[np.ndarray]
+Partitioner = Callable[[np.ndarray, np.random.Generator], Parts]
+
+_MAX_RETRIES = 100
+
+
+def iid(num_clients: int) -> Partitioner:
+    """Shuffles and deals equally: sizes differ by at most 1.
+
+    Args:
+      num_clients: number of clients n, at most N.
+    """
+    check_whole(num_clients, "num_clients", "10 to 1000 is customary")
+
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+        _check_samples(len(labels), num_clients, 1)
+        return np.array_split(rng.permutation(len(labels)), num_clients)
+
+    return partition
+
+
+def contiguous(num_clients: int) -> Partitioner:
+    """Consecutive samples stay together, in equal parts; for text cut into windows.
+
+    Args:
+      num_clients: number of clients n, at most N.
+    """
+    check_whole(num_clients, "num_clients", "10 to 1000 is customary")
+
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+        del rng
+        _check_samples(len(labels), num_clients, 1)
+        return np.array_split(np.arange(len(labels)), num_clients)
+
+    return partition
+
+
+def natural(ids: Sequence[Any] | np.ndarray) -> Partitioner:
+    """Every sample belongs to the client whose id it carries; clients in sorted order of ids.
+
+    Args:
+      ids: N ids of any sortable type.
+    """
+    owner = np.asarray(ids)
+    require(
+        owner.ndim == 1, f"ids of shape {owner.shape}", "must have one axis", "one id per sample"
+    )
+
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+        del rng
+        require(
+            len(labels) == len(owner),
+            f"{len(owner)} ids for {len(labels)} samples",
+            "must be one id per sample",
+            "with validation_fraction, hand the ids to from_arrays as `clients` instead",
+        )
+        _, index, count = np.unique(owner, return_inverse=True, return_counts=True)
+        return np.split(np.argsort(index, kind="stable"), np.cumsum(count)[:-1])
+
+    return partition
+
+
+def dirichlet(
+    num_clients: int, alpha: float, min_size: int = 10, balanced: bool = True
+) -> Partitioner:
+    """Label skew: the samples of each label are dealt in proportions drawn from Dir(alpha).
+
+    Labels are dealt one after the other. A draw that leaves a client with fewer than `min_size`
+    samples is repeated, at most 100 times; after that the draw whose smallest client is largest is
+    kept, and its small clients are filled up with random samples of the largest ones.
+
+    Args:
+      num_clients: number of clients n.
+      alpha: concentration; 0.1 gives most clients one or two labels, 100 is nearly i.i.d.
+      min_size: least number of samples of a client, `n * min_size <= N`.
+      balanced: clients that already hold N / n samples get nothing of the labels that follow, as in
+        DTFL and most published splits; without it sizes are as skewed as labels.
+
+    Reference:
+      Hsu, Qi and Brown, arXiv 1909.06335, for the draw; DTFL, arXiv 2312.05642, for the cap.
+    """
+    check_whole(num_clients, "num_clients", "10 to 1000 is customary")
+    require(
+        is_finite(alpha) and alpha > 0,
+        f"alpha = {alpha!r}",
+        "must be a finite positive number",
+        "0.1 is strong label skew, 100 nearly none",
+    )
+    check_whole(min_size, "min_size", "a client without samples cannot train")
+
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+        _check_samples(len(labels), num_clients, min_size)
+        per_label = _by_label(labels, rng)
+        totals = [len(samples) for samples in per_label]
+        best, best_smallest = None, -1
+        for _ in range(_MAX_RETRIES):
+            dealt = _dirichlet_counts(totals, num_clients, alpha, balanced, rng)
+            smallest = int(dealt.sum(axis=0).min())
+            if smallest > best_smallest:
+                best, best_smallest = dealt, smallest
+            if smallest >= min_size:
+                break
+        assert best is not None
+        return _fill_up(_deal(per_label, best), min_size, rng)
+
+    return partition
+
+
+def shards(num_clients: int, shards_per_client: int = 2) -> Partitioner:
+    """Sorts by label, cuts into equal shards and deals each client a fixed number of them.
+
+    Args:
+      num_clients: number of clients n.
+      shards_per_client: s; a client sees about s labels when shards are smaller than classes.
+        `n * s <= N`.
+
+    Reference:
+      McMahan et al., "Communication-Efficient Learning of Deep Networks", arXiv 1602.05629.
+    """
+    check_whole(num_clients, "num_clients", "10 to 1000 is customary")
+    check_whole(shards_per_client, "shards_per_client", "2 gives most clients two labels")
+
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+        _check_samples(len(labels), num_clients, shards_per_client)
+        by_label = np.concatenate(_by_label(labels, rng))
+        pieces = np.array_split(by_label, num_clients * shards_per_client)
+        hands = rng.permutation(len(pieces)).reshape(num_clients, shards_per_client)
+        return [np.concatenate([pieces[p] for p in hand]) for hand in hands]
+
+    return partition
+
+
+def label_limited(num_clients: int, labels_per_client: int) -> Partitioner:
+    """Every client holds exactly k labels; labels have equally many holders, who share equally.
+
+    Args:
+      num_clients: number of clients n.
+      labels_per_client: k, at most the number of labels C; `n * k >= C`, or some label would have
+        no holder, and no label may have fewer samples than holders.
+    """
+    check_whole(num_clients, "num_clients", "10 to 1000 is customary")
+    check_whole(labels_per_client, "labels_per_client", "2 is the customary strong skew")
+
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+        per_label = _by_label(labels, rng)
+        num_labels = len(per_label)
+        require(
+            labels_per_client <= num_labels <= num_clients * labels_per_client,
+            f"labels_per_client = {labels_per_client} for {num_clients} clients",
+            f"must lie between {math.ceil(num_labels / num_clients)} and the {num_labels} labels",
+            "otherwise a client lacks labels or a label lacks clients",
+        )
+        holds = np.zeros((num_labels, num_clients), bool)
+        for client in rng.permutation(num_clients):  # takes the labels with the fewest holders
+            fewest = np.lexsort((rng.random(num_labels), holds.sum(axis=1)))
+            holds[fewest[:labels_per_client], client] = True
+        dealt = np.zeros((num_labels, num_clients), np.int64)
+        for label, samples in enumerate(per_label):
+            holders = np.flatnonzero(holds[label])
+            require(
+                len(samples) >= len(holders),
+                f"label number {label} has {len(samples)} samples for {len(holders)} clients",
+                "every holder must get at least 1",
+                "use fewer clients or fewer labels per client",
+            )
+            dealt[label, holders] = [len(p) for p in np.array_split(samples, len(holders))]
+        return _deal(per_label, dealt)
+
+    return partition
+
+
+def quantity_skew(num_clients: int, sigma: float, min_size: int = 1) -> Partitioner:
+    """Unequal sizes, i.i.d. labels: what `min_size` leaves is shared in log-normal proportions.
+
+    Args:
+      num_clients: number of clients n.
+      sigma: standard deviation of the logarithm of the share; 0 deals equally, 1 makes the 95th
+        percentile 27 times the 5th.
+      min_size: least number of samples of a client, `n * min_size <= N`.
+    """
+    check_whole(num_clients, "num_clients", "10 to 1000 is customary")
+    check_whole(min_size, "min_size", "a client without samples cannot train")
+    require(
+        is_finite(sigma) and 0 <= sigma <= 10,
+        f"sigma = {sigma!r}",
+        "must lie in 0..10",
+        "1 is strong quantity skew",
+    )
+
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+        _check_samples(len(labels), num_clients, min_size)
+        share = np.exp(sigma * rng.standard_normal(num_clients))
+        ends = np.cumsum(share / share.sum()) * (len(labels) - num_clients * min_size)
+        ends[-1] = len(labels) - num_clients * min_size
+        extra = np.diff(np.floor(ends).astype(np.int64), prepend=0)
+        return np.split(rng.permutation(len(labels)), np.cumsum(min_size + extra)[:-1])
+
+    return partition
+
+
+PARTITIONERS: dict[str, Callable[..., Partitioner]] = {
+    f.__name__: f for f in (iid, contiguous, dirichlet, shards, label_limited, quantity_skew)
+}
+
+
+def partitioner(name: str, num_clients: int, **options: Any) -> Partitioner:
+    """A partitioner by name, for configurations and command lines.
+
+    Args:
+      name: one of `PARTITIONERS`.
+      num_clients: number of clients n.
+      **options: those of the factory, e.g. `alpha`.
+
+    Raises:
+      InputError: for an unknown name or option, or a missing one.
+    """
+    require_known(name, PARTITIONERS, "partition")
+    factory = PARTITIONERS[name]
+    known = inspect.signature(factory).parameters
+    for option in options:
+        require_known(option, set(known) - {"num_clients"}, f"option of partition {name!r}")
+    for option, parameter in known.items():
+        require(
+            option == "num_clients"
+            or option in options
+            or parameter.default is not parameter.empty,
+            f"partition {name!r} without {option}",
+            "needs it",
+            f"give {option}=...",
+        )
+    return factory(num_clients, **options)
+
+
+def _by_label(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+    """Shuffled sample ids of every label that occurs, in the order of the labels."""
+    require(
+        labels.ndim == 1,
+        f"labels of shape {labels.shape}",
+        "sequences have no single label to skew by",
+        "use iid, contiguous, quantity_skew or natural clients",
+    )
+    shuffled = rng.permutation(len(labels))
+    _, count = np.unique(labels, return_counts=True)
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return np.split(by_label, np.cumsum(count)[:-1])
+
+
+def _dirichlet_counts(
+    totals: list[int], num_clients: int, alpha: float, balanced: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """int64[labels, n], samples of each label for each client; rows sum to `totals`."""
+    dealt = np.zeros((len(totals), num_clients), np.int64)
+    fair = sum(totals) / num_clients
+    for label, total in enumerate(totals):
+        # Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha), in logarithms: small alpha underflows
+        # otherwise, and an all-zero share would have no normalisation.
+        gamma = rng.standard_gamma(alpha + 1.0, num_clients)
+        log_share = np.log(gamma) - rng.standard_exponential(num_clients) / alpha
+        if balanced:
+            log_share[dealt.sum(axis=0) >= fair] = -np.inf
+        share = np.exp(log_share - log_share.max())
+        ends = np.cumsum(share / share.sum()) * total
+        last = np.flatnonzero(share)[-1]  # takes the remainder; clients after it have no share
+        ends[last:] = total
+        dealt[label] = np.diff(np.floor(ends).astype(np.int64), prepend=0)
+    return dealt
+
+
+def _deal(per_label: Parts, dealt: np.ndarray) -> Parts:
+    """Cuts every label's samples as `dealt` [labels, n] says and collects them by client."""
+    cut = [np.split(s, np.cumsum(row)[:-1]) for s, row in zip(per_label, dealt, strict=True)]
+    return [np.concatenate(parts) for parts in zip(*cut, strict=True)]
+
+
+def _fill_up(parts: Parts, min_size: int, rng: np.random.Generator) -> Parts:
+    """Moves random samples from the largest clients to those below `min_size`."""
+    sizes = np.asarray([len(part) for part in parts])
+    for client in np.flatnonzero(sizes < min_size):
+        while sizes[client] < min_size:
+            donor = int(np.argmax(sizes))
+            moved = int(min(min_size - sizes[client], sizes[donor] - min_size))
+            given = rng.permutation(parts[donor])
+            parts[client] = np.concatenate([parts[client], given[:moved]])
+            parts[donor] = given[moved:]
+            sizes[client] += moved
+            sizes[donor] -= moved
+    return parts
+
+
+def _check_samples(num_samples: int, num_clients: int, min_size: int) -> None:
+    require(
+        num_clients * min_size <= num_samples,
+        f"{num_clients} clients with at least {min_size} samples each",
+        f"need {num_clients * min_size} of the {num_samples} samples there are",
+        f"use at most {num_samples // min_size} clients, or ask for fewer samples per client",
+    )

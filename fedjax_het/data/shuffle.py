@@ -1,0 +1,54 @@
+"""A stateless permutation: position in, sample out, by arithmetic alone.
+
+Sorting or storing an order per client would cost memory and padding to the largest client. A block
+cipher on `{0, ..., n - 1}` gives every client its own order of every epoch from one key, for any n,
+at a cost that does not depend on n.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# A position is uniform but for a share of 2^-rounds of the coin sequences: one float32 rounding.
+_ROUNDS = 24
+
+
+def mix(h: Array) -> Array:
+    """Avalanche of uint32: every input bit flips every output bit with probability near 1/2."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
+    h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
+    return h ^ (h >> 16)
+
+
+def permute(position: Array, size: Array, key: Array) -> Array:
+    r"""Image of `position` under a pseudo-random permutation of `{0, ..., size - 1}`.
+
+    The swap-or-not shuffle: in round r every x is paired with `K_r - x (mod size)`, and a coin on
+    which both partners agree decides whether they change places,
+
+        x' = (K_r - x) mod size,    x <- x' if coin_r(max(x, x')) else x.
+
+    Every round is an involution, so the whole is a bijection for every `size`.
+
+    Args:
+      position: int32[...], each in `[0, size)`.
+      size: int32 scalar >= 1, may be traced.
+      key: typed PRNG key that selects the permutation.
+
+    Returns:
+      int32[...], same shape as `position`.
+
+    Reference:
+      Hoang, Morris and Rogaway, "An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012.
+    """
+    bits = jax.random.bits(key, (2, _ROUNDS), jnp.uint32)
+    n = jnp.asarray(size).astype(jnp.uint32)
+    pivots, salts = bits[0] % n, bits[1]
+    x = position.astype(jnp.uint32)
+    for r in range(_ROUNDS):
+        pivot = pivots[r]
+        partner = jnp.where(pivot >= x, pivot - x, pivot + (n - x))
+        coin = mix(jnp.maximum(x, partner) ^ salts[r]) & 1
+        x = jnp.where(coin == 1, partner, x)
+    return x.astype(jnp.int32)

@@ -1,0 +1,56 @@
+"""Data sets by name: `load("mnist", data_dir)`.
+
+Files are looked for in `data_dir/<name>/` and in `data_dir` itself; `data_dir` defaults to the
+environment variable `FEDJAX_HET_DATA`. Nothing is downloaded and nothing is unpickled; contents are
+held to their published SHA-256.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from fedjax_het.data.sources.audio import speech_commands
+from fedjax_het.data.sources.files import DataDir
+from fedjax_het.data.sources.images import cifar10, digits, fashion_mnist, femnist, mnist, quickdraw
+from fedjax_het.data.sources.raw import RawData
+from fedjax_het.data.sources.text import shakespeare, tinyshakespeare
+from fedjax_het.data.sources.tfds import tfds
+from fedjax_het.errors import require_known
+
+SOURCES: dict[str, Callable[..., RawData]] = {
+    f.__name__: f
+    for f in (
+        cifar10,
+        digits,
+        fashion_mnist,
+        femnist,
+        mnist,
+        quickdraw,
+        shakespeare,
+        speech_commands,
+        tfds,
+        tinyshakespeare,
+    )
+}
+
+
+def load(name: str, data_dir: DataDir = None, **options: Any) -> RawData:
+    """Reads a data set.
+
+    Args:
+      name: one of `SOURCES`.
+      data_dir: directory with the files; default the environment variable `FEDJAX_HET_DATA`.
+      **options: those of the source, e.g. `window` for text.
+
+    Raises:
+      InputError: for an unknown name or option, and for missing, truncated or altered files.
+    """
+    require_known(name, SOURCES, "data set")
+    source = SOURCES[name]
+    known = set(inspect.signature(source).parameters) - {"data_dir"}
+    for option in options:
+        require_known(option, known, f"option of data set {name!r}")
+    return source(data_dir, **options)
+
+
+__all__ = ["SOURCES", "RawData", "load"]

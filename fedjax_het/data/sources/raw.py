@@ -1,0 +1,36 @@
+"""What every source returns: samples, labels and, where nature provides them, owners."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedjax_het.data.federated import Normalise
+
+
+@dataclass(frozen=True, eq=False)
+class RawData:
+    """A data set before it is dealt to clients.
+
+    Attributes:
+      name: of the source.
+      x: [N, ...] in storage dtype (uint8 pixels, int16 audio, float32 features, int32 tokens).
+      y: int32[N], or int32[N, T] for sequences.
+      test_x: held-out inputs, like `x`.
+      test_y: their labels, like `y`.
+      num_classes: number of labels, or symbols.
+      normalise: customary (mean, std) of the scaled training inputs, or None.
+      classes: names of the labels, or None.
+      clients: natural owner of each training sample (ids of any type), or None.
+      test_clients: natural owner of each test sample, or None.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+    num_classes: int
+    normalise: Normalise | None = None
+    classes: tuple[str, ...] | None = None
+    clients: np.ndarray | None = None
+    test_clients: np.ndarray | None = None
