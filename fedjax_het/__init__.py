@@ -1,0 +1,19 @@
+"""Federated learning on unequal devices: whole cohorts in one XLA program, on one virtual clock."""
+
+from fedjax_het import algorithms, data, fleet, models, report
+from fedjax_het.errors import InputError
+from fedjax_het.problem import Problem
+from fedjax_het.simulation import Options, Result, simulate
+
+__all__ = [
+    "InputError",
+    "Options",
+    "Problem",
+    "Result",
+    "algorithms",
+    "data",
+    "fleet",
+    "models",
+    "report",
+    "simulate",
+]

@@ -174,6 +174,7 @@ class Simulation:
         self._variables = problem.model.init(init_key)
         self._state = algorithm.init(self._variables, state_key)
         self._step, self._now_s, self._next_eval_s = 0, 0.0, 0.0
+        self._accuracy = 0.0
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
         identity = {**config, "identity": self._identity()}
         workdir = None if options.workdir is None else Path(options.workdir)
@@ -205,14 +206,12 @@ class Simulation:
         if not self._resume():
             self._journal.begin({})
             self._record({"step": 0}, [], evaluate=True)
-        stopped = False
         with tqdm(
             total=options.rounds, initial=self._step, disable=None, unit="round", desc=self._name
         ) as bar:
-            while self._step < options.rounds and not stopped:
-                stopped = self._round()
-                saved = self._step % options.checkpoint_every == 0
-                if saved or stopped or self._step == options.rounds:
+            while not self._done():
+                self._round()
+                if self._done() or self._step % options.checkpoint_every == 0:
                     self._save()
                 bar.update()
         targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
@@ -232,17 +231,24 @@ class Simulation:
 
     # ---- one server step ---------------------------------------------------------------------
 
-    def _round(self) -> bool:
-        """One server step; returns whether the run may stop."""
-        round, options, algorithm = self._step, self._options, self._algorithm
+    def _done(self) -> bool:
+        options = self._options
+        reached = options.target is not None and self._accuracy >= options.target
+        return reached or self._out_of_time()
+
+    def _out_of_time(self) -> bool:
+        return self._step >= self._options.rounds or self._now_s >= self._options.max_virtual_s
+
+    def _round(self) -> None:
+        round, algorithm = self._step, self._algorithm
         key = jax.random.fold_in(self._round_key, round)
-        clients, start_s = self._sample(np.random.default_rng([options.seed, round, 0]))
+        clients, start_s = self._sample(np.random.default_rng([self._options.seed, round, 0]))
         situation = Situation(
             round=round,
             now_s=start_s,
             clients=clients,
             key=key,
-            rng=np.random.default_rng([options.seed, round, 1]),
+            rng=np.random.default_rng([self._options.seed, round, 1]),
         )
         plan, self._state = algorithm.plan(self._state, self._variables, situation)
         flight = dispatch(plan, start_s, round)
@@ -252,13 +258,8 @@ class Simulation:
         self._step += 1
         last = self._problem.model.num_blocks - 1
         rows = client_rows(self._step, flight, closing, plan, last, outcome)
-        over = self._now_s >= options.max_virtual_s or self._step == options.rounds
-        accuracy = self._record(
-            {"step": self._step, **step_row(rows), "info": info}, rows, evaluate=self._due() or over
-        )
-        if options.target is None or accuracy is None:
-            return over
-        return over or accuracy >= options.target
+        metrics = {"step": self._step, **step_row(rows), "info": info}
+        self._record(metrics, rows, evaluate=self._due() or self._out_of_time())
 
     def _sample(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """The cohort, ascending ids, and the time at which all of it is available."""
@@ -324,9 +325,12 @@ class Simulation:
 
     def _record(
         self, row: dict[str, Any], clients: list[dict[str, Any]], *, evaluate: bool
-    ) -> float | None:
-        """Writes a step's rows; returns the accuracy if it was evaluated."""
-        measured = self._evaluate(self._variables) if evaluate else {}
+    ) -> None:
+        """Evaluates if it is time, and writes the step's rows."""
+        measured = {}
+        if evaluate:
+            measured = self._evaluate(self._variables)
+            self._accuracy = measured["accuracy"]
         metrics = {
             "step": row["step"],
             "virtual_s": self._now_s,
@@ -338,7 +342,6 @@ class Simulation:
         self._journal.write(metrics, clients)
         if self._tensorboard is not None:
             self._tensorboard.write(metrics)
-        return measured.get("accuracy")
 
     def _walls(self) -> dict[str, float]:
         """Wall seconds so far, compilation apart."""
@@ -356,6 +359,7 @@ class Simulation:
             "step": self._step,
             "now_s": self._now_s,
             "next_eval_s": self._next_eval_s,
+            "accuracy": self._accuracy,
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
             "config": self._config,
@@ -372,7 +376,7 @@ class Simulation:
             return False
         (self._variables, self._state), meta = found
         self._step, self._now_s = meta["step"], meta["now_s"]
-        self._next_eval_s = meta["next_eval_s"]
+        self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
         self._earlier = {name: meta[name] for name in self._earlier}
         self._journal.begin(meta["offsets"], meta["totals"])
         return True

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import optax
 
-from fedjax_het.algorithm import Plan, PyTree, Report, Situation, Variables
+from fedjax_het.algorithm import Plan, PyTree, Report, Situation, Timing, Variables
 from fedjax_het.client import LocalUpdate, local_training
 from fedjax_het.errors import require, require_known
 from fedjax_het.fleet.cost import price
 from fedjax_het.masks import Route
+from fedjax_het.models.base import BlockModel
 from fedjax_het.problem import Problem
 
 
@@ -97,12 +98,23 @@ class Training:
         )
         return k
 
-    def local_update(self, problem: Problem, proximal: float = 0.0) -> LocalUpdate:
-        """Masked SGD on the problem's model and data; `proximal` is FedProx's mu."""
+    def local_update(
+        self, problem: Problem, *, proximal: float = 0.0, model: BlockModel | None = None
+    ) -> LocalUpdate:
+        """Masked SGD on the problem's data.
+
+        Args:
+          problem: model, data and fleet.
+          proximal: FedProx's mu.
+          model: trains this network in place of the problem's, with the same parameters.
+        """
         room = min(self.batch_size, int(np.max(problem.data.sizes)))
-        optimizer = optax.sgd(self.learning_rate, self.momentum or None)
         return local_training(
-            problem.model, problem.data.pipeline, optimizer, max_batch=room, proximal=proximal
+            problem.model if model is None else model,
+            problem.data.pipeline,
+            optax.sgd(self.learning_rate, self.momentum or None),
+            max_batch=room,
+            proximal=proximal,
         )
 
 
@@ -115,6 +127,7 @@ def plan_tasks(
     rows: PyTree = None,
     learning_rate_scale: float = 1.0,
     deadline_s: float = float("inf"),
+    timing: Timing | None = None,
 ) -> Plan:
     """Prices the cohort's tasks: block `first` and all deeper ones train, the rest runs forward.
 
@@ -126,6 +139,7 @@ def plan_tasks(
       rows: see `Plan.rows`.
       learning_rate_scale: see `Plan`.
       deadline_s: see `Plan`.
+      timing: prices of the tasks; None prices the suffix that starts at `first`.
     """
     clients = situation.clients
     k = len(clients)
@@ -133,16 +147,17 @@ def plan_tasks(
     steps = training.steps(sizes)
     last = problem.model.num_blocks - 1
     first = np.broadcast_to(np.asarray(first, np.int64), (k,))
-    timing = price(
-        problem.cost,
-        problem.fleet,
-        clients,
-        first,
-        np.full(k, last),
-        training.samples(sizes, steps),
-        situation.now_s,
-        situation.rng,
-    )
+    if timing is None:
+        timing = price(
+            problem.cost,
+            problem.fleet,
+            clients,
+            first,
+            np.full(k, last),
+            training.samples(sizes, steps),
+            situation.now_s,
+            situation.rng,
+        )
     by_samples = training.weighting == "samples"
     return Plan(
         clients=clients,

@@ -43,7 +43,7 @@ def full_model(
         init=common.stateless,
         plan=plan,
         mask=None,
-        local=training.local_update(problem, proximal),
+        local=training.local_update(problem, proximal=proximal),
         merge=masked_mean(),
         update=common.replace,
         pace=pace,

@@ -1,6 +1,7 @@
 """FedAvg with an optimiser on the server: FedAvgM, FedAdam, FedYogi and whatever optax offers."""
 
-from typing import Any, Literal
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,55 +11,11 @@ from fedjax_het.algorithm import Algorithm, PyTree, Report, Variables
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import full_model
 from fedjax_het.clock import barrier
-from fedjax_het.errors import require
+from fedjax_het.errors import require, require_known
 from fedjax_het.problem import Problem
 
-
-def fedopt(
-    problem: Problem,
-    *,
-    server_optimizer: optax.GradientTransformation,
-    name: str = "fedopt",
-    **training: Any,
-) -> Algorithm:
-    r"""FedAvg whose server hands $-\Delta$ to an optax optimiser as if it were a gradient.
-
-    `optax.sgd(1.0)` is FedAvg; `optax.sgd(1.0, momentum=0.9)` is FedAvgM. Running statistics are
-    plainly averaged.
-
-    Args:
-      problem: model, data and fleet.
-      server_optimizer: the server's optax transformation.
-      name: for records.
-      **training: see `Training`.
-
-    References:
-      Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithm 1.
-    """
-
-    def init(variables: Variables, key: jax.Array) -> PyTree:
-        del key
-        return server_optimizer.init(variables.params)
-
-    @jax.jit
-    def step(state: PyTree, old: PyTree, merged: PyTree) -> tuple[PyTree, PyTree]:
-        pseudo_gradient = jax.tree.map(jnp.subtract, old, merged)
-        updates, state = server_optimizer.update(pseudo_gradient, state, old)
-        return state, optax.apply_updates(old, updates)
-
-    def update(
-        state: PyTree, variables: Variables, merged: Variables, report: Report
-    ) -> tuple[PyTree, Variables, dict[str, Any]]:
-        del report
-        state, params = step(state, variables.params, merged.params)
-        return state, Variables(params, merged.stats), {}
-
-    base = full_model(name, problem, Training.parse(training), pace=barrier())
-    return base._replace(init=init, update=update)
-
-
 def scale_by_fedopt(
-    moment: Literal["yogi", "adam"], b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+    moment: str, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     r"""The adaptive server steps of Reddi et al., as an optax transformation.
 
@@ -69,7 +26,7 @@ def scale_by_fedopt(
     paper does not, and its default step sizes assume so.
 
     Args:
-      moment: which second moment.
+      moment: which second moment, "yogi" or "adam".
       b1: decay of the first moment.
       b2: decay of the second moment.
       tau: adaptivity; large values approach plain server momentum.
@@ -77,6 +34,7 @@ def scale_by_fedopt(
     References:
       Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithm 2.
     """
+    require_known(moment, ("yogi", "adam"), "server_optimizer")
     require(tau > 0, f"tau = {tau}", "must be positive", "try 0.001")
     for label, value in (("b1", b1), ("b2", b2)):
         require(0 <= value < 1, f"{label} = {value}", "must lie in [0, 1)", "try 0.9 and 0.99")
@@ -99,66 +57,68 @@ def scale_by_fedopt(
     return optax.GradientTransformation(init, update)
 
 
-def _adaptive(
+def fedopt(
     problem: Problem,
-    moment: Literal["yogi", "adam"],
-    server_learning_rate: float,
-    b1: float,
-    b2: float,
-    tau: float,
-    training: dict[str, Any],
+    *,
+    server_optimizer: str | optax.GradientTransformation,
+    server_learning_rate: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    **training: Any,
 ) -> Algorithm:
+    r"""FedAvg whose server hands $-\Delta$ to an optimiser as if it were a gradient.
+
+    Running statistics are plainly averaged.
+
+    Args:
+      problem: model, data and fleet.
+      server_optimizer: "yogi" or "adam" for FedYogi and FedAdam, or any optax transformation, which
+        brings its own step: `optax.sgd(1.0)` is FedAvg, `optax.sgd(1.0, momentum=0.9)` FedAvgM.
+      server_learning_rate: the adaptive server's step.
+      b1: decay of its first moment; see `scale_by_fedopt`.
+      b2: decay of its second moment.
+      tau: its adaptivity.
+      **training: see `Training`.
+
+    References:
+      Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithms 1 and 2.
+    """
     require(
         server_learning_rate > 0,
         f"server_learning_rate = {server_learning_rate}",
         "must be positive",
         "try 0.01",
     )
-    server = optax.chain(
-        scale_by_fedopt(moment, b1, b2, tau), optax.scale_by_learning_rate(server_learning_rate)
-    )
-    return fedopt(problem, server_optimizer=server, name=f"fed{moment}", **training)
+    if isinstance(server_optimizer, str):
+        name = f"fed{server_optimizer}"
+        server = optax.chain(
+            scale_by_fedopt(server_optimizer, b1, b2, tau),
+            optax.scale_by_learning_rate(server_learning_rate),
+        )
+    else:
+        name, server = "fedopt", server_optimizer
+
+    def init(variables: Variables, key: jax.Array) -> PyTree:
+        del key
+        return server.init(variables.params)
+
+    @jax.jit
+    def step(state: PyTree, old: PyTree, merged: PyTree) -> tuple[PyTree, PyTree]:
+        pseudo_gradient = jax.tree.map(jnp.subtract, old, merged)
+        updates, state = server.update(pseudo_gradient, state, old)
+        return state, optax.apply_updates(old, updates)
+
+    def update(
+        state: PyTree, variables: Variables, merged: Variables, report: Report
+    ) -> tuple[PyTree, Variables, dict[str, Any]]:
+        del report
+        state, params = step(state, variables.params, merged.params)
+        return state, Variables(params, merged.stats), {}
+
+    base = full_model(name, problem, Training.parse(training), pace=barrier())
+    return base._replace(init=init, update=update)
 
 
-def fedyogi(
-    problem: Problem,
-    *,
-    server_learning_rate: float = 0.01,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    tau: float = 1e-3,
-    **training: Any,
-) -> Algorithm:
-    """FedYogi: the sign-controlled second moment on the server; see `scale_by_fedopt`.
-
-    Args:
-      problem: model, data and fleet.
-      server_learning_rate: the server's step.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      tau: adaptivity.
-      **training: see `Training`.
-    """
-    return _adaptive(problem, "yogi", server_learning_rate, b1, b2, tau, training)
-
-
-def fedadam(
-    problem: Problem,
-    *,
-    server_learning_rate: float = 0.01,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    tau: float = 1e-3,
-    **training: Any,
-) -> Algorithm:
-    """FedAdam: Adam on the server, without bias correction; see `scale_by_fedopt`.
-
-    Args:
-      problem: model, data and fleet.
-      server_learning_rate: the server's step.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      tau: adaptivity.
-      **training: see `Training`.
-    """
-    return _adaptive(problem, "adam", server_learning_rate, b1, b2, tau, training)
+fedyogi = functools.partial(fedopt, server_optimizer="yogi")
+fedadam = functools.partial(fedopt, server_optimizer="adam")

@@ -1,0 +1,291 @@
+"""FedDrop: every device trains a fresh random sub-network, thinned to what it can afford."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import brentq
+
+from fedjax_het.aggregation import masked_mean
+from fedjax_het.algorithm import Algorithm, ClientResult, Plan, PyTree, Situation, Task, Variables
+from fedjax_het.algorithms import common
+from fedjax_het.algorithms.common import Training
+from fedjax_het.clock import barrier
+from fedjax_het.data.batches import DeviceData
+from fedjax_het.errors import require, require_known
+from fedjax_het.masks import Route
+from fedjax_het.models.base import Block, BlockModel
+from fedjax_het.problem import Problem
+
+# Rates above this leave about one unit in a hundred: no device is asked to train less.
+MAX_RATE = 0.99
+
+
+class ThinCost(NamedTuple):
+    """Prices of a network whose hidden units are kept with probability (or in share) `keep`.
+
+    A contraction between two thinned layers costs `keep_in * keep_out` of the full one; biases and
+    norms shrink with their own layer only.
+
+    Attributes:
+      forward_flops, input_grad_flops, weight_grad_flops: float64[L], full prices per sample.
+      matrix_bytes: float64[L], tensors of two or more axes.
+      vector_bytes: float64[L], the others.
+    """
+
+    forward_flops: np.ndarray
+    input_grad_flops: np.ndarray
+    weight_grad_flops: np.ndarray
+    matrix_bytes: np.ndarray
+    vector_bytes: np.ndarray
+
+    def step_flops(self, keep: np.ndarray) -> np.ndarray:
+        """FLOPs per sample of a training step.
+
+        Args:
+          keep: float64[..., L], kept share of each block's output units (1 for the last block).
+        """
+        flops = self.forward_flops + self.input_grad_flops + self.weight_grad_flops
+        flops = flops - np.eye(len(flops))[0] * self.input_grad_flops
+        return np.sum(flops * _inputs(keep) * keep, axis=-1)
+
+    def bytes(self, keep: np.ndarray) -> np.ndarray:
+        """Bytes of the sub-network's parameters; `keep` as in `step_flops`."""
+        matrices = self.matrix_bytes * _inputs(keep) * keep
+        return np.sum(matrices + self.vector_bytes * keep, axis=-1)
+
+
+def _inputs(keep: np.ndarray) -> np.ndarray:
+    """Kept share of each block's input units: the outputs of the block before it."""
+    return np.concatenate([np.ones_like(keep[..., :1]), keep[..., :-1]], axis=-1)
+
+
+def thin_cost(problem: Problem) -> ThinCost:
+    """The prices of the problem's model, split by how they shrink."""
+    shapes = jax.eval_shape(problem.model.init, jax.random.key(0)).params["blocks"]
+
+    def total(block: PyTree, matrices: bool) -> float:
+        leaves = [x for x in jax.tree.leaves(block) if (x.ndim >= 2) == matrices]
+        return float(sum(x.size * x.dtype.itemsize for x in leaves))
+
+    cost = problem.cost
+    return ThinCost(
+        cost.forward_flops,
+        cost.input_grad_flops,
+        cost.weight_grad_flops,
+        np.asarray([total(block, True) for block in shapes]),
+        np.asarray([total(block, False) for block in shapes]),
+    )
+
+
+def capacity_rate(cost: ThinCost, dropped: np.ndarray, capacity: float) -> float:
+    """The smallest dropout rate p whose expected sub-network costs `capacity` of the full one.
+
+    Args:
+      cost: prices.
+      dropped: bool[L], the blocks whose output units are dropped.
+      capacity: kappa, share of the full training cost.
+
+    Returns:
+      p in [0, MAX_RATE]; MAX_RATE where no rate is enough.
+    """
+
+    def excess(rate: float) -> float:
+        share = cost.step_flops(np.where(dropped, 1.0 - rate, 1.0))
+        return float(share / cost.step_flops(np.ones(len(dropped))) - capacity)
+
+    if excess(0.0) <= 1e-12:
+        return 0.0
+    if excess(MAX_RATE) >= 0:
+        return MAX_RATE
+    return float(brentq(excess, 0.0, MAX_RATE, xtol=1e-12))
+
+
+def latency_rate(latency_s: float, fixed_s: float, scaled_s: float) -> float:
+    r"""The smallest p that meets a round latency: $T_{fix} + (1-p)^2 T_{scaled} \le T$.
+
+    Args:
+      latency_s: T.
+      fixed_s: time of the layers that are never thinned (the paper: convolutions).
+      scaled_s: time of the fully connected layers at full width.
+
+    Returns:
+      p in [0, 1); `InputError` if T does not exceed the fixed part.
+    """
+    require(
+        latency_s > fixed_s,
+        f"latency_s = {latency_s}",
+        f"must exceed the {fixed_s:.6g} s of the layers that are never thinned",
+        "allow more time",
+    )
+    if latency_s >= fixed_s + scaled_s:
+        return 0.0
+    return 1.0 - float(np.sqrt((latency_s - fixed_s) / scaled_s))
+
+
+def thinned(model: BlockModel, factors: PyTree) -> BlockModel:
+    """The model with the output units of its blocks multiplied by `factors`.
+
+    Args:
+      model: L blocks.
+      factors: dictionary from block index (as text) to float32[channels]: 0 drops a unit, 1/(1-p)
+        keeps it at the scale it has in evaluation (inverted dropout).
+    """
+
+    def scaled(block: Block, factor: jax.Array) -> Block:
+        def apply(params: PyTree, stats: PyTree, x: jax.Array, **mode: Any) -> Any:
+            y, stats = block.apply(params, stats, x, **mode)
+            return y * jnp.broadcast_to(factor, y.shape).astype(y.dtype), stats
+
+        return block._replace(apply=apply)
+
+    blocks = tuple(
+        scaled(block, factors[str(b)]) if str(b) in factors else block
+        for b, block in enumerate(model.blocks)
+    )
+    return dataclasses.replace(model, blocks=blocks)
+
+
+def feddrop(
+    problem: Problem,
+    *,
+    scope: str = "all_hidden",
+    capacity: np.ndarray | None = None,
+    latency_s: float | None = None,
+    **training: Any,
+) -> Algorithm:
+    r"""Federated dropout at a rate per device: random thin sub-networks, drawn anew every round.
+
+    Hidden unit j is kept with probability $1 - p_k$ and then scaled by $1/(1-p_k)$; dropped units
+    have no gradient, so the server completes every sub-network with the old values and averages all
+    clients: $w \leftarrow w - \sum_k \rho_k (m_k \odot \Delta_k)$. With all $p_k = 0$ it is FedAvg.
+
+    The clock charges the FLOPs and bytes of the sub-network that was really drawn; the computation
+    itself runs at full width with zeros, so it costs as much wall time as FedAvg.
+
+    Args:
+      problem: model, data and fleet.
+      scope: "all_hidden" thins every block but the last; "fc" only those whose output is a vector.
+      capacity: kappa per client, share of the full training cost it affords; None takes the speed
+        relative to the fastest device.
+      latency_s: choose rates by a round latency instead of a FLOP budget (compute and both
+        transfers of the thinned layers scale with (1-p)^2); needs scope "fc".
+      **training: see `Training`.
+
+    References:
+      Wen, Jeon and Huang, *Federated Dropout: A Simple Approach for Enabling Federated Learning on
+      Resource Constrained Devices*, IEEE WCL 2022 (arXiv 2109.15258). Budgets in FLOPs and the
+      merge rule are our reading.
+    """
+    options = Training.parse(training)
+    require_known(scope, ("all_hidden", "fc"), "scope")
+    require(
+        latency_s is None or (scope == "fc" and capacity is None),
+        f"latency_s = {latency_s} with scope = {scope!r}",
+        "the latency rule is that of thinned fully connected layers",
+        "set scope='fc' and leave capacity out",
+    )
+    common.require_memory(problem, options, 0)
+    model = problem.model
+    shapes = model.activation_shapes(1)
+    dropped = np.asarray([len(s.shape) == 2 or scope == "all_hidden" for s in shapes])
+    dropped[-1] = False
+    require(
+        bool(dropped.any()),
+        f"model {model.name!r} with scope = {scope!r}",
+        "has no hidden layer to thin",
+        "use a model with hidden layers, or scope='all_hidden'",
+    )
+    cost = thin_cost(problem)
+    rates = (
+        _capacity_rates(problem, cost, dropped, capacity)
+        if latency_s is None
+        else _latency_rates(problem, options, cost, dropped, latency_s)
+    )
+
+    @jax.jit
+    def draw(key: jax.Array, clients: jax.Array, keep: jax.Array) -> dict[str, jax.Array]:
+        def one(client: jax.Array, keep: jax.Array) -> dict[str, jax.Array]:
+            own = jax.random.fold_in(key, client)
+            return {
+                str(b): jax.random.bernoulli(jax.random.fold_in(own, b), keep, shapes[b].shape[-1:])
+                for b in np.flatnonzero(dropped).tolist()
+            }
+
+        return jax.vmap(one)(clients, keep)
+
+    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
+        del variables
+        clients = situation.clients
+        keep = (1.0 - rates[clients]).astype(np.float32)
+        kept = jax.device_get(draw(situation.key, jnp.asarray(clients, jnp.int32), keep))
+        shares = np.ones((len(clients), model.num_blocks))
+        for b, units in kept.items():
+            shares[:, int(b)] = np.mean(units, axis=1)
+        sizes = problem.data.sizes[clients]
+        moved = np.ceil(cost.bytes(shares))
+        timing = problem.fleet.timing(
+            clients,
+            cost.step_flops(shares) * options.samples(sizes, options.steps(sizes)),
+            moved,
+            moved,
+            situation.now_s,
+            situation.rng,
+        )
+        factors = {b: units / keep[:, None] for b, units in kept.items()}
+        return common.plan_tasks(problem, options, situation, rows=factors, timing=timing), state
+
+    def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
+        train = options.local_update(problem, model=thinned(model, task.row))
+        return train(route, start, data, task)
+
+    return Algorithm(
+        name="feddrop",
+        init=common.stateless,
+        plan=plan,
+        mask=None,
+        local=local,
+        merge=masked_mean(),
+        update=common.replace,
+        pace=barrier(),
+        cohort_size=options.cohort_size(problem),
+    )
+
+
+def _capacity_rates(
+    problem: Problem, cost: ThinCost, dropped: np.ndarray, capacity: np.ndarray | None
+) -> np.ndarray:
+    speed = problem.fleet.flops_per_s / np.max(problem.fleet.flops_per_s)
+    kappa = speed if capacity is None else np.asarray(capacity, np.float64)
+    require(
+        kappa.shape == speed.shape and bool(np.all((kappa > 0) & (kappa <= 1))),
+        f"capacity of shape {kappa.shape} from {np.min(kappa)} to {np.max(kappa)}",
+        f"must be one value in (0, 1] for each of the {len(speed)} clients",
+        "divide the devices' speeds by the speed that affords the full model",
+    )
+    values, index = np.unique(kappa, return_inverse=True)
+    return np.asarray([capacity_rate(cost, dropped, value) for value in values])[index]
+
+
+def _latency_rates(
+    problem: Problem, options: Training, cost: ThinCost, dropped: np.ndarray, latency_s: float
+) -> np.ndarray:
+    """Rates per client from the time of the layers before the first thinned unit, and the rest."""
+    sizes = problem.data.sizes
+    samples = options.samples(sizes, options.steps(sizes))
+    scaled = np.arange(len(dropped)) >= np.flatnonzero(dropped)[0]
+    every = cost.forward_flops + cost.input_grad_flops + cost.weight_grad_flops
+    sent = cost.matrix_bytes + cost.vector_bytes
+
+    def seconds(part: np.ndarray) -> np.ndarray:
+        fleet = problem.fleet
+        links = 1.0 / fleet.downlink_bytes_per_s + 1.0 / fleet.uplink_bytes_per_s
+        flops = np.sum(every[part])
+        return samples * flops / fleet.flops_per_s + np.sum(sent[part]) * links
+
+    fixed_s, scaled_s = seconds(~scaled), seconds(scaled)
+    return np.asarray(
+        [latency_rate(latency_s, float(a), float(b)) for a, b in zip(fixed_s, scaled_s)]
+    )

@@ -1,0 +1,155 @@
+"""The command line, `fedjax-het train|compare|profile|report`; `launch/` calls the same.
+
+Input errors end a program with one line and exit status 2; anything else is a fault and keeps its
+traceback.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from fedjax_het.errors import InputError, require_known
+
+
+def _config_flag(flag_values: flags.FlagValues) -> None:
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "File with get_config(); its options are set as --config.section.option=value.",
+        lock_config=False,
+        accept_new_attributes=True,
+        flag_values=flag_values,
+    )
+    flags.mark_flag_as_required("config", flag_values)
+
+
+def _run(program: Callable[[flags.FlagValues], None], define: Callable[[Any], None]) -> None:
+    define(flags.FLAGS)
+
+    def main(argv: list[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise InputError(f"argument {argv[1]!r}: is not a flag; write --name=value")
+            program(flags.FLAGS)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(main)
+
+
+def train() -> None:
+    """Runs one configuration: `--config=FILE [--config.run.rounds=50 ...] --workdir=DIR`."""
+
+    def define(flag_values: flags.FlagValues) -> None:
+        _config_flag(flag_values)
+        flags.DEFINE_string("workdir", None, "Where records, checkpoints and report go.")
+        flags.mark_flag_as_required("workdir", flag_values)
+
+    def program(values: flags.FlagValues) -> None:
+        from fedjax_het import experiment
+
+        problem = experiment.build_problem(experiment.plain(values.config))
+        settings = experiment.resolve(experiment.plain(values.config), problem)
+        print(json.dumps(settings, indent=2, default=str), flush=True)
+        result = experiment.train(values.config, values.workdir, problem)
+        print(_outcome(result.record.summary, values.workdir))
+
+    _run(program, define)
+
+
+def _outcome(summary: dict[str, Any], workdir: str) -> str:
+    lines = [
+        f"{summary['name']}: {summary['steps']} rounds, {summary['virtual_s']:.4g} virtual s, "
+        f"{summary['wall_s']:.1f} s wall and {summary['compile_s']:.1f} s compiling",
+        f"test accuracy {summary['final_accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
+    ]
+    for target in summary["targets"]:
+        when = target["virtual_s"]
+        reached = "not reached" if when is None else f"after {when:.4g} virtual s"
+        lines.append(f"  {100 * target['accuracy']:g} %: {reached}")
+    return "\n".join([*lines, f"report: {workdir}/report.html"])
+
+
+def compare() -> None:
+    """Runs methods and seeds side by side: `--config=FILE [--more=FILE,...] [--seeds=0,1,2]`."""
+
+    def define(flag_values: flags.FlagValues) -> None:
+        _config_flag(flag_values)
+        flags.DEFINE_list("more", [], "Further configuration files on the same data and fleet.")
+        flags.DEFINE_list("seeds", None, "Seeds, in place of those of the configuration.")
+        flags.DEFINE_string("workdir", None, "Where the runs and the comparison go.")
+        flags.mark_flag_as_required("workdir", flag_values)
+
+    def program(values: flags.FlagValues) -> None:
+        from fedjax_het import experiment
+
+        configs = [values.config, *(experiment.load_config(path) for path in values.more)]
+        try:
+            seeds = None if values.seeds is None else [int(seed) for seed in values.seeds]
+        except ValueError as error:
+            raise InputError(
+                f"--seeds={','.join(values.seeds)}: must be whole numbers; write --seeds=0,1,2"
+            ) from error
+        result = experiment.compare(configs, values.workdir, seeds)
+        print(f"\n{result.headline}\n\n{result.table()}\n\nreport: {values.workdir}/report.html")
+
+    _run(program, define)
+
+
+def profile() -> None:
+    """Prints the cost table of a configuration's model, analytic beside measured."""
+
+    def define(flag_values: flags.FlagValues) -> None:
+        _config_flag(flag_values)
+        flags.DEFINE_integer("batch", 32, "Samples per measured step.", lower_bound=1)
+        flags.DEFINE_bool("measure", True, "Also time every block on this machine.")
+        flags.DEFINE_string("out", None, "Save the measured profile here, as JSON.")
+
+    def program(values: flags.FlagValues) -> None:
+        from fedjax_het import experiment
+        from fedjax_het.fleet import profile as profiles
+
+        problem = experiment.build_problem(experiment.plain(values.config))
+        measured = profiles.measure(problem.model, values.batch) if values.measure else None
+        print(profiles.format_table(problem.cost, measured))
+        if values.out:
+            if measured is None:
+                raise InputError("--out without a measurement: nothing to save; drop --nomeasure")
+            measured.save(values.out)
+
+    _run(program, define)
+
+
+def report() -> None:
+    """Rebuilds the page of a run or comparison: `--workdir=DIR`."""
+
+    def define(flag_values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "Directory that train or compare wrote to.")
+        flags.mark_flag_as_required("workdir", flag_values)
+
+    def program(values: flags.FlagValues) -> None:
+        from fedjax_het import experiment
+
+        print(experiment.report(values.workdir))
+
+    _run(program, define)
+
+
+COMMANDS = {f.__name__: f for f in (train, compare, profile, report)}
+
+
+def main() -> None:
+    """Entry point of `fedjax-het`."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    try:
+        require_known(command, COMMANDS, "command")
+    except InputError as error:
+        print(f"usage: fedjax-het {'|'.join(COMMANDS)} --help\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"fedjax-het {command}", *sys.argv[2:]]
+    COMMANDS[command]()
