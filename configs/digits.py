@@ -1,5 +1,8 @@
 """FedAvg against FedPMT on non-IID digits and three device speeds: the demo.
 
+30 clients hold the 1,437 training digits of scikit-learn (Dirichlet 0.5) on devices of speed 0.35,
+0.73 and 1, which afford 1, 3 and 4 of the network's 4 layers. Both methods get the same virtual time.
+
 Command:   make demo   (or: python -m launch.compare --config=configs/digits.py --workdir=runs/demo)
 """
 
@@ -15,14 +18,18 @@ def get_config() -> ConfigDict:
                 "partition": {"name": "dirichlet", "alpha": 0.5, "min_size": 10},
                 "seed": 0,
             },
-            "model": {"name": "mlp", "hidden": (64, 64, 64)},
-            "fleet": {"name": "speed_groups", "relative_speeds": (0.34, 0.71, 1.0)},
-            "algorithm": {"name": "fedavg", "learning_rate": 0.1, "batch_size": 16, "epochs": 1},
-            "run": {"rounds": 100, "eval_every": 1, "seed": 0},
+            "model": {"name": "cifar_cnn"},
+            "fleet": {
+                "name": "speed_groups",
+                "relative_speeds": (0.35, 0.73, 1.0),
+                "base_flops_per_s": 5e8,
+            },
+            "algorithm": {"name": "fedavg", "learning_rate": 0.05, "batch_size": 16},
+            "run": {"rounds": 500, "max_virtual_s": 60.0, "eval_every": 2, "seed": 0},
             "compare": {
                 "methods": {"FedAvg": {}, "FedPMT": {"name": "fedpmt"}},
                 "seeds": (0, 1, 2),
-                "targets": (0.85, 0.9),
+                "targets": (0.9, 0.95),
             },
         }
     )

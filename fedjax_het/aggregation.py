@@ -26,8 +26,8 @@ class Sums(NamedTuple):
       num: float32, structure and shapes of the parameters; sum of `a m delta`.
       den: float32 with the shapes of the mask's leaves (`()` per tensor without a mask).
       stats_num: float32, structure and shapes of the running statistics.
-      stats_den: float32[L + 1], weight of the clients that trained each block; the last entry is
-        for the exit heads.
+      stats_den: float32[L], weight of the clients that trained each block. Exit heads have no
+        running statistics.
     """
 
     num: PyTree
@@ -80,12 +80,11 @@ def masked_mean() -> Aggregator:
             if mask_shapes is None
             else jax.tree.map(zeros, mask_shapes)
         )
-        blocks = len(params["blocks"])
         return Sums(
             jax.tree.map(zeros, params),
             den,
             jax.tree.map(zeros, stats),
-            jnp.zeros((blocks + 1,), jnp.float32),
+            jnp.zeros((len(params["blocks"]),), jnp.float32),
         )
 
     def add(acc: Sums, chunk: Chunk) -> Sums:
@@ -115,7 +114,6 @@ def masked_mean() -> Aggregator:
             mask,
             chunk.delta,
         )
-        live = jnp.concatenate([live, jnp.ones_like(live[:, :1])], axis=1)
         live = live * chunk.weight[:, None]
         stats_num = {
             part: tuple(
@@ -149,6 +147,6 @@ def masked_mean() -> Aggregator:
             )
             for part in variables.stats
         }
-        return Variables(params, stats), {"merged_weight": acc.stats_den[:-1]}
+        return Variables(params, stats), {"merged_weight": acc.stats_den}
 
     return Aggregator(init, add, finalize)

@@ -52,7 +52,7 @@ class Checkpoints:
         return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
 
     def restore(
-        self, template: Any, config: Mapping[str, Any]
+        self, template: Any, identity: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         """The newest whole checkpoint, or None if there is none.
 
@@ -60,7 +60,7 @@ class Checkpoints:
 
         Args:
           template: pytree of arrays with the structure, shapes and dtypes that were saved.
-          config: the configuration of the run that wants to resume.
+          identity: what decides the result of the run that wants to resume.
 
         Returns:
           `(arrays, meta)`; leaves are NumPy or JAX arrays as in the template.
@@ -76,7 +76,7 @@ class Checkpoints:
                 shutil.rmtree(target)
                 continue
             meta = json.loads((target / "meta.json").read_text())
-            differing = differences(meta["config"], jsonable(config))
+            differing = differences(meta["identity"], jsonable(identity))
             if differing:
                 raise InputError(
                     f"checkpoint {target}: was made with another configuration ({differing}); "

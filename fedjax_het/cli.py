@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fedjax_het.errors import InputError, require_known
@@ -31,6 +31,9 @@ def _run(program: Callable[[flags.FlagValues], None], define: Callable[[Any], No
     define(flags.FLAGS)
 
     def main(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            # The checkpoint library reports every step of its work at the info level.
+            logging.set_verbosity(logging.WARNING)
         try:
             if len(argv) > 1:
                 raise InputError(f"argument {argv[1]!r}: is not a flag; write --name=value")

@@ -157,12 +157,13 @@ def verify(clients: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, 
       bytes and FLOPs positive; a merged task arrived no later than its merge; no client runs two
       tasks at once.
     """
+    # Comparisons are written such that a NaN fails them.
     faults: list[str] = []
     merged_at = {0: 0.0}
     previous = 0.0
     for row in metrics:
         now_s = row["virtual_s"]
-        if now_s < previous:
+        if not now_s >= previous:
             faults.append(f"step {row['step']}: virtual time fell from {previous} to {now_s}")
         previous = merged_at[row["step"]] = now_s
     free_s: dict[int, float] = {}
@@ -172,7 +173,7 @@ def verify(clients: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, 
         duration = row["download_s"] + row["compute_s"] + row["upload_s"]
         if not duration > 0 or min(row["download_s"], row["compute_s"], row["upload_s"]) < 0:
             faults.append(f"{name}: lasts {duration} s")
-        if abs(start + duration - end) > 1e-9 * max(1.0, abs(end)):
+        if not abs(start + duration - end) <= 1e-9 * max(1.0, abs(end)):
             faults.append(f"{name}: arrives at {end}, not at {start} + {duration}")
         if not (row["bytes_down"] > 0 and row["bytes_up"] > 0 and row["flops"] > 0):
             faults.append(f"{name}: moves or computes nothing")

@@ -4,7 +4,6 @@ Steps, batch sizes, cohort sizes and depths are data, not shapes, so they never 
 number of programs is bounded by the routes (a setting) times the logarithm of the largest cohort.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_het.algorithm import Algorithm, Plan, Variables
+from fedjax_het.compiling import Compiler
 from fedjax_het.errors import InputError, require
 from fedjax_het.group import AXIS, Outputs, Round, Rows, group_program, merge_chunk, train_one
 from fedjax_het.masks import Route, full_route
@@ -72,7 +72,9 @@ class Cohort:
 
     Attributes:
       programs: training programs compiled so far.
-      compile_s: seconds spent compiling them.
+      routes: routes used so far in this run. With the bound they decide which later ones are
+        widened, so a new run starts with none and a resumed one with those of its checkpoint.
+      compiler: counts the seconds spent compiling.
     """
 
     def __init__(
@@ -117,13 +119,14 @@ class Cohort:
         self._max_routes = max_routes
         self._devices = devices
         self._full = full_route(problem.model.num_blocks, bool(problem.model.exits))
-        self._finalize = jax.jit(algorithm.merge.finalize)
+        self._finalize: Callable | None = None
         self._programs: dict[tuple[Route, int, int], Callable] = {}
         self._mesh: jax.sharding.Mesh | None = None
         if devices > 1:
             self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
         self._data = self._replicate(problem.data.device())
-        self.compile_s = 0.0
+        self.routes: list[Route] = []
+        self.compiler = Compiler()
 
     @property
     def programs(self) -> int:
@@ -167,10 +170,13 @@ class Cohort:
     def finalize(
         self, acc: PyTree, variables: Variables, shared: PyTree
     ) -> tuple[Variables, dict[str, Any]]:
-        """Jitted `merge.finalize`."""
+        """Compiled `merge.finalize`."""
         if self._mesh is not None:
             acc = jax.device_put(acc, self._mesh.devices.flat[0])
-        return self._finalize(acc, variables, jax.tree.map(jnp.asarray, shared))
+        arguments = (acc, variables, jax.tree.map(jnp.asarray, shared))
+        if self._finalize is None:
+            self._finalize = self.compiler.compile(self._algorithm.merge.finalize, *arguments)
+        return self._finalize(*arguments)
 
     def _replicate(self, tree: PyTree) -> PyTree:
         if self._mesh is None:
@@ -187,7 +193,7 @@ class Cohort:
         """The route every client runs on: its own, or the cheapest covering one past the bound."""
         if self._execution == "masked":
             return [self._full] * len(planned)
-        known = {route for route, _, _ in self._programs}
+        known = set(self.routes)
         chosen: dict[Route, Route] = {}
         for route in sorted(set(planned), key=self._route_flops):
             # The last place is kept for the full route, which covers whatever comes later.
@@ -198,6 +204,7 @@ class Cohort:
                 covering = [r for r in known | {self._full} if r.covers(route)]
                 chosen[route] = min(covering, key=self._route_flops)
             known.add(chosen[route])
+        self.routes += sorted(known - set(self.routes), key=self._route_flops)
         return [chosen[route] for route in planned]
 
     def _route_flops(self, route: Route) -> float:
@@ -249,13 +256,11 @@ class Cohort:
         return places, rows
 
     def _program(self, route: Route, chunk: int, size: int, arguments: tuple) -> Callable:
-        """The compiled program, compiled at its first use, timed and counted."""
+        """The compiled program, compiled at its first use and counted."""
         program = self._programs.get((route, chunk, size))
         if program is None:
-            began = time.perf_counter()
             function = group_program(self._algorithm, route, chunk, self._mesh)
-            program = jax.jit(function, donate_argnums=0).lower(*arguments).compile()
-            self.compile_s += time.perf_counter() - began
+            program = self.compiler.compile(function, *arguments, donate=(0,))
             self._programs[route, chunk, size] = program
         return program
 

@@ -33,6 +33,8 @@ def require_known(name: Any, known: Iterable[str], what: str) -> None:
     known = sorted(known)
     if name in known:
         return
+    if not known:
+        raise InputError(f"{what} {name!r}: there is none to choose from; leave it out")
     near = get_close_matches(str(name), known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else "choose one of them"
     raise InputError(f"{what} {name!r}: must be one of {', '.join(known)}; {remedy}")

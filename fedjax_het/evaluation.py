@@ -1,6 +1,5 @@
 """Evaluation of a global model: the whole test set, and the spread over clients."""
 
-import time
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import optax
 
 from fedjax_het.algorithm import Variables
+from fedjax_het.compiling import Compiler
 from fedjax_het.data.batches import prepare
 from fedjax_het.problem import Problem
 
@@ -24,12 +24,12 @@ class Evaluator:
       problem: model and data.
 
     Attributes:
-      compile_s: seconds spent compiling.
+      compiler: counts the seconds spent compiling.
     """
 
     def __init__(self, problem: Problem):
         self._problem = problem
-        self.compile_s = 0.0
+        self.compiler = Compiler()
         data = problem.data
         count = len(data.test_y)
         batch = min(_BATCH.get(jax.default_backend(), _ACCELERATOR_BATCH), count)
@@ -55,7 +55,7 @@ class Evaluator:
         right, loss = jax.lax.map(one, (x, y))
         return right.reshape(-1), loss.reshape(-1)
 
-    def __call__(self, variables: Variables) -> dict[str, float | None]:
+    def __call__(self, variables: Variables) -> dict[str, Any]:
         """Evaluates a model.
 
         Returns:
@@ -66,9 +66,7 @@ class Evaluator:
         """
         arguments = (variables, self._x, self._y)
         if self._program is None:
-            began = time.perf_counter()
-            self._program = jax.jit(self._measure).lower(*arguments).compile()
-            self.compile_s += time.perf_counter() - began
+            self._program = self.compiler.compile(self._measure, *arguments)
         right, loss = (a[: self._count] for a in jax.device_get(self._program(*arguments)))
         own = self._client_accuracy(right.astype(np.float64))
         spread: dict[str, float | None] = {

@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 
 from fedjax_het import algorithms, models
+from fedjax_het.algorithm import Algorithm
 from fedjax_het.checkpoint import differences
 from fedjax_het.data.load import load_federated
 from fedjax_het.data.partition import partitioner
 from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.evaluation import Evaluator
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.problem import Problem
 from fedjax_het.report.compare import Comparison
@@ -33,7 +35,7 @@ from fedjax_het.report.compare import compare as compare_records
 from fedjax_het.report.jsonio import read_json, write_json
 from fedjax_het.report.page import write_report
 from fedjax_het.report.records import RunRecord
-from fedjax_het.simulation import Options, Result, simulate
+from fedjax_het.simulation import Options, Result, make_cohort, simulate
 
 _SECTIONS = ("data", "model", "fleet", "algorithm", "run", "compare")
 _COMPARE = ("methods", "seeds", "targets")
@@ -123,8 +125,7 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
             "a partition has a name and a number of clients to deal to",
             "e.g. partition = dict(name='dirichlet', alpha=0.5), num_clients = 30",
         )
-        data_options.pop("num_clients")
-        partition = partitioner(num_clients=num_clients, **partition)
+        partition = partitioner(num_clients=data_options.pop("num_clients"), **partition)
     data = load_federated(data_options.pop("source"), partition=partition, **data_options)
     model = models.build(
         input_shape=data.input_shape,
@@ -151,13 +152,6 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
     }
 
 
-def _hashable_part(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resumed run must share with its checkpoint: all but how long to go on."""
-    free = ("rounds", "max_virtual_s", "target", "targets", "checkpoint_every")
-    run = {name: value for name, value in resolved["run"].items() if name not in free}
-    return {**resolved, "run": run}
-
-
 def train(config: Any, workdir: str | Path | None = None, problem: Problem | None = None) -> Result:
     """One run of `config.algorithm`; with a work directory, records, checkpoints and a report.
 
@@ -169,18 +163,25 @@ def train(config: Any, workdir: str | Path | None = None, problem: Problem | Non
     Raises:
       InputError: a configuration that cannot be run.
     """
-    settings = {name: part for name, part in plain(config).items() if name != "compare"}
+    settings = plain(config)
     run = _section(settings, "run")
     if workdir is not None:
         run["workdir"] = str(workdir)
     Options.parse(run)
     section = _section(settings, "algorithm", "name")
     problem = problem or build_problem(settings)
-    algorithm = algorithms.build(section.pop("name"), problem, **section)
-    recorded = _hashable_part(resolve({**settings, "run": run}, problem))
-    result = simulate(algorithm, problem, config=recorded, **run)
-    if run.get("workdir"):
-        write_report(result.record, Path(run["workdir"]) / "report.html")
+    algorithm = algorithms.build(problem=problem, **section)
+    return _run({**settings, "run": run}, problem, algorithm)
+
+
+def _run(
+    settings: Mapping[str, Any], problem: Problem, algorithm: Algorithm, **engine: Any
+) -> Result:
+    """Simulates, and writes the run's page if there is a work directory."""
+    recorded = resolve({name: s for name, s in settings.items() if name != "compare"}, problem)
+    result = simulate(algorithm, problem, config=recorded, **engine, **settings["run"])
+    if settings["run"].get("workdir"):
+        write_report(result.record, Path(settings["run"]["workdir"]) / "report.html")
     return result
 
 
@@ -233,15 +234,21 @@ def compare(
     targets = list(options.get("targets", []))
     problem = build_problem(first)
     # All methods are made before the first one runs, so that a mistake in the last costs nothing.
-    for _, section in methods.values():
-        algorithms.build(**{**section, "problem": problem})
+    made = {
+        label: algorithms.build(problem=problem, **section)
+        for label, (_, section) in methods.items()
+    }
     root = Path(workdir)
+    evaluator = Evaluator(problem)
     records: dict[str, list[RunRecord]] = {}
     for label, (setting, section) in methods.items():
+        # Seeds are data, so all runs of a method share its compiled programs.
+        cohort = make_cohort(made[label], problem, Options.parse(_section(setting, "run")))
         for seed in chosen:
-            run = {**_section(setting, "run"), "seed": seed, "name": label, "targets": targets}
-            one = {**setting, "algorithm": section, "run": run}
-            result = train(one, root / _slug(label) / f"seed{seed}", problem)
+            place = root / _slug(label) / f"seed{seed}"
+            run = {**setting["run"], "seed": seed, "name": label, "targets": targets}
+            one = {**setting, "algorithm": section, "run": {**run, "workdir": str(place)}}
+            result = _run(one, problem, made[label], cohort=cohort, evaluator=evaluator)
             records.setdefault(label, []).append(result.record)
     comparison = compare_records(records, targets, root)
     write_json(root / "config.json", settings)

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from fedjax_het.algorithm import Plan
+from fedjax_het.checkpoint import differences
 from fedjax_het.clock import Closing, Flight, Status
+from fedjax_het.errors import require
 from fedjax_het.problem import Problem
-from fedjax_het.report.jsonio import read_lines
+from fedjax_het.report.jsonio import jsonable, read_json, read_lines
 from fedjax_het.report.records import RunRecord, RunWriter
 
 _PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
@@ -132,8 +134,22 @@ class Journal:
         self.totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
 
     def begin(self, offsets: Mapping[str, int], totals: Mapping[str, float] | None = None) -> None:
-        """Starts a run (`offsets={}`) or takes up an earlier one where its checkpoint left it."""
-        if self._writer is not None:
+        """Starts a run (`offsets={}`) or takes up an earlier one where its checkpoint left it.
+
+        Raises:
+          InputError: a run would be started over the rows of one with another configuration.
+        """
+        if self._writer is not None and self._workdir is not None:
+            earlier = self._workdir / "config.json"
+            if not offsets and earlier.exists():
+                old, new = (c.get("identity") for c in (read_json(earlier), self._config))
+                differing = differences(old, jsonable(new))
+                require(
+                    not differing,
+                    f"workdir = {str(self._workdir)!r}",
+                    f"holds a run of another configuration ({differing})",
+                    "use a new work directory, or delete this one",
+                )
             self._writer.truncate(offsets)
             self._writer.write_config(self._config)
         if totals is not None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,11 @@ from fedjax_het.algorithm import Algorithm, Plan, Report, Situation, Timing, Var
 from fedjax_het.checkpoint import Checkpoints
 from fedjax_het.clock import Closing, Status, dispatch, verify
 from fedjax_het.cohort import Cohort, Execution
-from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.errors import InputError, require
 from fedjax_het.evaluation import Evaluator
 from fedjax_het.journal import Journal, client_rows, step_row
+from fedjax_het.masks import Route
+from fedjax_het.options import check_options, check_types
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.tracking import tensorboard_writer
@@ -35,7 +37,7 @@ class Options:
       name: label in records; the algorithm's name if empty.
       workdir: where records and checkpoints go; None keeps the records in memory. A directory that
         holds an interrupted run of the same configuration is resumed.
-      max_virtual_s: stop at the first step that reaches this virtual time.
+      max_virtual_s: stop at the first step that reaches this virtual time; None for no limit.
       target: stop at the first evaluation that reaches this test accuracy.
       targets: accuracies whose times the summary lists (`target` is added).
       eval_every: evaluate after every so many rounds, and after the last.
@@ -52,7 +54,7 @@ class Options:
     seed: int = 0
     name: str = ""
     workdir: str | Path | None = None
-    max_virtual_s: float = float("inf")
+    max_virtual_s: float | None = None
     target: float | None = None
     targets: Sequence[float] = ()
     eval_every: int = 1
@@ -65,16 +67,17 @@ class Options:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        check_types(vars(self), "run option", type(self))
         for name in ("rounds", "eval_every", "checkpoint_every"):
             value = getattr(self, name)
             require(
-                isinstance(value, int) and value >= 1,
+                value >= 1,
                 f"{name} = {value!r}",
                 "must be a whole number of at least 1",
                 "count in server steps",
             )
         require(
-            isinstance(self.seed, int) and self.seed >= 0,
+            self.seed >= 0,
             f"seed = {self.seed!r}",
             "must be a whole number of at least 0",
             "use 0, 1, 2 for three repetitions",
@@ -103,10 +106,8 @@ class Options:
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> "Options":
-        """`Options(**options)` with an `InputError` for unknown names."""
-        for name in options:
-            require_known(name, [f.name for f in fields(cls)], "run option")
-        require("rounds" in options, "rounds is missing", "must be given", "try rounds=50")
+        """`Options(**options)` with an `InputError` for unknown or missing names."""
+        check_options(options, "run option", cls)
         return cls(**options)
 
 
@@ -131,6 +132,8 @@ def simulate(
     problem: Problem,
     *,
     config: Mapping[str, Any] | None = None,
+    cohort: Cohort | None = None,
+    evaluator: Evaluator | None = None,
     **options: Any,
 ) -> Result:
     """Runs a federated method on a fleet, on virtual time.
@@ -139,6 +142,8 @@ def simulate(
       algorithm: the method, made for this problem.
       problem: model, data and fleet.
       config: what to record as the configuration; a resumed run must have the same one.
+      cohort: compiled programs of an earlier run of this algorithm object, to use again.
+      evaluator: the same for the evaluation on this problem.
       **options: see `Options`; `rounds` is required.
 
     Returns:
@@ -147,7 +152,20 @@ def simulate(
     Raises:
       InputError: options that cannot be used, or a work directory of another configuration.
     """
-    return Simulation(algorithm, problem, Options.parse(options), config or {}).run()
+    parsed = Options.parse(options)
+    return Simulation(algorithm, problem, parsed, config or {}, cohort, evaluator).run()
+
+
+def make_cohort(algorithm: Algorithm, problem: Problem, options: Options) -> Cohort:
+    """The engine that the options ask for."""
+    return Cohort(
+        algorithm,
+        problem,
+        execution=options.execution,
+        chunk=options.chunk,
+        max_routes=options.max_routes,
+        devices=options.devices,
+    )
 
 
 class Simulation:
@@ -159,50 +177,43 @@ class Simulation:
         problem: Problem,
         options: Options,
         config: Mapping[str, Any],
+        cohort: Cohort | None = None,
+        evaluator: Evaluator | None = None,
     ):
         self._algorithm, self._problem, self._options = algorithm, problem, options
-        self._cohort = Cohort(
-            algorithm,
-            problem,
-            execution=options.execution,
-            chunk=options.chunk,
-            max_routes=options.max_routes,
-            devices=options.devices,
-        )
-        self._evaluate = Evaluator(problem)
-        init_key, state_key, self._round_key = jax.random.split(jax.random.key(options.seed), 3)
+        self._cohort = cohort or make_cohort(algorithm, problem, options)
+        self._evaluate = evaluator or Evaluator(problem)
+        self._compiled_before_s = self._compile_s()
+        keys = jax.random.split(jax.random.key(options.seed), 4)
+        init_key, state_key, self._round_key, self._plan_key = keys
         self._variables = problem.model.init(init_key)
         self._state = algorithm.init(self._variables, state_key)
         self._step, self._now_s, self._next_eval_s = 0, 0.0, 0.0
         self._accuracy = 0.0
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
-        identity = {**config, "identity": self._identity()}
         workdir = None if options.workdir is None else Path(options.workdir)
         self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
-        self._config = identity
-        self._journal = Journal(workdir, identity)
+        self._identity = self._identify(config)
+        self._journal = Journal(workdir, {**config, "identity": self._identity})
         self._tensorboard = tensorboard_writer(workdir) if options.tensorboard else None
 
-    def _identity(self) -> dict[str, Any]:
-        """What decides the result bit for bit, beside the method's own settings."""
-        options = self._options
+    def _identify(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What a resumed run must share with its checkpoint: all but how long to go on."""
+        options = asdict(self._options)
         return {
+            "settings": {name: part for name, part in config.items() if name != "run"},
+            "run": {name: value for name, value in options.items() if name not in _FREE},
             "algorithm": self._algorithm.name,
             "model": self._problem.model.name,
             "data": self._problem.data.fingerprint(),
             "fleet": self._problem.fleet.describe(),
-            "seed": options.seed,
-            "execution": options.execution,
-            "chunk": options.chunk,
-            "devices": options.devices,
-            "eval_every": options.eval_every,
-            "eval_every_s": options.eval_every_s,
         }
 
     def run(self) -> Result:
         """Runs to the end, from the newest checkpoint if there is one."""
         options = self._options
         self._began = time.perf_counter()
+        self._cohort.routes = []
         if not self._resume():
             self._journal.begin({})
             self._record({"step": 0}, [], evaluate=True)
@@ -237,7 +248,8 @@ class Simulation:
         return reached or self._out_of_time()
 
     def _out_of_time(self) -> bool:
-        return self._step >= self._options.rounds or self._now_s >= self._options.max_virtual_s
+        limit_s = self._options.max_virtual_s
+        return self._step >= self._options.rounds or (limit_s is not None and self._now_s >= limit_s)
 
     def _round(self) -> None:
         round, algorithm = self._step, self._algorithm
@@ -247,7 +259,7 @@ class Simulation:
             round=round,
             now_s=start_s,
             clients=clients,
-            key=key,
+            key=jax.random.fold_in(self._plan_key, round),
             rng=np.random.default_rng([self._options.seed, round, 1]),
         )
         plan, self._state = algorithm.plan(self._state, self._variables, situation)
@@ -345,12 +357,15 @@ class Simulation:
 
     def _walls(self) -> dict[str, float]:
         """Wall seconds so far, compilation apart."""
-        compile_s = self._cohort.compile_s + self._evaluate.compile_s
+        compile_s = self._compile_s() - self._compiled_before_s
         wall_s = time.perf_counter() - self._began - compile_s
         return {
             "wall_s": self._earlier["wall_s"] + wall_s,
             "compile_s": self._earlier["compile_s"] + compile_s,
         }
+
+    def _compile_s(self) -> float:
+        return self._cohort.compiler.seconds + self._evaluate.compiler.seconds
 
     def _save(self) -> None:
         if self._checkpoints is None:
@@ -362,7 +377,8 @@ class Simulation:
             "accuracy": self._accuracy,
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
-            "config": self._config,
+            "routes": self._cohort.routes,
+            "identity": self._identity,
             **self._walls(),
         }
         self._checkpoints.save(self._step, (self._variables, self._state), meta)
@@ -371,16 +387,29 @@ class Simulation:
         """Takes up the newest whole checkpoint; False if there is none."""
         if self._checkpoints is None:
             return False
-        found = self._checkpoints.restore((self._variables, self._state), self._config)
+        found = self._checkpoints.restore((self._variables, self._state), self._identity)
         if found is None:
             return False
         (self._variables, self._state), meta = found
         self._step, self._now_s = meta["step"], meta["now_s"]
         self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
         self._earlier = {name: meta[name] for name in self._earlier}
+        self._cohort.routes = [Route(*route) for route in meta["routes"]]
         self._journal.begin(meta["offsets"], meta["totals"])
         return True
 
+
+# Options that a resumed run may change: how long to go on, and where to write.
+_FREE = (
+    "rounds",
+    "max_virtual_s",
+    "target",
+    "targets",
+    "checkpoint_every",
+    "workdir",
+    "name",
+    "tensorboard",
+)
 
 # A fleet whose devices are on 5 % of the time needs tens of waits; thousands mean it never will.
 _MAX_WAITS = 2000
