@@ -1,0 +1,64 @@
+"""Models as ordered blocks, and the registry that builds them by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fedjax_het.errors import require, require_known
+from fedjax_het.models.adapt import from_flax
+from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
+from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
+from fedjax_het.models.mlp import logistic, mlp
+from fedjax_het.models.resnet import resnet20, resnet56, resnet110
+from fedjax_het.models.vgg import vgg11, vgg13, vgg16
+from fedjax_het.options import check_options
+
+MODELS: dict[str, Callable[..., BlockModel]] = {
+    "adel_cnn2": adel_cnn2,
+    "cifar_cnn": cifar_cnn,
+    "leaf_cnn": leaf_cnn,
+    "logistic": logistic,
+    "mlp": mlp,
+    "pfl_cnn": pfl_cnn,
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "vgg11": vgg11,
+    "vgg13": vgg13,
+    "vgg16": vgg16,
+}
+
+
+def build(
+    name: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    exits: bool = False,
+    **options: Any,
+) -> BlockModel:
+    """Makes a model by name, for configuration files.
+
+    Args:
+      name: a key of `MODELS`.
+      input_shape: of one sample, without a batch axis.
+      num_classes: size of the last axis of the logits.
+      exits: adds a head after every block but the last (`with_exits`), as FedEL needs.
+      **options: keyword arguments of the factory, e.g. `norm="batch"`.
+
+    Returns:
+      The model.
+
+    Raises:
+      InputError: if the name or an option is unknown (the message lists the known ones), or an
+        option has the wrong type.
+    """
+    require_known(name, MODELS, "model")
+    factory = MODELS[name]
+    derived = ("input_shape", "num_classes")
+    check_options(options, f"option of model {name!r}", factory, derived=derived)
+    require(isinstance(exits, bool), f"exits = {exits!r}", "must be True or False", "use True")
+    model = factory(input_shape=tuple(input_shape), num_classes=num_classes, **options)
+    return with_exits(model) if exits else model
+
+
+__all__ = ["MODELS", "Block", "BlockModel", "build", "flax_block", "from_flax", "with_exits"]

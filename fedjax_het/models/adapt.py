@@ -1,0 +1,313 @@
+"""A user's own flax.linen network as a `BlockModel`, without changes to its code.
+
+A single module is cut between the submodules it calls. To run from the call of one submodule to the
+call of another, the module's own `__call__` is run with the earlier submodules replaced by stubs,
+the activation put in as the argument of the first, and the run stopped where the other is called;
+what the module does between its submodules (activations, pooling, reshaping) thus stays where it is
+written. Every part is a block like any other: it can be frozen, exited from, split at and priced.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal as JaxprLiteral
+
+from fedjax_het.errors import require
+from fedjax_het.models.base import Block, BlockModel, flax_block
+from fedjax_het.models.conv import conv_general_dilated
+
+Array = jax.Array
+PyTree = Any
+
+# Keywords by which modules are told the mode, and their value in training.
+_MODES = {"train": True, "training": True, "is_training": True, "deterministic": False}
+# Batches of a record; two, to see which axes follow the batch, and odd, to meet no other size.
+_PROBES = (3, 5)
+
+
+class _Call(NamedTuple):
+    """One call of a submodule by the module that is being cut."""
+
+    name: str
+    argument: Any  # ShapeDtypeStruct of the first argument, or None
+    result: PyTree  # of ShapeDtypeStruct
+
+
+class _Reached(Exception):  # noqa: N818 - not an error
+    """Carries the activation out of a run that stops before its end."""
+
+    def __init__(self, value: Array):
+        super().__init__()
+        self.value = value
+
+
+def from_flax(
+    module: nn.Module | Sequence[nn.Module],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    name: str | None = None,
+    input_dtype: Any = jnp.float32,
+    stats_policy: Literal["mean", "frozen"] = "mean",
+) -> BlockModel:
+    """Makes a model of blocks from one linen module, or from a sequence of them.
+
+    Convolutions that did not choose their own lowering get that of `fedjax_het.models.conv`.
+    (Pooling is a function in flax and cannot be replaced: `fedjax_het.models.conv.max_pool` is much
+    faster on a CPU than `nn.max_pool`.) A module whose `__call__` takes `train`, `training`,
+    `is_training` or `deterministic` is told the mode by it.
+
+    Args:
+      module: a sequence, input side first: every module is one block, called on the output of the
+        one before. Or a single module: every submodule with parameters that it calls starts a
+        block, in the order of the calls. Submodules between which no cut is possible, because one
+        is used twice or a shortcut passes around them, share a block; to get finer blocks, put a
+        residual unit into a submodule of its own or pass a sequence.
+      input_shape: of one sample, without a batch axis.
+      num_classes: size of the last axis of the logits.
+      name: of the model; default the name of the class.
+      input_dtype: float32, or int32 for tokens.
+      stats_policy: see `BlockModel`.
+
+    Returns:
+      The model. Parameters of a block are a dictionary by submodule, as in the original.
+
+    Raises:
+      InputError: if the module is none of linen, has parameters outside of submodules, or does not
+        give `[batch, num_classes]`.
+    """
+    x = functools.partial(_samples, input_shape=tuple(input_shape), dtype=input_dtype)
+    if isinstance(module, (list, tuple)):
+        modules = [_linen(m) for m in module]
+        require(bool(modules), "an empty sequence", "a model needs a block", "pass linen modules")
+        blocks = [
+            flax_block(f"{type(m).__name__}_{b}", _Segment(m, 0, None, _nothing))
+            for b, m in enumerate(modules)
+        ]
+        default_name = "sequence"
+    else:
+        blocks = _cut(_linen(module), x)
+        default_name = type(module).__name__
+    model = BlockModel(
+        name or default_name,
+        tuple(blocks),
+        tuple(input_shape),
+        num_classes,
+        input_dtype=input_dtype,
+        stats_policy=stats_policy,
+    )
+    logits = model.activation_shapes(_PROBES[0])[-1]
+    require(
+        logits.shape == (_PROBES[0], num_classes),
+        f"output of model {model.name!r} {list(logits.shape)} for {_PROBES[0]} samples",
+        f"must be [batch, num_classes] = [{_PROBES[0]}, {num_classes}]",
+        "end with nn.Dense(num_classes) on one vector a sample, or correct num_classes",
+    )
+    return model
+
+
+def _linen(module: Any) -> nn.Module:
+    require(
+        isinstance(module, nn.Module),
+        f"module of type {type(module).__module__}.{type(module).__qualname__}",
+        "must be a flax.linen module; nnx modules and plain functions carry no order of calls that "
+        "could be relied on",
+        "write it as a linen module, or build a BlockModel from Blocks by hand",
+    )
+    return module
+
+
+def _samples(batch: int, input_shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch, *input_shape), dtype)
+
+
+def _nothing(batch: int) -> tuple[Any, list[_Call]]:
+    """The record of a module that is run from its start: no sample and no stub is needed."""
+    return None, []
+
+
+class _Segment(nn.Module):
+    """What `module` does from its call number `start` up to its call number `stop`.
+
+    Attributes:
+      module: the module that is cut; its submodules keep their names.
+      start: first call that is made; 0 also runs what comes before it.
+      stop: call that is not made any more, its argument being the result; None runs to the end.
+      record: batch size -> (shape of the samples, calls), for the stubs of the calls before.
+    """
+
+    module: nn.Module
+    start: int
+    stop: int | None
+    record: Callable[[int], tuple[Any, list[_Call]]]
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.module)
+
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """The activation at `stop` from that at `start`."""
+        if self.start == 0:
+            return _run(self.module, z, z, [], 0, self.stop, train)
+        sample, calls = self.record(z.shape[0])
+        zeros = [_zeros(call.result) for call in calls[: self.start]]
+        return _run(self.module, _zeros(sample), z, zeros, self.start, self.stop, train)
+
+
+def _shapes(arrays: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+
+
+def _zeros(shapes: PyTree) -> PyTree:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _run(
+    module: nn.Module,
+    x: Array,
+    z: Array,
+    stubs: list[PyTree],
+    start: int,
+    stop: int | None,
+    train: bool,
+) -> Array:
+    """Runs the bound `module` on `x`; `stubs` are the results of the calls before `start`."""
+
+    def visit(index: int, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if index < start:
+            return stubs[index]
+        if index == stop:
+            raise _Reached(args[0])
+        if index == start > 0:
+            args = (z, *args[1:])
+        return call(*args, **kwargs)
+
+    try:
+        return _with_calls(module, x, train, lambda index, name, *call: visit(index, *call))
+    except _Reached as reached:
+        return reached.value
+
+
+def _with_calls(module: nn.Module, x: Array, train: bool, visit: Callable[..., Any]) -> Any:
+    """Runs the bound `module`; calls of its submodules become `visit(index, name, call, ...)`."""
+    root = module.path
+    count, inside = 0, False
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        nonlocal count, inside
+        called = context.module
+        if isinstance(called, nn.Conv) and called.conv_general_dilated is None:
+            # `called` is the copy that flax made for this run; the user's own is left alone.
+            object.__setattr__(called, "conv_general_dilated", conv_general_dilated)
+        if inside or context.method_name == "setup" or called.path == root:
+            return call(*args, **kwargs)
+        count, inside = count + 1, True
+        try:
+            return visit(count - 1, called.path[len(root)], call, args, kwargs)
+        finally:
+            inside = False
+
+    with nn.intercept_methods(intercept):
+        return module(x, **_mode(module, train))
+
+
+def _mode(module: nn.Module, train: bool) -> dict[str, bool]:
+    names = inspect.signature(type(module).__call__).parameters
+    return {name: train == value for name, value in _MODES.items() if name in names}
+
+
+def _record(
+    module: nn.Module, sample: jax.ShapeDtypeStruct, train: bool
+) -> tuple[list[_Call], PyTree]:
+    """The calls that `module` makes on a batch, and the shapes of its variables."""
+    calls: list[_Call] = []
+
+    def visit(index: int, name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        result = call(*args, **kwargs)
+        first = args[0] if args and isinstance(args[0], jax.Array) else None
+        calls.append(_Call(name, _shapes(first), _shapes(result)))
+        return result
+
+    init = nn.init(lambda bound, x: _with_calls(bound, x, train, visit), module)
+    variables = jax.eval_shape(lambda x: init(jax.random.key(0), x), sample)
+    return calls, variables
+
+
+def _cut(module: nn.Module, samples: Callable[[int], jax.ShapeDtypeStruct]) -> list[Block]:
+    """The blocks of a single module, input side first."""
+    calls, variables = _record(module, samples(_PROBES[0]), train=False)
+    params = variables.get("params", {})
+    trainable = [i for i, call in enumerate(calls) if call.name in params]
+    if not trainable:
+        return [flax_block(type(module).__name__, _Segment(module, 0, None, _nothing))]
+    own = sorted(set(params) - {call.name for call in calls})
+    require(
+        not own,
+        f"parameters {own} of {type(module).__name__}",
+        "belong to the module itself, so to none of its blocks",
+        "move them into a submodule, or pass the sequence [module] for a single block",
+    )
+    in_training = _record(module, samples(_PROBES[0]), train=True)[0]
+    require(
+        [c.name for c in in_training] == [c.name for c in calls],
+        f"submodules called in training {[c.name for c in in_training]}, "
+        f"in evaluation {[c.name for c in calls]}",
+        "must be the same",
+        "switch inside the submodules, or pass the sequence [module] for a single block",
+    )
+
+    @functools.cache
+    def record(batch: int) -> tuple[Any, list[_Call]]:
+        return samples(batch), _record(module, samples(batch), train=False)[0]
+
+    cuts = [i for i in trainable[1:] if _may_start(module, variables, i, record)]
+    blocks = []
+    for start, stop in zip([0, *cuts], [*cuts, None]):
+        inside = {calls[i].name: None for i in trainable if start <= i < (stop or len(calls))}
+        blocks.append(flax_block("+".join(inside), _Segment(module, start, stop, record)))
+    return blocks
+
+
+def _may_start(
+    module: nn.Module,
+    variables: PyTree,
+    index: int,
+    record: Callable[[int], tuple[Any, list[_Call]]],
+) -> bool:
+    """Whether the first argument of call `index` is all that the rest of the run needs."""
+    (sample, calls), (_, other) = record(_PROBES[0]), record(_PROBES[1])
+    z = calls[index].argument
+    before, after = (
+        {call.name for call in part} & set(variables["params"])
+        for part in (calls[:index], calls[index:])
+    )
+    if before & after or z is None or not z.shape:
+        return False
+    if (z.shape[0], other[index].argument.shape[0]) != _PROBES:
+        return False
+
+    def rest(hidden: Any, z: Array, variables: PyTree) -> Array:
+        x, stubs = hidden
+        run = nn.apply(lambda bound: _run(bound, x, z, stubs, index, None, False), module)
+        return run(variables)
+
+    hidden = (sample, [call.result for call in calls[:index]])
+    jaxpr = jax.make_jaxpr(rest)(hidden, z, variables).jaxpr
+    return not _depends(jaxpr, jaxpr.invars[: len(jax.tree.leaves(hidden))])
+
+
+def _depends(jaxpr: Any, inputs: Sequence[Any]) -> bool:
+    """Whether any output depends on any of `inputs`."""
+    reached = set(inputs)
+
+    def touched(variables: Sequence[Any]) -> Iterator[bool]:
+        return (not isinstance(v, JaxprLiteral) and v in reached for v in variables)
+
+    for equation in jaxpr.eqns:
+        if any(touched(equation.invars)):
+            reached.update(equation.outvars)
+    return any(touched(jaxpr.outvars))

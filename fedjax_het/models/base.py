@@ -1,0 +1,343 @@
+"""A model is an ordered tuple of blocks: what is frozen, exited from, split and priced is a block.
+
+Order is explicit everywhere: `params["blocks"]` is a tuple with the input side first, so that no
+rule about the names of layers (or the sorting of dictionaries) can change which block is deep.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_het.algorithm import Variables
+from fedjax_het.errors import require
+from fedjax_het.models.block import Block, ExitHead, flax_block
+
+__all__ = ["Block", "BlockModel", "flax_block", "with_exits"]
+
+Array = jax.Array
+PyTree = Any
+
+# Exit heads draw their initial weights from keys far from those of the blocks.
+_EXIT_KEY = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class BlockModel:
+    """A classifier made of blocks; static, hashable by identity, to be closed over by jitted code.
+
+    Attributes:
+      name: for records and plots.
+      blocks: input side first; the last one gives the logits.
+      input_shape: shape of one sample, without a batch axis.
+      num_classes: size of the last axis of the logits.
+      exits: a head after each of the blocks 0..L-2, or `()`; see `with_exits`.
+      input_dtype: float32, or int32 for models of tokens.
+      stats_policy: `"mean"`: running statistics (BatchNorm) are updated in training and averaged
+        over the clients that trained the block. `"frozen"`: they are always used and never updated.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    input_shape: tuple[int, ...]
+    num_classes: int
+    exits: tuple[Block, ...] = ()
+    input_dtype: Any = jnp.float32
+    stats_policy: Literal["mean", "frozen"] = "mean"
+
+    def __post_init__(self) -> None:
+        require(len(self.blocks) > 0, f"model {self.name!r} has no blocks", "needs one", "add one")
+        require(
+            self.stats_policy in ("mean", "frozen"),
+            f"stats_policy = {self.stats_policy!r}",
+            "must be 'mean' or 'frozen'",
+            "use 'mean' unless the statistics were trained elsewhere",
+        )
+        require(
+            len(self.exits) in (0, self.num_blocks - 1),
+            f"model {self.name!r} has {len(self.exits)} exit heads",
+            f"must have one after each of the first {self.num_blocks - 1} blocks, or none",
+            "use with_exits(model)",
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """L, the number of blocks."""
+        return len(self.blocks)
+
+    def init(self, key: Array) -> Variables:
+        """Fresh variables; block b draws from `fold_in(key, b)`, so exits do not change the blocks.
+
+        Args:
+          key: typed PRNG key.
+
+        Returns:
+          The variables, float32.
+        """
+        x = jax.ShapeDtypeStruct((1, *self.input_shape), self.input_dtype)
+        blocks, exits = [], []
+        for b, block in enumerate(self.blocks):
+            params, stats = block.init(jax.random.fold_in(key, b), x)
+            apply = functools.partial(block.apply, train=False, key=None)
+            x = jax.eval_shape(apply, params, stats, x)[0]
+            blocks.append((params, stats))
+            if b < len(self.exits):
+                head = self.exits[b].init(jax.random.fold_in(key, _EXIT_KEY + b), x)
+                require(
+                    not jax.tree.leaves(head[1]),
+                    f"exit head {self.exits[b].name!r} has running statistics",
+                    "heads must not, or clients that leave elsewhere would change them",
+                    "use GroupNorm in exit heads",
+                )
+                exits.append(head)
+        return Variables(
+            {"blocks": tuple(p for p, _ in blocks), "exits": tuple(p for p, _ in exits)},
+            {"blocks": tuple(s for _, s in blocks), "exits": tuple(s for _, s in exits)},
+        )
+
+    def apply(
+        self,
+        variables: Variables,
+        x: Array,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        first: int = 0,
+        exit: int | None = None,
+        live: Array | None = None,
+    ) -> tuple[Array, PyTree]:
+        """Logits of one head.
+
+        Args:
+          variables: from `init`.
+          x: `[batch, *input_shape]`.
+          train: train mode (static): dropout, and batch statistics in the blocks that keep any.
+          key: typed PRNG key for dropout; block b uses `fold_in(key, b)`.
+          first: static; blocks before it are frozen: they pass no gradient, and those with running
+            statistics use them and return them unchanged. Their dropout stays on, so that freezing
+            by route and freezing by mask give the same numbers.
+          exit: static; block whose head gives the logits. None or L-1 is the network's own; for
+            b < L-1 the blocks after b are not run and their statistics come back unchanged.
+          live: `bool[L]` or None; in train mode a block with running statistics behaves as in eval
+            mode where `live` is False.
+
+        Returns:
+          `(logits float32[batch, num_classes], stats)`.
+
+        Raises:
+          InputError: for an `x`, `first` or `exit` that does not fit the model.
+        """
+        last = self.num_blocks - 1
+        exit = last if exit is None else exit
+        self._check(x, first, exit)
+        x, stats = self._run(variables, x, range(exit + 1), train, key, first, live)
+        if exit < last:
+            x = self._head(variables, x, exit, train, key)
+        return x.astype(jnp.float32), stats
+
+    def apply_exits(
+        self,
+        variables: Variables,
+        x: Array,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        first: int = 0,
+        live: Array | None = None,
+    ) -> tuple[Array, PyTree]:
+        """Logits of every head in one pass; arguments as in `apply`.
+
+        Returns:
+          `(logits float32[L, batch, num_classes], stats)`; entry L-1 is the network's own head.
+        """
+        self._check(x, first, 0)
+        logits: list[Array] = []
+
+        def visit(b: int, z: Array) -> None:
+            head = z if b == self.num_blocks - 1 else self._head(variables, z, b, train, key)
+            logits.append(head.astype(jnp.float32))
+
+        _, stats = self._run(
+            variables, x, range(self.num_blocks), train, key, first, live, visit=visit
+        )
+        return jnp.stack(logits), stats
+
+    def forward_to(
+        self,
+        variables: Variables,
+        x: Array,
+        block: int,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        first: int = 0,
+        live: Array | None = None,
+    ) -> tuple[Array, PyTree]:
+        """Client half h of a split after block `block`: the activation that leaves it.
+
+        Running `forward_from` on the result equals `apply`, dropout included.
+
+        Args:
+          variables: from `init`.
+          x: `[batch, *input_shape]`.
+          block: 0..L-2, the last block to run.
+          train: as in `apply`.
+          key: as in `apply`.
+          first: as in `apply`.
+          live: as in `apply`.
+
+        Returns:
+          `(z, stats)`; statistics of the blocks that were not run come back unchanged.
+        """
+        self._check_boundary(block)
+        self._check(x, first, block)
+        return self._run(variables, x, range(block + 1), train, key, first, live)
+
+    def forward_from(
+        self,
+        variables: Variables,
+        z: Array,
+        block: int,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        live: Array | None = None,
+    ) -> tuple[Array, PyTree]:
+        """Server half g of a split after block `block`: logits from the activation `z` of `block`.
+
+        Args:
+          variables: from `init`.
+          z: what `forward_to(variables, x, block)` gave.
+          block: 0..L-2, the block that gave `z`; blocks `block + 1`..L-1 are run.
+          train: as in `apply`.
+          key: as in `apply`.
+          live: as in `apply`.
+
+        Returns:
+          `(logits float32[batch, num_classes], stats)`.
+        """
+        self._check_boundary(block)
+        deeper = range(block + 1, self.num_blocks)
+        logits, stats = self._run(variables, z, deeper, train, key, 0, live)
+        return logits.astype(jnp.float32), stats
+
+    def apply_exit(
+        self,
+        variables: Variables,
+        z: Array,
+        block: int,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
+        """Logits of the head after block `block` from its activation `z`; see `forward_to`."""
+        self._check_boundary(block)
+        return self._head(variables, z, block, train, key).astype(jnp.float32)
+
+    def activation_shapes(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shape and dtype of each block's output for a batch; nothing is computed."""
+        variables = jax.eval_shape(lambda: self.init(jax.random.key(0)))
+        x = jax.ShapeDtypeStruct((batch, *self.input_shape), self.input_dtype)
+        shapes: list[jax.ShapeDtypeStruct] = []
+        for block, params, stats in zip(
+            self.blocks, variables.params["blocks"], variables.stats["blocks"]
+        ):
+            x = jax.eval_shape(
+                functools.partial(block.apply, train=False, key=None), params, stats, x
+            )[0]
+            shapes.append(x)
+        return tuple(shapes)
+
+    def _run(
+        self,
+        variables: Variables,
+        x: Array,
+        which: range,
+        train: bool,
+        key: Array | None,
+        first: int,
+        live: Array | None,
+        visit: Callable[[int, Array], None] = lambda b, x: None,
+    ) -> tuple[Array, PyTree]:
+        """Runs the blocks `which`; calls `visit(b, output of b)` after each."""
+        stats = list(variables.stats["blocks"])
+        for b in which:
+            block, params = self.blocks[b], variables.params["blocks"][b]
+            block_key = None if key is None else jax.random.fold_in(key, b)
+            run = functools.partial(block.apply, params, stats[b], x, key=block_key)
+            if not train or not jax.tree.leaves(stats[b]):
+                x = run(train=train)[0]
+            elif b < first or self.stats_policy == "frozen":
+                x = run(train=False)[0]
+            elif live is None:
+                x, stats[b] = run(train=True)
+            elif block.traced_train:
+                x, stats[b] = run(train=live[b])
+            else:
+                x, stats[b] = jax.lax.cond(
+                    live[b], functools.partial(run, train=True), functools.partial(run, train=False)
+                )
+            if b < first:
+                x = jax.lax.stop_gradient(x)
+            visit(b, x)
+        return x, {**variables.stats, "blocks": tuple(stats)}
+
+    def _head(
+        self, variables: Variables, z: Array, b: int, train: bool, key: Array | None
+    ) -> Array:
+        require(
+            bool(self.exits),
+            f"exit = {b}",
+            f"model {self.name!r} has no exit heads but its own after block {self.num_blocks - 1}",
+            "use with_exits(model)",
+        )
+        head_key = None if key is None else jax.random.fold_in(key, _EXIT_KEY + b)
+        params, stats = variables.params["exits"][b], variables.stats["exits"][b]
+        return self.exits[b].apply(params, stats, z, train=train, key=head_key)[0]
+
+    def _check(self, x: Array, first: int, exit: int) -> None:
+        kind = jnp.integer if jnp.issubdtype(self.input_dtype, jnp.integer) else jnp.floating
+        require(
+            x.ndim > 0 and x.shape[1:] == tuple(self.input_shape) and jnp.issubdtype(x.dtype, kind),
+            f"x = {x.dtype}{list(x.shape)}",
+            f"model {self.name!r} takes {jnp.dtype(self.input_dtype)}[batch, "
+            f"{', '.join(map(str, self.input_shape))}]",
+            "reshape or convert the samples, or build the model for this input_shape",
+        )
+        require(
+            0 <= exit < self.num_blocks,
+            f"exit = {exit}",
+            f"must be a block of {self.name!r}, 0..{self.num_blocks - 1}",
+            "use None for the network's own head",
+        )
+        require(
+            0 <= first < self.num_blocks,
+            f"first = {first}",
+            f"must be a block of {self.name!r}, 0..{self.num_blocks - 1}",
+            "use 0 to train everything",
+        )
+
+    def _check_boundary(self, block: int) -> None:
+        require(
+            0 <= block < self.num_blocks - 1,
+            f"block = {block}",
+            f"a boundary of {self.name!r} lies after one of the blocks 0..{self.num_blocks - 2}",
+            "use apply() to run the whole model",
+        )
+
+
+def with_exits(model: BlockModel) -> BlockModel:
+    """`model` with a head after every block but the last: mean over space or time, then linear.
+
+    Args:
+      model: a model; heads it already has are replaced.
+
+    Returns:
+      The model with `exits`; its blocks are initialised as before.
+    """
+    head = ExitHead(model.num_classes)
+    exits = tuple(flax_block(f"exit_{block.name}", head) for block in model.blocks[:-1])
+    return replace(model, exits=exits)

@@ -1,0 +1,320 @@
+"""One convolution, four lowerings: which one is fast depends on backend, dtype and shape.
+
+Under `vmap` with one kernel per client `lax.conv_general_dilated` becomes a grouped convolution,
+and inside a loop XLA's CPU backend leaves its fast kernels; both are slower by an order of
+magnitude than the same arithmetic written as slices and matrix products. `benchmarks/micro/conv.py`
+prints them side by side.
+"""
+
+import contextlib
+import contextvars
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_het.errors import InputError, require, require_known
+
+Array = jax.Array
+Lowering = Literal["patches", "rows", "shift_add", "lax"]
+
+_forced: contextvars.ContextVar[Lowering | None] = contextvars.ContextVar("lowering", default=None)
+
+# bf16 on a GPU: from this many contracted values a row the sum of matmuls beats the concatenation.
+_GPU_BF16_ROWS_FROM = 48
+# On a CPU large patches cost more than the sum of a few long contractions.
+_CPU_ROWS_WINDOW = 25
+_CPU_ROWS_FROM = 80
+# A CPU adds shifted products where they are few against the patches they save: with this many
+# channels in, and at most this share of rows computed for the padding or skipped by a stride.
+_CPU_SHIFT_ADD_CHANNELS = range(4, 65)
+_CPU_SHIFT_ADD_EXTRA_ROWS = 0.2
+
+
+@contextlib.contextmanager
+def lowering(name: Lowering) -> Iterator[None]:
+    """Forces one lowering on every convolution that is traced inside, for comparisons.
+
+    What was compiled before keeps the lowering it was traced with: jit a fresh function inside.
+
+    Args:
+      name: `"patches"`, `"rows"`, `"shift_add"` or `"lax"`.
+    """
+    require_known(name, get_args(Lowering), "lowering")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choose(
+    backend: str, dtype: Any, kernel_shape: Sequence[int], extra_rows: float = 0.0
+) -> Lowering:
+    """The fastest lowering by measurement (2-core CPU; NVIDIA H200 with 64-128 clients at once).
+
+    Args:
+      backend: `"cpu"`, `"gpu"` or `"tpu"`.
+      dtype: of the activations.
+      kernel_shape: `[*window, channels in, channels out]`.
+      extra_rows: rows of the padded input per row of the output, minus one.
+
+    Returns:
+      The name of the lowering.
+    """
+    channels = kernel_shape[-2]
+    row = kernel_shape[-3] * channels
+    if backend == "tpu":
+        # The TPU's compiler batches convolutions over clients well by itself.
+        return "lax"
+    if backend == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
+        return "rows" if row >= _GPU_BF16_ROWS_FROM else "patches"
+    if (
+        backend == "cpu"
+        and math.prod(kernel_shape[:-2]) >= _CPU_ROWS_WINDOW
+        and row >= _CPU_ROWS_FROM
+    ):
+        return "rows"
+    if (
+        backend == "cpu"
+        and channels in _CPU_SHIFT_ADD_CHANNELS
+        and extra_rows <= _CPU_SHIFT_ADD_EXTRA_ROWS
+    ):
+        return "shift_add"
+    return "patches"
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Array:
+    """Drop-in for `jax.lax.conv_general_dilated` that is fast per client; see `choose`.
+
+        y[n, p, o] = sum_{i, c} x[n, p * stride + i - pad, c] w[i, c, o]
+
+    Pass it to a flax module as `nn.Conv(..., conv_general_dilated=conv_general_dilated)`.
+
+    * `"patches"`: pads, concatenates the shifted strided slices along channels, one matmul.
+    * `"rows"`: the same along the last spatial axis only, and a sum of matmuls over the others;
+      less memory traffic, shorter contractions.
+    * `"shift_add"`: as `"rows"`, but one matmul gives the products of all window rows for every
+      row of the input, and its outputs are shifted and added.
+    * `"lax"`: `jax.lax.conv_general_dilated`. Also taken, whatever was chosen, for what the others
+      do not do: dilation, groups, and layouts other than channels-last.
+
+    A window of one element is a matmul under every choice but `"lax"`. Gradients are those of the
+    slices and matmuls: the adjoint of a padded convolution through custom rules was slower.
+
+    Args:
+      lhs: `[batch, *space, channels in]`.
+      rhs: `[*window, channels in, channels out]`, same dtype.
+      window_strides: one integer a spatial axis.
+      padding: `"SAME"`, `"VALID"` or pairs (low, high).
+      lhs_dilation: as in lax.
+      rhs_dilation: as in lax.
+      dimension_numbers: as in lax; None means channels first, as in lax.
+      feature_group_count: as in lax.
+      batch_group_count: as in lax.
+      precision: as in lax.
+      preferred_element_type: as in lax.
+
+    Returns:
+      `[batch, *space out, channels out]`.
+    """
+    lax_arguments = (
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+        precision,
+        preferred_element_type,
+    )
+    fallback = functools.partial(
+        lax.conv_general_dilated, lhs, rhs, window_strides, padding, *lax_arguments
+    )
+    dilated = set(lhs_dilation or (1,)) | set(rhs_dilation or (1,)) != {1}
+    grouped = feature_group_count != 1 or batch_group_count != 1
+    if dilated or grouped or not _channels_last(lhs, rhs, dimension_numbers):
+        return fallback()
+    _check(lhs, rhs, window_strides, padding)
+    window, strides = rhs.shape[:-2], tuple(window_strides)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
+    padded = [n + low + high for n, (low, high) in zip(lhs.shape[1:-1], padding)]
+    size = tuple((n - k) // s + 1 for n, k, s in zip(padded, window, strides))
+    if min(size) < 1:
+        return fallback()
+    backend = jax.default_backend()
+    how = _forced.get() or choose(backend, lhs.dtype, rhs.shape, padded[0] / size[0] - 1.0)
+    if how == "lax":
+        return fallback()
+    if any(low or high for low, high in padding):
+        edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
+
+    def matmul(x: Array, weights: Array) -> Array:
+        """`[..., k] x [k, o]`; flattened, which the CPU's matmul and its adjoint prefer."""
+        y = lax.dot_general(
+            x.reshape(-1, x.shape[-1]),
+            weights,
+            (((1,), (0,)), ((), ())),
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        )
+        return y.reshape(*x.shape[:-1], weights.shape[-1])
+
+    if how == "shift_add" and window[0] > 1:
+        return _shift_add(lhs, rhs, size, strides, matmul)
+    return _by_slices(lhs, rhs, size, strides, len(size) - 1 if how == "rows" else 0, matmul)
+
+
+def _by_slices(
+    x: Array,
+    kernel: Array,
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+    summed: int,
+    matmul: Callable[[Array, Array], Array],
+) -> Array:
+    """Valid convolution; sums matmuls over `summed` leading window axes, concatenates the rest."""
+    window = kernel.shape[:-2]
+    x = _concatenate(x, summed, window, size, strides)
+    weights = kernel.reshape(*window[:summed], -1, kernel.shape[-1])
+    parts = [
+        matmul(_window(x, 1, offset, size[:summed], strides[:summed]), weights[offset])
+        for offset in _offsets(window[:summed])
+    ]
+    return functools.reduce(jnp.add, parts)
+
+
+def _shift_add(
+    x: Array,
+    kernel: Array,
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+    matmul: Callable[[Array, Array], Array],
+) -> Array:
+    """Valid convolution; all window rows times all input rows, then shifted sums."""
+    window, features = kernel.shape[:-2], kernel.shape[-1]
+    x = _concatenate(x, 1, window, size, strides)
+    weights = jnp.moveaxis(kernel.reshape(window[0], -1, features), 0, 1)
+    products = matmul(x, weights.reshape(x.shape[-1], window[0] * features))
+    parts = [
+        _window(products[..., i * features : (i + 1) * features], 1, (i,), size[:1], strides[:1])
+        for i in range(window[0])
+    ]
+    return functools.reduce(jnp.add, parts)
+
+
+def _concatenate(
+    x: Array, skip: int, window: tuple[int, ...], size: tuple[int, ...], strides: tuple[int, ...]
+) -> Array:
+    """Slices along the spatial axes from `skip` on, one per window element, along the channels."""
+    pieces = [
+        _window(x, skip + 1, offset, size[skip:], strides[skip:])
+        for offset in _offsets(window[skip:])
+    ]
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
+
+
+def _offsets(window: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All positions inside `window`, last axis fastest."""
+    return list(itertools.product(*(range(k) for k in window)))
+
+
+def _window(
+    x: Array,
+    first: int,
+    offset: tuple[int, ...],
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Array:
+    """The strided slice of `x` at `offset` along the axes from `first` on; other axes whole."""
+    if not offset:
+        return x
+    start, stop, step = [0] * x.ndim, list(x.shape), [1] * x.ndim
+    for axis, (o, n, s) in enumerate(zip(offset, size, strides), start=first):
+        start[axis], stop[axis], step[axis] = o, o + (n - 1) * s + 1, s
+    return lax.slice(x, start, stop, step)
+
+
+def _channels_last(lhs: Array, rhs: Array, dimension_numbers: Any) -> bool:
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    space = tuple(range(1, lhs.ndim - 1))
+    activation = (0, lhs.ndim - 1, *space)
+    kernel = (rhs.ndim - 1, rhs.ndim - 2, *(axis - 1 for axis in space))
+    return (
+        bool(space)
+        and tuple(numbers.lhs_spec) == tuple(numbers.out_spec) == activation
+        and tuple(numbers.rhs_spec) == kernel
+    )
+
+
+def _check(lhs: Array, rhs: Array, strides: Sequence[int], padding: Any) -> None:
+    space = lhs.ndim - 2
+    require(
+        rhs.ndim == lhs.ndim and rhs.shape[-2] == lhs.shape[-1],
+        f"kernel {list(rhs.shape)}",
+        f"must be [*window, {lhs.shape[-1]}, channels out] for an input {list(lhs.shape)}",
+        "check input_shape of the model",
+    )
+    require(
+        lhs.dtype == rhs.dtype,
+        f"input {lhs.dtype}, kernel {rhs.dtype}",
+        "must have one dtype",
+        "cast one of them",
+    )
+    require(
+        len(strides) == space and (isinstance(padding, str) or len(padding) == space),
+        f"strides {strides}, padding {padding}",
+        f"must have {space} entries",
+        "give one a spatial axis",
+    )
+
+
+def max_pool(x: Array, window: int | tuple[int, ...] = 2) -> Array:
+    """Maximum over disjoint windows; what does not fill a window at the far edge is dropped.
+
+    Written as elementwise maxima of a reshaped array, because the gradient of a windowed reduction
+    is ten times slower on a CPU. Between equal maxima the gradient is shared.
+
+    Args:
+      x: `[batch, *space, channels]`.
+      window: size and stride, one integer or one a spatial axis.
+
+    Returns:
+      `[batch, *(space // window), channels]`.
+    """
+    space = x.shape[1:-1]
+    sizes = (window,) * len(space) if isinstance(window, int) else tuple(window)
+    if len(sizes) != len(space) or not all(1 <= w <= n for w, n in zip(sizes, space)):
+        raise InputError(
+            f"window = {window}: must be 1..{list(space)} along the spatial axes of "
+            f"{list(x.shape)}; use a smaller window or larger inputs"
+        )
+    counts = tuple(n // w for n, w in zip(space, sizes))
+    x = x[(slice(None), *(slice(0, c * w) for c, w in zip(counts, sizes)))]
+    split = [d for c, w in zip(counts, sizes) for d in (c, w)]
+    x = x.reshape(x.shape[0], *split, x.shape[-1])
+    return functools.reduce(
+        jnp.maximum,
+        [
+            x[(slice(None), *(part for i in offset for part in (slice(None), i)))]
+            for offset in _offsets(sizes)
+        ],
+    )

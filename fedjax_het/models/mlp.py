@@ -1,0 +1,61 @@
+"""Fully connected models."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from fedjax_het.errors import require
+from fedjax_het.models.base import BlockModel, flax_block
+
+
+class Dense(nn.Module):
+    """Flattens, optional dropout, linear layer, optional ReLU.
+
+    Attributes:
+      features: outputs.
+      relu: whether a ReLU follows.
+      dropout: probability of dropping an input.
+    """
+
+    features: int
+    relu: bool = False
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[batch, ...] -> [batch, features]`."""
+        x = x.reshape(x.shape[0], -1)
+        if self.dropout > 0.0:
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dense(self.features)(x)
+        return nn.relu(x) if self.relu else x
+
+
+def logistic(input_shape: tuple[int, ...] = (784,), num_classes: int = 10) -> BlockModel:
+    """Multinomial logistic regression: one block."""
+    return mlp(input_shape, num_classes, hidden=())
+
+
+def mlp(
+    input_shape: tuple[int, ...] = (784,), num_classes: int = 10, hidden: Sequence[int] = (200, 200)
+) -> BlockModel:
+    """ReLU network, one block a layer; the default is the 2NN of McMahan et al. (2017).
+
+    Args:
+      input_shape: of one sample; flattened.
+      num_classes: outputs.
+      hidden: widths of the hidden layers, input side first.
+
+    Returns:
+      The model, `len(hidden) + 1` blocks.
+    """
+    require(
+        all(width >= 1 for width in hidden),
+        f"hidden = {tuple(hidden)}",
+        "widths must be positive",
+        "drop the empty layer",
+    )
+    blocks = [flax_block(f"fc{i + 1}", Dense(width, relu=True)) for i, width in enumerate(hidden)]
+    blocks.append(flax_block(f"fc{len(hidden) + 1}", Dense(num_classes)))
+    return BlockModel("mlp" if hidden else "logistic", tuple(blocks), input_shape, num_classes)

@@ -1,0 +1,123 @@
+"""Normalisation between the layers of the convolutional models.
+
+Both norms reduce over space channel by channel, in one pass for both moments, and apply one
+multiply-add. Written on the grouped shape instead, the same group norm took three times as long to
+train on a CPU.
+"""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Norm = Literal["group", "batch", "none"]
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He, 2018): zero mean and unit variance per sample and group.
+
+    Attributes:
+      groups: number of groups of adjacent channels; must divide the channels.
+      eps: added to the variance.
+    """
+
+    groups: int
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Same shape as `x` `[batch, ..., channels]`."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def over_group(moment: Array) -> Array:
+            grouped = moment.reshape(-1, self.groups, channels // self.groups)
+            return jnp.repeat(jnp.mean(grouped, -1), channels // self.groups, axis=-1)
+
+        first, second = _moments(x, tuple(range(1, x.ndim - 1)))
+        mean = over_group(first)
+        var = jnp.maximum(over_group(second) - jnp.square(mean), 0.0)
+        gain = jax.lax.rsqrt(var + self.eps) * scale.astype(jnp.float32)[None]
+        return _affine(x, gain, bias.astype(jnp.float32)[None] - mean * gain)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation whose mode may be chosen per client inside one program.
+
+        train: y = (x - m) / sqrt(v + eps) * scale + bias,  m, v = moments of the batch,
+               mean <- (1 - momentum) mean + momentum m,    var likewise with n / (n - 1) v
+        eval:  the same with m, v = mean, var
+
+    Attributes:
+      momentum: weight of the new batch; 0.1 as in the reference networks.
+      eps: added to the variance.
+    """
+
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool | Array) -> Array:
+        """Same shape as `x` `[batch, ..., channels]`; `train` is a bool or a traced `bool[]`."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        mean, var = running_mean.value, running_var.value
+        # `is not False`: a traced flag has no truth value.
+        if train is not False:
+            first, second = _moments(x, tuple(range(x.ndim - 1)))
+            spread = jnp.maximum(second - jnp.square(first), 0.0)
+            count = x.size // channels
+            unbiased = spread * (count / max(count - 1, 1))
+            running_mean.value = self._blend(mean, first, train)
+            running_var.value = self._blend(var, unbiased, train)
+            mean, var = jnp.where(train, first, mean), jnp.where(train, spread, var)
+        gain = jax.lax.rsqrt(var + self.eps) * scale.astype(jnp.float32)
+        return _affine(x, gain[None], (bias.astype(jnp.float32) - mean * gain)[None])
+
+    def _blend(self, old: Array, new: Array, train: bool | Array) -> Array:
+        blended = (1.0 - self.momentum) * old + self.momentum * jax.lax.stop_gradient(new)
+        return jnp.where(train, blended, old)
+
+
+def _moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Mean and mean square over `axes`, float32."""
+    x = x.astype(jnp.float32)
+    return jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
+
+
+def _affine(x: Array, gain: Array, shift: Array) -> Array:
+    """`x * gain + shift` in the dtype of `x`; `gain` and `shift` are `[batch or 1, channels]`."""
+
+    def spread(a: Array) -> Array:
+        return a.astype(x.dtype).reshape(a.shape[0], *(1,) * (x.ndim - 2), a.shape[1])
+
+    return x * spread(gain) + spread(shift)
+
+
+class Normalize(nn.Module):
+    """The norm named by `kind`.
+
+    Group normalisation is the default of every model here: its statistics are of one sample, so
+    nothing about a client's batches has to be merged, frozen or leaked.
+
+    Attributes:
+      kind: `"group"` (at most 8 groups, as many as divide the channels), `"batch"` or `"none"`.
+    """
+
+    kind: Norm = "group"
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool | Array) -> Array:
+        """Same shape as `x` `[batch, ..., channels]`."""
+        if self.kind == "batch":
+            return BatchNorm(name="batch_norm")(x, train=train)
+        if self.kind == "group":
+            return GroupNorm(math.gcd(x.shape[-1], 8), name="group_norm")(x)
+        return x

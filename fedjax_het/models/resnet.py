@@ -1,0 +1,199 @@
+"""Residual networks for small images (He et al., 2016), by residual unit or by module."""
+
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedjax_het.errors import require, require_known
+from fedjax_het.models.base import Block, BlockModel, flax_block
+from fedjax_het.models.conv import conv_general_dilated
+from fedjax_het.models.norm import Norm, Normalize
+
+Array = jax.Array
+
+_EXPANSION = 4
+
+
+class ConvNorm(nn.Module):
+    """Convolution and norm, no activation.
+
+    Attributes:
+      features: output channels.
+      kernel: side of the square window.
+      stride: of the convolution.
+      norm: `"group"`, `"batch"` or `"none"` (which gives the convolution a bias).
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool | Array) -> Array:
+        """`[batch, height, width, channels] -> [batch, height', width', features]`."""
+        x = nn.Conv(
+            self.features,
+            (self.kernel, self.kernel),
+            (self.stride, self.stride),
+            # Not "SAME": with a stride it would pad on the far side only.
+            padding=self.kernel // 2,
+            use_bias=self.norm == "none",
+            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            conv_general_dilated=conv_general_dilated,
+        )(x)
+        return Normalize(self.norm)(x, train=train)
+
+
+class Stem(nn.Module):
+    """3x3 convolution, norm, ReLU.
+
+    Attributes:
+      features: output channels.
+      norm: see `ConvNorm`.
+    """
+
+    features: int
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool | Array) -> Array:
+        """`[batch, height, width, channels] -> [batch, height, width, features]`."""
+        return nn.relu(ConvNorm(self.features, 3, 1, self.norm)(x, train=train))
+
+
+class Unit(nn.Module):
+    """Residual unit: two 3x3 convolutions, or a bottleneck of 1x1, 3x3, 1x1 with 4x the channels.
+
+    The shortcut is a strided 1x1 convolution with norm where the shape changes, else the identity.
+
+    Attributes:
+      planes: channels of the 3x3 convolutions.
+      stride: of the (first) 3x3 convolution.
+      bottleneck: which of the two.
+      norm: see `ConvNorm`.
+    """
+
+    planes: int
+    stride: int
+    bottleneck: bool
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool | Array) -> Array:
+        """`[batch, height, width, channels] -> [batch, height', width', channels']`."""
+        layer = functools.partial(ConvNorm, norm=self.norm)
+        if self.bottleneck:
+            y = nn.relu(layer(self.planes, 1, 1)(x, train=train))
+            y = nn.relu(layer(self.planes, 3, self.stride)(y, train=train))
+            y = layer(_EXPANSION * self.planes, 1, 1)(y, train=train)
+        else:
+            y = nn.relu(layer(self.planes, 3, self.stride)(x, train=train))
+            y = layer(self.planes, 3, 1)(y, train=train)
+        if x.shape != y.shape:
+            x = layer(y.shape[-1], 1, self.stride, name="shortcut")(x, train=train)
+        return nn.relu(x + y)
+
+
+class Group(nn.Module):
+    """Residual units in a row.
+
+    Attributes:
+      units: input side first.
+    """
+
+    units: tuple[Unit, ...]
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool | Array) -> Array:
+        """`[batch, height, width, channels] -> [batch, height', width', channels']`."""
+        for unit in self.units:
+            x = unit(x, train=train)
+        return x
+
+
+class Head(nn.Module):
+    """Mean over space and one linear layer.
+
+    Attributes:
+      num_classes: outputs.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[batch, height, width, channels] -> [batch, num_classes]`."""
+        return nn.Dense(self.num_classes)(jnp.mean(x, axis=(1, 2)))
+
+
+def resnet(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    *,
+    units_per_group: int,
+    bottleneck: bool,
+    norm: Norm = "group",
+    granularity: Literal["unit", "module"] = "unit",
+    stats_policy: Literal["mean", "frozen"] = "mean",
+    width: int = 16,
+) -> BlockModel:
+    """ResNet for small images.
+
+    Basic units come in three groups of `width`, 2 and 4 times `width` planes; bottlenecks in six
+    (each width twice, the second time without a stride), as in DTFL, whose eight modules
+    md1..md8 are the stem, the six groups and the head.
+
+    Args:
+      input_shape: of one image.
+      num_classes: outputs.
+      units_per_group: residual units in a group.
+      bottleneck: kind of unit.
+      norm: `"group"` by default; DTFL's tables are for `"batch"`.
+      granularity: what a block is. `"unit"`: stem, every residual unit, head (FedEL, FedPMT);
+        `"module"`: stem, every group, head (DTFL).
+      stats_policy: see `BlockModel`; matters for `norm="batch"` only.
+      width: planes of the first group.
+
+    Returns:
+      The model.
+    """
+    require_known(norm, ("group", "batch", "none"), "norm")
+    require_known(granularity, ("unit", "module"), "granularity")
+    require(len(input_shape) == 3, f"input_shape = {input_shape}", "takes images", "use an mlp")
+    for name, value in (("units_per_group", units_per_group), ("width", width)):
+        require(value >= 1, f"{name} = {value}", "must be positive", "use 3 units of width 16")
+    repeats = 2 if bottleneck else 1
+    groups = [
+        [
+            Unit(
+                planes=width * 2**stage,
+                stride=2 if stage > 0 and repeat == 0 and unit == 0 else 1,
+                bottleneck=bottleneck,
+                norm=norm,
+            )
+            for unit in range(units_per_group)
+        ]
+        for stage in range(3)
+        for repeat in range(repeats)
+    ]
+    block = functools.partial(flax_block, traced_train=True)
+    blocks: list[Block] = [block("stem", Stem(width, norm))]
+    for g, units in enumerate(groups):
+        if granularity == "module":
+            blocks.append(block(f"group{g + 1}", Group(tuple(units))))
+        else:
+            blocks += [block(f"group{g + 1}.{u + 1}", unit) for u, unit in enumerate(units)]
+    blocks.append(flax_block("head", Head(num_classes)))
+    depth = len(groups) * units_per_group * (3 if bottleneck else 2) + 2
+    return BlockModel(
+        f"resnet{depth}", tuple(blocks), input_shape, num_classes, stats_policy=stats_policy
+    )
+
+
+resnet20 = functools.partial(resnet, units_per_group=3, bottleneck=False)
+resnet56 = functools.partial(resnet, units_per_group=3, bottleneck=True)
+resnet110 = functools.partial(resnet, units_per_group=6, bottleneck=True)

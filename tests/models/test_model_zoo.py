@@ -1,0 +1,145 @@
+"""Published parameter counts, shapes and options of the models by name."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_het.models import MODELS, build
+from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
+from fedjax_het.models.mlp import logistic, mlp
+from fedjax_het.models.resnet import resnet20, resnet56, resnet110
+from fedjax_het.models.vgg import vgg11, vgg13, vgg16
+
+
+def shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def size(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def per_block(model):
+    return [size(block) for block in shapes(model).params["blocks"]]
+
+
+@pytest.mark.parametrize(
+    ("model", "counts"),
+    [
+        (leaf_cnn(), [832, 51_264, 1_606_144, 5_130]),
+        (leaf_cnn(num_classes=62, hidden=2048), [832, 51_264, 6_424_576, 126_974 + 64]),
+        (adel_cnn2(), [156, 906, 4_850, 510]),
+        (cifar_cnn(), [896, 18_496, 1_048_832, 2_570]),
+        (pfl_cnn(), [896, 18_496, 1_605_760, 1_290]),
+        (logistic(), [7_850]),
+        (mlp(), [157_000, 40_200, 2_010]),
+    ],
+    ids=lambda value: value.name if hasattr(value, "name") else "",
+)
+def test_small_models(model, counts):
+    assert per_block(model) == counts
+
+
+def test_vgg11_of_pr_fl():
+    leaves = jax.tree.leaves(shapes(vgg11(norm="none", hidden=(512, 512))).params)
+    assert sum(math.prod(leaf.shape) for leaf in leaves if len(leaf.shape) > 1) == 9_747_136
+    assert sum(math.prod(leaf.shape) for leaf in leaves if len(leaf.shape) == 1) == 3_786
+    assert vgg11(norm="none", hidden=(512, 512)).num_blocks == 11
+
+
+def test_vgg_with_batch_norm_and_linear_head():
+    # kernel, bias, scale, bias, mean, var of every convolution; two of the classifier.
+    for model, convolutions in ((vgg11, 8), (vgg13, 10), (vgg16, 13)):
+        variables = shapes(model(norm="batch"))
+        assert model(norm="batch").num_blocks == convolutions + 1
+        assert len(jax.tree.leaves(variables)) == 6 * convolutions + 2
+    assert size(shapes(vgg16(norm="none")).params) == 14_719_818
+
+
+@pytest.mark.parametrize(
+    ("model", "modules", "total", "statistics"),
+    [
+        (resnet56, [464, 14_016, 13_632, 59_776, 53_376, 236_288, 211_200, 2_570], 591_322, 8_992),
+        (
+            resnet110,
+            [464, 27_648, 27_264, 113_152, 106_752, 447_488, 422_400, 2_570],
+            1_147_738,
+            17_056,
+        ),
+    ],
+)
+def test_bottleneck_resnets_of_dtfl(model, modules, total, statistics):
+    by_module = model(norm="batch", granularity="module")
+    variables = shapes(by_module)
+    assert [size(block) for block in variables.params["blocks"]] == modules
+    assert size(variables.params) == total
+    assert size(variables.stats) == statistics
+
+
+def test_activations_of_dtfl():
+    shapes = resnet56(granularity="module").activation_shapes(1)
+    activations = [math.prod(shape.shape) * 4 for shape in shapes]
+    assert activations == [65_536, 262_144, 262_144, 131_072, 131_072, 65_536, 65_536, 40]
+
+
+def test_resnet20_by_unit():
+    model = resnet20()
+    assert model.num_blocks == 11
+    assert [s.shape[1:] for s in model.activation_shapes(1)] == [
+        *[(32, 32, 16)] * 4,
+        *[(16, 16, 32)] * 3,
+        *[(8, 8, 64)] * 3,
+        (10,),
+    ]
+    # 269,722 with identity shortcuts in the paper, plus the two projections and their norms.
+    assert size(shapes(model).params) == 269_722 + (16 * 32 + 64) + (32 * 64 + 128)
+
+
+def test_granularities_are_the_same_network():
+    def program(granularity):
+        model = resnet20((8, 8, 3), width=2, granularity=granularity)
+        x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+        return str(jax.make_jaxpr(lambda v, x: model.apply(v, x)[0])(shapes(model), x))
+
+    assert program("unit") == program("module")
+
+
+@pytest.mark.parametrize(
+    ("model", "fan"), [(vgg11(norm="none", width=1 / 4), 9 * 16), (resnet20(width=32), 9 * 32)]
+)
+def test_initial_weights_keep_the_signal_through_relu(model, fan):
+    x = jax.ShapeDtypeStruct((1, 8, 8, fan // 9), jnp.float32)
+    params, _ = model.blocks[1].init(jax.random.key(0), x)
+    kernel = next(leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4)
+    np.testing.assert_allclose(jnp.std(kernel), np.sqrt(2 / fan), rtol=0.05)
+
+
+def test_build_passes_options():
+    assert build("vgg11", (32, 32, 3), 100, norm="none").num_classes == 100
+    assert build("mlp", (28, 28, 1), 10, hidden=(3,)).num_blocks == 2
+    assert set(MODELS) >= {"leaf_cnn", "resnet56", "vgg16"}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: build("leafcnn", (28, 28, 1), 10), "did you mean 'leaf_cnn'"),
+        (lambda: build("vgg11", (32, 32, 3), 10, normalisation="group"), "hidden, norm.*width"),
+        # What the name fixes is no option.
+        (lambda: build("vgg11", (32, 32, 3), 10, depth=16), "option of model 'vgg11' 'depth'"),
+        (lambda: vgg11((28, 28, 1)), "at least 32x32"),
+        (lambda: vgg11(norm="layer"), "batch, group, none"),
+        (lambda: vgg11(width=0.0), "width = 0.0"),
+        (lambda: vgg11(depth=12), "11, 13 or 16"),
+        (lambda: resnet20((5,)), "takes images"),
+        (lambda: resnet20(width=0), "width = 0"),
+        (lambda: resnet56(granularity="layer"), "module, unit"),
+        (lambda: mlp(hidden=(3, 0)), "widths must be positive"),
+    ],
+)
+def test_bad_input_names_value_and_remedy(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
