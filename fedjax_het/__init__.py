@@ -3,7 +3,8 @@
 from fedjax_het import algorithms, data, fleet, models, report
 from fedjax_het.errors import InputError
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import Options, Result, simulate
+from fedjax_het.settings import Options
+from fedjax_het.simulation import Result, simulate, simulate_seeds
 
 __all__ = [
     "InputError",
@@ -16,4 +17,5 @@ __all__ = [
     "models",
     "report",
     "simulate",
+    "simulate_seeds",
 ]

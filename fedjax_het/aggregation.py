@@ -5,9 +5,11 @@ For clients $i$ with weights $a_i$, masks $m_i$ and updates $\Delta_i$, per coor
     num += sum_i a_i m_i delta_i      den += sum_i a_i m_i      new = old + num / den   (den > 0)
 
 Coordinates nobody trained keep their old value bit for bit. FedAvg, FedPMT, FedEL and HeteroFL are
-this kernel with different masks and weights.
+this kernel with different masks and weights; rules that must be unbiased when layers are missed at
+random (ADEL-FL) change the denominator.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,10 +60,21 @@ def align(coefficient: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.broadcast_to(coefficient.reshape(shape), like.shape)
 
 
-def masked_mean() -> Aggregator:
+def masked_mean(
+    *,
+    factors: Callable[[PyTree, PyTree], PyTree] | None = None,
+    denominator: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> Aggregator:
     """The mean over contributors, per coordinate, weighted by `Plan.weight`.
 
-    Running statistics are averaged over the clients that trained the block they belong to.
+    Running statistics are averaged over the clients that trained the block they belong to, whatever
+    `factors` and `denominator` say: amplifying them could make a variance negative.
+
+    Args:
+      factors: `(row, shared) -> pytree`, float32 factors on one client's weight, of the shape of
+        its mask's leaves (an inverse propensity ...); traced. None for ones.
+      denominator: `(den, shared) -> pytree`, what the weighted sums are divided by where `den > 0`
+        (`den * shared["gain"]`, a number of clients ...); traced. None for `den` itself.
 
     Returns:
       An `Aggregator` whose `finalize` reports `merged_weight`, the sum of the weights merged per
@@ -88,31 +101,38 @@ def masked_mean() -> Aggregator:
         )
 
     def add(acc: Sums, chunk: Chunk) -> Sums:
-        def coefficient(mask: jax.Array | None) -> jax.Array:
-            if mask is None:
-                return chunk.weight
-            weight = chunk.weight.reshape((-1,) + (1,) * (mask.ndim - 1))
-            return jnp.broadcast_to(weight, mask.shape) * mask.astype(jnp.float32)
+        def coefficient(mask: jax.Array | None, factor: jax.Array | None) -> jax.Array:
+            weight = chunk.weight
+            if mask is not None:
+                weight = weight.reshape((-1,) + (1,) * (mask.ndim - 1))
+                weight = jnp.broadcast_to(weight, mask.shape) * mask.astype(jnp.float32)
+            return weight if factor is None else weight * factor
 
+        nothing = jax.tree.map(lambda _: None, acc.num)
+        factor = nothing
+        if factors is not None:
+            factor = jax.vmap(factors, in_axes=(0, None))(chunk.row, chunk.shared)
         mask = chunk.mask
         if mask is None:
-            mask = jax.tree.map(lambda _: None, acc.num)
+            mask = nothing
             live = jnp.ones((chunk.weight.shape[0], len(acc.num["blocks"])), jnp.float32)
         else:
             live = jax.vmap(masks.live_blocks)(mask).astype(jnp.float32)
 
         # A leaf that the route left out is None in `delta`; its mask is then all zero.
         num = jax.tree.map(
-            lambda s, d, m: s if d is None else s + weighted_sum(coefficient(m), d),
+            lambda s, d, m, f: s if d is None else s + weighted_sum(coefficient(m, f), d),
             acc.num,
             chunk.delta,
             mask,
+            factor,
         )
         den = jax.tree.map(
-            lambda s, m, d: s if d is None else s + jnp.sum(coefficient(m), axis=0),
+            lambda s, m, d, f: s if d is None else s + jnp.sum(coefficient(m, f), axis=0),
             acc.den,
             mask,
             chunk.delta,
+            factor,
         )
         live = live * chunk.weight[:, None]
         stats_num = {
@@ -129,15 +149,16 @@ def masked_mean() -> Aggregator:
     def finalize(
         acc: Sums, variables: Variables, shared: PyTree
     ) -> tuple[Variables, dict[str, Any]]:
-        del shared
-
-        def mean(old: jax.Array, num: jax.Array, den: jax.Array) -> jax.Array:
-            den = align(den, num)
-            touched = den > 0
-            step = num / jnp.where(touched, den, 1.0)
+        def mean(
+            old: jax.Array, num: jax.Array, den: jax.Array, over: jax.Array | None = None
+        ) -> jax.Array:
+            touched = align(den > 0, num)
+            over = align(den if over is None else over, num)
+            step = num / jnp.where(touched, over, 1.0)
             return jnp.where(touched, old + step.astype(old.dtype), old)
 
-        params = jax.tree.map(mean, variables.params, acc.num, acc.den)
+        over = acc.den if denominator is None else denominator(acc.den, shared)
+        params = jax.tree.map(mean, variables.params, acc.num, acc.den, over)
         stats = {
             part: tuple(
                 jax.tree.map(lambda o, n, b=b: mean(o, n, acc.stats_den[b]), old, num)

@@ -17,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from fedjax_het.errors import InputError
-from fedjax_het.report.jsonio import jsonable, write_json
+from fedjax_het.errors import InputError, require
+from fedjax_het.report.jsonio import jsonable, read_json, write_json
 
 _KEEP = 2
 _DIGEST = "digest.json"
@@ -33,7 +33,13 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         self._directory = directory.resolve()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"checkpoints = {str(directory)!r}: cannot be made ({error.strerror}); "
+                "name a work directory that you may write to"
+            ) from None
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
         """Saves a pytree of arrays and a JSON dictionary under `step`."""
@@ -49,44 +55,73 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a directory, ascending; not all need be whole."""
-        return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
+        return sorted(
+            int(path.name)
+            for path in self._directory.iterdir()
+            if path.name.isdecimal() and path.is_dir()
+        )
 
-    def restore(
-        self, template: Any, identity: Mapping[str, Any]
-    ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest whole checkpoint, or None if there is none.
+    def newest(self, identity: Mapping[str, Any]) -> Path | None:
+        """The directory of the newest whole checkpoint, or None if there is none.
 
         Damaged checkpoints are skipped with a warning and removed.
 
         Args:
-          template: pytree of arrays with the structure, shapes and dtypes that were saved.
           identity: what decides the result of the run that wants to resume.
+
+        Raises:
+          InputError: it belongs to another configuration; the message names the settings that
+            differ.
+        """
+        for step in reversed(self.steps()):
+            target = self._directory / f"{step:08d}"
+            if _whole(target):
+                require_same(f"checkpoint {target}", read_json(target / "meta.json"), identity)
+                return target
+            logging.warning("checkpoint %s is damaged; using the one before it", target)
+            shutil.rmtree(target)
+        return None
+
+    def restore(
+        self, template: Any, identity: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The content of the newest whole checkpoint, or None if there is none; see `newest`.
+
+        Args:
+          template: pytree of arrays with the structure, shapes and dtypes that were saved.
+          identity: as in `newest`.
 
         Returns:
           `(arrays, meta)`; leaves are NumPy or JAX arrays as in the template.
 
         Raises:
-          InputError: the newest whole checkpoint belongs to another configuration; the message
-            names the settings that differ.
+          InputError: it belongs to another configuration.
         """
-        for step in reversed(self.steps()):
-            target = self._directory / f"{step:08d}"
-            if not _whole(target):
-                logging.warning("checkpoint %s is damaged; using the one before it", target)
-                shutil.rmtree(target)
-                continue
-            meta = json.loads((target / "meta.json").read_text())
-            differing = differences(meta["identity"], jsonable(identity))
-            if differing:
-                raise InputError(
-                    f"checkpoint {target}: was made with another configuration ({differing}); "
-                    "resume with the configuration it was made with, or use a new work directory"
-                )
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(template))
-            with ocp.StandardCheckpointer() as reader:
-                arrays = reader.restore(target / "arrays", abstract)
-            return _like(template, arrays), meta
-        return None
+        target = self.newest(identity)
+        if target is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(template))
+        with ocp.StandardCheckpointer() as reader:
+            arrays = reader.restore(target / "arrays", abstract)
+        return _like(template, arrays), read_json(target / "meta.json")
+
+
+def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:
+    """Raises `InputError` unless what was saved carries this identity.
+
+    Args:
+      what: how to call it in the message.
+      saved: content of a `meta.json` or `config.json`.
+      identity: what decides the result of the run that wants to go on.
+    """
+    old = saved.get("identity") if isinstance(saved, dict) else None
+    differing = differences(old, jsonable(identity), "" if isinstance(old, dict) else "identity")
+    require(
+        not differing,
+        what,
+        f"was made with another configuration ({differing})",
+        "resume with the configuration it was made with, or use a new work directory",
+    )
 
 
 def differences(old: Any, new: Any, path: str = "") -> str:

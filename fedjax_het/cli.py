@@ -1,18 +1,23 @@
-"""The command line, `fedjax-het train|compare|profile|report`; `launch/` calls the same.
+"""The command line, `fedjax-het train|compare|plan|profile|report`; `launch/` calls the same.
 
-Input errors end a program with one line and exit status 2; anything else is a fault and keeps its
-traceback.
+Input errors, on the command line or in a file, end a program with one line and exit status 2;
+anything else is a fault and keeps its traceback.
 """
 
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fedjax_het.errors import InputError, require_known
+from fedjax_het import experiment
+from fedjax_het.algorithms.adel import preview as plans
+from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.fleet import profile as profiles
+from fedjax_het.report.jsonio import jsonable
 
 
 def _config_flag(flag_values: flags.FlagValues) -> None:
@@ -39,10 +44,37 @@ def _run(program: Callable[[flags.FlagValues], None], define: Callable[[Any], No
                 raise InputError(f"argument {argv[1]!r}: is not a flag; write --name=value")
             program(flags.FLAGS)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _refuse(error)
 
-    app.run(main)
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    # A configuration file that is missing or no Python surfaces here if any option is overridden.
+    except (flags.Error, OSError, SyntaxError) as error:
+        _refuse(error)
+    except KeyError as error:
+        _refuse(
+            InputError(
+                f"override of --config: {error.args[0]}: is not in the file; write "
+                "--config.section.option=value for one of its sections"
+            )
+        )
+
+
+def _refuse(error: Exception) -> NoReturn:
+    print("error:", *str(error).split(), file=sys.stderr)
+    sys.exit(2)
+
+
+def _config(values: flags.FlagValues) -> dict[str, Any]:
+    """The configuration with its overrides."""
+    path = config_flags.get_config_filename(values["config"]).partition(":")[0]
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: is not a file; name one of configs/")
+    return experiment.plain(values.config)
 
 
 def train() -> None:
@@ -54,12 +86,10 @@ def train() -> None:
         flags.mark_flag_as_required("workdir", flag_values)
 
     def program(values: flags.FlagValues) -> None:
-        from fedjax_het import experiment
+        def announce(settings: dict[str, Any]) -> None:
+            print(json.dumps(jsonable(settings), indent=2), flush=True)
 
-        problem = experiment.build_problem(experiment.plain(values.config))
-        settings = experiment.resolve(experiment.plain(values.config), problem)
-        print(json.dumps(settings, indent=2, default=str), flush=True)
-        result = experiment.train(values.config, values.workdir, problem)
+        result = experiment.train(_config(values), values.workdir, announce=announce)
         print(_outcome(result.record.summary, values.workdir))
 
     _run(program, define)
@@ -89,9 +119,7 @@ def compare() -> None:
         flags.mark_flag_as_required("workdir", flag_values)
 
     def program(values: flags.FlagValues) -> None:
-        from fedjax_het import experiment
-
-        configs = [values.config, *(experiment.load_config(path) for path in values.more)]
+        configs = [_config(values), *(experiment.load_config(path) for path in values.more)]
         try:
             seeds = None if values.seeds is None else [int(seed) for seed in values.seeds]
         except ValueError as error:
@@ -100,6 +128,19 @@ def compare() -> None:
             ) from error
         result = experiment.compare(configs, values.workdir, seeds)
         print(f"\n{result.headline}\n\n{result.table()}\n\nreport: {values.workdir}/report.html")
+
+    _run(program, define)
+
+
+def plan() -> None:
+    """Prints and plots a run's deadlines and batches, untrained: `--config=FILE [--out=DIR]`."""
+
+    def define(flag_values: flags.FlagValues) -> None:
+        _config_flag(flag_values)
+        flags.DEFINE_string("out", None, "Directory for the figure and the numbers.")
+
+    def program(values: flags.FlagValues) -> None:
+        print(plans.text(experiment.plan(_config(values), values.out)))
 
     _run(program, define)
 
@@ -114,15 +155,16 @@ def profile() -> None:
         flags.DEFINE_string("out", None, "Save the measured profile here, as JSON.")
 
     def program(values: flags.FlagValues) -> None:
-        from fedjax_het import experiment
-        from fedjax_het.fleet import profile as profiles
-
-        problem = experiment.build_problem(experiment.plain(values.config))
+        if values.out:
+            out = f"--out={values.out}"
+            require(values.measure, out, "needs a measurement to save", "drop --nomeasure")
+            require(
+                Path(values.out).parent.is_dir(), out, "must be in a directory", "make it first"
+            )
+        problem = experiment.build_problem(_config(values))
         measured = profiles.measure(problem.model, values.batch) if values.measure else None
         print(profiles.format_table(problem.cost, measured))
-        if values.out:
-            if measured is None:
-                raise InputError("--out without a measurement: nothing to save; drop --nomeasure")
+        if measured is not None and values.out:
             measured.save(values.out)
 
     _run(program, define)
@@ -136,23 +178,23 @@ def report() -> None:
         flags.mark_flag_as_required("workdir", flag_values)
 
     def program(values: flags.FlagValues) -> None:
-        from fedjax_het import experiment
-
         print(experiment.report(values.workdir))
 
     _run(program, define)
 
 
-COMMANDS = {f.__name__: f for f in (train, compare, profile, report)}
+COMMANDS = {f.__name__: f for f in (train, compare, plan, profile, report)}
 
 
 def main() -> None:
     """Entry point of `fedjax-het`."""
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("--help", "-h"):
+        print("\n".join(f"fedjax-het {name}: {f.__doc__}" for name, f in COMMANDS.items()))
+        sys.exit(0)
     try:
         require_known(command, COMMANDS, "command")
     except InputError as error:
-        print(f"usage: fedjax-het {'|'.join(COMMANDS)} --help\nerror: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
     sys.argv = [f"fedjax-het {command}", *sys.argv[2:]]
     COMMANDS[command]()

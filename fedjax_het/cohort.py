@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_het.algorithm import Algorithm, Plan, Variables
 from fedjax_het.compiling import Compiler
-from fedjax_het.errors import InputError, require
+from fedjax_het.errors import InputError, require, require_known
 from fedjax_het.group import AXIS, Outputs, Round, Rows, group_program, merge_chunk, train_one
 from fedjax_het.masks import Route, full_route
 from fedjax_het.problem import Problem
@@ -49,6 +49,30 @@ def choose_chunk(backend: str, step_flops: float, param_bytes: int) -> int:
     else:
         side_by_side = ACCELERATOR_CHUNK_BYTES / max(4.0 * param_bytes, 1.0)
     return _power_of_two(min(side_by_side, 256.0), up=False)
+
+
+def check_engine(execution: str, chunk: int | None, max_routes: int, devices: int) -> None:
+    """Raises `InputError` unless a `Cohort` can be made with these arguments."""
+    require_known(execution, ("routed", "masked", "debug"), "execution")
+    require(
+        chunk is None or chunk >= 1,
+        f"chunk = {chunk}",
+        "must be at least 1 client",
+        "leave it out to choose automatically",
+    )
+    require(
+        max_routes >= 1,
+        f"max_routes = {max_routes}",
+        "must be at least 1",
+        "leave it at its default of 32",
+    )
+    available = jax.local_device_count()
+    require(
+        1 <= devices <= available,
+        f"devices = {devices}",
+        f"must be between 1 and the {available} local device(s)",
+        "use fewer, or start with XLA_FLAGS=--xla_force_host_platform_device_count=N",
+    )
 
 
 def _power_of_two(value: float, *, up: bool) -> int:
@@ -87,31 +111,7 @@ class Cohort:
         max_routes: int = 32,
         devices: int = 1,
     ):
-        require(
-            execution in ("routed", "masked", "debug"),
-            f"execution = {execution!r}",
-            "must be 'routed', 'masked' or 'debug'",
-            "use 'routed' unless you are looking for a fault",
-        )
-        require(
-            chunk is None or chunk >= 1,
-            f"chunk = {chunk}",
-            "must be at least 1 client",
-            "leave it out to choose automatically",
-        )
-        require(
-            max_routes >= 1,
-            f"max_routes = {max_routes}",
-            "must be at least 1",
-            "leave it at its default of 32",
-        )
-        available = jax.local_device_count()
-        require(
-            1 <= devices <= available,
-            f"devices = {devices}",
-            f"must be between 1 and the {available} local device(s)",
-            "use fewer, or start with XLA_FLAGS=--xla_force_host_platform_device_count=N",
-        )
+        check_engine(execution, chunk, max_routes, devices)
         self._algorithm = algorithm
         self._problem = problem
         self._execution = execution

@@ -63,6 +63,7 @@ class Evaluator:
           `client_accuracy_worst_decile`, over clients, of the accuracy each client would see. That
           is the accuracy on its own test samples where the data assign them; else the per-class
           test accuracy weighted with the client's label shares. None for sequences without owners.
+          For sequences also `perplexity`, exp(loss) per symbol.
         """
         arguments = (variables, self._x, self._y)
         if self._program is None:
@@ -81,7 +82,10 @@ class Evaluator:
             }
         mean_loss = float(np.mean(loss, dtype=np.float64))
         accuracy = float(np.mean(right, dtype=np.float64))
-        return {"accuracy": accuracy, "loss": mean_loss, **spread}
+        measured = {"accuracy": accuracy, "loss": mean_loss, **spread}
+        if self._problem.data.test_y.ndim > 1:
+            measured["perplexity"] = float(np.exp(mean_loss))
+        return measured
 
     def _client_accuracy(self, right: np.ndarray) -> np.ndarray | None:
         data = self._problem.data

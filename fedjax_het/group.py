@@ -94,7 +94,7 @@ def merge_chunk(
     Returns:
       The accumulator, and the chunk's `Outputs` with leading axis c.
     """
-    stats_delta = jax.tree.map(lambda new, old: new - old, result.stats, start.stats)
+    stats_delta = jax.tree.map(lambda new, old: new - old[None], result.stats, start.stats)
     leaves = [*jax.tree.leaves(result.delta), *jax.tree.leaves(stats_delta), result.loss]
     finite = jnp.stack(
         [jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in leaves]

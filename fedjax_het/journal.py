@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from fedjax_het.algorithm import Plan
-from fedjax_het.checkpoint import differences
+from fedjax_het.checkpoint import require_same
 from fedjax_het.clock import Closing, Flight, Status
 from fedjax_het.errors import require
 from fedjax_het.problem import Problem
-from fedjax_het.report.jsonio import jsonable, read_json, read_lines
+from fedjax_het.report.jsonio import read_json, read_lines
 from fedjax_het.report.records import RunRecord, RunWriter
 
 _PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
@@ -77,7 +77,7 @@ def client_rows(
                 "client": client,
                 "version": int(flight.version[i]),
                 "dispatched_s": dispatched_s,
-                "arrived_s": dispatched_s + download_s + compute_s + upload_s,
+                "arrived_s": dispatched_s + (download_s + compute_s + upload_s),
                 "download_s": download_s,
                 "compute_s": compute_s,
                 "upload_s": upload_s,
@@ -114,6 +114,26 @@ def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def require_own(workdir: Path, identity: Mapping[str, Any]) -> None:
+    """Raises `InputError` if a directory holds rows that a run would wrongly cut or continue.
+
+    Args:
+      workdir: where the run wants to write; it need not exist.
+      identity: what decides the run's result.
+    """
+    rows = [workdir / name for name in ("metrics.jsonl", "clients.jsonl")]
+    held = [path.name for path in rows if path.is_file() and path.stat().st_size > 0]
+    if not held:
+        return
+    require(
+        (workdir / "config.json").is_file(),
+        f"workdir = {str(workdir)!r}",
+        f"holds {held[0]} but no config.json, so it is not the directory of a run",
+        "name another work directory",
+    )
+    require_same(f"workdir = {str(workdir)!r}", read_json(workdir / "config.json"), identity)
+
+
 class Journal:
     """The records of one run, on disk if there is a work directory, else in memory.
 
@@ -128,28 +148,15 @@ class Journal:
     def __init__(self, workdir: Path | None, config: Mapping[str, Any]):
         self._workdir = workdir
         self._config = {**config, **environment()}
-        self._writer = None if workdir is None else RunWriter(workdir)
+        self._writer: RunWriter | None = None
         self._metrics: list[dict[str, Any]] = []
         self._clients: list[dict[str, Any]] = []
         self.totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
 
     def begin(self, offsets: Mapping[str, int], totals: Mapping[str, float] | None = None) -> None:
-        """Starts a run (`offsets={}`) or takes up an earlier one where its checkpoint left it.
-
-        Raises:
-          InputError: a run would be started over the rows of one with another configuration.
-        """
-        if self._writer is not None and self._workdir is not None:
-            earlier = self._workdir / "config.json"
-            if not offsets and earlier.exists():
-                old, new = (c.get("identity") for c in (read_json(earlier), self._config))
-                differing = differences(old, jsonable(new))
-                require(
-                    not differing,
-                    f"workdir = {str(self._workdir)!r}",
-                    f"holds a run of another configuration ({differing})",
-                    "use a new work directory, or delete this one",
-                )
+        """Starts a run (`offsets={}`) or takes up an earlier one where its checkpoint left it."""
+        if self._workdir is not None:
+            self._writer = RunWriter(self._workdir)
             self._writer.truncate(offsets)
             self._writer.write_config(self._config)
         if totals is not None:
@@ -171,6 +178,11 @@ class Journal:
             self._clients.extend(clients)
         else:
             self._writer.write_step(metrics, clients)
+
+    def close(self) -> None:
+        """Closes the files, also after a failure."""
+        if self._writer is not None:
+            self._writer.close()
 
     def finish(
         self, problem: Problem, name: str, algorithm: str, seed: int, targets: list[float]
@@ -209,5 +221,5 @@ class Journal:
         if self._writer is None or self._workdir is None:
             return RunRecord(self._config, metrics, self._clients, summary)
         self._writer.write_summary(summary)
-        self._writer.close()
+        self.close()
         return RunRecord.load(self._workdir)

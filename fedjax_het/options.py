@@ -4,6 +4,7 @@ A signature says which options there are, which must be given, and, by its annot
 they are. Ranges are the factory's own business.
 """
 
+import functools
 import inspect
 import reprlib
 import types
@@ -38,7 +39,7 @@ def check_options(
       *factories: functions or classes; an option belongs to the first whose signature has it.
       derived: parameters that the caller fills in and that may therefore not be given.
     """
-    known = _parameters(factories)
+    known = parameters(*factories)
     for name in options:
         if name in derived:
             raise InputError(
@@ -56,7 +57,7 @@ def check_options(
 
 def check_types(options: Mapping[str, Any], what: str, *factories: Callable[..., Any]) -> None:
     """Raises `InputError` unless every option has the type that the signatures annotate."""
-    known = _parameters(factories)
+    known = parameters(*factories)
     for name, value in options.items():
         hint, default = known[name].annotation, known[name].default
         if _fits(value, hint):
@@ -74,18 +75,21 @@ def defaults(*factories: Callable[..., Any]) -> dict[str, Any]:
     """The options that may be left out, and what they then are."""
     return {
         name: parameter.default
-        for name, parameter in _parameters(factories).items()
+        for name, parameter in parameters(*factories).items()
         if parameter.default is not parameter.empty
     }
 
 
-def _parameters(factories: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
-    parameters: dict[str, inspect.Parameter] = {}
+def parameters(*factories: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of factories that share their options, by name; variadic ones left out."""
+    found: dict[str, inspect.Parameter] = {}
     for factory in factories:
+        fixed = factory.keywords if isinstance(factory, functools.partial) else ()
         for name, parameter in inspect.signature(factory).parameters.items():
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                parameters.setdefault(name, parameter)
-    return parameters
+            variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            if not variadic and name not in fixed:
+                found.setdefault(name, parameter)
+    return found
 
 
 def _fits(value: Any, hint: Any) -> bool:

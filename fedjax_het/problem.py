@@ -3,11 +3,19 @@
 import functools
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedjax_het.data.federated import FederatedData
 from fedjax_het.errors import require
 from fedjax_het.fleet.cost import CostTable, cost_table
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.base import BlockModel
+
+_MAKERS = {
+    "model": "models.build, or models.from_flax for a flax module",
+    "data": "data.from_arrays or data.load_federated",
+    "fleet": "fleet.Fleet or fleet.build",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,14 @@ class Problem:
     cost_override: CostTable | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("model", BlockModel), ("data", FederatedData), ("fleet", Fleet)):
+            part = getattr(self, name)
+            require(
+                isinstance(part, kind),
+                f"{name} of type {type(part).__name__}",
+                f"must be a {kind.__name__}",
+                f"make it with {_MAKERS[name]}",
+            )
         require(
             self.data.num_clients == self.fleet.num_devices,
             f"data of {self.data.num_clients} clients, fleet of {self.fleet.num_devices} devices",
@@ -44,6 +60,20 @@ class Problem:
             f"model of {self.model.num_classes} outputs, data of {self.data.num_classes} classes",
             "needs an output per class",
             "build the model with num_classes=data.num_classes",
+        )
+        tokens = self.data.x.dtype == np.int32
+        require(
+            tokens == bool(np.issubdtype(self.model.input_dtype, np.integer)),
+            f"model of {np.dtype(self.model.input_dtype)} inputs, data of {self.data.x.dtype}",
+            "a model of tokens needs tokens, any other model numbers",
+            "choose a model with input_dtype=int32 for tokens, float32 for all else",
+        )
+        out = self.model.activation_shapes(1)[-1].shape
+        require(
+            out[:-1] == (1, *self.data.y.shape[1:]),
+            f"model output {list(out)} for one sample, labels {list(self.data.y.shape[1:])}",
+            "must be logits for every label of a sample",
+            "use a model of sequences for sequences of labels, and of vectors for single ones",
         )
 
     @functools.cached_property

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,101 +14,17 @@ from tqdm import tqdm
 from fedjax_het.algorithm import Algorithm, Plan, Report, Situation, Timing, Variables
 from fedjax_het.checkpoint import Checkpoints
 from fedjax_het.clock import Closing, Status, dispatch, verify
-from fedjax_het.cohort import Cohort, Execution
-from fedjax_het.errors import InputError, require
+from fedjax_het.cohort import Cohort
+from fedjax_het.errors import InputError
 from fedjax_het.evaluation import Evaluator
-from fedjax_het.journal import Journal, client_rows, step_row
+from fedjax_het.journal import Journal, client_rows, require_own, step_row
 from fedjax_het.masks import Route
-from fedjax_het.options import check_options, check_types
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
+from fedjax_het.settings import FREE, Options
 from fedjax_het.tracking import tensorboard_writer
 
 PyTree = Any
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a simulation runs; none of it is part of the method.
-
-    Attributes:
-      rounds: server steps.
-      seed: of everything random; two runs with the same seed and settings are bit-identical.
-      name: label in records; the algorithm's name if empty.
-      workdir: where records and checkpoints go; None keeps the records in memory. A directory that
-        holds an interrupted run of the same configuration is resumed.
-      max_virtual_s: stop at the first step that reaches this virtual time; None for no limit.
-      target: stop at the first evaluation that reaches this test accuracy.
-      targets: accuracies whose times the summary lists (`target` is added).
-      eval_every: evaluate after every so many rounds, and after the last.
-      eval_every_s: evaluate after every so many virtual seconds instead.
-      checkpoint_every: rounds between checkpoints.
-      execution: "routed", "masked" or "debug"; see `Cohort`.
-      chunk: clients trained side by side; None chooses per backend.
-      max_routes: bound on compiled routes.
-      devices: local devices to shard clients over.
-      tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra "tracking").
-    """
-
-    rounds: int
-    seed: int = 0
-    name: str = ""
-    workdir: str | Path | None = None
-    max_virtual_s: float | None = None
-    target: float | None = None
-    targets: Sequence[float] = ()
-    eval_every: int = 1
-    eval_every_s: float | None = None
-    checkpoint_every: int = 20
-    execution: Execution = "routed"
-    chunk: int | None = None
-    max_routes: int = 32
-    devices: int = 1
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        check_types(vars(self), "run option", type(self))
-        for name in ("rounds", "eval_every", "checkpoint_every"):
-            value = getattr(self, name)
-            require(
-                value >= 1,
-                f"{name} = {value!r}",
-                "must be a whole number of at least 1",
-                "count in server steps",
-            )
-        require(
-            self.seed >= 0,
-            f"seed = {self.seed!r}",
-            "must be a whole number of at least 0",
-            "use 0, 1, 2 for three repetitions",
-        )
-        for accuracy in (*self.targets, *([] if self.target is None else [self.target])):
-            require(
-                0 < accuracy <= 1,
-                f"target accuracy {accuracy}",
-                "must lie in (0, 1]",
-                "write 97 % as 0.97",
-            )
-        for name in ("max_virtual_s", "eval_every_s"):
-            value = getattr(self, name)
-            require(
-                value is None or value > 0,
-                f"{name} = {value}",
-                "must be a positive number of virtual seconds",
-                "leave it out for no limit",
-            )
-        require(
-            not self.tensorboard or self.workdir is not None,
-            "tensorboard = True without a workdir",
-            "needs a place to write to",
-            "set workdir",
-        )
-
-    @classmethod
-    def parse(cls, options: Mapping[str, Any]) -> "Options":
-        """`Options(**options)` with an `InputError` for unknown or missing names."""
-        check_options(options, "run option", cls)
-        return cls(**options)
 
 
 class Result(NamedTuple):
@@ -156,6 +72,25 @@ def simulate(
     return Simulation(algorithm, problem, parsed, config or {}, cohort, evaluator).run()
 
 
+def simulate_seeds(
+    algorithm: Algorithm, problem: Problem, seeds: Sequence[int], **options: Any
+) -> list[Result]:
+    """`simulate` with each of several seeds, compiling once.
+
+    Args:
+      algorithm: the method.
+      problem: model, data and fleet.
+      seeds: one run each.
+      **options: see `Options`; not `seed` and not `workdir`.
+
+    Returns:
+      The results in the order of the seeds.
+    """
+    runs = [Options.parse({**options, "seed": seed, "workdir": None}) for seed in seeds]
+    cohort, evaluator = make_cohort(algorithm, problem, runs[0]), Evaluator(problem)
+    return [Simulation(algorithm, problem, run, {}, cohort, evaluator).run() for run in runs]
+
+
 def make_cohort(algorithm: Algorithm, problem: Problem, options: Options) -> Cohort:
     """The engine that the options ask for."""
     return Cohort(
@@ -181,6 +116,20 @@ class Simulation:
         evaluator: Evaluator | None = None,
     ):
         self._algorithm, self._problem, self._options = algorithm, problem, options
+        self._step, self._now_s, self._next_eval_s = 0, 0.0, 0.0
+        self._accuracy = 0.0
+        self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
+        self._identity = self._identify(config)
+        # What can be found wrong is found wrong first: even copying the data compiles something.
+        self._sample(np.random.default_rng([options.seed, 0, 0]))
+        workdir = None if options.workdir is None else Path(options.workdir)
+        if workdir is not None:
+            require_own(workdir, self._identity)
+        self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
+        if self._checkpoints is not None:
+            self._checkpoints.newest(self._identity)
+        self._journal = Journal(workdir, {**config, "identity": self._identity})
+        self._tensorboard = tensorboard_writer(workdir) if options.tensorboard else None
         self._cohort = cohort or make_cohort(algorithm, problem, options)
         self._evaluate = evaluator or Evaluator(problem)
         self._compiled_before_s = self._compile_s()
@@ -188,29 +137,38 @@ class Simulation:
         init_key, state_key, self._round_key, self._plan_key = keys
         self._variables = problem.model.init(init_key)
         self._state = algorithm.init(self._variables, state_key)
-        self._step, self._now_s, self._next_eval_s = 0, 0.0, 0.0
-        self._accuracy = 0.0
-        self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
-        workdir = None if options.workdir is None else Path(options.workdir)
-        self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
-        self._identity = self._identify(config)
-        self._journal = Journal(workdir, {**config, "identity": self._identity})
-        self._tensorboard = tensorboard_writer(workdir) if options.tensorboard else None
 
     def _identify(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint: all but how long to go on."""
         options = asdict(self._options)
+        settings = {name: part for name, part in config.items() if name != "run"}
+        if "data" in settings:
+            # Where the files lie does not matter; what is in them is the fingerprint's business.
+            settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
         return {
-            "settings": {name: part for name, part in config.items() if name != "run"},
-            "run": {name: value for name, value in options.items() if name not in _FREE},
+            "settings": settings,
+            "run": {name: value for name, value in options.items() if name not in FREE},
             "algorithm": self._algorithm.name,
             "model": self._problem.model.name,
+            "parameters": self._problem.cost.param_count,
             "data": self._problem.data.fingerprint(),
             "fleet": self._problem.fleet.describe(),
         }
 
     def run(self) -> Result:
         """Runs to the end, from the newest checkpoint if there is one."""
+        try:
+            record = self._run()
+        finally:
+            self._journal.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        faults = verify(record.clients, record.metrics)
+        for fault in faults:
+            logging.error("event log: %s", fault)
+        return Result(self._variables, self._state, record, faults)
+
+    def _run(self) -> RunRecord:
         options = self._options
         self._began = time.perf_counter()
         self._cohort.routes = []
@@ -226,15 +184,9 @@ class Simulation:
                     self._save()
                 bar.update()
         targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
-        record = self._journal.finish(
+        return self._journal.finish(
             self._problem, self._name, self._algorithm.name, options.seed, targets
         )
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        faults = verify(record.clients, record.metrics)
-        for fault in faults:
-            logging.error("event log: %s", fault)
-        return Result(self._variables, self._state, record, faults)
 
     @property
     def _name(self) -> str:
@@ -249,7 +201,9 @@ class Simulation:
 
     def _out_of_time(self) -> bool:
         limit_s = self._options.max_virtual_s
-        return self._step >= self._options.rounds or (limit_s is not None and self._now_s >= limit_s)
+        return self._step >= self._options.rounds or (
+            limit_s is not None and self._now_s >= limit_s
+        )
 
     def _round(self) -> None:
         round, algorithm = self._step, self._algorithm
@@ -398,18 +352,6 @@ class Simulation:
         self._journal.begin(meta["offsets"], meta["totals"])
         return True
 
-
-# Options that a resumed run may change: how long to go on, and where to write.
-_FREE = (
-    "rounds",
-    "max_virtual_s",
-    "target",
-    "targets",
-    "checkpoint_every",
-    "workdir",
-    "name",
-    "tensorboard",
-)
 
 # A fleet whose devices are on 5 % of the time needs tens of waits; thousands mean it never will.
 _MAX_WAITS = 2000

@@ -1,6 +1,8 @@
 """Every test runs with strict promotion: a silent cast or broadcast is a bug here."""
 
+import atexit
 import os
+import tempfile
 
 # Two virtual devices, so that sharded cohorts are tested on a machine without accelerators.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -10,6 +12,30 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Many tests compile the same program. The directory is this process's own, for JAX does not
+    # write its cache atomically; name one in the environment to keep programs between runs.
+    _cache = tempfile.TemporaryDirectory(prefix="fedjax_het_tests_")
+    atexit.register(_cache.cleanup)
+    jax.config.update("jax_compilation_cache_dir", _cache.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """For modules that compile many small programs: less optimisation, the same mathematics."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def full_compile(quick_compile):
+    """For tests, in such a module, of what the compiler makes of a program."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

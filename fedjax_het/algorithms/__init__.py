@@ -1,22 +1,38 @@
 """The published methods, one file each, and the registry that finds them by name."""
 
+from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
+from fedjax_het.algorithms.fedel import fedel
 from fedjax_het.algorithms.fedopt import fedadam, fedopt, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
-from fedjax_het.algorithms.registry import ALGORITHMS, TRAINING_OPTIONS, build, register
+from fedjax_het.algorithms.registry import (
+    ALGORITHMS,
+    TRAINING_OPTIONS,
+    build,
+    default_options,
+    option_names,
+    register,
+)
 
 __all__ = [
     "ALGORITHMS",
     "TRAINING_OPTIONS",
+    "adel",
+    "adel_drop",
+    "adel_wait",
     "build",
+    "default_options",
     "drop_stragglers",
     "fedadam",
     "fedavg",
     "feddrop",
+    "fedel",
     "fedopt",
     "fedpmt",
     "fedprox",
     "fedyogi",
+    "option_names",
     "register",
+    "salf",
 ]

@@ -1,6 +1,6 @@
 """What the published systems share: training options, priced plans, the plain server step."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from fedjax_het.errors import require, require_known
 from fedjax_het.fleet.cost import price
 from fedjax_het.masks import Route
 from fedjax_het.models.base import BlockModel
+from fedjax_het.options import check_options, check_types
 from fedjax_het.problem import Problem
 
 
@@ -38,6 +39,7 @@ class Training:
     weighting: str = "samples"
 
     def __post_init__(self) -> None:
+        check_types(vars(self), "training option", type(self))
         require(
             np.isfinite(self.learning_rate) and self.learning_rate > 0,
             f"learning_rate = {self.learning_rate}",
@@ -54,7 +56,7 @@ class Training:
             value = getattr(self, name)
             optional = name in ("local_steps", "clients_per_round")
             require(
-                (optional and value is None) or (isinstance(value, int) and value >= 1),
+                (optional and value is None) or value >= 1,
                 f"{name} = {value!r}",
                 "must be a whole number of at least 1",
                 "leave it out for its default",
@@ -64,14 +66,7 @@ class Training:
     @classmethod
     def parse(cls, options: dict[str, Any]) -> "Training":
         """`Training(**options)` with an `InputError` for unknown or missing names."""
-        for name in options:
-            require_known(name, [f.name for f in fields(cls)], "option")
-        require(
-            "learning_rate" in options,
-            "learning_rate is missing",
-            "must be given: it depends on model and data",
-            "try learning_rate=0.05",
-        )
+        check_options(options, "training option", cls)
         return cls(**options)
 
     def steps(self, sizes: np.ndarray) -> np.ndarray:
@@ -98,6 +93,10 @@ class Training:
         )
         return k
 
+    def optimizer(self) -> optax.GradientTransformation:
+        """The client's optimiser."""
+        return optax.sgd(self.learning_rate, self.momentum or None)
+
     def local_update(
         self, problem: Problem, *, proximal: float = 0.0, model: BlockModel | None = None
     ) -> LocalUpdate:
@@ -112,7 +111,7 @@ class Training:
         return local_training(
             problem.model if model is None else model,
             problem.data.pipeline,
-            optax.sgd(self.learning_rate, self.momentum or None),
+            self.optimizer(),
             max_batch=room,
             proximal=proximal,
         )
@@ -177,7 +176,9 @@ def require_memory(problem: Problem, training: Training, first: np.ndarray | int
     n = problem.num_clients
     last = problem.model.num_blocks - 1
     first = np.broadcast_to(np.asarray(first, np.int64), (n,))
-    need = problem.cost.memory_bytes(first, np.full(n, last), training.batch_size)
+    batch = np.minimum(training.batch_size, problem.data.sizes)
+    slots = 1 if training.momentum else 0
+    need = problem.cost.memory_bytes(first, np.full(n, last), batch, slots)
     short = np.flatnonzero(need > problem.fleet.memory_bytes)
     require(
         short.size == 0,
@@ -210,6 +211,19 @@ def require_feasible(
         f"must be at least the {np.min(total_s):.6g} s that the fastest device needs",
         f"a deadline of {np.median(total_s):.6g} s lets half of the devices finish",
     )
+
+
+def step_scale(schedule: str, t: Any, decay_rounds: float) -> Any:
+    r"""Factor on the step size after t rounds, for `Plan.learning_rate_scale`.
+
+    Args:
+      schedule: "constant", or "inverse" for $1 / (1 + t / t_0)$ as in O(1/T) analyses.
+      t: rounds behind, a number or an array.
+      decay_rounds: t_0, time constant of the inverse schedule.
+    """
+    require_known(schedule, ("constant", "inverse"), "schedule")
+    require(decay_rounds > 0, f"decay_rounds = {decay_rounds}", "must be positive", "try 50")
+    return 1.0 / (1.0 + t / decay_rounds) if schedule == "inverse" else 1.0 + 0.0 * t
 
 
 def replace(

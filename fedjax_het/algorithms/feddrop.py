@@ -64,7 +64,7 @@ def _inputs(keep: np.ndarray) -> np.ndarray:
 
 def thin_cost(problem: Problem) -> ThinCost:
     """The prices of the problem's model, split by how they shrink."""
-    shapes = jax.eval_shape(problem.model.init, jax.random.key(0)).params["blocks"]
+    shapes = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params["blocks"]
 
     def total(block: PyTree, matrices: bool) -> float:
         leaves = [x for x in jax.tree.leaves(block) if (x.ndim >= 2) == matrices]
@@ -223,7 +223,8 @@ def feddrop(
         kept = jax.device_get(draw(situation.key, jnp.asarray(clients, jnp.int32), keep))
         shares = np.ones((len(clients), model.num_blocks))
         for b, units in kept.items():
-            shares[:, int(b)] = np.mean(units, axis=1)
+            # A layer that lost all its units is charged for one: no task is free.
+            shares[:, int(b)] = np.maximum(np.mean(units, axis=1), 1.0 / units.shape[1])
         sizes = problem.data.sizes[clients]
         moved = np.ceil(cost.bytes(shares))
         timing = problem.fleet.timing(

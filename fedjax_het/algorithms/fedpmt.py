@@ -13,7 +13,7 @@ from fedjax_het.algorithm import Algorithm, Plan, PyTree, Situation, Variables
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.clock import barrier
-from fedjax_het.errors import require, require_known
+from fedjax_het.errors import require
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.problem import Problem
 
@@ -94,8 +94,7 @@ def fedpmt(
         f"must name depths between 1 and the model's {blocks} blocks",
         "leave it out to allow all of them",
     )
-    require_known(schedule, ("constant", "inverse"), "schedule")
-    require(decay_rounds > 0, f"decay_rounds = {decay_rounds}", "must be positive", "try 50")
+    common.step_scale(schedule, 0, decay_rounds)
     speed = problem.fleet.flops_per_s / np.max(problem.fleet.flops_per_s)
 
     def depths_at(round: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,18 +114,17 @@ def fedpmt(
         del variables
         depth = depths_at(situation.round)[0][situation.clients]
         first = blocks - depth
-        scale = 1.0 if schedule == "constant" else 1.0 / (1.0 + situation.round / decay_rounds)
         tasks = common.plan_tasks(
             problem,
             options,
             situation,
             first=first,
             rows={"first": first.astype(np.int32)},
-            learning_rate_scale=scale,
+            learning_rate_scale=common.step_scale(schedule, situation.round, decay_rounds),
         )
         return tasks, state
 
-    structure = jax.eval_shape(problem.model.init, jax.random.key(0)).params
+    structure = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
 
     def mask(row: PyTree, shared: PyTree) -> PyTree:
         del shared

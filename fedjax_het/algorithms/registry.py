@@ -6,12 +6,15 @@ from dataclasses import fields
 from typing import Any
 
 from fedjax_het.algorithm import Algorithm
+from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
+from fedjax_het.algorithms.fedel import fedel
 from fedjax_het.algorithms.fedopt import fedadam, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
-from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.errors import require, require_known
+from fedjax_het.options import check_options, defaults, parameters
 from fedjax_het.problem import Problem
 
 Factory = Callable[..., Algorithm]
@@ -19,13 +22,18 @@ Factory = Callable[..., Algorithm]
 TRAINING_OPTIONS = tuple(field.name for field in fields(Training))
 
 ALGORITHMS: dict[str, Factory] = {
+    "adel": adel,
+    "adel_drop": adel_drop,
+    "adel_wait": adel_wait,
     "drop_stragglers": drop_stragglers,
     "fedadam": fedadam,
     "fedavg": fedavg,
     "feddrop": feddrop,
+    "fedel": fedel,
     "fedpmt": fedpmt,
     "fedprox": fedprox,
     "fedyogi": fedyogi,
+    "salf": salf,
 }
 
 
@@ -49,16 +57,25 @@ def register(factory: Factory) -> Factory:
 def build(name: str, problem: Problem, **options: Any) -> Algorithm:
     """Makes an algorithm by name; unknown names and options are `InputError`s."""
     require_known(name, ALGORITHMS, "algorithm")
+    check_options(options, f"option of {name}", *_signatures(name), derived=("problem",))
+    return ALGORITHMS[name](problem, **options)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """What the options of an algorithm are where they are left out."""
+    require_known(name, ALGORITHMS, "algorithm")
+    return defaults(*_signatures(name))
+
+
+def option_names(name: str) -> set[str]:
+    """The options that an algorithm takes."""
+    require_known(name, ALGORITHMS, "algorithm")
+    return set(parameters(*_signatures(name))) - {"problem"}
+
+
+def _signatures(name: str) -> tuple[Callable[..., Any], ...]:
+    """The factory, and the training options if it takes them as `**training`."""
     factory = ALGORITHMS[name]
-    parameters = inspect.signature(factory).parameters
-    own = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD} - {"problem"}
-    takes_training = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = own | set(TRAINING_OPTIONS) if takes_training else own
-    for option in options:
-        require_known(option, known, f"option of {name}")
-    missing = [
-        n for n in own if parameters[n].default is inspect.Parameter.empty and n not in options
-    ]
-    if missing:
-        raise InputError(f"{name}: options {missing} are missing; must be given; add them")
-    return factory(problem, **options)
+    own = inspect.signature(factory).parameters.values()
+    takes_training = any(p.kind is p.VAR_KEYWORD for p in own)
+    return (factory, Training) if takes_training else (factory,)

@@ -135,7 +135,11 @@ def gather(
     position = (step - epoch * per_epoch) * batch + slot
     weight = ((slot < batch) & (position < count)).astype(jnp.float32)
     order_key, augment_key = jax.random.split(key)
-    place = permute(position % count, count, jax.random.fold_in(order_key, epoch))
+    # The barrier keeps the shuffle's rounds out of the gathers' index computation, into which some
+    # compilers would copy them over and over (minutes of compiling with JAX 0.12).
+    place = jax.lax.optimization_barrier(
+        permute(position % count, count, jax.random.fold_in(order_key, epoch))
+    )
     sample = data.order.at[data.start[client] + place].get(mode="promise_in_bounds")
     y = data.y.at[sample].get(mode="promise_in_bounds")
     if spec.augment is None:

@@ -146,9 +146,19 @@ def check_owner(owner: np.ndarray, num_samples: int, num_clients: int) -> None:
     )
 
 
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(
+            f"{name} of type {_kind(value)}: must be one array ({error}); "
+            "make all samples equally long, e.g. by padding"
+        ) from error
+
+
 def as_storage(x: Any, name: str) -> np.ndarray:
     """Inputs in a storage dtype: floats as float32, 32- and 64-bit integers as int32 tokens."""
-    x = np.asarray(x)
+    x = _array(x, name)
     if x.dtype.kind == "f":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which check_inputs reports
             x = x.astype(np.float32, copy=False)
@@ -164,7 +174,7 @@ def as_storage(x: Any, name: str) -> np.ndarray:
 
 def as_labels(y: Any, name: str) -> np.ndarray:
     """Integer labels of any width as int32."""
-    y = np.asarray(y)
+    y = _array(y, name)
     require(
         y.dtype.kind in "iu",
         f"{name} is {_kind(y)}",

@@ -10,6 +10,12 @@ from fedjax_het.errors import InputError, require
 
 def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[list[np.ndarray], Any]:
     """Sample ids per client, and the sorted client ids when owners were given (else None)."""
+    require(
+        isinstance(clients, Sequence | np.ndarray) and not isinstance(clients, str),
+        f"clients of type {type(clients).__name__}",
+        "must say who holds which sample",
+        "give one owner per sample, a list of arrays of sample ids, or a partitioner",
+    )
     listed = not isinstance(clients, np.ndarray) and len(clients) > 0 and np.ndim(clients[0]) == 1
     if listed:
         parts = [np.asarray(part) for part in clients]

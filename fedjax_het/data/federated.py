@@ -135,6 +135,13 @@ class FederatedData:
             "tokens are not normalised",
             "leave normalise out",
         )
+        pair = isinstance(self.normalise, tuple | list) and len(self.normalise) == 2
+        require(
+            pair and all(np.asarray(part).dtype.kind in "iuf" for part in self.normalise),
+            f"normalise = {self.normalise!r}",
+            "must be (mean, std)",
+            "give each as one number, or one per channel",
+        )
         mean, std = (tuple(float(v) for v in np.atleast_1d(part)) for part in self.normalise)
         channels = self.input_shape[-1]
         for name, values in (("mean", mean), ("std", std)):

@@ -6,7 +6,6 @@ composes with `from_arrays(..., clients=dirichlet(30, alpha=0.5), seed=1)`; the 
 same partition. Requests that cannot be met raise `InputError` before anything is drawn.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from fedjax_het.data.checks import check_whole, is_finite
 from fedjax_het.errors import require, require_known
+from fedjax_het.options import check_options
 
 Parts = list[np.ndarray]
 Partitioner = Callable[[np.ndarray, np.random.Generator], Parts]
@@ -234,18 +234,7 @@ def partitioner(name: str, num_clients: int, **options: Any) -> Partitioner:
     """
     require_known(name, PARTITIONERS, "partition")
     factory = PARTITIONERS[name]
-    known = inspect.signature(factory).parameters
-    for option in options:
-        require_known(option, set(known) - {"num_clients"}, f"option of partition {name!r}")
-    for option, parameter in known.items():
-        require(
-            option == "num_clients"
-            or option in options
-            or parameter.default is not parameter.empty,
-            f"partition {name!r} without {option}",
-            "needs it",
-            f"give {option}=...",
-        )
+    check_options(options, f"option of partition {name!r}", factory, derived=("num_clients",))
     return factory(num_clients, **options)
 
 

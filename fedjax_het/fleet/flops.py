@@ -49,10 +49,11 @@ def contraction_flops(fn: Callable[..., Any], *args: Any) -> int:
       InputError: if a contraction sits in a `while` loop, whose trip count is unknown, or if `fn`
         calls something that cannot be looked into (a Pallas kernel, a callback).
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _count(jaxpr: Jaxpr) -> int:
+def jaxpr_flops(jaxpr: Jaxpr) -> int:
+    """`contraction_flops` of a function that has been traced already."""
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -67,7 +68,7 @@ def _count_equation(equation: JaxprEqn) -> int:
             f"primitive {name!r}: its FLOPs cannot be counted; price the model with a lowering "
             "made of dot_general and conv_general_dilated, or use a measured profile"
         )
-    inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    inner = [jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
     if name == "while" and any(inner):
         raise InputError(
             "contraction inside a while loop: the number of iterations must be known to price it; "

@@ -6,7 +6,6 @@ Every builder is `(num_clients, seed, **options) -> Fleet`; the same arguments g
 Free links (infinite rate) leave computation as the only cost, as in papers that model nothing else.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedjax_het.errors import require, require_known
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.phones import from_traces, phones
 from fedjax_het.fleet.published import FLOPS_PER_S, adel, dtfl, fedel, prfl
+from fedjax_het.options import check_options
 
 
 def build(name: str, num_clients: int, seed: int = 0, **options: Any) -> Fleet:
@@ -40,10 +40,15 @@ def build(name: str, num_clients: int, seed: int = 0, **options: Any) -> Fleet:
         "must be an integer >= 1",
         "use the number of clients of the data",
     )
-    known = list(inspect.signature(FLEETS[name]).parameters)[2:]
-    for option in options:
-        require_known(option, known, f"option of fleet {name!r}")
-    return FLEETS[name](int(num_clients), seed, **options)
+    require(
+        isinstance(seed, (int, np.integer)) and seed >= 0,
+        f"seed = {seed!r}",
+        "must be a whole number >= 0",
+        "any such number will do",
+    )
+    options = {"seed": seed, **options}
+    check_options(options, f"option of fleet {name!r}", FLEETS[name], derived=("num_clients",))
+    return FLEETS[name](int(num_clients), **options)
 
 
 def uniform(

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_het.errors import require, require_known
 from fedjax_het.fleet.device import Fleet, speed_thirds
+from fedjax_het.fleet.speed import random_walk
 
 # Sets the unit of time where only ratios are known: between the 1e9 that training code sustains on
 # a mid-range phone's CPU and the 1e11 of a flagship's accelerator.
@@ -27,6 +28,9 @@ def adel(
     max_power: float = 8192.0,
     min_share: float = 0.05,
     max_communication_s: float = 1.0,
+    drift: float = 0.0,
+    drift_every_s: float = 10.0,
+    drift_until_s: float = 1000.0,
 ) -> Fleet:
     """ADEL-FL's users (sections 1.1 and 7-A5): exponential layer times, fixed communication times.
 
@@ -43,6 +47,10 @@ def adel(
       max_power: upper end of P.
       min_share: lower end of P over the upper; the authors' 0 lets one user hold up everyone.
       max_communication_s: upper end of B.
+      drift: log-std of a step of the random walk that every user's power takes; 0 for constant
+        power, as in the paper.
+      drift_every_s: virtual seconds between steps.
+      drift_until_s: when the walks end.
     """
     require(0 < min_share <= 1, f"min_share = {min_share}", "must be in (0, 1]", "use 0.05")
     rng = np.random.default_rng(seed)
@@ -52,6 +60,11 @@ def adel(
         latency_s=rng.uniform(0.0, max_communication_s, num_clients) / 2,
         compute_distribution="exponential",
         compute_stages=stages,
+        speed_trace=random_walk(
+            num_clients, seed, step=drift, every_s=drift_every_s, until_s=drift_until_s
+        )
+        if drift
+        else None,
         **speed_thirds(power),
         name="adel",
     )

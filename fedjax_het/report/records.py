@@ -38,18 +38,18 @@ class RunWriter:
 
     def __init__(self, workdir: str | os.PathLike[str]):
         self._workdir = Path(workdir)
+        self._stack = ExitStack()
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
+            self._files = {
+                name: self._stack.enter_context((self._workdir / name).open("ab"))
+                for name in (_METRICS, _CLIENTS)
+            }
         except OSError as error:
             raise InputError(
-                f"workdir = {str(workdir)!r}: cannot be made ({error.strerror}); "
+                f"workdir = {str(workdir)!r}: cannot be made or written to ({error.strerror}); "
                 "name a directory that you may write to"
             ) from None
-        self._stack = ExitStack()
-        self._files = {
-            name: self._stack.enter_context((self._workdir / name).open("ab"))
-            for name in (_METRICS, _CLIENTS)
-        }
         self._may_append = all(file.tell() == 0 for file in self._files.values())
 
     def write_config(self, config: Mapping[str, Any]) -> None:

@@ -212,5 +212,5 @@ def test_partitioner_by_name():
         partitioner("dirichlett", 6)
     with pytest.raises(InputError, match="did you mean 'alpha'"):
         partitioner("dirichlet", 6, alpa=0.5)
-    with pytest.raises(InputError, match="without alpha"):
+    with pytest.raises(InputError, match="'alpha' is missing"):
         partitioner("dirichlet", 6)

@@ -5,7 +5,6 @@ environment variable `FEDJAX_HET_DATA`. Nothing is downloaded and nothing is unp
 held to their published SHA-256.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedjax_het.data.sources.raw import RawData
 from fedjax_het.data.sources.text import shakespeare, tinyshakespeare
 from fedjax_het.data.sources.tfds import tfds
 from fedjax_het.errors import require_known
+from fedjax_het.options import check_options
 
 SOURCES: dict[str, Callable[..., RawData]] = {
     f.__name__: f
@@ -47,10 +47,9 @@ def load(name: str, data_dir: DataDir = None, **options: Any) -> RawData:
     """
     require_known(name, SOURCES, "data set")
     source = SOURCES[name]
-    known = set(inspect.signature(source).parameters) - {"data_dir"}
-    for option in options:
-        require_known(option, known, f"option of data set {name!r}")
-    return source(data_dir, **options)
+    options = {"data_dir": data_dir, **options}
+    check_options(options, f"option of data set {name!r}", source)
+    return source(**options)
 
 
 __all__ = ["SOURCES", "RawData", "load"]

@@ -1,0 +1,176 @@
+"""The convergence bound that ADEL-FL plans with, as a function of deadlines and batch scale."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.algorithms.adel.depths import log_miss, log_miss_slope
+from fedjax_het.errors import require
+from fedjax_het.options import check_options, check_types
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the bound assumes about the objective; the defaults are those of the authors' code.
+
+    Only ratios matter to the plan: how noisy gradients are against how much a missed layer hurts.
+
+    Attributes:
+      gradient_norm: G, bound on the norm of a client's gradient.
+      gradient_noise: sigma_u, standard deviation of one sample's gradient, one value or one per
+        client. The authors draw it from U(0, 5); its mean is the default.
+      smoothness: rho_s.
+      strong_convexity: rho_c.
+      heterogeneity: Gamma, gap between the global optimum and the clients' own.
+      noise_weight: alpha, factor on the noise term in planning.
+      initial_gap: Delta_1, squared distance from the optimum at the start; moves no optimum.
+    """
+
+    gradient_norm: float = 0.1
+    gradient_noise: float | Sequence[float] = 2.5
+    smoothness: float = 1.0
+    strong_convexity: float = 0.3
+    heterogeneity: float = 1.0
+    noise_weight: float = 1.0
+    initial_gap: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "constant of the bound", type(self))
+        for name in vars(self):
+            value = np.asarray(getattr(self, name), np.float64)
+            require(
+                bool((np.isfinite(value) & (value >= 0)).all()),
+                f"{name} = {getattr(self, name)}",
+                "must be finite and at least 0",
+                "leave it out for the authors' value",
+            )
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> "Constants":
+        """`Constants(**options)` with an `InputError` for unknown names."""
+        check_options(options, "constant of the bound", cls)
+        return cls(**options)
+
+    def noise(self, power: np.ndarray, cohort: int) -> float:
+        r"""$\frac{1}{U^2} \sum_u \sigma_u^2 / P_u$ over a cohort of U clients drawn from all."""
+        sigma = np.asarray(self.gradient_noise, np.float64)
+        require(
+            sigma.shape in ((), power.shape),
+            f"gradient_noise of shape {sigma.shape}",
+            f"must be one number or one for each of the {power.size} clients",
+            "give a list with one entry per client",
+        )
+        return float(np.mean(sigma**2 / power)) / cohort
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    r"""Bound on $E \lVert w_{R+1} - w^* \rVert^2$ after R rounds of one local step each.
+
+    .. math::
+        f(T, m) = \prod_t (1 - \rho_c \eta_t) \Delta_1 + \sum_t a_t (\alpha B(m) + C(T_t / m)),
+        \quad a_t = \eta_t^2 \prod_{\tau > t} (1 - \rho_c \eta_\tau)
+
+    with the gradient noise $B(m) = \frac{1}{U^2 m} \sum_u \sigma_u^2 / P_u + 6 \rho_s \Gamma$ and
+    the price of missed layers $C(x) = \frac{4 G^2 U}{U-1} \sum_\ell \frac{1 + p_\ell}{1-2 p_\ell}$,
+    $p_\ell = Q(L+1-\ell, x)^U$. C has a pole at p = 1/2 and is negative beyond it; here it is
+    infinite from there on, so that no solver can take the far side for a minimum.
+
+    Attributes:
+      layers: L.
+      users: U, at least 2.
+      steps: float64[R], step sizes eta.
+      noise: `Constants.noise`.
+      constants: what is assumed about the objective.
+
+    References:
+      ADEL-FL, arXiv 2505.23973; objective as in the first author's code.
+    """
+
+    layers: int
+    users: int
+    steps: np.ndarray
+    noise: float
+    constants: Constants
+
+    def __post_init__(self) -> None:
+        require(
+            self.users >= 2,
+            f"{self.users} client(s) in a round",
+            "must be at least 2 for the variance over clients to exist",
+            "sample more clients",
+        )
+        fastest = float(np.max(self.steps)) * self.constants.strong_convexity
+        require(
+            fastest < 1,
+            f"strong_convexity x learning rate = {fastest:.4g}",
+            "must be below 1 for the bound to contract",
+            "lower the learning rate or the strong_convexity constant",
+        )
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64[R], a: how much the error made in each round weighs at the end."""
+        shrink = 1.0 - self.constants.strong_convexity * self.steps
+        after = np.append(np.cumprod(shrink[::-1])[::-1][1:], 1.0)
+        return self.steps**2 * after
+
+    @property
+    def floor(self) -> float:
+        """The part of the bound that no plan changes."""
+        c = self.constants
+        start = float(np.prod(1.0 - c.strong_convexity * self.steps)) * c.initial_gap
+        drift = 6.0 * c.smoothness * c.heterogeneity
+        return start + float(np.sum(self.weights)) * c.noise_weight * drift
+
+    @property
+    def missing_factor(self) -> float:
+        r"""$G^2 \cdot 4U / (U - 1)$."""
+        return self.constants.gradient_norm**2 * 4.0 * self.users / (self.users - 1)
+
+    def missing(self, expected_layers: np.ndarray) -> np.ndarray:
+        r"""$\sum_\ell (1 + p_\ell) / (1 - 2 p_\ell)$; inf where some $p_\ell \ge 1/2$.
+
+        Args:
+          expected_layers: float64[...], T / m.
+        """
+        p = np.exp(self.users * log_miss(self.layers, expected_layers))
+        safe = np.where(p < 0.5, p, 0.0)
+        terms = np.where(p < 0.5, (1.0 + safe) / (1.0 - 2.0 * safe), np.inf)
+        return np.sum(terms, axis=-1)
+
+    def log_missing_slope(self, expected_layers: np.ndarray) -> np.ndarray:
+        """Log of minus the derivative of `missing`, without underflow; needs p < 1/2."""
+        log_q = log_miss(self.layers, expected_layers)
+        p = np.exp(self.users * log_q)
+        each = (
+            np.log(3.0 * self.users)
+            + (self.users - 1) * log_q
+            + log_miss_slope(self.layers, expected_layers)
+            - 2.0 * np.log1p(-2.0 * p)
+        )
+        return np.logaddexp.reduce(each, axis=-1)
+
+    def excess(self, deadlines_s: np.ndarray, scale: float) -> float:
+        """The bound without its `floor`; inf where a layer is missed with probability >= 1/2."""
+        noise = self.constants.noise_weight * self.noise / scale
+        missing = self.missing_factor * self.missing(deadlines_s / scale)
+        return float(np.sum(self.weights * (noise + missing)))
+
+    def value(self, deadlines_s: np.ndarray, scale: float) -> float:
+        """The bound f(T, m).
+
+        Args:
+          deadlines_s: float64[R], T.
+          scale: m.
+        """
+        return self.floor + self.excess(deadlines_s, scale)
+
+    def gradient(self, deadlines_s: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
+        """Derivatives by the deadlines, float64[R], and by the scale; needs p < 1/2."""
+        a, ratio = self.weights, deadlines_s / scale
+        slope = -self.missing_factor * a * np.exp(self.log_missing_slope(ratio))
+        noise = np.sum(a) * self.constants.noise_weight * self.noise
+        return slope / scale, float(-np.sum(slope * ratio) - noise / scale) / scale

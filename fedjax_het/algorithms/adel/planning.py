@@ -1,0 +1,243 @@
+"""Deadlines and batch scale that minimise the bound: feasibility first, then one of two solvers."""
+
+import warnings
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.optimize import SR1, Bounds, LinearConstraint, brentq, minimize, minimize_scalar
+from scipy.special import gammainccinv
+from threadpoolctl import threadpool_limits
+
+from fedjax_het.algorithms.adel.bound import Bound
+from fedjax_het.algorithms.adel.depths import miss_probability
+from fedjax_het.errors import require
+
+Solver = Literal["water_filling", "trust_constr"]
+
+# Nodes at which the slope of the missing-layer term is tabulated, and scales tried first.
+_NODES, _SCALES = 1200, 24
+# Brings the objective to the size that the tolerances of trust-constr are meant for.
+_UNIT = 1e3
+
+
+class Limits(NamedTuple):
+    """What a plan must keep to.
+
+    Attributes:
+      total_s: T_max, the sum of all deadlines.
+      shortest_s: no deadline may be shorter.
+      scale: least and largest m, seconds per layer.
+      max_miss: p_max < 1/2, largest probability that nobody updates some layer in some round.
+    """
+
+    total_s: float
+    shortest_s: float = 0.0
+    scale: tuple[float, float] = (0.5, 1.2)
+    max_miss: float = 0.45
+
+
+class DeadlinePlan(NamedTuple):
+    """Deadlines of all rounds, and the scale of the batches.
+
+    Attributes:
+      deadlines_s: float64[R], T.
+      scale: m; a client's batch is `scale * power * (T - B)^+ / T`.
+      missed: float64[R, L], probability that no client updates a layer, input side first.
+      bound: value of the bound.
+    """
+
+    deadlines_s: np.ndarray
+    scale: float
+    missed: np.ndarray
+    bound: float
+
+
+def least_ratio(layers: int, users: int, max_miss: float) -> float:
+    """The smallest T/m at which the input layer is missed by all with probability `max_miss`."""
+    return float(gammainccinv(layers, max_miss ** (1.0 / users)))
+
+
+def require_feasible(bound: Bound, limits: Limits) -> float:
+    """Checks that some plan exists, before any solver starts.
+
+    Args:
+      bound: the objective, for its numbers of rounds, layers and users.
+      limits: what the plan must keep to.
+
+    Returns:
+      `least_ratio` of the problem.
+
+    Raises:
+      InputError: naming what to change: time, rounds, layers, users or batches.
+    """
+    low, high = limits.scale
+    require(
+        0 < low <= high < np.inf,
+        f"scale = {limits.scale}",
+        "must be two positive numbers, the smaller first",
+        "use (0.5, 1.2) times the seconds that a layer takes",
+    )
+    require(
+        0 < limits.max_miss < 0.5,
+        f"max_miss = {limits.max_miss}",
+        "must lie between 0 and 1/2, where the bound has its pole",
+        "use 0.45",
+    )
+    ratio = least_ratio(bound.layers, bound.users, limits.max_miss)
+    rounds = bound.steps.size
+    least_s = max(ratio * low, limits.shortest_s)
+    require(
+        # A little slack: what remains of a plan may need every last bit of the time that is left.
+        rounds * least_s <= limits.total_s * (1 + 1e-9),
+        f"total_s = {limits.total_s:.6g} for rounds = {rounds} with {bound.layers} layers and "
+        f"{bound.users} users",
+        f"allows {limits.total_s / rounds:.4g} s a round; {least_s:.4g} s are needed "
+        + (
+            f"to keep the input layer from being missed with probability > {limits.max_miss:g}"
+            if least_s > limits.shortest_s
+            else "as the shortest deadline (shortest_s, or the slowest client's communication)"
+        ),
+        f"give total_s >= {rounds * least_s:.6g}, or rounds <= {int(limits.total_s / least_s)}, "
+        "or fewer layers (granularity='module'), or more users, or a smaller batch_scale",
+    )
+    return ratio
+
+
+def plan_deadlines(bound: Bound, limits: Limits, solver: Solver = "water_filling") -> DeadlinePlan:
+    """The plan of least bound within the limits.
+
+    Args:
+      bound: the objective.
+      limits: what the plan must keep to.
+      solver: "water_filling", exact and fast, or "trust_constr", the paper's way.
+
+    Raises:
+      InputError: no plan keeps to the limits.
+    """
+    ratio = require_feasible(bound, limits)
+    solve = water_filling if solver == "water_filling" else trust_constr
+    deadlines_s, scale = solve(bound, limits, ratio)
+    return make_plan(bound, deadlines_s, scale)
+
+
+def make_plan(bound: Bound, deadlines_s: np.ndarray, scale: float) -> DeadlinePlan:
+    """Given deadlines and scale as a plan, with its probabilities and its bound."""
+    missed = miss_probability(bound.layers, deadlines_s / scale) ** bound.users
+    return DeadlinePlan(deadlines_s, scale, missed, bound.value(deadlines_s, scale))
+
+
+def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarray, float]:
+    r"""Exact deadlines for every scale, and a search over the scale.
+
+    The missing-layer term $\varphi$ is convex and decreasing where p < 1/2, so for fixed m the best
+    deadlines have equal marginal value: $a_t \varphi'(T_t / m) = -\nu m$ wherever the lower limit
+    does not bind. Deadlines are therefore ordered like $a_t$: they fall when the step size does.
+
+    Args:
+      bound: the objective.
+      limits: what the plan must keep to.
+      ratio: from `require_feasible`.
+
+    Returns:
+      Deadlines float64[R], which sum to the total, and the scale.
+    """
+    rounds, log_a = bound.steps.size, np.log(bound.weights)
+    low, high = limits.scale
+    high = max(low, min(high, limits.total_s / (rounds * ratio)))
+    longest = max(limits.total_s / low, ratio * 1.001)
+    nodes = np.geomspace(ratio, longest, _NODES)
+    slope = bound.log_missing_slope(nodes)
+    # The slope falls strictly, so a spline through the swapped nodes is its inverse.
+    inverse = CubicSpline(slope[::-1], nodes[::-1])
+
+    def ratios(scale: float) -> np.ndarray:
+        """float64[R], T / m at this scale."""
+        least = max(ratio, limits.shortest_s / scale)
+        total = limits.total_s / scale
+        if rounds * least >= total:
+            return np.full(rounds, total / rounds)
+
+        def fill(level: float) -> np.ndarray:
+            inside = np.clip(level - log_a, slope[-1], slope[0])
+            return np.maximum(inverse(inside), least)
+
+        def surplus(level: float) -> float:
+            return float(np.sum(fill(level)) - total)
+
+        ends = slope[-1] + np.min(log_a), slope[0] + np.max(log_a)
+        filled = fill(brentq(surplus, *ends, xtol=1e-13, rtol=1e-14))
+        free = filled > least
+        # What rounding left of the total goes to the rounds that are not at their limit.
+        if np.any(free):
+            filled[free] *= (total - np.sum(filled[~free])) / np.sum(filled[free])
+        return filled
+
+    def cost(scale: float) -> float:
+        return bound.excess(ratios(scale) * scale, scale)
+
+    if high > low:
+        tried = np.linspace(low, high, _SCALES)
+        best = int(np.argmin([cost(scale) for scale in tried]))
+        around = tried[max(best - 1, 0)], tried[min(best + 1, _SCALES - 1)]
+        found = minimize_scalar(cost, bounds=around, method="bounded", options={"xatol": 1e-10})
+        # The search never looks at the ends of its interval themselves.
+        scale = min((low, high, float(found.x)), key=cost)
+    else:
+        scale = low
+    return ratios(scale) * scale, scale
+
+
+def trust_constr(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarray, float]:
+    """SciPy's interior-point solver on all deadlines and the scale at once, as in the paper.
+
+    The authors' settings leave the feasible side of the pole; these do not: the start is strictly
+    feasible, every constraint is kept in every step, and the gradient is exact.
+
+    Args:
+      bound: the objective.
+      limits: what the plan must keep to.
+      ratio: from `require_feasible`.
+
+    Returns:
+      Deadlines float64[R] and the scale.
+    """
+    rounds = bound.steps.size
+    low, high = limits.scale
+    mean_s = limits.total_s / rounds
+    # Strictly inside: between the least time a round needs and the time there is on average.
+    start_s = max(0.98 * mean_s, 0.5 * (mean_s + max(limits.shortest_s, ratio * low)))
+    widest = min(high, start_s / ratio)
+    scale = low + 0.9 * (widest - low) if widest < high else 0.5 * (low + high)
+    start = np.append(np.full(rounds, start_s), scale)
+    linear = np.vstack(
+        [
+            np.append(np.ones(rounds), 0.0),
+            np.hstack([np.eye(rounds), np.full((rounds, 1), -ratio)]),
+        ]
+    )
+    lower, upper = np.zeros(rounds + 1), np.full(rounds + 1, np.inf)
+    upper[0] = limits.total_s
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        return _UNIT * np.append(*bound.gradient(x[:-1], x[-1]))
+
+    # Matrices of a few hundred rows: threads would only wait for each other.
+    with warnings.catch_warnings(), threadpool_limits(1):
+        # Where deadlines are so long that nothing is missed, the gradient does stand still.
+        warnings.filterwarnings("ignore", "delta_grad == 0.0", UserWarning)
+        found = minimize(
+            lambda x: _UNIT * bound.excess(x[:-1], x[-1]),
+            start,
+            jac=gradient,
+            hess=SR1(),
+            method="trust-constr",
+            bounds=Bounds(
+                np.append(np.full(rounds, limits.shortest_s), low),
+                np.append(np.full(rounds, np.inf), high),
+                keep_feasible=True,
+            ),
+            constraints=[LinearConstraint(linear, lower, upper, keep_feasible=True)],
+            options={"gtol": 1e-8, "xtol": 1e-10, "maxiter": 3000},
+        )
+    return found.x[:-1], float(found.x[-1])

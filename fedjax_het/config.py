@@ -1,0 +1,239 @@
+"""Configurations: read, made plain, held to the factories' signatures, and filled in.
+
+A configuration has five sections, each handed to one registry::
+
+    data       source, data_dir, partition {name, ...}, num_clients, seed, ... -> load_federated
+    model      name, ...                                                       -> models.build
+    fleet      name, seed, ...                                                 -> fleet.build
+    algorithm  name, ...                                                       -> algorithms.build
+    run        rounds, ...                                                     -> simulation.Options
+
+and, for comparisons, a sixth: `compare`, see `CompareOptions`. Unknown sections, names and options
+are errors, before anything is compiled.
+"""
+
+import runpy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedjax_het import algorithms, models
+from fedjax_het.data.load import load_federated
+from fedjax_het.data.partition import PARTITIONERS, partitioner
+from fedjax_het.data.sources import SOURCES
+from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.fleet.presets import FLEETS
+from fedjax_het.fleet.presets import build as build_fleet
+from fedjax_het.options import check_options, defaults
+from fedjax_het.problem import Problem
+from fedjax_het.settings import Options
+
+_SECTIONS = ("data", "model", "fleet", "algorithm", "run", "compare")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What a comparison runs.
+
+    Attributes:
+      methods: label -> options that are laid over the section `algorithm`. A method of another name
+        shares the training options of that section only, and of these those that it takes.
+      seeds: every method runs once with each.
+      targets: test accuracies whose times are compared.
+      reference: label of the method that speed-ups refer to; None takes the first by alphabet
+        (ConfigDict sorts its keys).
+    """
+
+    methods: dict[str, dict[str, Any]]
+    seeds: Sequence[int] = (0,)
+    targets: Sequence[float] = ()
+    reference: str | None = None
+
+
+def load_config(path: str) -> Any:
+    """What `get_config()` of a configuration file returns.
+
+    Raises:
+      InputError: no such file, or none that is Python and defines `get_config`.
+    """
+    require(Path(path).is_file(), f"config {path!r}", "is not a file", "name one of configs/")
+    try:
+        module = runpy.run_path(path)
+    except SyntaxError as error:
+        raise InputError(
+            f"config {path!r}, line {error.lineno}: is not Python ({error.msg}); correct the file"
+        ) from error
+    require("get_config" in module, f"config {path!r}", "has no get_config()", "see configs/")
+    return module["get_config"]()
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as nested dictionaries; tuples become lists, as in the saved JSON.
+
+    Raises:
+      InputError: not a mapping, or an unknown section.
+    """
+
+    def value_of(value: Any) -> Any:
+        value = value.to_dict() if isinstance(value, ConfigDict) else value
+        if isinstance(value, Mapping):
+            return {str(key): value_of(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [value_of(item) for item in value]
+        return value
+
+    sections = value_of(config)
+    if not isinstance(sections, dict):
+        raise InputError(
+            f"config of type {type(config).__name__}: must be a mapping of sections; "
+            f"return a ConfigDict with {', '.join(_SECTIONS)}"
+        )
+    for name, part in sections.items():
+        require_known(name, _SECTIONS, "config section")
+        require(
+            isinstance(part, dict),
+            f"config.{name} = {part!r}",
+            "must be a mapping of options",
+            "see the files in configs/",
+        )
+    return sections
+
+
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy of a section of a plain configuration; `InputError` if it has none."""
+    require(
+        name in config, f"config.{name} is missing", "must be given", "see the files in configs/"
+    )
+    return dict(config[name])
+
+
+def named(
+    config: Mapping[str, Any], name: str, key: str = "name", derived: Collection[str] = ()
+) -> tuple[str, dict[str, Any]]:
+    """What a section chooses by name, and the options that go with it."""
+    options = section(config, name)
+    chosen = options.pop(key, None)
+    require(
+        isinstance(chosen, str),
+        f"config.{name}.{key} = {chosen!r}",
+        "must be given, as text",
+        "see the files in configs/",
+    )
+    for option in derived:
+        require(
+            option not in options,
+            f"config.{name}.{option} = {options.get(option)!r}",
+            "follows from the rest of the configuration",
+            "leave it out",
+        )
+    return str(chosen), options
+
+
+def build_problem(config: Mapping[str, Any]) -> Problem:
+    """Data, model and fleet of a plain configuration.
+
+    Raises:
+      InputError: unknown or missing options, or parts that do not fit together.
+    """
+    # Sections are looked at before anything is read: some data take long to load.
+    source, data_options = named(config, "data", "source")
+    partition = data_options.pop("partition", None)
+    num_clients = data_options.get("num_clients")
+    if partition is not None:
+        require(
+            isinstance(partition, dict) and "name" in partition and num_clients is not None,
+            f"config.data.partition = {partition!r}, num_clients = {num_clients}",
+            "a partition has a name and a number of clients to deal to",
+            "e.g. partition = dict(name='dirichlet', alpha=0.5), num_clients = 30",
+        )
+        require(
+            "num_clients" not in partition,
+            f"config.data.partition.num_clients = {partition.get('num_clients')}",
+            "belongs to config.data",
+            f"leave it out: config.data.num_clients = {num_clients}",
+        )
+        partition = partitioner(num_clients=data_options.pop("num_clients"), **partition)
+    require_known(source, SOURCES, "data set")
+    check_options(
+        data_options, "option of data", load_federated, SOURCES[source], derived=("name",)
+    )
+    model, model_options = named(config, "model", derived=("input_shape", "num_classes"))
+    fleet, fleet_options = named(config, "fleet", derived=("num_clients",))
+    data = load_federated(source, partition=partition, **data_options)
+    return Problem(
+        models.build(model, data.input_shape, data.num_classes, **model_options),
+        data,
+        build_fleet(fleet, data.num_clients, **fleet_options),
+    )
+
+
+def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+    """The configuration with all defaults filled in, as it is printed and saved."""
+    full: dict[str, Any] = {name: dict(part) for name, part in config.items()}
+    if "data" in full:
+        data = full["data"]
+        full["data"] = {**defaults(load_federated, SOURCES[data["source"]]), **data}
+        if data.get("partition") is not None:
+            partition = data["partition"]
+            filled = {**defaults(PARTITIONERS[partition["name"]]), **partition}
+            full["data"]["partition"] = filled
+    if "model" in full:
+        filled = defaults(models.MODELS[full["model"]["name"]])
+        for name in ("input_shape", "num_classes"):
+            filled.pop(name, None)
+        full["model"] = {**filled, "exits": False, **full["model"]}
+    if "fleet" in full:
+        full["fleet"] = {**defaults(FLEETS[full["fleet"]["name"]]), **full["fleet"]}
+    if "name" in full.get("algorithm", {}):
+        filled = algorithms.default_options(full["algorithm"]["name"])
+        full["algorithm"] = {**filled, **full["algorithm"]}
+    run = asdict(Options.parse(section(config, "run")))
+    for name in ("workdir", "name", "tensorboard"):
+        run.pop(name)
+    return {
+        **full,
+        "run": run,
+        "cost": {
+            "blocks": list(problem.cost.names),
+            "full_step_flops_per_sample": float(problem.cost.step_flops()),
+            "parameters": int(np.sum(problem.cost.param_count)),
+        },
+    }
+
+
+def methods(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Label -> algorithm section of a plain configuration; one without `compare` has one method."""
+    if "compare" not in config:
+        name, options = named(config, "algorithm")
+        return {name: {"name": name, **options}}
+    check_options(section(config, "compare"), "option of compare", CompareOptions)
+    base = config.get("algorithm", {})
+    found = {}
+    for label, own in config["compare"]["methods"].items():
+        require(
+            isinstance(own, dict),
+            f"config.compare.methods.{label} = {own!r}",
+            "must be a mapping of options",
+            "e.g. {'name': 'fedpmt'}, or {} for config.algorithm as it is",
+        )
+        # What the methods share is said once, in `algorithm`; a method's own section comes on top.
+        shared = base
+        if own.get("name", base.get("name")) != base.get("name"):
+            both = set(algorithms.TRAINING_OPTIONS) & algorithms.option_names(own["name"])
+            shared = {name: value for name, value in base.items() if name in both}
+        found[label] = {**shared, **own}
+    require(
+        bool(found),
+        "config.compare.methods = {}",
+        "must map labels to algorithm sections",
+        "e.g. methods = {'FedAvg': dict(name='fedavg')}",
+    )
+    reference = config["compare"].get("reference")
+    if reference is not None:
+        require_known(reference, found, "compare.reference")
+        found = {reference: found.pop(reference), **found}
+    return found

@@ -1,0 +1,175 @@
+"""Methods, comparisons and profiles."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from malformed.case import BASE, Call, Case, changed, method, problem
+
+from fedjax_het import Problem, algorithms, experiment, models
+from fedjax_het.fleet import Fleet
+from fedjax_het.fleet.profile import MeasuredProfile, with_measured
+from fedjax_het.report import compare as compare_records
+
+# ---- methods -------------------------------------------------------------------------------------
+
+
+def cramped(here: Path) -> None:
+    small = Fleet(np.full(4, 1e9), memory_bytes=[1e9, 1e9, 10.0, 1e9])
+    algorithms.fedavg(Problem(problem().model, problem().data, small), learning_rate=0.1)
+
+
+METHODS: list[Case] = [
+    (method("fedavg", learning_rate=-1), "learning_rate = -1 | positive and finite | 0.05"),
+    (
+        method("fedavg", learning_rate=float("nan")),
+        "learning_rate = nan | positive and finite | 0.05",
+    ),
+    (
+        method("fedavg", learning_rate="slow"),
+        "'learning_rate' = 'slow' | must be a number | correct",
+    ),
+    (method("fedavg", momentum=1), "momentum = 1 | [0, 1) | plain SGD"),
+    (method("fedavg", batch_size=0), "batch_size = 0 | at least 1 | leave it out"),
+    (
+        method("fedavg", batch_size=2.5),
+        "'batch_size' = 2.5 | must be a whole number | batch_size = 20",
+    ),
+    (method("fedavg", local_steps=0), "local_steps = 0 | at least 1 | leave it out"),
+    (method("fedavg", weighting="size"), "'size' | must be one of samples, uniform | choose"),
+    (method("fedprox", mu=-1), "mu = -1 | at least 0 | 0.001 to 1"),
+    (method("fedprox", mu="x"), "'mu' = 'x' | must be a number | mu = 0.1"),
+    (
+        method("drop_stragglers"),
+        "'deadline_s' is missing | must be given, a number | deadline_s = ...",
+    ),
+    (
+        method("drop_stragglers", deadline_s=1e-09),
+        "deadline_s = 1e-09 | the fastest device needs | half of the devices",
+    ),
+    (
+        method("fedprox", deadline_s=1e-12),
+        "deadline_s = 1e-12 | the fastest device needs | half of the devices",
+    ),
+    (
+        method("fedyogi", server_learning_rate=0),
+        "server_learning_rate = 0 | must be positive | 0.01",
+    ),
+    (method("fedadam", tau=0), "tau = 0 | must be positive | 0.001"),
+    (method("fedadam", b1=1), "b1 = 1 | [0, 1) | 0.9 and 0.99"),
+    (
+        lambda here: algorithms.fedopt(problem(), server_optimizer="sgd", learning_rate=0.1),
+        "'sgd' | must be one of adam, yogi | choose",
+    ),
+    (method("fedyogi", server_optimizer="adam"), "'server_optimizer' | must be one of b1 | choose"),
+    (
+        method("fedpmt", depths=(1, 9)),
+        "depths = (1, 9) | 1 and the model's 2 blocks | leave it out",
+    ),
+    (method("fedpmt", depths=(0,)), "depths = (0,) | 1 and the model's 2 blocks | leave it out"),
+    (method("fedpmt", depths=(1.5,)), "'depths' = (1.5,) | each a whole number | depths"),
+    (
+        method("fedpmt", capacity=(0.5, 1.0)),
+        "capacity of shape (2,) | each of the 4 clients | divide",
+    ),
+    (method("fedpmt", capacity=(1.0, 2.0, 1.0, 1.0)), "from 1.0 to 2.0 | (0, 1] | divide"),
+    (method("fedpmt", capacity="all"), "'capacity' = 'all' | or a function | capacity"),
+    (method("fedpmt", schedule="cosine"), "'cosine' | must be one of constant, inverse | choose"),
+    (method("fedpmt", decay_rounds=0), "decay_rounds = 0 | must be positive | 50"),
+    (method("feddrop", scope="conv"), "'conv' | must be one of | choose"),
+    (method("feddrop", capacity=(0.5,)), "capacity of shape (1,) | each of the 4 clients | divide"),
+    (
+        method("feddrop", latency_s=1.0),
+        "latency_s = 1.0 with scope = 'all_hidden' | fully connected | scope='fc'",
+    ),
+    (method("feddrop", scope="fc", latency_s=-1), "latency_s = -1 | must exceed | allow more time"),
+    (
+        lambda here: algorithms.feddrop(
+            Problem(models.build("logistic", (8, 8, 1), 10), problem().data, problem().fleet),
+            learning_rate=0.1,
+        ),
+        "model 'logistic' | no hidden layer | hidden layers",
+    ),
+    (
+        lambda here: algorithms.register(algorithms.fedavg),
+        "'fedavg' | registered already | another name",
+    ),
+    (cramped, "clients [2] (of 1) | exceed the memory | smaller batches"),
+]
+
+# ---- comparisons and profiles --------------------------------------------------------------------
+
+
+def compared(*changes: dict[str, Any], seeds: Any = None, **compare: Any) -> Call:
+    """Compares the base configuration, with a section `compare`, with changed ones."""
+    first = {**BASE, "compare": {"methods": {"A": {}}, **compare}}
+    configs = [first, *(changed(**change) for change in changes)]
+    return lambda here: experiment.compare(configs, here, seeds)
+
+
+TWICE = {"A b": {}, "a-B": {"name": "fedpmt"}}
+
+
+def profile_file(text: str) -> Call:
+    def call(here: Path) -> None:
+        (here / "p.json").write_text(text)
+        MeasuredProfile.load(here / "p.json")
+
+    return call
+
+
+def other_profile(here: Path) -> None:
+    one = (1.0,)
+    profile = MeasuredProfile("m", "cpu", 1, 1, ("fc9",), 1, one, one, one, one, one)
+    with_measured(problem().cost, profile)
+
+
+COMPARISONS_AND_PROFILES: list[Case] = [
+    (lambda here: experiment.compare([], here), "no configuration | at least one | --config=FILE"),
+    (compared(methods={}), "methods = {} | must map labels | 'FedAvg'"),
+    (compared(methods=["fedavg"]), "'methods' = ['fedavg'] | must be a dict | correct methods"),
+    (
+        compared(methods={"A": "fedpmt"}),
+        "methods.A = 'fedpmt' | mapping of options | {'name': 'fedpmt'}",
+    ),
+    (compared(seed=(1,)), "'seed' | must be one of methods | 'seeds'?"),
+    (compared(seeds=(1, 1)), "seeds = [1, 1] | must be different | 0,1,2"),
+    (compared(seeds=()), "seeds = [] | at least one | 0,1,2"),
+    (
+        lambda here: experiment.compare(
+            [{**BASE, "compare": {"methods": {"A": {}}, "seeds": 3}}], here
+        ),
+        "'seeds' = 3 | must be a list | seeds = (0,)",
+    ),
+    (compared(seeds=(0, -1)), "seed = -1 | at least 0 | 0, 1, 2"),
+    (compared(targets=(90,)), "target accuracy 90 | (0, 1] | 0.97"),
+    (
+        lambda here: experiment.compare([{**BASE, "compare": {"methods": {"A": {}}}}] * 2, here),
+        "'A' and 'A' | must differ | another label",
+    ),
+    (compared(methods=TWICE), "'A b' and 'a-B' | a directory of its own | another label"),
+    (
+        compared({"fleet": {"name": "uniform"}}),
+        "fleet.name: 'speed_groups' -> 'uniform' | must agree | change one",
+    ),
+    (compared({"data__seed": 1}), "data.seed: None -> 1 | must agree | change one"),
+    (
+        compared({"compare": {"methods": {"B": {}}, "targets": (0.8,)}}, targets=(0.9,)),
+        "compare.targets = [0.8] | must agree with [0.9] | change one",
+    ),
+    (
+        compared(methods={"A": {}, "B": {"name": "fedpmt", "depths": (7,)}}),
+        "depths = [7] | 2 blocks | leave it out",
+    ),
+    (
+        compared({"run__chunk": 0, "algorithm__name": "fedpmt"}),
+        "chunk = 0 | at least 1 client | choose automatically",
+    ),
+    (lambda here: compare_records({}, (), here), "records | is empty | at least one"),
+    (lambda here: compare_records({}, (90,), here), "target 90 | (0, 1] | 0.9"),
+    (profile_file("{"), "p.json | not a profile | measure again"),
+    (profile_file('{"format": 7}'), "format 7 | must be 1 | measure again"),
+    (other_profile, "profile of 'm' | must match the table's blocks | same model"),
+]
+
+CASES = [*METHODS, *COMPARISONS_AND_PROFILES]

@@ -1,0 +1,87 @@
+"""The benchmarks run at tiny sizes and report what they say they report; never how fast."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import harness
+from benchmarks.micro import training
+from benchmarks.scale import cohort as scale
+
+
+def test_contenders_are_called_in_turn_after_a_first_call_each():
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) for name in "abc"}
+    times = harness.interleave(runs, repeats=2)
+    assert "".join(calls) == "abcabcabc"
+    assert [len(times[name].samples_s) for name in "abc"] == [2, 2, 2]
+
+
+def test_ratios_are_taken_within_a_round():
+    a = harness.Timed(9.0, [1.0, 4.0, 3.0])
+    b = harness.Timed(9.0, [2.0, 4.0, 1.0])
+    assert harness.ratios(a, b) == harness.Spread(1.0, 0.5, 3.0)
+    assert str(harness.Spread(1.0, 0.5, 3.0)) == "1 (0.5-3)"
+    assert a.compile_s == 6.0
+
+
+def test_table_aligns_columns():
+    text = harness.table(("name", "x"), [("a", "1"), ("long name", "23")])
+    assert text.splitlines() == ["name        x", "---------  --", "a           1", "long name  23"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return training.measure("logistic", clients=2, steps=2, batch=4, repeats=1)
+
+
+def test_everyone_trains_the_same_model(trained):
+    rows = [row for row in trained["contenders"] if "samples" in row]
+    names = [row["name"] for row in rows]
+    assert names[:4] == [
+        "ours",
+        "vmap over clients, lax.conv",
+        "loop, jit per client, lax.conv",
+        "loop, jit per step, lax.conv",
+    ]
+    assert [row["samples"] for row in rows[:4]] == [16, 16, 16, 16]
+    assert max(row["difference"] for row in rows) < 1e-6
+    assert rows[0]["time_per_sample_over_ours"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_table_of_training_names_every_contender(trained):
+    text = training.report(trained)
+    assert all(row["name"] in text for row in trained["contenders"])
+    assert [row["flop_share"] for row in trained["depths"]] == [1.0]
+
+
+def test_convolutions_and_torch_layouts_agree():
+    pytest.importorskip("torch")
+    from benchmarks.micro.torch_peer import Twin
+
+    work = training.make_work("adel_cnn2", clients=1, steps=1, batch=2)
+    start = work.problem.model.init(jax.random.key(0))
+    assert training.difference(Twin("adel_cnn2", start).params(), start.params) == 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_scale_reports_memory_and_programs():
+    row = scale.one_size(6, pool=200, chunk=4)
+    assert row["clients"] == 6
+    assert row["peak_bytes"] > row["index_bytes"] > 0
+    assert row["programs"] == 1
+    counts = scale.compile_counts(rounds=2, most=2, chunk=2)
+    assert counts["programs"] <= counts["bound"] == 3
+    assert len(counts["programs_after_round"]) == 2
+    facts = {"machine": harness.machine(), "chunk": 4, "pool": 200, "sizes": [row, row]}
+    text = scale.report({**facts, "peak_ratio": 1.0, "compiles": [counts]})
+    assert "flat within 10 %" in text
+    assert "NOT FLAT" in scale.report({**facts, "peak_ratio": 1.2, "compiles": []})
+
+
+def test_pool_of_samples_does_not_grow_with_the_cohort():
+    small, large = (scale.make_data(n, pool=400) for n in (2, 20))
+    assert small.x.nbytes == large.x.nbytes
+    assert np.all((large.sizes >= 10) & (large.sizes <= 20))

@@ -1,0 +1,119 @@
+"""The documentation works as it is written: Python blocks, commands, and configuration files."""
+
+import dataclasses
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjax_het import algorithms, cli, experiment, simulation
+from fedjax_het.config import methods, named, section
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(ROOT.glob("docs/*.md")) + [path for path in [ROOT / "README.md"] if path.exists()]
+CONFIGS = sorted(ROOT.glob("configs/*.py"))
+
+
+def blocks(page, language):
+    """The page's code blocks of a language, and the text before each."""
+    parts = re.split(rf"^```{language}\n(.*?)^```\n", page.read_text(), flags=re.DOTALL | re.M)
+    return list(zip(parts[1::2], parts[0::2]))
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty current directory on the import path; what is imported from it is forgotten."""
+    known, registered = set(sys.modules), set(algorithms.ALGORITHMS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+    for name in set(algorithms.ALGORITHMS) - registered:
+        del algorithms.ALGORITHMS[name]
+
+
+def test_the_new_method_of_the_documentation_runs(elsewhere, monkeypatch):
+    for code, before in blocks(ROOT / "docs" / "new_method.md", "python"):
+        (elsewhere / re.findall(r"`(\w+\.py)`", before)[-1]).write_text(code)
+    assert {path.name for path in elsewhere.iterdir()} == {
+        "random_depth.py",
+        "digits_random_depth.py",
+    }
+    config = experiment.load_config("digits_random_depth.py")
+    config.run.update({"rounds": 2, "execution": "masked"})  # one program a method
+    monkeypatch.setattr(experiment, "write_report", lambda record, path: None)
+    compared = {}
+    monkeypatch.setattr(
+        experiment, "compare_records", lambda records, targets, root: compared.update(records)
+    )
+    experiment.compare([config], elsewhere / "runs")
+    assert set(compared) == {"Random depth", "FedPMT"}
+    (record,) = compared["Random depth"]
+    first = [row["first_block"] for row in record.clients]
+    assert len(first) == 2 * 12
+    assert set(first) == {0, 1, 2}
+    flops = {row["first_block"]: row["flops"] / row["samples"] for row in record.clients}
+    assert flops[0] > flops[1] > flops[2]
+
+
+def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("no README.md")
+    made = {}
+    make = simulation.make_cohort
+
+    def reused(algorithm, problem, options):
+        # Compiling one program a method gives the same numbers, sooner.
+        if id(algorithm) not in made:
+            masked = dataclasses.replace(options, execution="masked")
+            made[id(algorithm)] = make(algorithm, problem, masked)
+        return made[id(algorithm)]
+
+    monkeypatch.setattr(simulation, "make_cohort", reused)
+    names: dict = {"__name__": "readme"}
+    python = blocks(readme, "python")
+    assert python
+    for code, _ in python:
+        exec(compile(code, str(readme), "exec"), names)
+    printed = capsys.readouterr().out
+    for method in names["methods"]:
+        assert method in printed
+    assert (elsewhere / "runs" / "mine" / "report.html").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_commands_links_and_pictures_of_a_page_exist(page):
+    text = page.read_text()
+    commands = re.findall(r"(?:fedjax-het |launch\.)(\w+) .*--", text)
+    assert set(commands) <= set(cli.COMMANDS)
+    before = "".join(before for _, before in blocks(page, "python"))
+    written = re.findall(r"`(\w+\.py)`", before)
+    for name in re.findall(r"--config=(\S+\.py)", text):
+        assert name in written or (ROOT / name).is_file(), name
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_configuration_can_be_run(path, request):
+    text = path.read_text()
+    assert "Command:" in text[: text.index("import")]
+    settings = experiment.plain(experiment.load_config(str(path)))
+    if settings["data"]["source"] != "digits":
+        # Skips, saying how to provide the data, where there are none.
+        assert os.path.isdir(request.getfixturevalue("data_dir"))
+    problem = experiment.build_problem(settings)
+    found = methods(settings)
+    for label, method in found.items():
+        name, options = named({"algorithm": method}, "algorithm")
+        algorithms.build(name, problem, **options)
+        one = {**settings, "algorithm": method, "run": {**section(settings, "run"), "name": label}}
+        assert experiment.resolve(one, problem)["algorithm"]["learning_rate"] > 0
+    assert found

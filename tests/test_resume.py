@@ -1,0 +1,253 @@
+"""A run that is killed at any moment and resumed is bit for bit the run that was never killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from problems import assert_same, digits_problem, fleet
+
+from fedjax_het.algorithms import build
+from fedjax_het.cohort import Cohort
+from fedjax_het.errors import InputError
+from fedjax_het.evaluation import Evaluator
+from fedjax_het.problem import Problem
+from fedjax_het.report.records import RunRecord
+from fedjax_het.simulation import simulate
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+ROUNDS = 60
+OPTIONS = {"rounds": ROUNDS, "checkpoint_every": 3, "eval_every": 2, "seed": 3, "chunk": 1}
+UNSTABLE = ("wall_s", "compile_s", "compiled_programs")
+
+
+def method():
+    """Sampling, jitter and a server optimiser: randomness and state of every kind."""
+    base = digits_problem(hidden=(8,))
+    problem = Problem(base.model, base.data, fleet(8, compute_jitter=0.3))
+    training = {"learning_rate": 0.1, "batch_size": 4, "clients_per_round": 3}
+    return build("fedyogi", problem, **training), problem
+
+
+def run(workdir, **changes):
+    algorithm, problem = method()
+    config = {"algorithm": {"name": "fedyogi", "learning_rate": 0.1}}
+    return simulate(algorithm, problem, workdir=workdir, **{"config": config, **OPTIONS, **changes})
+
+
+def stable(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k not in UNSTABLE} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nobody interrupts, in this process."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return run(workdir), workdir
+
+
+# What the killed process runs; pauses after every step and within every checkpoint help to aim.
+PROGRAM = """
+import functools, sys, time
+import jax
+sys.path.insert(0, {tests!r})
+import test_resume
+from fedjax_het import checkpoint, journal
+
+def pausing(function, seconds):
+    @functools.wraps(function)
+    def slow(*arguments):
+        result = function(*arguments)
+        time.sleep(seconds)
+        return result
+    return slow
+
+jax.config.update("jax_disable_most_optimizations", True)
+journal.Journal.write = pausing(journal.Journal.write, 0.01)
+checkpoint._digest = pausing(checkpoint._digest, 0.05)
+test_resume.run({workdir!r})
+"""
+
+
+def start(workdir):
+    tests = str(Path(__file__).parent)
+    program = PROGRAM.format(tests=tests, workdir=str(workdir))
+    path = os.pathsep.join([*sys.path, tests])
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    directory = jax.config.jax_compilation_cache_dir
+    if directory:
+        environment["JAX_COMPILATION_CACHE_DIR"] = directory
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_for(process, condition, seconds=300):
+    for _ in range(int(seconds / 0.002)):
+        if condition():
+            return
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.002)
+    pytest.fail("the process did not get there in time")
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+def lines(workdir):
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def in_checkpoint(workdir, step):
+    """Whether the checkpoint of a step has begun to appear but has no digest yet."""
+    target = workdir / "checkpoints" / f"{step:08d}"
+    return target.exists() and not (target / "digest.json").exists()
+
+
+def assert_equal_runs(workdir, whole):
+    result, other = whole
+    assert stable(workdir) == stable(other)
+    assert (workdir / "clients.jsonl").read_bytes() == (other / "clients.jsonl").read_bytes()
+    record = RunRecord.load(workdir)
+    assert record.summary["virtual_s"] == result.record.summary["virtual_s"]
+    for name in ("bytes_up", "bytes_down", "flops", "tasks", "merged", "final_accuracy"):
+        assert record.summary[name] == result.record.summary[name]
+
+
+def test_killed_at_any_moment(whole, tmp_path):
+    """Killed between steps, during a checkpoint, and again; then finished by this process."""
+    early, late = np.random.default_rng(0).integers([2, 25], [4, 45])
+    moments = [
+        lambda: lines(tmp_path) >= early,  # about the first checkpoint
+        lambda: any(in_checkpoint(tmp_path, step) for step in range(6, ROUNDS, 3)),
+        lambda: lines(tmp_path) >= late,
+    ]
+    for moment in moments:
+        process = start(tmp_path)
+        wait_for(process, moment)
+        kill(process)
+        assert lines(tmp_path) <= ROUNDS
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 4')  # torn by the kill
+    result = run(tmp_path)
+    assert_same(result.variables, whole[0].variables)
+    assert_same(result.state, whole[0].state)
+    assert_equal_runs(tmp_path, whole)
+
+
+@pytest.fixture(scope="module")
+def short():
+    """Six rounds of the same method on one compiled engine."""
+    algorithm, problem = method()
+    engines = {"cohort": Cohort(algorithm, problem, chunk=1), "evaluator": Evaluator(problem)}
+
+    def run(workdir, algorithm=algorithm, **changes):
+        options = {**OPTIONS, "rounds": 6, "checkpoint_every": 2, **changes}
+        return simulate(algorithm, problem, workdir=workdir, **engines, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "no digest", "garbage"])
+def test_a_torn_checkpoint_falls_back_to_the_one_before(short, tmp_path, damage):
+    wanted = short(tmp_path / "whole")
+    short(tmp_path / "torn", rounds=4)
+    newest = tmp_path / "torn" / "checkpoints" / "00000004"
+    files = sorted(p for p in (newest / "arrays").rglob("*") if p.is_file())
+    largest = max(files, key=lambda p: p.stat().st_size)
+    if damage == "truncate":
+        os.truncate(largest, largest.stat().st_size // 2)
+    elif damage == "delete":
+        largest.unlink()
+    elif damage == "no digest":
+        (newest / "digest.json").unlink()
+    else:
+        (newest / "meta.json").write_text("{")
+    result = short(tmp_path / "torn")
+    assert_same(result.variables, wanted.variables)
+    assert_same(result.state, wanted.state)
+    assert result.record.clients == wanted.record.clients
+    assert stable(tmp_path / "torn") == stable(tmp_path / "whole")
+    assert newest.exists()  # written anew
+
+
+def test_all_checkpoints_torn_starts_over(short, tmp_path):
+    wanted = short(tmp_path / "whole")
+    short(tmp_path / "torn", rounds=4)
+    for digest in (tmp_path / "torn" / "checkpoints").glob("*/digest.json"):
+        digest.unlink()
+    result = short(tmp_path / "torn")
+    assert_same(result.variables, wanted.variables)
+    assert stable(tmp_path / "torn") == stable(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"step": 5, "virtual_s": 1.', b"\x00" * 64, b'{"step": 5}\n{"step": 6}\n']
+)
+def test_rows_after_the_checkpoint_are_cut(short, tmp_path, tail):
+    wanted = short(tmp_path / "whole")
+    short(tmp_path / "torn", rounds=4)
+    for name in ("metrics.jsonl", "clients.jsonl"):
+        with open(tmp_path / "torn" / name, "ab") as file:
+            file.write(tail)
+    result = short(tmp_path / "torn")
+    assert_same(result.variables, wanted.variables)
+    assert stable(tmp_path / "torn") == stable(tmp_path / "whole")
+
+
+def test_two_checkpoints_are_kept(short, tmp_path):
+    short(tmp_path)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["00000004", "00000006"]
+
+
+def test_rows_that_a_checkpoint_counts_on_must_be_there(short, tmp_path):
+    short(tmp_path, rounds=4)
+    os.truncate(tmp_path / "clients.jsonl", 10)
+    with pytest.raises(InputError, match=r"clients\.jsonl: 10 bytes"):
+        short(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": {"algorithm": {"learning_rate": 0.2}}}, r"learning_rate: 0\.1 -> 0\.2"),
+        ({"seed": 4}, "seed: 3 -> 4"),
+        ({"eval_every": 1}, "eval_every: 2 -> 1"),
+        ({"max_routes": 5}, "max_routes: 32 -> 5"),
+    ],
+)
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_another_configuration_is_refused_by_name(short, tmp_path, changes, words, checkpoint):
+    config = {"algorithm": {"learning_rate": 0.1}}
+    short(tmp_path, rounds=2, config=config)
+    rows = (tmp_path / "clients.jsonl").read_bytes()
+    if not checkpoint:  # killed before the first one
+        for digest in (tmp_path / "checkpoints").glob("*/digest.json"):
+            digest.unlink()
+    with pytest.raises(InputError, match=words):
+        short(tmp_path, **{"config": config, **changes})
+    assert (tmp_path / "clients.jsonl").read_bytes() == rows
+
+
+def test_another_algorithm_is_refused(short, tmp_path):
+    short(tmp_path, rounds=2)
+    algorithm, _ = method()
+    with pytest.raises(InputError, match="algorithm: 'fedyogi' -> 'fedavg'"):
+        short(tmp_path, algorithm=algorithm._replace(name="fedavg"))
