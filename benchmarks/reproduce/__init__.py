@@ -1,0 +1,1 @@
+"""A paper's tables, at a size that two CPU cores run."""

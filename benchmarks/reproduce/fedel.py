@@ -1,0 +1,216 @@
+"""FedEL's claims at a size that two CPU cores run in minutes; see docs/results/fedel.md.
+
+    python -m benchmarks.reproduce.fedel --arms=core --seeds=0,1,2 --out=runs/fedel
+
+Fashion-MNIST (6,000 training and 2,000 test images, averaged down to 14 x 14), 20 clients,
+Dirichlet 0.1, four device types 1, 2, 3 and 4 times slower than the fastest, 10 clients a round, 5
+local steps of 16; a plain network of six convolutions and a head. Results go to one JSON file per
+run.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import app, flags
+
+from fedjax_het import algorithms
+from fedjax_het.data.federated import from_arrays
+from fedjax_het.data.partition import partitioner
+from fedjax_het.data.sources import load
+from fedjax_het.evaluation import Evaluator
+from fedjax_het.fleet import presets
+from fedjax_het.models import from_flax, with_exits
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.cnn import Conv
+from fedjax_het.models.norm import GroupNorm
+from fedjax_het.problem import Problem
+from fedjax_het.simulation import simulate
+
+TRAINING: dict[str, Any] = {
+    "learning_rate": 0.1,
+    "batch_size": 16,
+    "local_steps": 5,
+    "clients_per_round": 10,
+    "weighting": "uniform",
+}
+CLIENTS, TRAIN, TEST, ROUNDS = 20, 6_000, 2_000, 120
+
+
+class _Layer(nn.Module):
+    """3x3 convolution, ReLU, group norm, optional pooling."""
+
+    features: int
+    pool: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return GroupNorm(4)(Conv(self.features, 3, pool=self.pool)(x))
+
+
+class _Pair(nn.Module):
+    """Two layers in one block, for the study of granularity."""
+
+    first: nn.Module
+    second: nn.Module
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(self.first(x))
+
+
+class _Head(nn.Module):
+    """Mean over space, then linear."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(10)(x.mean(axis=(1, 2)))
+
+
+def network(coarse: bool = False) -> BlockModel:
+    """Six convolutions (8, 8, 8, pool, 16, 16, 16) and a head, one block a layer or a pair."""
+    layers = [_Layer(8), _Layer(8), _Layer(8, pool=True), _Layer(16), _Layer(16), _Layer(16)]
+    blocks: list[nn.Module] = list(layers)
+    if coarse:
+        blocks = [_Pair(a, b) for a, b in zip(layers[::2], layers[1::2])]
+    return with_exits(from_flax([*blocks, _Head()], (14, 14, 1), 10, name="plain6"))
+
+
+@functools.cache
+def _images() -> tuple[np.ndarray, ...]:
+    raw = load("fashion_mnist")
+    rng = np.random.default_rng(0)
+
+    def small(x: np.ndarray, y: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        keep = rng.permutation(len(x))[:count]
+        x = x[keep].astype(np.float32).reshape(count, 14, 2, 14, 2, 1).mean(axis=(2, 4))
+        return (x - 73.0) / 80.0, y[keep]
+
+    return (*small(raw.x, raw.y, TRAIN), *small(raw.test_x, raw.test_y, TEST))
+
+
+def setting(seed: int, slowdowns: Sequence[float], alpha: float, coarse: bool) -> Problem:
+    """The problem of one seed: its own partition, the same images and fleet."""
+    x, y, test_x, test_y = _images()
+    split = partitioner("dirichlet", num_clients=CLIENTS, alpha=alpha, min_size=20)
+    data = from_arrays(x, y, test_x, test_y, clients=split, num_classes=10, seed=seed)
+    fleet = presets.build("fedel", CLIENTS, slowdowns=tuple(slowdowns), assignment="cyclic")
+    return Problem(network(coarse), data, fleet)
+
+
+_FOUR = (1.0, 2.0, 3.0, 4.0)
+# name -> (algorithm, its options, options of the setting)
+Arm = tuple[str, dict[str, Any], dict[str, Any]]
+_CORE: dict[str, Arm] = {
+    "FedAvg": ("fedavg", {}, {}),
+    "FedEL": ("fedel", {}, {}),
+    "ElasticTrainer": ("fedel", {"variant": "elastic_only"}, {}),
+    "FedPMT": ("fedpmt", {}, {}),
+    "FedEL, total budget": ("fedel", {"budget": "total"}, {}),
+    "FedEL-C": ("fedel", {"variant": "C"}, {}),
+    "FedEL, no rollback": ("fedel", {"variant": "no_rollback"}, {}),
+    "FedEL, plain mean": ("fedel", {"agg": "plain"}, {}),
+}
+_BETA: dict[str, Arm] = {
+    **{f"beta {b:g}": ("fedel", {"beta": b}, {}) for b in (0.0, 0.2, 0.4, 0.8, 1.0)},
+    "beta 0, adaptive": ("fedel", {"beta": 0.0, "adaptive_beta": True}, {}),
+}
+_MORE: dict[str, Arm] = {
+    "T_th 3/4": ("fedel", {"threshold": 0.75}, {}),
+    "T_th 1/2": ("fedel", {"threshold": 0.5}, {}),
+    "FedProx": ("fedprox", {"mu": 0.1}, {}),
+    "FedProx + FedEL": ("fedel", {"mu": 0.1}, {}),
+    "FedAvg, 5 a round": ("fedavg", {"clients_per_round": 5}, {}),
+    "FedEL, 5 a round": ("fedel", {"clients_per_round": 5}, {}),
+    "profile noise 20 %": ("fedel", {"profile_noise": 0.2}, {}),
+    "global momentum 0.9": ("fedel", {"global_momentum": 0.9}, {}),
+    "FedAvg, spread 8": ("fedavg", {}, {"slowdowns": (1.0, 2.0, 4.0, 8.0)}),
+    "FedEL, spread 8": ("fedel", {}, {"slowdowns": (1.0, 2.0, 4.0, 8.0)}),
+    "FedEL, spread 16": ("fedel", {}, {"slowdowns": (1.0, 4.0, 8.0, 16.0)}),
+    "FedEL, pairs of layers": ("fedel", {}, {"coarse": True}),
+    "FedAvg, alpha 10": ("fedavg", {}, {"alpha": 10.0}),
+    "FedEL, alpha 10": ("fedel", {}, {"alpha": 10.0}),
+    "ElasticTrainer, alpha 10": ("fedel", {"variant": "elastic_only"}, {"alpha": 10.0}),
+}
+ARMS = {"core": _CORE, "beta": _BETA, "more": _MORE}
+
+
+def run_arm(label: str, arm: Arm, seed: int, rounds: int) -> dict[str, Any]:
+    """One run; returns what the tables and plots need."""
+    name, options, where = arm
+    problem = setting(seed, **{"slowdowns": _FOUR, "alpha": 0.1, "coarse": False, **where})
+    algorithm = algorithms.build(name, problem, **{**TRAINING, **options})
+    began = time.perf_counter()
+    # One program for all windows: on a CPU compiling a route costs more than it saves here.
+    result = simulate(
+        algorithm,
+        problem,
+        rounds=rounds,
+        seed=seed,
+        eval_every=5,
+        execution="masked",
+        evaluator=Evaluator(problem),
+    )
+    metrics = result.record.metrics
+    full_s = float(np.max(problem.cost.step_flops() / problem.fleet.flops_per_s)) * 80
+    fastest_s = float(np.min(problem.cost.step_flops() / problem.fleet.flops_per_s)) * 80
+    info = [row["info"] for row in metrics[1:]]
+    trained = [i["trained_blocks"] for i in info if "trained_blocks" in i]
+    return {
+        "label": label,
+        "seed": seed,
+        "rounds": rounds,
+        "faults": result.faults,
+        "virtual_s": [r["virtual_s"] for r in metrics if r.get("accuracy") is not None],
+        "accuracy": [r["accuracy"] for r in metrics if r.get("accuracy") is not None],
+        "round_s": float(np.mean(np.diff([r["virtual_s"] for r in metrics]))),
+        "budget_s": fastest_s,
+        "slowest_s": full_s,
+        "bytes_up": float(sum(r.get("bytes_up", 0) for r in metrics)),
+        "o1": [i["o1"] for i in info if "o1" in i],
+        "true_budget_ratio": [i["true_budget_ratio"] for i in info if "true_budget_ratio" in i],
+        "overrun_clients": int(sum(i.get("overrun_clients", 0) for i in info)),
+        "trained_blocks": np.sum(trained, axis=0).tolist() if trained else None,
+        "tasks_by_group": np.bincount(
+            problem.fleet.groups[[c["client"] for c in result.record.clients]], minlength=4
+        ).tolist(),
+        "wall_s": time.perf_counter() - began,
+    }
+
+
+_NAMES = flags.DEFINE_list("arms", ["core"], "core, beta, more, or labels of arms.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_OUT = flags.DEFINE_string("out", "runs/fedel", "Directory of the results.")
+_ROUNDS = flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs what is missing in the directory."""
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    every = {label: arm for group in ARMS.values() for label, arm in group.items()}
+    chosen: dict[str, Arm] = {}
+    for name in _NAMES.value:
+        chosen |= ARMS.get(name) or {name: every[name]}
+    for seed in map(int, _SEEDS.value):
+        for label, arm in chosen.items():
+            path = out / f"{label.replace('/', '_').replace(' ', '_')}-{seed}.json"
+            if path.exists():
+                continue
+            row = run_arm(label, arm, seed, _ROUNDS.value)
+            path.write_text(json.dumps(row))
+            print(
+                f"{label:28s} seed {seed}: accuracy {row['accuracy'][-1]:.4f}, round "
+                f"{row['round_s'] / row['budget_s']:.3f} budgets, {row['wall_s']:.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    app.run(main)

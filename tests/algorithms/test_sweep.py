@@ -1,0 +1,189 @@
+"""What every registered method must satisfy, on one small problem.
+
+A method that needs options, exit heads or a certain fleet gets them in `SETTINGS`; everything else
+is the same for all.
+"""
+
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from adel_helpers import adel_problem
+from problems import assert_close, assert_same, differ, digits_problem, exits_problem
+
+from fedjax_het.algorithms import ALGORITHMS, TRAINING_OPTIONS, build
+from fedjax_het.algorithms.registry import option_names
+from fedjax_het.cohort import Cohort
+from fedjax_het.evaluation import Evaluator
+from fedjax_het.report.records import RunRecord
+from fedjax_het.simulation import simulate
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+ROUNDS = 2
+TRAINING = {"learning_rate": 0.1, "batch_size": 4}
+BUDGET = {"learning_rate": 1.0, "rounds": 12, "total_s": 24.0}
+DEADLINE = {**TRAINING, "deadline_s": 0.1}  # stops the slowest third of the devices
+SETTINGS = {
+    "adel": (functools.partial(adel_problem, samples=8), BUDGET),
+    "adel_drop": (functools.partial(adel_problem, samples=8), BUDGET),
+    "adel_wait": (functools.partial(adel_problem, samples=8), {"learning_rate": 1.0}),
+    "drop_stragglers": (digits_problem, DEADLINE),
+    "fedel": (exits_problem, TRAINING),
+    "fedpmt": (digits_problem, {**TRAINING, "depths": (1, 3)}),
+    "fedprox": (digits_problem, DEADLINE),
+    "salf": (functools.partial(adel_problem, samples=8), BUDGET),
+}
+EVALUATED = ("step", "virtual_s", "accuracy", "bytes_up", "bytes_down", "merged", "dropped")
+EVALUATED += ("client_accuracy_mean", "client_accuracy_worst_decile", "nonfinite")
+
+
+class Case:
+    """One method, its compiled engines, and its reference run."""
+
+    def __init__(self, name):
+        make_problem, self.options = SETTINGS.get(name, (digits_problem, TRAINING))
+        self.name, self.problem = name, make_problem()
+        self.algorithm = build(name, self.problem, **self.options)
+        self.evaluator = Evaluator(self.problem)
+
+    @functools.cache  # noqa: B019  (a case lives as long as its module)
+    def engine(self, execution="routed", chunk=None, devices=1):
+        return Cohort(
+            self.algorithm, self.problem, execution=execution, chunk=chunk, devices=devices
+        )
+
+    def run(self, *, algorithm=None, rounds=ROUNDS, seed=0, workdir=None, **engine):
+        return simulate(
+            algorithm or self.algorithm,
+            self.problem,
+            rounds=rounds,
+            seed=seed,
+            workdir=workdir,
+            checkpoint_every=1,
+            cohort=self.engine(**engine),
+            evaluator=self.evaluator,
+        )
+
+    @functools.cached_property
+    def base(self):
+        return self.run()
+
+    @functools.cached_property
+    def one_round(self):
+        """What other engines are compared on: one round needs fewer of their programs."""
+        return self.run(rounds=1)
+
+
+@pytest.fixture(scope="module", params=sorted(ALGORITHMS))
+def case(request):
+    return Case(request.param)
+
+
+def rows(result):
+    return [{name: row.get(name) for name in EVALUATED} for row in result.record.metrics]
+
+
+def assert_same_answer(one, other):
+    """The same up to the order in which floats were added."""
+    assert_close(one.variables, other.variables, rtol=2e-5, atol=2e-6)
+    assert_close(one.state, other.state, rtol=2e-4, atol=1e-6)
+    assert rows(one) == rows(other)
+    for a, b in zip(one.record.clients, other.record.clients, strict=True):
+        assert (a["loss"] is None) == (b["loss"] is None)
+        if a["loss"] is not None:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert {**a, "loss": None} == {**b, "loss": None}
+
+
+def assert_identical(one, other):
+    assert_same(one.variables, other.variables)
+    assert_same(one.state, other.state)
+    assert rows(one) == rows(other)
+    assert one.record.clients == other.record.clients
+
+
+def test_it_trains_and_its_log_is_sound(case):
+    start = case.problem.model.init(jax.random.key(0))
+    assert differ(case.base.variables.params, start.params)
+    assert case.base.faults == []
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(case.base.variables))
+    metrics = case.base.record.metrics
+    assert [row["step"] for row in metrics] == list(range(ROUNDS + 1))
+    assert metrics[-1]["virtual_s"] > metrics[1]["virtual_s"] > 0
+    assert {row["status"] for row in case.base.record.clients} >= {"merged"}
+
+
+def test_masks_alone_give_the_same_answer(case):
+    assert_same_answer(case.run(execution="masked", chunk=1, rounds=1), case.one_round)
+
+
+def test_debug_gives_the_same_answer(case):
+    assert_same_answer(case.run(execution="debug", rounds=1), case.one_round)
+
+
+def test_chunks_do_not_matter(case):
+    assert_same_answer(case.run(chunk=7, rounds=1), case.one_round)
+
+
+def test_devices_do_not_matter(case):
+    assert_same_answer(case.run(devices=2, chunk=1, rounds=1), case.one_round)
+
+
+def test_the_order_of_the_clients_does_not_matter(case):
+    """Sums of floats depend on their order, so the answer agrees up to rounding."""
+    algorithm = case.algorithm
+
+    def plan(state, variables, situation):
+        plan, state = algorithm.plan(state, variables, situation)
+        order = np.random.default_rng(situation.round).permutation(len(plan.clients))
+        take = functools.partial(jax.tree.map, lambda a: np.asarray(a)[order])
+        columns = {
+            name: take(getattr(plan, name))
+            for name in ("clients", "steps", "batch", "weight", "timing", "rows")
+        }
+        return plan._replace(routes=[plan.routes[i] for i in order], **columns), state
+
+    turned = case.run(algorithm=algorithm._replace(plan=plan))
+    by_client = lambda row: (row["step"], row["client"])
+    turned.record.clients.sort(key=by_client)
+    assert_same_answer(turned, case.base)
+
+
+def test_a_seed_decides_everything(case):
+    assert_identical(case.run(), case.base)
+    assert differ(case.run(seed=1).variables.params, case.base.variables.params)
+
+
+def test_records_are_written_and_a_checkpoint_resumes_bit_for_bit(case, tmp_path):
+    whole = case.run(workdir=tmp_path / "whole")
+    assert_identical(whole, case.base)
+    loaded = RunRecord.load(tmp_path / "whole")
+    assert loaded.metrics == whole.record.metrics
+    assert loaded.summary["steps"] == ROUNDS
+    assert loaded.config["identity"]["algorithm"] == case.algorithm.name
+    # As if the run had been killed during its last round.
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"{ROUNDS:08d}")
+    (tmp_path / "cut" / "summary.json").unlink()
+    assert_identical(case.run(workdir=tmp_path / "cut"), case.base)
+    rows = [(tmp_path / place / "clients.jsonl").read_bytes() for place in ("cut", "whole")]
+    assert rows[0] == rows[1]
+
+
+def test_every_training_option_is_accepted(case):
+    options = {
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "batch_size": 3,
+        "epochs": 2,
+        "local_steps": 1,
+        "clients_per_round": 4,
+        "weighting": "uniform",
+    }
+    assert set(options) == set(TRAINING_OPTIONS)
+    known = {name: options[name] for name in option_names(case.name) & set(options)}
+    assert {"learning_rate", "clients_per_round"} <= set(known)
+    assert build(case.name, case.problem, **{**case.options, **known}).cohort_size == 4
