@@ -18,6 +18,7 @@ from fedjax_het.models.conv import lowering
 
 PyTree = Any
 
+
 def client_batches(
     data: DeviceData,
     pipeline: Pipeline,
@@ -47,9 +48,7 @@ def client_batches(
 
     over_steps = jax.vmap(one, in_axes=(None, 0))
     every = jax.vmap(over_steps, in_axes=(0, None))
-    return jax.jit(every)(
-        jnp.arange(clients, dtype=jnp.int32), jnp.arange(steps, dtype=jnp.int32)
-    )
+    return jax.jit(every)(jnp.arange(clients, dtype=jnp.int32), jnp.arange(steps, dtype=jnp.int32))
 
 
 def _mean(total: PyTree | None, one: PyTree, count: int) -> PyTree:

@@ -145,9 +145,7 @@ def contenders(work: Work, model: str) -> tuple[list[Contender], Callable[[int, 
         ("loop, jit per step, lax.conv", everyone, True),
     ):
         batches = (x[:clients, :steps], y[:clients, :steps])
-        run = jax_loop(
-            work.problem.model, start, *batches, _LEARNING_RATE, call_per_step=per_step
-        )
+        run = jax_loop(work.problem.model, start, *batches, _LEARNING_RATE, call_per_step=per_step)
         found.append(Contender(name, clients, steps, run))
     if importlib.util.find_spec("torch"):
         from benchmarks.micro.torch_peer import torch_loop
@@ -176,9 +174,7 @@ def compare(work: Work, model: str, repeats: int) -> list[dict[str, Any]]:
         torch_peer.all_cores()
         runs["matrix product, PyTorch"] = torch_peer.gemm(harness.GEMM_SIZE)
     times = harness.interleave({**runs, **{c.name: c.run for c in found}}, repeats)
-    rates = {
-        name: [product_flops / s / 1e9 for s in times[name].samples_s] for name in runs
-    }
+    rates = {name: [product_flops / s / 1e9 for s in times[name].samples_s] for name in runs}
     rows = []
     for name in runs:
         rows.append({"name": name, "gflop_per_s": harness.spread(rates[name])._asdict()})

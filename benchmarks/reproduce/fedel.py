@@ -122,6 +122,13 @@ _BETA: dict[str, Arm] = {
     "beta 0, adaptive": ("fedel", {"beta": 0.0, "adaptive_beta": True}, {}),
 }
 _MORE: dict[str, Arm] = {
+    "FedAvg, step 0.03": ("fedavg", {"learning_rate": 0.03}, {}),
+    "FedEL, step 0.03": ("fedel", {"learning_rate": 0.03}, {}),
+    "ElasticTrainer, step 0.03": (
+        "fedel",
+        {"learning_rate": 0.03, "variant": "elastic_only"},
+        {},
+    ),
     "T_th 3/4": ("fedel", {"threshold": 0.75}, {}),
     "T_th 1/2": ("fedel", {"threshold": 0.5}, {}),
     "FedProx": ("fedprox", {"mu": 0.1}, {}),

@@ -44,7 +44,7 @@ def table(runs: Runs) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     whole = np.mean([r["bytes_up"] / r["rounds"] for r in runs["FedAvg"]])
-    for label, rows in runs.items():
+    for label, rows in sorted(runs.items(), key=lambda item: (-len(item[1]), item[0])):
         bias = [float(np.mean(r["o1"])) for r in rows if r["o1"]]
         true = [max(r["true_budget_ratio"]) for r in rows if r["true_budget_ratio"]]
         cells = [

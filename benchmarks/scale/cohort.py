@@ -141,9 +141,7 @@ def compile_counts(rounds: int, most: int, chunk: int | None) -> dict[str, Any]:
     }
 
 
-def measure(
-    sizes: list[int], chunk: int, rounds: int = 20, most: int = 200
-) -> dict[str, Any]:
+def measure(sizes: list[int], chunk: int, rounds: int = 20, most: int = 200) -> dict[str, Any]:
     """Runs the benchmark; see the module."""
     facts = harness.machine()
     pool = max(sizes) * _SAMPLES[1]

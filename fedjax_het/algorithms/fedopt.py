@@ -14,6 +14,7 @@ from fedjax_het.clock import barrier
 from fedjax_het.errors import require, require_known
 from fedjax_het.problem import Problem
 
+
 def scale_by_fedopt(
     moment: str, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:

@@ -332,12 +332,15 @@ class BlockModel:
 def with_exits(model: BlockModel) -> BlockModel:
     """`model` with a head after every block but the last: mean over space or time, then linear.
 
+    A model that predicts at every position of a sequence gets heads that do, without a mean.
+
     Args:
       model: a model; heads it already has are replaced.
 
     Returns:
       The model with `exits`; its blocks are initialised as before.
     """
-    head = ExitHead(model.num_classes)
+    positions = len(model.activation_shapes(1)[-1].shape) - 2
+    head = ExitHead(model.num_classes, positions)
     exits = tuple(flax_block(f"exit_{block.name}", head) for block in model.blocks[:-1])
     return replace(model, exits=exits)

@@ -100,12 +100,18 @@ def _checked(name: str, apply: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 class ExitHead(nn.Module):
-    """Mean over all axes between batch and channels, then one linear layer (FedEL, section 2.4)."""
+    """Mean over all axes between batch and channels, then one linear layer (FedEL, section 2.4).
+
+    Attributes:
+      num_classes: size of the last axis of the logits.
+      positions: axes after the batch that the logits keep: 1 for a prediction per symbol.
+    """
 
     num_classes: int
+    positions: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Logits `[batch, num_classes]` of `x` `[batch, ..., channels]`."""
-        x = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+        """Logits `[batch, *kept, num_classes]` of `x` `[batch, *kept, ..., channels]`."""
+        x = jnp.mean(x, axis=tuple(range(1 + self.positions, x.ndim - 1)))
         return nn.Dense(self.num_classes)(x)

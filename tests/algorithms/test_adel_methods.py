@@ -102,7 +102,7 @@ def test_salf_with_its_own_stragglers():
 
 def test_debug_masked_and_routed_agree():
     """With tensors for layers and a weight per client and layer; the sweep has the defaults."""
-    problem = adel_problem(users=4, samples=12, hidden=(8,), mean_power=5, stages=4)
+    problem = adel_problem(users=3, samples=8, hidden=(4,), mean_power=5, stages=4)
     options = {**BUDGET, "batch_size": 5, "granularity": "tensor", "rates": "physical"}
     algorithm = build("adel", problem, **options)
     runs = [

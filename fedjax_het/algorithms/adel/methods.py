@@ -65,7 +65,7 @@ def adel(
     aggregator: Rule | None = None,
     propensity_floor: float = 0.0,
     estimate_rates: bool = False,
-    memory_rounds: float = 10.0,
+    memory_rounds: float = 20.0,
     replan_tolerance: float = 0.1,
     max_batch: int | None = None,
     **training: Any,
@@ -153,7 +153,7 @@ def adel(
         memory_rounds > 1 and replan_tolerance > 0,
         f"memory_rounds = {memory_rounds}, replan_tolerance = {replan_tolerance}",
         "must be above 1 and above 0",
-        "use 10 and 0.1",
+        "use 20 and 0.1",
     )
     first = planner.plan(setting.power)
     everyone = np.arange(problem.num_clients)

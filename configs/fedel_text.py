@@ -1,0 +1,54 @@
+"""FedEL against FedAvg on the next character of Shakespeare, with a small causal transformer.
+
+Windows of 40 symbols; 16 clients hold consecutive passages of the text, capped at 80 windows each;
+two encoder layers of width 32; four device types, 1 to 4 times slower than the fastest. The records
+hold the perplexity of every evaluation. Reduced from the paper: characters for words, a transformer
+trained from scratch for a frozen ALBERT of which only the exits train.
+
+Command:   python -m launch.compare --config=configs/fedel_text.py --workdir=runs/fedel_text
+Data:      tinyshakespeare.txt in FEDJAX_HET_DATA
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "data": {
+                "source": "tinyshakespeare",
+                "window": 40,
+                "test_fraction": 0.02,
+                "num_clients": 16,
+                "partition": {"name": "contiguous"},
+                "per_client_cap": 80,
+                "seed": 0,
+            },
+            "model": {
+                "name": "transformer",
+                "layers": 2,
+                "width": 32,
+                "heads": 2,
+                "hidden": 64,
+                "exits": True,
+            },
+            "fleet": {"name": "fedel", "assignment": "cyclic"},
+            "algorithm": {
+                "name": "fedel",
+                "learning_rate": 0.5,
+                "batch_size": 8,
+                "local_steps": 5,
+                "clients_per_round": 8,
+                "starts_per_exit": 1,
+            },
+            "run": {"rounds": 240, "max_virtual_s": 5.4, "eval_every": 10},
+            "compare": {
+                "methods": {
+                    "FedAvg": {"name": "fedavg", "weighting": "uniform"},
+                    "FedEL": {},
+                },
+                "seeds": (0,),
+                "targets": (0.2, 0.25),
+            },
+        }
+    )

@@ -1,0 +1,127 @@
+"""A small causal transformer for next-symbol prediction, one block an encoder layer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedjax_het.errors import require
+from fedjax_het.models.base import BlockModel, flax_block
+
+Array = jax.Array
+
+
+class Embedding(nn.Module):
+    """Symbols and their positions as vectors.
+
+    Attributes:
+      symbols: size of the vocabulary.
+      width: length of a vector.
+    """
+
+    symbols: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """`int32[batch, T] -> float32[batch, T, width]`."""
+        scale = nn.initializers.normal(0.02)
+        table = self.param("symbol", scale, (self.symbols, self.width))
+        place = self.param("position", scale, (tokens.shape[1], self.width))
+        x = jnp.take(table, tokens, axis=0, mode="clip")
+        return x + jnp.broadcast_to(place[None], x.shape)
+
+
+class Encoder(nn.Module):
+    """Pre-norm layer: masked self-attention and a two-layer network, each with a shortcut.
+
+    Attributes:
+      width: length of a vector.
+      heads: attention heads; divide `width`.
+      hidden: width of the inner layer.
+    """
+
+    width: int
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`float32[batch, T, width]`, same out; position t sees positions up to t."""
+        batch, length, _ = x.shape
+        z = nn.LayerNorm()(x)
+
+        def split(name: str) -> Array:
+            parts = nn.Dense(self.width, name=name)(z)
+            return parts.reshape(batch, length, self.heads, self.width // self.heads)
+
+        query, key, value = split("query"), split("key"), split("value")
+        scores = jnp.einsum("bthd,bshd->bhts", query, key) / (self.width // self.heads) ** 0.5
+        past = jnp.tril(jnp.ones((length, length), bool))
+        scores = jnp.where(jnp.broadcast_to(past[None, None], scores.shape), scores, -1e9)
+        mixed = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1), value)
+        x = x + nn.Dense(self.width, name="out")(mixed.reshape(batch, length, self.width))
+        z = nn.Dense(self.hidden, name="expand")(nn.LayerNorm()(x))
+        return x + nn.Dense(self.width, name="contract")(nn.gelu(z))
+
+
+class Output(nn.Module):
+    """Norm and linear layer at every position; also the exit head of a transformer.
+
+    Attributes:
+      symbols: size of the vocabulary.
+    """
+
+    symbols: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`float32[batch, T, width] -> float32[batch, T, symbols]`."""
+        return nn.Dense(self.symbols)(nn.LayerNorm()(x))
+
+
+def transformer(
+    input_shape: tuple[int, ...] = (80,),
+    num_classes: int = 79,
+    layers: int = 4,
+    width: int = 64,
+    heads: int = 4,
+    hidden: int = 128,
+) -> BlockModel:
+    """Causal transformer over windows of T symbols.
+
+    Args:
+      input_shape: `(T,)`.
+      num_classes: size of the vocabulary.
+      layers: encoder layers.
+      width: length of the vectors inside.
+      heads: attention heads.
+      hidden: inner width of an encoder layer.
+
+    Returns:
+      The model: embedding, encoder1..N, output; logits `[batch, T, num_classes]`. It has no exit
+      heads yet; `with_exits` gives it one of its own kind after every block.
+    """
+    require(
+        len(input_shape) == 1,
+        f"input_shape = {tuple(input_shape)}",
+        "must be that of windows of symbols [T]",
+        "use tinyshakespeare or shakespeare",
+    )
+    for name, value in (("layers", layers), ("width", width), ("hidden", hidden)):
+        require(value >= 1, f"{name} = {value}", "must be at least 1", "use 4 layers of width 64")
+    require(
+        heads >= 1 and width % heads == 0,
+        f"heads = {heads}",
+        f"must divide the width {width}",
+        "use 4",
+    )
+    blocks = [flax_block("embedding", Embedding(num_classes, width))]
+    blocks += [flax_block(f"encoder{i + 1}", Encoder(width, heads, hidden)) for i in range(layers)]
+    blocks.append(flax_block("output", Output(num_classes)))
+    return BlockModel(
+        "transformer",
+        tuple(blocks),
+        tuple(input_shape),
+        num_classes,
+        input_dtype=jnp.int32,
+    )

@@ -1,0 +1,74 @@
+"""The transformer: causality, exits per position, training in a federation, perplexity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_het import models
+from fedjax_het.algorithms import build
+from fedjax_het.algorithms.fedel.tensors import tensor_times
+from fedjax_het.data.federated import from_arrays
+from fedjax_het.errors import InputError
+from fedjax_het.fleet import presets
+from fedjax_het.fleet.cost import cost_table
+from fedjax_het.problem import Problem
+from fedjax_het.simulation import simulate
+
+SMALL = {"layers": 1, "width": 8, "heads": 2, "hidden": 12}
+
+
+def _model(length=6, symbols=5):
+    return models.build("transformer", (length,), symbols, exits=True, **SMALL)
+
+
+def test_shapes_and_causality():
+    model = _model()
+    variables = model.init(jax.random.key(0))
+    x = jnp.asarray([[0, 1, 2, 3, 4, 0], [0, 1, 2, 4, 4, 4]], jnp.int32)
+    every, _ = model.apply_exits(variables, x)
+    assert every.shape == (3, 2, 6, 5)
+    assert every.dtype == jnp.float32
+    # The first three symbols agree, so all predictions from them do.
+    np.testing.assert_allclose(every[:, 0, :3], every[:, 1, :3], rtol=1e-5, atol=1e-6)
+    assert np.abs(every[2, 0, 3:] - every[2, 1, 3:]).max() > 1e-3
+
+
+def test_tensors_are_priced_in_the_order_of_the_computation():
+    model = _model()
+    cost = cost_table(model)
+    times = tensor_times(model, cost)
+    encoder = [n.split("/", 1)[1] for n in times.names if n.startswith("encoder1")]
+    kernels = [n.split("/")[0] for n in encoder if n.endswith("kernel")]
+    assert kernels == ["query", "key", "value", "out", "expand", "contract"]
+    assert encoder[0] == "LayerNorm_0/scale"
+    contractions = np.array([n.endswith("kernel") for n in times.names])
+    here = times.block == 1
+    total = (times.weight * contractions + times.through)[here].sum()
+    assert total == pytest.approx(cost.weight_grad_flops[1] + cost.input_grad_flops[1])
+    # Products of activations alone belong to nobody: they are on the way.
+    assert np.all(times.through >= 0)
+
+
+def test_fedel_on_text_reports_perplexity():
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, 5, (30, 7)).astype(np.int32)
+    x, y = text[:, :-1], text[:, 1:]
+    owner = np.repeat(np.arange(3), 8)
+    data = from_arrays(x[:24], y[:24], x[24:], y[24:], clients=owner, num_classes=5)
+    fleet = presets.build("fedel", 3, slowdowns=(1.0, 2.0, 4.0), assignment="cyclic")
+    problem = Problem(_model(), data, fleet)
+    algorithm = build("fedel", problem, learning_rate=0.1, batch_size=4)
+    result = simulate(algorithm, problem, rounds=1, execution="masked")
+    assert result.faults == []
+    row = result.record.metrics[-1]
+    assert row["perplexity"] == pytest.approx(np.exp(row["loss"]))
+
+
+def test_remedies():
+    with pytest.raises(InputError, match="windows of symbols"):
+        models.build("transformer", (8, 8, 1), 5)
+    with pytest.raises(InputError, match="divide"):
+        models.build("transformer", (6,), 5, width=9, heads=2)
+    with pytest.raises(InputError, match="layers"):
+        models.build("transformer", (6,), 5, layers=0)
