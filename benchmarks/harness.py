@@ -44,7 +44,7 @@ class Timed(NamedTuple):
 
     Attributes:
       first_s: the first call, which compiles or allocates; not among the samples.
-      samples_s: the repeats, in the order of the rounds; round r of all contenders belongs together.
+      samples_s: the repeats in the order of the rounds; round r of all contenders goes together.
     """
 
     first_s: float

@@ -1,0 +1,1 @@
+"""One function or mechanism at a time."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.micro.planner [--all]
 
-The interior-point solver needs a minute or so for hundreds of rounds, so it is left out there unless
-asked for with --all.
+The interior-point solver needs a minute or so for hundreds of rounds, so it is left out there
+unless asked for with --all.
 """
 
 import time

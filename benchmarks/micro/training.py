@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
 from benchmarks.micro.jax_peers import client_batches, jax_loop
 from fedjax_het import models
-from fedjax_het.algorithm import Algorithm, Situation, Variables
+from fedjax_het.algorithm import Algorithm, Situation
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.cohort import Cohort
@@ -175,7 +174,7 @@ def compare(work: Work, model: str, repeats: int) -> list[dict[str, Any]]:
         runs["matrix product, PyTorch"] = torch_peer.gemm(harness.GEMM_SIZE)
     times = harness.interleave({**runs, **{c.name: c.run for c in found}}, repeats)
     rates = {name: [product_flops / s / 1e9 for s in times[name].samples_s] for name in runs}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in runs:
         rows.append({"name": name, "gflop_per_s": harness.spread(rates[name])._asdict()})
     sample_flops = float(work.problem.cost.step_flops())
@@ -271,7 +270,7 @@ def report(results: dict[str, Any]) -> str:
     text = [harness.describe(results["machine"]), "", harness.table(header, rows)]
     if not importlib.util.find_spec("torch"):
         text.append('PyTorch is missing: pip install "fedjax-het[peers]"')
-    header = ("FedPMT, everyone trains", "FLOPs, full = 1", "time, full = 1", "compile s")
+    depths = ("FedPMT, everyone trains", "FLOPs, full = 1", "time, full = 1", "compile s")
     rows = [
         [
             f"the last {row['depth']} blocks",
@@ -281,7 +280,7 @@ def report(results: dict[str, Any]) -> str:
         ]
         for row in results["depths"]
     ]
-    return "\n".join([*text, "", harness.table(header, rows)])
+    return "\n".join([*text, "", harness.table(depths, rows)])
 
 
 def measure(

@@ -4,9 +4,9 @@
     python -m benchmarks.reproduce.adel_fl --figures=docs/results/images
     python -m benchmarks.reproduce.adel_fl --bias
 
-`--runs` prints accuracy at equal total time from a comparison's directory; `--figures` draws how the
-planned deadlines follow the step size; `--bias` counts, without training, how far the merge rules
-are off when layer times are not exponential, and when devices are not as fast as they are thought.
+`--runs` prints accuracy at equal total time from a comparison's directory; `--figures` draws how
+the planned deadlines follow the step size; `--bias` counts, without training, how far the merge
+rules are off when layer times are not exponential, and when devices are not as fast as thought.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import legend_above, method_style, png, styled
 
 _RUNS = flags.DEFINE_list("runs", [], "Directories of comparisons, as fedjax-het compare made.")
-_TOTAL_S = flags.DEFINE_float("total_s", None, "The time that all methods had.")
+_TOTAL_S = flags.DEFINE_float("total_s", 0.0, "The time that all methods had.")
 _FIGURES = flags.DEFINE_string("figures", None, "Directory for deadlines.png.")
 _BIAS = flags.DEFINE_bool("bias", False, "Count how far the merge rules are off.")
 
@@ -89,7 +89,7 @@ def deadlines() -> Figure:
     for i, (name, eta) in enumerate(steps.items()):
         bound = Bound(8, 20, eta, constants.noise(np.full(20, 4096.0), 20), constants)
         plan = plan_deadlines(bound, Limits(200.0, 0.1))
-        look = {**method_style(i), "marker": ""}
+        look: dict[str, Any] = {**method_style(i), "marker": ""}
         (line,) = axes.plot(np.arange(1, rounds + 1), plan.deadlines_s, lw=2, **look)
         entries.append((f"{name}, m = {plan.scale:.2f}", line))
     axes.axhline(4.0, color="#555555", lw=1, ls=(0, (4, 3)))

@@ -1,0 +1,1 @@
+"""Memory and compilations as cohorts grow."""

@@ -111,7 +111,13 @@ def compile_counts(rounds: int, most: int, chunk: int | None) -> dict[str, Any]:
     )
     cohort = Cohort(algorithm, problem, chunk=chunk)
     variables = problem.model.init(jax.random.key(0))
-    after, seen = [], {"clients": set(), "depths": set(), "steps": set(), "batches": set()}
+    after: list[int] = []
+    seen: dict[str, set[int]] = {
+        "clients": set(),
+        "depths": set(),
+        "steps": set(),
+        "batches": set(),
+    }
     for r in range(rounds):
         k = int(rng.integers(1, most + 1))
         who = np.sort(rng.choice(most, k, replace=False))

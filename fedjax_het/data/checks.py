@@ -120,7 +120,7 @@ def check_partition(order: np.ndarray, count: np.ndarray, num_samples: int) -> N
         "index the training arrays only",
     )
     times = np.bincount(order, minlength=num_samples)
-    if times.max() > 1:
+    if np.max(times) > 1:
         sample = int(np.argmax(times > 1))
         holders = np.repeat(np.arange(len(count)), count)[order == sample]
         raise InputError(

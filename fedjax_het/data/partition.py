@@ -265,7 +265,7 @@ def _dirichlet_counts(
         log_share = np.log(gamma) - rng.standard_exponential(num_clients) / alpha
         if balanced:
             log_share[dealt.sum(axis=0) >= fair] = -np.inf
-        share = np.exp(log_share - log_share.max())
+        share = np.exp(log_share - np.max(log_share))
         ends = np.cumsum(share / share.sum()) * total
         last = np.flatnonzero(share)[-1]  # takes the remainder; clients after it have no share
         ends[last:] = total

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 
 from fedjax_het.algorithms.adel.depths import log_miss, log_miss_slope
 from fedjax_het.errors import require
@@ -151,7 +152,7 @@ class Bound:
             + log_miss_slope(self.layers, expected_layers)
             - 2.0 * np.log1p(-2.0 * p)
         )
-        return np.logaddexp.reduce(each, axis=-1)
+        return logsumexp(each, axis=-1)
 
     def excess(self, deadlines_s: np.ndarray, scale: float) -> float:
         """The bound without its `floor`; inf where a layer is missed with probability >= 1/2."""
