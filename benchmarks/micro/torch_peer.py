@@ -10,6 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
+
+# OpenMP's threads otherwise spin while they wait; with any other work on the machine that costs
+# PyTorch a factor of ten. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from torch import nn
 

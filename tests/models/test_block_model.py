@@ -159,6 +159,7 @@ def test_split_equals_whole_with_convolutions():
 
 
 SHAPES = {"logistic": (4,), "mlp": (4, 2), "leaf_cnn": (28, 28, 1), "adel_cnn2": (28, 28, 1)}
+SHAPES["transformer"] = (16,)
 
 
 # The deeper residual networks are the code of ResNet-20, only slower to trace.
@@ -168,7 +169,9 @@ def test_every_model_may_be_cut_anywhere(name):
     options = {"granularity": "module"} if name.startswith("resnet") else {}
     model = with_exits(build(name, input_shape, 7, **options))
     variables = jax.eval_shape(model.init, KEY)
-    x = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, *input_shape), model.input_dtype)
+    # A sequence model gives logits for every position.
+    output = (2, 16, 7) if name == "transformer" else (2, 7)
 
     def cut(variables, x):
         whole, last = model.apply(variables, x)[0], model.num_blocks - 1
@@ -179,8 +182,8 @@ def test_every_model_may_be_cut_anywhere(name):
         return logits, model.apply_exits(variables, x)[0]
 
     logits, exits = jax.eval_shape(cut, variables, x)
-    assert {(a.shape, a.dtype) for a in logits} == {((2, 7), jnp.dtype("float32"))}
-    assert exits.shape == (model.num_blocks, 2, 7)
+    assert {(a.shape, a.dtype) for a in logits} == {(output, jnp.dtype("float32"))}
+    assert exits.shape == (model.num_blocks, *output)
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])
