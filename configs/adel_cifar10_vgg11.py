@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
             "fleet": {
                 "name": "adel",
                 "stages": 11,
-                # 913,078,272 FLOPs a sample in 11 layers: powers are in samples x layers per second.
+                # 913,078,272 FLOPs a sample, 11 layers; powers are samples x layers per second.
                 "flops_per_sample_layer": 83007115.6,
                 "max_power": 512.0,
                 "seed": 0,
