@@ -1,7 +1,8 @@
 """Runs a cohort: groups clients by route, pads groups to buckets, compiles, and collects.
 
 Steps, batch sizes, cohort sizes and depths are data, not shapes, so they never recompile; the
-number of programs is bounded by the routes (a setting) times the logarithm of the largest cohort.
+number of programs is bounded by the routes (a setting) times the logarithm of the largest cohort
+(its square where the chunk is chosen, for the chunk may then vary with the batch size).
 """
 
 from collections.abc import Callable

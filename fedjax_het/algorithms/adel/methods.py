@@ -114,8 +114,9 @@ def adel(
         speeds, has changed by this share since the last plan.
       max_batch: largest batch; None takes what the plan asks for (twice that when speeds are
         learned). Programs are compiled for it, so it also bounds memory.
-      **training: see `Training`. Clients take one step and weigh the same; momentum, which does
-        not outlive a round, changes nothing.
+      **training: see `Training`. `batch_size` is that of a device of mean power at scale 1.
+        Clients take one step and weigh the same; momentum, which does not outlive a round, changes
+        nothing.
 
     Returns:
       The algorithm; its `info` reports per layer the assumed and the observed probability of a miss
@@ -208,7 +209,7 @@ def adel(
 
     def replan(state: AdelState, start: int) -> AdelState:
         noise = planner.noise(state.speeds.power)
-        if start >= rounds or abs(noise / state.noise - 1.0) <= replan_tolerance:
+        if start >= rounds or abs(noise - state.noise) <= replan_tolerance * state.noise:
             return state
         left = planner.plan(state.speeds.power, start, float(np.sum(state.deadlines_s[start:])))
         return state._replace(

@@ -50,7 +50,7 @@ def layered_tasks(
     situation: Situation,
     rule: Rule,
     propensity_floor: float,
-    work: Any,
+    work: Workload,
     missed: np.ndarray,
     depth: np.ndarray,
     compute_s: np.ndarray,
