@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
                 "source": "mnist",
                 "num_clients": 20,
                 "partition": {"name": "iid"},
+                "normalise": (0.5, 0.5),
                 "seed": 0,
             },
             "model": {"name": "mlp", "hidden": (32, 16)},

@@ -74,8 +74,8 @@ def option_names(name: str) -> set[str]:
 
 
 def _signatures(name: str) -> tuple[Callable[..., Any], ...]:
-    """The factory, and the training options if it takes them as `**training`."""
+    """The factory and, if it is variadic, the options it declares (`takes`; else `Training`)."""
     factory = ALGORITHMS[name]
     own = inspect.signature(factory).parameters.values()
-    takes_training = any(p.kind is p.VAR_KEYWORD for p in own)
-    return (factory, Training) if takes_training else (factory,)
+    variadic = any(p.kind is p.VAR_KEYWORD for p in own)
+    return (factory, getattr(factory, "options", Training)) if variadic else (factory,)
