@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_het.algorithm import Algorithm, Plan, Variables
+from fedjax_het.chunking import choose_chunk, power_of_two
 from fedjax_het.compiling import Compiler
 from fedjax_het.errors import InputError, require, require_known
 from fedjax_het.group import AXIS, Outputs, Round, Rows, group_program, merge_chunk, train_one
@@ -23,33 +24,9 @@ from fedjax_het.problem import Problem
 PyTree = Any
 Execution = Literal["routed", "masked", "debug"]
 
-# A local step of this many FLOPs keeps a CPU's matrix units busy on its own.
-CPU_STEP_FLOPS = 2e7
-# Memory that stacked parameters, gradients and optimiser state may take on an accelerator.
-ACCELERATOR_CHUNK_BYTES = 8e9
-
 
 class ClientError(RuntimeError):
     """A client's work failed in `debug` execution; the message names the client and the stage."""
-
-
-def choose_chunk(backend: str, step_flops: float, param_bytes: int) -> int:
-    """How many clients to train side by side, a power of two up to 256.
-
-    On a CPU a large step runs fastest alone, with its activations in cache (McMahan CNN, batch 20:
-    174 GFLOP/s alone, 112 vmapped); smaller steps are batched until they are large. Accelerators
-    want as many clients as memory allows.
-
-    Args:
-      backend: `jax.default_backend()`.
-      step_flops: FLOPs of one local step of one client on the full model.
-      param_bytes: bytes of the model's parameters.
-    """
-    if backend == "cpu":
-        side_by_side = CPU_STEP_FLOPS / max(step_flops, 1.0)
-    else:
-        side_by_side = ACCELERATOR_CHUNK_BYTES / max(4.0 * param_bytes, 1.0)
-    return _power_of_two(min(side_by_side, 256.0), up=False)
 
 
 def check_engine(execution: str, chunk: int | None, max_routes: int, devices: int) -> None:
@@ -74,11 +51,6 @@ def check_engine(execution: str, chunk: int | None, max_routes: int, devices: in
         f"must be between 1 and the {available} local device(s)",
         "use fewer, or start with XLA_FLAGS=--xla_force_host_platform_device_count=N",
     )
-
-
-def _power_of_two(value: float, *, up: bool) -> int:
-    exponent = np.log2(max(value, 1.0))
-    return int(2 ** (np.ceil(exponent) if up else np.floor(exponent)))
 
 
 class Cohort:
@@ -222,7 +194,7 @@ class Cohort:
         last = self._problem.model.num_blocks - 1
         step_flops = float(cost.step_flops(0, last)) * float(np.max(plan.batch))
         chunk = choose_chunk(jax.default_backend(), step_flops, int(np.sum(cost.param_bytes)))
-        return min(chunk, _power_of_two(-(-members // self._devices), up=True))
+        return min(chunk, power_of_two(-(-members // self._devices), up=True))
 
     def _bucket(self, route: Route, chunk: int, members: int) -> int:
         """Padded length of a group: a power of two of chunks, or a larger one compiled already.
@@ -230,7 +202,7 @@ class Cohort:
         Padding is never computed, so a bucket is only an upper bound.
         """
         per_device = -(-members // self._devices)
-        need = self._devices * chunk * _power_of_two(-(-per_device // chunk), up=True)
+        need = self._devices * chunk * power_of_two(-(-per_device // chunk), up=True)
         compiled = [b for r, c, b in self._programs if (r, c) == (route, chunk) and b >= need]
         return min(compiled, default=need)
 

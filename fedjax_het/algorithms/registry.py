@@ -11,6 +11,7 @@ from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
+from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.errors import require, require_known
@@ -30,6 +31,7 @@ ALGORITHMS: dict[str, Factory] = {
     "fedavg": fedavg,
     "feddrop": feddrop,
     "fedel": fedel,
+    "fednova": fednova,
     "fedpmt": fedpmt,
     "fedprox": fedprox,
     "fedyogi": fedyogi,

@@ -13,10 +13,11 @@ from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedel import importance, windows
 from fedjax_het.algorithms.fedel.budget import Accounting, Budget
-from fedjax_het.algorithms.fedel.merges import nova, plain_mean
+from fedjax_het.algorithms.fedel.merges import plain_mean
 from fedjax_het.algorithms.fedel.prober import Prober
 from fedjax_het.algorithms.fedel.selection import quantise, select
 from fedjax_het.algorithms.fedel.tensors import Chain, tensor_times
+from fedjax_het.algorithms.fednova import nova
 from fedjax_het.clock import barrier
 from fedjax_het.errors import require, require_known
 from fedjax_het.masks import Route
@@ -50,6 +51,7 @@ def fedel(
     agg: Literal["masked", "nova", "plain"] = "masked",
     mu: float = 0.0,
     probe: importance.Probe = "full",
+    probe_step: float = 1.0,
     adaptive_beta: bool = False,
     global_momentum: float = 0.0,
     bandwidth_aware: bool = False,
@@ -83,6 +85,9 @@ def fedel(
       agg: "masked"; "nova", FedNova's normalisation per tensor; or "plain", the mean over everyone.
       mu: FedProx's pull towards the round's model, on the selected tensors.
       probe: where the probe takes its loss, see `importance.local_probe`.
+      probe_step: share of the client's step that the probe takes; 1 is ElasticTrainer's real step.
+        A step that overshoots makes tensors look harmful; towards 0 the importance becomes the
+        squared norm of the gradient, as with the small rates of the authors' precursor.
       adaptive_beta: see `importance.blend`; beyond the paper.
       global_momentum: share of the last rounds' movement in the global importance; beyond the
         paper, which takes the last round alone (0).
@@ -109,11 +114,11 @@ def fedel(
     require_known(variant, windows.VARIANTS, "variant")
     require_known(agg, ("masked", "nova", "plain"), "agg")
     require_known(probe, ("full", "exit"), "probe")
-    _check(problem, variant, beta, global_momentum, mu, buckets, starts_per_exit)
+    _check(problem, variant, beta, probe_step, global_momentum, mu, buckets, starts_per_exit)
     n, blocks = problem.num_clients, problem.model.num_blocks
     times = tensor_times(problem.model, problem.cost)
     accounts = Budget(problem, times, threshold, budget, chain, bandwidth_aware, profile_noise)
-    prober = Prober(problem, options, times.index, probe)
+    prober = Prober(problem, options, times.index, probe, probe_step)
     move = jax.jit(lambda old, new: importance.movement(times.index, old, new))
 
     def init(variables: Variables, key: Any) -> State:
@@ -217,6 +222,7 @@ def _check(
     problem: Problem,
     variant: str,
     beta: float,
+    probe_step: float,
     global_momentum: float,
     mu: float,
     buckets: int,
@@ -230,6 +236,12 @@ def _check(
         "set config.model.exits = True, or make the model with_exits(model)",
     )
     require(0 <= beta <= 1, f"beta = {beta}", "must lie in [0, 1]", "use 0.6 as in the paper")
+    require(
+        0 < probe_step <= 1,
+        f"probe_step = {probe_step}",
+        "must lie in (0, 1]",
+        "use 1 for a real step, 0.01 for gradient norms",
+    )
     require(
         0 <= global_momentum < 1,
         f"global_momentum = {global_momentum}",
