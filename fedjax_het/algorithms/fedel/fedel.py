@@ -13,9 +13,10 @@ from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedel import importance, windows
 from fedjax_het.algorithms.fedel.budget import Accounting, Budget
+from fedjax_het.algorithms.fedel.choice import choose
+from fedjax_het.algorithms.fedel.memory import memory_reach
 from fedjax_het.algorithms.fedel.merges import plain_mean
 from fedjax_het.algorithms.fedel.prober import Prober
-from fedjax_het.algorithms.fedel.selection import quantise, select
 from fedjax_het.algorithms.fedel.tensors import Chain, tensor_times
 from fedjax_het.algorithms.fednova import nova
 from fedjax_het.clock import barrier
@@ -73,6 +74,9 @@ def fedel(
     take up to twice the budget; `info.true_budget_ratio` says what it is. `budget="total"` charges
     everything.
 
+    A device whose memory cannot hold a window (`Fleet.memory_bytes`) trains what it can hold of it,
+    counted from the exit.
+
     Args:
       problem: model, data and fleet; the model needs exit heads (`exits=True` in a configuration's
         model section, or `with_exits(model)`), except for `variant="elastic_only"`.
@@ -118,6 +122,8 @@ def fedel(
     n, blocks = problem.num_clients, problem.model.num_blocks
     times = tensor_times(problem.model, problem.cost)
     accounts = Budget(problem, times, threshold, budget, chain, bandwidth_aware, profile_noise)
+    ends = windows.visited(times.block_cost, accounts.window_threshold, variant)
+    reach = memory_reach(problem, options, ends)
     prober = Prober(problem, options, times.index, probe, probe_step)
     move = jax.jit(lambda old, new: importance.movement(times.index, old, new))
 
@@ -142,7 +148,8 @@ def fedel(
         worth = np.asarray(importance.blend(local, state.moved, beta, adaptive_beta))
         steps = options.steps(problem.data.sizes[clients])
         samples = options.samples(problem.data.sizes[clients], steps)
-        chosen = _choose(accounts, clients, samples, lo, hi, worth, buckets)
+        held = np.maximum(lo, reach[clients, hi])
+        chosen = choose(accounts, clients, samples, held, hi, worth, buckets)
         bill = accounts.bill(clients, samples, chosen, hi, situation)
         trained = times.blocks_of(chosen)
         tasks = common.plan_tasks(
@@ -256,39 +263,6 @@ def _check(
         "must be at least 1",
         "leave it out to round nothing",
     )
-
-
-def _choose(
-    accounts: Budget,
-    clients: np.ndarray,
-    samples: np.ndarray,
-    lo: np.ndarray,
-    hi: np.ndarray,
-    worth: np.ndarray,
-    buckets: int,
-) -> np.ndarray:
-    """The tensors each client trains, bool[k, K]; never none.
-
-    A window that fits whole is not quantised. A client that can afford nothing, or to whom nothing
-    matters, trains the best tensor of its window's last block; `Budget.bill` records the overrun.
-    """
-    block = accounts.times.block
-    inside = (block >= lo[:, None]) & (block <= hi[:, None])
-    weight, chain, room = accounts.prices(clients, samples, hi)
-    wanted = inside & (worth > 0)
-    way = chain[np.arange(len(lo)), np.argmax(wanted, axis=1)]
-    whole = np.sum(np.where(wanted, weight, 0.0), axis=1) + way
-    fits: np.ndarray = wanted.any(axis=1) & (whole <= room * (1 + 1e-9))
-    units = quantise(weight, np.where(inside, chain, np.inf), room, buckets)
-    best, _ = select(worth.astype(np.float32), *units, buckets)
-    chosen = np.where(fits[:, None], wanted, np.asarray(best))
-    top = np.where(block == hi[:, None], worth, -np.inf)
-    # A block without parameters has no tensor to fall back on; take the deepest one inside.
-    top = np.where(
-        np.isfinite(top).any(axis=1, keepdims=True), top, np.where(inside, worth, -np.inf)
-    )
-    fallback = np.equal(np.arange(len(block)), np.argmax(top, axis=1)[:, None])
-    return np.where(chosen.any(axis=1, keepdims=True), chosen, fallback)
 
 
 def _put(old: np.ndarray, clients: np.ndarray, new: np.ndarray) -> np.ndarray:
