@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
                     "Wait": {"name": "adel_wait", **SHARED},
                     "ADEL-FL, zero-fill": {"aggregator": "zero_fill"},
                 },
-                "seeds": (0, 1, 2),
+                "seeds": (0, 1, 2, 3, 4),
                 "targets": (0.7, 0.8),
             },
         }

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 BUDGET = {"rounds": 150, "total_s": 400.0}
 # Tensors as layers; 275 samples of a device of mean power make a layer take 1 s at scale 1.
-SHARED = {"granularity": "tensor", "learning_rate": 2.0, "batch_size": 275}
+SHARED = {"granularity": "tensor", "learning_rate": 0.1, "batch_size": 275, "decay_rounds": 50.0}
 
 
 def get_config() -> ConfigDict:
@@ -50,12 +50,22 @@ def get_config() -> ConfigDict:
                     "ADEL-FL": {},
                     "SALF": {"name": "salf", **planned},
                     "Drop": {"name": "adel_drop", **planned},
-                    "Wait": {"name": "adel_wait", **SHARED, "learning_rate": 1.0},
-                    "ADEL-FL, zero-fill": {"aggregator": "zero_fill"},
-                    "SALF, zero-fill": {"name": "salf", "aggregator": "zero_fill", **planned},
+                    "Wait": {
+                        "name": "adel_wait",
+                        **SHARED,
+                        "learning_rate": 0.2,
+                        "decay_rounds": 10.0,
+                    },
+                    "ADEL-FL, zero-fill": {"aggregator": "zero_fill", "learning_rate": 0.2},
+                    "SALF, zero-fill": {
+                        "name": "salf",
+                        "aggregator": "zero_fill",
+                        **planned,
+                        "learning_rate": 0.4,
+                    },
                     "ADEL-FL, physical": {"rates": "physical"},
                 },
-                "seeds": (0, 1, 2),
+                "seeds": (0, 1, 2, 3, 4),
                 "targets": (0.8, 0.85),
             },
         }
