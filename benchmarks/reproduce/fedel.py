@@ -119,8 +119,8 @@ _CORE: dict[str, Arm] = {
 }
 # One pass over a client's data: the clients' numbers of steps differ, which FedNova is about.
 _EPOCH: dict[str, Any] = {"local_steps": None, "epochs": 1}
-# A hundredth of a step cannot overshoot: tensors rank by the norm of their gradient.
-_NORMS: dict[str, Any] = {"probe_step": 0.01}
+# The probe of ElasticTrainer's code: a whole step of the client's own optimiser.
+_REAL: dict[str, Any] = {"probe_step": 1.0}
 _SPREAD_8: dict[str, Any] = {"slowdowns": (1.0, 2.0, 4.0, 8.0)}
 _SPREAD_16: dict[str, Any] = {"slowdowns": (1.0, 4.0, 8.0, 16.0)}
 _BETA: dict[str, Arm] = {
@@ -128,12 +128,10 @@ _BETA: dict[str, Arm] = {
     "beta 0, adaptive": ("fedel", {"beta": 0.0, "adaptive_beta": True}, {}),
 }
 _PROBE: dict[str, Arm] = {
-    "FedEL, small probe": ("fedel", _NORMS, {}),
-    **{
-        f"beta {b:g}, small probe": ("fedel", {"beta": b, **_NORMS}, {})
-        for b in (0.0, 0.2, 0.4, 0.8, 1.0)
-    },
-    "ElasticTrainer, small probe": ("fedel", {"variant": "elastic_only", **_NORMS}, {}),
+    "FedEL, real probe": ("fedel", _REAL, {}),
+    "beta 0.2, real probe": ("fedel", {"beta": 0.2, **_REAL}, {}),
+    "beta 1, real probe": ("fedel", {"beta": 1.0, **_REAL}, {}),
+    "ElasticTrainer, real probe": ("fedel", {"variant": "elastic_only", **_REAL}, {}),
     "FedEL, exit probe": ("fedel", {"probe": "exit"}, {}),
 }
 _WRAPPED: dict[str, Arm] = {

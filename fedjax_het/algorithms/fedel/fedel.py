@@ -52,7 +52,7 @@ def fedel(
     agg: Literal["masked", "nova", "plain"] = "masked",
     mu: float = 0.0,
     probe: importance.Probe = "full",
-    probe_step: float = 1.0,
+    probe_step: float = 0.01,
     adaptive_beta: bool = False,
     global_momentum: float = 0.0,
     bandwidth_aware: bool = False,
@@ -89,9 +89,9 @@ def fedel(
       agg: "masked"; "nova", FedNova's normalisation per tensor; or "plain", the mean over everyone.
       mu: FedProx's pull towards the round's model, on the selected tensors.
       probe: where the probe takes its loss, see `importance.local_probe`.
-      probe_step: share of the client's step that the probe takes; 1 is ElasticTrainer's real step.
-        A step that overshoots makes tensors look harmful; towards 0 the importance becomes the
-        squared norm of the gradient, as with the small rates of the authors' precursor.
+      probe_step: share of the client's step that the probe takes. 1 is ElasticTrainer's real step,
+        which was small: at rates of 0.1 it overshoots, useful tensors look harmful and are not
+        trained (docs/results/fedel.md). Towards 0 the importance becomes the squared gradient norm.
       adaptive_beta: see `importance.blend`; beyond the paper.
       global_momentum: share of the last rounds' movement in the global importance; beyond the
         paper, which takes the last round alone (0).
