@@ -191,6 +191,7 @@ class Cohort:
         common: Round,
         version: np.ndarray | None = None,
         data: PyTree = None,
+        room: int = 1,
     ) -> tuple[PyTree, Outputs]:
         """Trains every client of the plan from its own model and adds it to `acc`.
 
@@ -201,6 +202,7 @@ class Cohort:
           common: what the clients of a round share, or that of several rounds, stacked alike.
           version: int32[k], which of the stacked models a client starts from; None for one model.
           data: what the local update reads in place of the samples.
+          room: clients that later calls may bring; programs are compiled for as many.
 
         Returns:
           The accumulator, and `Outputs` as NumPy arrays of length k in the plan's order.
@@ -216,7 +218,7 @@ class Cohort:
         outputs = []
         for route, members in groups.items():
             chunk = self._chunk_for(plan, len(members), versions)
-            size = self._bucket(route, chunk, len(members), versions)
+            size = self._bucket(route, chunk, max(len(members), room), versions)
             places, rows = self._rows(plan, members, size, version)
             arguments = (acc, start, data, rows, common)
             acc, out = self._program((route, chunk, size, versions), arguments)(*arguments)

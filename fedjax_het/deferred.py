@@ -100,6 +100,10 @@ def _stack(*trees: PyTree) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def _slots(results: Results) -> int:
+    return len(jax.tree.leaves(results.delta)[0])
+
+
 class Deferred:
     """The two engines of an algorithm, and stacks of models for them.
 
@@ -140,12 +144,13 @@ class Deferred:
         """
         # Padding with a slot that does not exist: few sizes, few programs.
         size = 1 << int(len(slot) - 1).bit_length()
-        room = len(jax.tree.leaves(results)[0])
+        room = _slots(results)
         padded = np.full(size, room, np.int32)
         padded[: len(slot)] = slot
         results = _clear(results, padded)
         stacked, index = self._stacked(origins, version)
-        return self.trainer.run(results, self._rows(plan, slot), *stacked, version=index)
+        rows = self._rows(plan, slot)
+        return self.trainer.run(results, rows, *stacked, version=index, room=room)
 
     def merge(
         self,
@@ -161,7 +166,8 @@ class Deferred:
         stacked, index = self._stacked(origins, version)
         routes = [self._merger.full] * len(plan.clients)
         rows = self._rows(plan, slot, staleness)._replace(routes=routes)
-        return self._merger.run(acc, rows, *stacked, version=index, data=results)[0]
+        room = _slots(results)
+        return self._merger.run(acc, rows, *stacked, version=index, data=results, room=room)[0]
 
     def _rows(self, plan: Plan, slot: np.ndarray, staleness: np.ndarray | None = None) -> Plan:
         rows = {"own": plan.rows, "slot": np.asarray(slot, np.int32)}
