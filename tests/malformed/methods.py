@@ -62,7 +62,10 @@ METHODS: list[Case] = [
         method("fedbuff", buffer_size=5),
         "buffer_size = 5 | between 1 and the 4 clients at work | a tenth",
     ),
-    (method("fedbuff", server_learning_rate=0), "server_learning_rate = 0 | positive | 1.0"),
+    (
+        method("fedbuff", buffer_size=2, server_learning_rate=0),
+        "server_learning_rate = 0 | positive | 1.0",
+    ),
     (method("fedfix"), "'interval_s' is missing | must be given, a number | interval_s = ..."),
     (method("fedfix", interval_s=-1), "interval_s = -1 | must be a positive number | middling"),
     (method("fedfix", interval_s=1, most_windows=0), "most_windows = 0 | at least 1 | no cap"),
