@@ -7,6 +7,7 @@ from typing import Any
 
 from fedjax_het.algorithm import Algorithm
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
+from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
@@ -28,9 +29,12 @@ ALGORITHMS: dict[str, Factory] = {
     "adel_wait": adel_wait,
     "drop_stragglers": drop_stragglers,
     "fedadam": fedadam,
+    "fedasync": fedasync,
     "fedavg": fedavg,
+    "fedbuff": fedbuff,
     "feddrop": feddrop,
     "fedel": fedel,
+    "fedfix": fedfix,
     "fednova": fednova,
     "fedpmt": fedpmt,
     "fedprox": fedprox,
