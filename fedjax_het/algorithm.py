@@ -173,6 +173,7 @@ class Situation(NamedTuple):
       clients: int64[k], the sampled cohort, all available at `now_s`.
       key: typed PRNG key of this round, for device work inside the plan.
       rng: NumPy generator of this round, for draws on the host.
+      accuracy: on the test set, if the model has been evaluated since the last plan.
     """
 
     round: int
@@ -180,6 +181,7 @@ class Situation(NamedTuple):
     clients: np.ndarray
     key: Array
     rng: np.random.Generator
+    accuracy: float | None = None
 
 
 class Report(NamedTuple):
@@ -221,6 +223,8 @@ class Algorithm(NamedTuple):
       update: `(state, variables, merged, Report) -> (state, variables, info)`; the server's step.
       pace: when the server merges; see `fedjax_het.clock`.
       cohort_size: clients sampled per round.
+      evaluated: `(state, variables) -> [Variables]`, the models whose mean accuracy counts as the
+        method's; None for the global model alone.
     """
 
     name: str
@@ -232,3 +236,4 @@ class Algorithm(NamedTuple):
     update: Callable[..., tuple[PyTree, Variables, dict[str, Any]]]
     pace: Any
     cohort_size: int
+    evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None

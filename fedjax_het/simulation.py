@@ -118,6 +118,7 @@ class Simulation:
         self._algorithm, self._problem, self._options = algorithm, problem, options
         self._step, self._now_s, self._next_eval_s = 0, 0.0, 0.0
         self._accuracy = 0.0
+        self._news: float | None = None  # an accuracy that no plan has seen yet
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
         self._identity = self._identify(config)
         # What can be found wrong is found wrong first: even copying the data compiles something.
@@ -215,7 +216,9 @@ class Simulation:
             clients=clients,
             key=jax.random.fold_in(self._plan_key, round),
             rng=np.random.default_rng([self._options.seed, round, 1]),
+            accuracy=self._news,
         )
+        self._news = None
         plan, self._state = algorithm.plan(self._state, self._variables, situation)
         flight = dispatch(plan, start_s, round)
         closing = algorithm.pace.close(flight)
@@ -295,8 +298,13 @@ class Simulation:
         """Evaluates if it is time, and writes the step's rows."""
         measured = {}
         if evaluate:
-            measured = self._evaluate(self._variables)
-            self._accuracy = measured["accuracy"]
+            evaluated = self._algorithm.evaluated
+            measured = (
+                self._evaluate(self._variables)
+                if evaluated is None
+                else self._evaluate.mean(evaluated(self._state, self._variables))
+            )
+            self._accuracy = self._news = measured["accuracy"]
         metrics = {
             "step": row["step"],
             "virtual_s": self._now_s,
@@ -329,6 +337,7 @@ class Simulation:
             "now_s": self._now_s,
             "next_eval_s": self._next_eval_s,
             "accuracy": self._accuracy,
+            "news": self._news,
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
             "routes": self._cohort.routes,
@@ -347,6 +356,7 @@ class Simulation:
         (self._variables, self._state), meta = found
         self._step, self._now_s = meta["step"], meta["now_s"]
         self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
+        self._news = meta.get("news")
         self._earlier = {name: meta[name] for name in self._earlier}
         self._cohort.routes = [Route(*route) for route in meta["routes"]]
         self._journal.begin(meta["offsets"], meta["totals"])

@@ -1,6 +1,7 @@
 """The published methods, one file each, and the registry that finds them by name."""
 
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
+from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
@@ -24,10 +25,12 @@ __all__ = [
     "build",
     "default_options",
     "drop_stragglers",
+    "dtfl",
     "fedadam",
     "fedavg",
     "feddrop",
     "fedel",
+    "fedgkt",
     "fedopt",
     "fedpmt",
     "fedprox",
@@ -35,4 +38,5 @@ __all__ = [
     "option_names",
     "register",
     "salf",
+    "splitfed",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from fedjax_het.algorithm import Algorithm
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
@@ -26,14 +27,17 @@ ALGORITHMS: dict[str, Factory] = {
     "adel_drop": adel_drop,
     "adel_wait": adel_wait,
     "drop_stragglers": drop_stragglers,
+    "dtfl": dtfl,
     "fedadam": fedadam,
     "fedavg": fedavg,
     "feddrop": feddrop,
     "fedel": fedel,
+    "fedgkt": fedgkt,
     "fedpmt": fedpmt,
     "fedprox": fedprox,
     "fedyogi": fedyogi,
     "salf": salf,
+    "splitfed": splitfed,
 }
 
 
