@@ -121,6 +121,7 @@ def dtfl(
     profiles: Sequence[int] = (1, 2, 3, 4, 5),
     rate_unit: Literal["MiB/s", "Mbit/s"] = "MiB/s",
     base_flops_per_s: float = FLOPS_PER_S,
+    link_scale: float = 1.0,
     redraw_every: int | None = None,
     redraw_share: float = 0.3,
 ) -> Fleet:
@@ -133,11 +134,15 @@ def dtfl(
       rate_unit: of the rates 100, 30, 30, 30, 10. The paper says Mbps; its code and its Table 1
         agree on MiB/s.
       base_flops_per_s: speed of the reference machine that the coefficients multiply.
+      link_scale: factor on the rates, for networks whose activations are smaller than those of
+        ResNet-56, to keep the paper's balance between computing and sending.
       redraw_every: rounds after which a share of the clients gets new profiles out of `profiles`;
         None never.
       redraw_share: of the clients.
     """
     require_known(rate_unit, ("MiB/s", "Mbit/s"), "rate_unit")
+    for name, value in (("base_flops_per_s", base_flops_per_s), ("link_scale", link_scale)):
+        require(value > 0, f"{name} = {value}", "must be positive", "leave it out for its default")
     chosen = np.asarray(profiles)
     require(
         chosen.dtype.kind in "iu" and chosen.size > 0 and bool(np.isin(chosen, range(1, 6)).all()),
@@ -147,7 +152,7 @@ def dtfl(
     )
     place = np.arange(num_clients) % chosen.size
     speed = base_flops_per_s / _DTFL_COEFFICIENT[chosen - 1]
-    rate = _DTFL_RATE[chosen - 1] * (MIB if rate_unit == "MiB/s" else 1e6 / 8)
+    rate = _DTFL_RATE[chosen - 1] * (MIB if rate_unit == "MiB/s" else 1e6 / 8) * link_scale
     redraw = None
     if redraw_every is not None:
         redraw = Redraw(place, speed, rate, redraw_every, redraw_share, seed)
