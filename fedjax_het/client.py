@@ -15,7 +15,7 @@ from fedjax_het.models.base import BlockModel
 
 PyTree = Any
 LocalUpdate = Callable[[Route, Variables, DeviceData, Task], ClientResult]
-# (trained parameters, running statistics, batch, key) -> (loss, (new statistics, scalars to report))
+# (trained parameters, statistics, batch, key) -> (loss, (new statistics, scalars to report))
 Objective = Callable[
     [PyTree, PyTree, Batch, jax.Array],
     tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]],

@@ -26,8 +26,8 @@ from fedjax_het.data.sources import load
 from fedjax_het.evaluation import Evaluator
 from fedjax_het.fleet import presets
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import make_cohort, simulate
 from fedjax_het.settings import Options
+from fedjax_het.simulation import make_cohort, simulate
 
 PER_CLIENT, TEST, SIDE = 200, 2_000, 16
 ROUNDS, EVAL_EVERY = 80, 2
@@ -86,7 +86,8 @@ ARMS: dict[str, dict[str, Arm]] = {
 def _images(train: int) -> tuple[np.ndarray, ...]:
     raw = load("cifar10")
     rng = np.random.default_rng(0)
-    mean, std = np.float32([0.4914, 0.4822, 0.4465]), np.float32([0.2470, 0.2435, 0.2616])
+    mean = np.asarray([0.4914, 0.4822, 0.4465], np.float32)
+    std = np.asarray([0.2470, 0.2435, 0.2616], np.float32)
     side = 32 // SIDE
 
     def small(x: np.ndarray, y: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +159,7 @@ def run_arm(label: str, arm: Arm, seeds: Sequence[int], rounds: int, out: Path) 
     algorithm = algorithms.build(name, problem, **options)
     # One program for all tiers: on a CPU compiling a route costs more than it saves here.
     execution = "masked" if name == "dtfl" else "routed"
-    common = {"rounds": rounds, "eval_every": EVAL_EVERY, "execution": execution}
+    common: dict[str, Any] = {"rounds": rounds, "eval_every": EVAL_EVERY, "execution": execution}
     cohort = make_cohort(algorithm, problem, Options.parse(common))
     evaluator = Evaluator(problem)
     for seed in missing:
@@ -208,7 +209,9 @@ def main(_: Sequence[str]) -> None:
     """Runs what is missing in the directory."""
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    every = {label.replace(",", "_"): arm for group in ARMS.values() for label, arm in group.items()}
+    every = {
+        label.replace(",", "_"): arm for group in ARMS.values() for label, arm in group.items()
+    }
     chosen: dict[str, Arm] = {}
     for name in _NAMES.value:
         chosen |= ARMS.get(name) or {name: every[name]}

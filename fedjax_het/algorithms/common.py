@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import optax
 
@@ -115,7 +116,7 @@ class Training:
         if self.client_optimizer == "sgd":
             optimizer = optax.sgd(self.learning_rate, self.momentum or None)
         else:
-            optimizer = optax.amsgrad(self.learning_rate)
+            optimizer = amsgrad(self.learning_rate)
         if not self.weight_decay:
             return optimizer
         return optax.chain(optax.add_decayed_weights(self.weight_decay), optimizer)
@@ -143,6 +144,18 @@ class Training:
             max_batch=room,
             proximal=proximal,
         )
+
+
+def amsgrad(learning_rate: float) -> optax.GradientTransformation:
+    """`optax.amsgrad`, also where JAX promotes no types of its own accord."""
+    inner = optax.amsgrad(learning_rate)
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        # It raises a Python float to the power of an integer array.
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(grads, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def plan_tasks(

@@ -150,19 +150,19 @@ def dtfl(
         "must be a list of numbers 1..5",
         "use (1, 2, 3, 4, 5)",
     )
-    place = np.arange(num_clients) % chosen.size
-    speed = base_flops_per_s / _DTFL_COEFFICIENT[chosen - 1]
-    rate = _DTFL_RATE[chosen - 1] * (MIB if rate_unit == "MiB/s" else 1e6 / 8) * link_scale
+    profile = chosen[np.arange(num_clients) % chosen.size] - 1
+    speed = base_flops_per_s / _DTFL_COEFFICIENT
+    rate = _DTFL_RATE * (MIB if rate_unit == "MiB/s" else 1e6 / 8) * link_scale
     redraw = None
     if redraw_every is not None:
-        redraw = Redraw(place, speed, rate, redraw_every, redraw_share, seed)
+        redraw = Redraw(profile, speed, rate, chosen - 1, redraw_every, redraw_share, seed)
     return Fleet(
-        flops_per_s=speed[place],
-        downlink_bytes_per_s=rate[place],
-        uplink_bytes_per_s=rate[place],
+        flops_per_s=speed[profile],
+        downlink_bytes_per_s=rate[profile],
+        uplink_bytes_per_s=rate[profile],
         redraw=redraw,
-        groups=place,
-        group_names=tuple(f"profile {p}" for p in chosen),
+        groups=profile,
+        group_names=tuple(f"profile {p}" for p in range(1, 6)),
         name="dtfl",
     )
 

@@ -13,12 +13,13 @@ class Redraw:
     """Device profiles, and how clients move between them.
 
     In round `every_rounds`, and after as many again, `round(share * n)` clients, drawn without
-    replacement, get a profile each, uniformly from the list (perhaps the one they had).
+    replacement, get a profile each, uniformly from `choices` (perhaps the one they had).
 
     Attributes:
       profile: int64[n], profile of each client at the start.
       flops_per_s: float64[P].
       bytes_per_s: float64[P], both ways.
+      choices: int64[c], the profiles that are drawn from.
       every_rounds: rounds between draws.
       share: of the clients that are re-drawn, in [0, 1].
       seed: of the draws.
@@ -31,6 +32,7 @@ class Redraw:
     profile: np.ndarray
     flops_per_s: np.ndarray
     bytes_per_s: np.ndarray
+    choices: np.ndarray
     every_rounds: int
     share: float
     seed: int
@@ -57,7 +59,7 @@ class Redraw:
         return self.profile.size
 
     def profiles(self, round: int) -> np.ndarray:
-        """int64[n]: the profile of every client in a round, from 0; the same whenever it is asked."""
+        """int64[n]: the profile of every client in a round, the same whenever it is asked."""
         place = self.profile
         for draw in range(1, round // self.every_rounds + 1):
             place = self._after(draw)  # type: ignore[attr-defined]
@@ -67,5 +69,5 @@ class Redraw:
         place = self.profiles((draw - 1) * self.every_rounds).copy()
         rng = np.random.default_rng([self.seed, 2, draw])
         who = rng.choice(place.size, round(self.share * place.size), replace=False)
-        place[who] = rng.integers(0, self.flops_per_s.size, who.size)
+        place[who] = self.choices[rng.integers(0, self.choices.size, who.size)]
         return place

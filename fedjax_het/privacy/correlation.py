@@ -1,7 +1,7 @@
 r"""Distance correlation between raw samples and what is sent of them.
 
-    dCov^2(x, z) = 1/n^2 sum_ij A_ij B_ij         A, B: doubly centred matrices of distances
-    dCor(x, z)   = dCov(x, z) / sqrt(dVar(x) dVar(z)),   dVar(x) = dCov(x, x)
+dCov^2(x, z) = 1/n^2 sum_ij A_ij B_ij         A, B: doubly centred matrices of distances
+dCor(x, z)   = dCov(x, z) / sqrt(dVar(x) dVar(z)),   dVar(x) = dCov(x, x)
 """
 
 import jax

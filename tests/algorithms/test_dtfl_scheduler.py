@@ -30,9 +30,7 @@ def golden(scale=1.0, order=slice(None)):
     batches = np.full(5, 50)
     transfer_s = SENT[None, :] * scale * batches[:, None] / RATE[:, None]
     at_first = np.zeros(5, np.int64)
-    return scheduler.estimate(
-        profile, TAU[order] * scale, at_first, batches, transfer_s[order]
-    )
+    return scheduler.estimate(profile, TAU[order] * scale, at_first, batches, transfer_s[order])
 
 
 def random_times(draw_seed):

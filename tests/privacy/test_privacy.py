@@ -30,12 +30,14 @@ def test_range_padding_and_gradients(squared):
     whole = float(distance_correlation(x[:9], z[:9], squared=squared))
     assert 0 <= whole <= 1
     weight = jnp.asarray([1.0] * 9 + [0.0] * 3)
-    assert float(distance_correlation(x, z, weight, squared=squared)) == pytest.approx(whole, rel=1e-4)
+    assert float(distance_correlation(x, z, weight, squared=squared)) == pytest.approx(
+        whole, rel=1e-4
+    )
     # Equal samples and constant activations are where roots have no slope.
     for hard in (jnp.zeros((12, 4)), z.at[3].set(z[4])):
-        value, slope = jax.value_and_grad(
-            lambda z: distance_correlation(x, z, squared=squared)
-        )(hard)
+        value, slope = jax.value_and_grad(lambda z: distance_correlation(x, z, squared=squared))(
+            hard
+        )
         assert np.isfinite(value)
         assert np.isfinite(slope).all()
     assert float(distance_correlation(x, jnp.zeros((12, 4)), squared=squared)) < 0.02
@@ -43,7 +45,9 @@ def test_range_padding_and_gradients(squared):
 
 @pytest.mark.parametrize("shape", [(3, 8, 8, 2), (3, 6, 9, 5), (3, 7, 7, 1)])
 def test_patches_are_permuted_per_sample(shape):
-    z = jnp.broadcast_to(jnp.arange(np.prod(shape[1:]), dtype=jnp.float32).reshape(shape[1:]), shape)
+    z = jnp.broadcast_to(
+        jnp.arange(np.prod(shape[1:]), dtype=jnp.float32).reshape(shape[1:]), shape
+    )
     got = shuffle_patches(jax.random.key(1), z)
     assert got.shape == shape
     for sample, original in zip(got, z, strict=True):

@@ -1,7 +1,7 @@
 r"""The two halves of group knowledge transfer, each taught by the other's logits.
 
-    client:  CE(head(h(x)), y) + a T^2 KL_T( client || server's logits )
-    server:  a CE(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
+client:  CE(head(h(x)), y) + a T^2 KL_T( client || server's logits )
+server:  a CE(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
 """
 
 from collections.abc import Callable
@@ -161,8 +161,8 @@ def server_training(
 
     Returns:
       `(variables, optimizer state, edges, clients, logits, data, epochs, key) -> (variables,
-      optimizer state, logits, loss)`, with `edges` stacked over `clients`; batches keep the order of
-      the clients and of their samples.
+      optimizer state, logits, loss)`, with `edges` stacked over `clients`; batches keep the order
+      of the clients and of their samples.
     """
     cut = parts.server.first - 1
 

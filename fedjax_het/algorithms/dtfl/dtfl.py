@@ -103,8 +103,8 @@ def dtfl(
     table = split(problem.cost, cuts(model.num_blocks, tiers))
     speed = timing.server_speed(server_flops_per_s, problem.fleet)
     belief = profiles.choose(profile, table, speed)
-    pinned = None if fixed_tier is None else _tiers("fixed_tier", fixed_tier, n, table.count)
-    first = min(initial_tier, table.count) if pinned is None else fixed_tier
+    pinned = None if fixed_tier is None else _tiers("fixed_tier", fixed_tier, n, table.size)
+    first = min(initial_tier, table.size) if pinned is None else fixed_tier
     alpha = np.broadcast_to(np.asarray(dcor, np.float32), (n,)) if np.ndim(dcor) == 0 else dcor
     alpha = np.asarray(alpha, np.float32)
     require(
@@ -117,11 +117,11 @@ def dtfl(
     check_privacy(privacy, model)
     labels = int(np.prod(problem.data.y.shape[1:]))
     holds = _holds(problem, options, table)
-    start = _deepest_held(_tiers("initial_tier", first, n, table.count), holds)
+    start = _deepest_held(_tiers("initial_tier", first, n, table.size), holds)
 
     def init(variables: Variables, key: Any) -> History:
         del variables, key
-        return scheduler.begin(n, table.count, start)
+        return scheduler.begin(n, table.size, start)
 
     def plan(state: History, variables: Variables, situation: Situation) -> tuple[Plan, History]:
         del variables
@@ -175,7 +175,7 @@ def dtfl(
         state = scheduler.observe(state, clients, rows["tier"], rows["observed_s"], ema)
         samples = _samples(problem, options, clients)
         fleet = problem.fleet.at(report.round)
-        every = np.arange(table.count)[None, :]
+        every = np.arange(table.size)[None, :]
         moved = timing.split_bytes(table, every, samples[:, None], labels)
         round_s = scheduler.estimate(
             belief,
@@ -192,7 +192,7 @@ def dtfl(
         state = scheduler.reassign(state, clients, chosen, longest_s)
         kept = report.merged
         info = {
-            "tiers": np.bincount(rows["tier"], minlength=table.count).tolist(),
+            "tiers": np.bincount(rows["tier"], minlength=table.size).tolist(),
             "longest_s": longest_s,
             "observed_s": float(np.max(rows["observed_s"])),
             "server_flops": float(np.sum(table.server_flops[rows["tier"]] * samples)),

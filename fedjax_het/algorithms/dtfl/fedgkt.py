@@ -109,9 +109,7 @@ def fedgkt(
     teaching = {"temperature": temperature, "alpha": alpha}
     optimizer, pipeline = options.optimizer(), problem.data.pipeline
     samples_on_device = functools.cache(problem.data.device)
-    teach = jax.jit(
-        server_training(model, pipeline, parts, optimizer, batch_size=room, **teaching)
-    )
+    teach = jax.jit(server_training(model, pipeline, parts, optimizer, batch_size=room, **teaching))
 
     def epochs(round: int) -> int:
         return max(1, int(np.rint(server_epochs * (1.0 - round / anneal_rounds))))
@@ -167,7 +165,7 @@ def fedgkt(
             return state, variables, {"server_epochs": 0}
         clients = report.plan.clients[order]
         trained = jax.tree.map(lambda a: a[order], report.aux)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), report.round)
+        key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(state.key)), report.round)
         variables, memory, logits, loss = teach(
             variables,
             state.optimizer,

@@ -44,6 +44,9 @@ class Privacy(NamedTuple):
     patch: int = 4
 
 
+OPEN = Privacy()
+
+
 def check_privacy(privacy: Privacy, model: BlockModel) -> None:
     """Raises `InputError` unless the model's activations can be treated so."""
     require_known(privacy.shuffle, ("none", "space", "channel"), "shuffle")
@@ -63,7 +66,7 @@ def split_training(
     optimizer: optax.GradientTransformation,
     *,
     max_batch: int,
-    privacy: Privacy = Privacy(),
+    privacy: Privacy = OPEN,
     server_reset: Literal["round", "batch"] = "round",
 ) -> LocalUpdate:
     """The local update; `Task.row` has `cut` int32 and, with correlation, `alpha` float32.
@@ -160,4 +163,4 @@ def _reset_behind(
         blocks = zip(fresh["blocks"], kept["blocks"], strict=True)
         return {**kept, "blocks": tuple(behind(b, *pair) for b, pair in enumerate(blocks))}, state
 
-    return optax.GradientTransformation(optimizer.init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(optimizer.init, update)

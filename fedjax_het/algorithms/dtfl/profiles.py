@@ -20,7 +20,10 @@ Source = Literal["analytic", "paper", "code"]
 # ResNet-56, six tiers. Table 2 of the paper, over tier 1; seconds per batch in the authors' code.
 _TABLES = {
     "paper": ((1.00, 1.63, 2.16, 2.68, 3.30, 3.81), (1.00, 0.82, 0.65, 0.51, 0.33, 0.20)),
-    "code": ((0.019, 0.037, 0.060, 0.065, 0.118, 0.160), (0.133, 0.105, 0.098, 0.063, 0.026, 0.005)),
+    "code": (
+        (0.019, 0.037, 0.060, 0.065, 0.118, 0.160),
+        (0.133, 0.105, 0.098, 0.063, 0.026, 0.005),
+    ),
 }
 
 
@@ -66,12 +69,12 @@ def published(source: str, tiers: Tiers, server_flops_per_s: float) -> Profile:
     """
     require_known(source, _TABLES, "profile")
     require(
-        tiers.count <= 6,
-        f"profile = {source!r} with {tiers.count} tiers",
+        tiers.size <= 6,
+        f"profile = {source!r} with {tiers.size} tiers",
         "is published for six",
         "set tiers = 6, or use profile = 'analytic'",
     )
-    client, server = (np.asarray(column)[6 - tiers.count :] for column in _TABLES[source])
+    client, server = (np.asarray(column)[6 - tiers.size :] for column in _TABLES[source])
     first_s = tiers.server_flops[0] / server_flops_per_s
     return Profile(client, server / server[0] * first_s)
 
@@ -85,10 +88,10 @@ def choose(source: Source | Profile, tiers: Tiers, server_flops_per_s: float) ->
         return published(source, tiers, server_flops_per_s)
     client_s, server_s = (np.asarray(column, np.float64) for column in source)
     require(
-        client_s.shape == server_s.shape == (tiers.count,)
+        client_s.shape == server_s.shape == (tiers.size,)
         and bool(np.all(client_s > 0) and np.all(server_s >= 0)),
         f"profile of shapes {client_s.shape} and {server_s.shape}",
-        f"needs a positive client time and a server time >= 0 for each of {tiers.count} tiers",
+        f"needs a positive client time and a server time >= 0 for each of {tiers.size} tiers",
         "make it with the functions of fedjax_het.algorithms.dtfl.profiles",
     )
     return Profile(client_s, server_s)

@@ -4,9 +4,10 @@ For client k, seen to compute for $\tau_k$ seconds in its tier $m_k$, a round in
 
     T_k(m') = max( c(m') / c(m_k) tau_k,  s(m') n_k ) + transfer_k(m')
 
-with c and s from a `Profile`. The round cannot be shorter than $T_{max} = \max_k \min_{m'} T_k(m')$,
-and needs no longer: clients are independent. Within it every client gets the deepest tier, the
-one that leaves the least to the server. NumPy over all clients at once.
+with c and s from a `Profile`. The round cannot be shorter than
+$T_{max} = \max_k \min_{m'} T_k(m')$, and needs no longer: clients are independent. Within it every
+client gets the deepest tier, the one that leaves the least to the server. NumPy over all clients at
+once.
 
 Reference: DTFL, arXiv 2312.05642, Algorithm 1, TierScheduler.
 """

@@ -12,17 +12,17 @@ LABEL_BYTES = 8
 
 
 class Tiers(NamedTuple):
-    """M cuts of a network, shallowest client half first; arrays of length M, per sample unless noted.
+    """M cuts of a network, shallowest client half first; arrays of length M.
 
     Tier m (the paper counts from 1) is entry m - 1. Tier 1 leaves most of the work to the server.
 
     Attributes:
       cut: int64, last block of the client half.
-      client_flops: float64, training step of the client half and of its auxiliary head.
-      server_flops: float64, training step of the server half.
-      activation_bytes: int64, output z of the client half.
-      down_bytes: int64, client half, running statistics and head as they are sent out; per task.
-      up_bytes: int64, the same as they come back; per task.
+      client_flops: float64, step of the client half and of its auxiliary head, per sample.
+      server_flops: float64, step of the server half, per sample.
+      activation_bytes: int64, output z of the client half, per sample.
+      down_bytes: int64, client half, running statistics and head as they are sent out.
+      up_bytes: int64, the same as they come back.
     """
 
     cut: np.ndarray
@@ -33,7 +33,7 @@ class Tiers(NamedTuple):
     up_bytes: np.ndarray
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """M, the number of tiers."""
         return len(self.cut)
 
