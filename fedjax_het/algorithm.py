@@ -178,6 +178,7 @@ class Situation(NamedTuple):
       clients: int64[k], the sampled cohort, all available at `now_s`.
       key: typed PRNG key of this round, for device work inside the plan.
       rng: NumPy generator of this round, for draws on the host.
+      accuracy: on the test set, if the model has been evaluated since the last plan.
     """
 
     round: int
@@ -185,6 +186,7 @@ class Situation(NamedTuple):
     clients: np.ndarray
     key: Array
     rng: np.random.Generator
+    accuracy: float | None = None
 
 
 class Report(NamedTuple):
@@ -212,8 +214,8 @@ class Report(NamedTuple):
     nonfinite: np.ndarray
     aux: PyTree
     info: dict[str, Any]
-    staleness: np.ndarray
-    acc: PyTree
+    staleness: Any = None
+    acc: PyTree = None
 
 
 class Algorithm(NamedTuple):
@@ -232,6 +234,8 @@ class Algorithm(NamedTuple):
       pace: when the server merges; see `fedjax_het.clock`.
       cohort_size: clients sampled per round; clients at work at any time, under a pace that leaves
         tasks waiting.
+      evaluated: `(state, variables) -> [Variables]`, the models whose mean accuracy counts as the
+        method's; None for the global model alone.
     """
 
     name: str
@@ -243,3 +247,4 @@ class Algorithm(NamedTuple):
     update: Callable[..., tuple[PyTree, Variables, dict[str, Any]]]
     pace: Any
     cohort_size: int
+    evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None

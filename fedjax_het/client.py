@@ -1,6 +1,6 @@
 """The local update: a pure function of (start, data, task), mapped over clients by the cohort."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,11 @@ from fedjax_het.models.base import BlockModel
 
 PyTree = Any
 LocalUpdate = Callable[[Route, Variables, DeviceData, Task], ClientResult]
+# (trained parameters, statistics, batch, key) -> (loss, (new statistics, scalars to report))
+Objective = Callable[
+    [PyTree, PyTree, Batch, jax.Array],
+    tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]],
+]
 
 
 def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -54,6 +59,70 @@ def _logits(
     )
 
 
+def training_loop(
+    pipeline: Pipeline,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    max_batch: int,
+    *,
+    trained: PyTree,
+    mask: PyTree,
+    stats: PyTree,
+    data: DeviceData,
+    task: Task,
+    measures: Sequence[str] = (),
+) -> ClientResult:
+    """Mini-batch descent of one client: `task.steps` steps of the optimiser on the objective.
+
+    Gradients *and* optimiser updates are masked, so that neither momentum nor weight decay moves a
+    frozen coordinate.
+
+    Args:
+      pipeline: how raw samples become inputs.
+      optimizer: the client's; its state is new.
+      objective: what is minimised.
+      max_batch: samples a mini-batch has room for.
+      trained: parameters to differentiate with respect to; None at every leaf left out.
+      mask: of the structure of `trained`, or None.
+      stats: running statistics at the start.
+      data: the federated data.
+      task: the client's work.
+      measures: names of the scalars that the objective reports.
+
+    Returns:
+      The result; `aux` holds the means of what the objective reported, None if nothing.
+    """
+    batch_key, noise_key = jax.random.split(task.key)
+
+    def step(t: jax.Array, carry: PyTree) -> PyTree:
+        params, stats, opt_state, sums, samples = carry
+        batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
+        (loss, (new_stats, measured)), grads = jax.value_and_grad(objective, has_aux=True)(
+            params, stats, batch, jax.random.fold_in(noise_key, t)
+        )
+        updates, new_opt_state = optimizer.update(masks.apply(mask, grads), opt_state, params)
+        scale = task.learning_rate_scale
+        updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
+        count = jnp.sum(batch.weight)
+        new = (
+            optax.apply_updates(params, updates),
+            new_stats,
+            new_opt_state,
+            jax.tree.map(lambda total, value: total + value * count, sums, (loss, measured)),
+            samples + count,
+        )
+        # Clients with fewer steps than their neighbours stand still for the rest of the loop.
+        return _select(t < task.steps, new, carry)
+
+    zero = jnp.zeros((), jnp.float32)
+    sums = (zero, dict.fromkeys(measures, zero))
+    carry = (trained, stats, optimizer.init(trained), sums, zero)
+    params, stats, _, sums, samples = jax.lax.fori_loop(0, task.loop_steps, step, carry)
+    delta = jax.tree.map(jnp.subtract, params, trained)
+    loss, measured = jax.tree.map(lambda total: total / jnp.maximum(samples, 1.0), sums)
+    return ClientResult(delta, stats, loss, samples.astype(jnp.int32), measured or None)
+
+
 def local_training(
     model: BlockModel,
     pipeline: Pipeline,
@@ -65,8 +134,8 @@ def local_training(
     r"""Mini-batch training of the masked parameters from the given start.
 
     Minimises $F_i(w) + \\frac{\\mu}{2} \\lVert w - w_0 \\rVert^2$ over the coordinates of the mask;
-    gradients *and* optimiser updates are masked, so that neither momentum nor weight decay moves a
-    frozen coordinate. The optimiser's state covers the route's blocks only and is new every round.
+    see `training_loop`. The optimiser's state covers the route's blocks only and is new every
+    round.
 
     Args:
       model: the network.
@@ -83,45 +152,28 @@ def local_training(
         trained, frozen = masks.split(start.params, route)
         mask = None if task.mask is None else masks.split(task.mask, route)[0]
         live = None if task.mask is None else masks.live_blocks(task.mask)
-        batch_key, noise_key = jax.random.split(task.key)
 
         def objective(
             params: PyTree, stats: PyTree, batch: Batch, key: jax.Array
-        ) -> tuple[jax.Array, PyTree]:
+        ) -> tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]:
             variables = Variables(masks.join(params, frozen), stats)
             logits, stats = _logits(model, route, variables, batch.x, key, live, task.exit)
             loss = cross_entropy(logits, batch)
             if proximal:
                 moved = jax.tree.map(jnp.subtract, params, trained)
                 loss = loss + 0.5 * proximal * optax.tree.norm(moved, squared=True)
-            return loss, stats
+            return loss, (stats, {})
 
-        def step(t: jax.Array, carry: PyTree) -> PyTree:
-            params, stats, opt_state, loss_sum, samples = carry
-            batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
-            (loss, new_stats), grads = jax.value_and_grad(objective, has_aux=True)(
-                params, stats, batch, jax.random.fold_in(noise_key, t)
-            )
-            updates, new_opt_state = optimizer.update(masks.apply(mask, grads), opt_state, params)
-            scale = task.learning_rate_scale
-            updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
-            count = jnp.sum(batch.weight)
-            new = (
-                optax.apply_updates(params, updates),
-                new_stats,
-                new_opt_state,
-                loss_sum + loss * count,
-                samples + count,
-            )
-            # Clients with fewer steps than their neighbours stand still for the rest of the loop.
-            return _select(t < task.steps, new, carry)
-
-        zero = jnp.zeros((), jnp.float32)
-        carry = (trained, start.stats, optimizer.init(trained), zero, zero)
-        params, stats, _, loss_sum, samples = jax.lax.fori_loop(0, task.loop_steps, step, carry)
-        delta = jax.tree.map(jnp.subtract, params, trained)
-        return ClientResult(
-            delta, stats, loss_sum / jnp.maximum(samples, 1.0), samples.astype(jnp.int32)
+        return training_loop(
+            pipeline,
+            optimizer,
+            objective,
+            max_batch,
+            trained=trained,
+            mask=mask,
+            stats=start.stats,
+            data=data,
+            task=task,
         )
 
     return local

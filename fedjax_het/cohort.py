@@ -225,24 +225,26 @@ class Cohort:
             return [self.full] * len(planned)
         known = set(self.routes)
         chosen: dict[Route, Route] = {}
-        for route in sorted(set(planned), key=self._route_flops):
+        for route in sorted(set(planned), key=self._route_price):
             # The last place is kept for the full route, which covers whatever comes later.
             room = self._max_routes - len(known | {self.full})
             if route in known or route == self.full or room > 0:
                 chosen[route] = route
             else:
                 covering = [r for r in known | {self.full} if r.covers(route)]
-                chosen[route] = min(covering, key=self._route_flops)
+                chosen[route] = min(covering, key=self._route_price)
             known.add(chosen[route])
-        self.routes += sorted(known - set(self.routes), key=self._route_flops)
+        self.routes += sorted(known - set(self.routes), key=self._route_price)
         return [chosen[route] for route in planned]
 
-    def _route_flops(self, route: Route) -> float:
+    def _route_price(self, route: Route) -> tuple[float, int]:
+        """What orders routes: their work, and among equally dear ones the cut."""
+        cut = -1 if route.cut is None else route.cut
         if route.exit is not None:
-            return float(self._problem.cost.step_flops(route.first, route.exit))
+            return float(self._problem.cost.step_flops(route.first, route.exit)), cut
         # All exits are computed: dearer than any single one.
         exits = np.arange(self._problem.model.num_blocks)
-        return float(np.sum(self._problem.cost.step_flops(np.zeros_like(exits), exits)))
+        return float(np.sum(self._problem.cost.step_flops(np.zeros_like(exits), exits))), cut
 
     def _chunk_for(self, plan: Plan, members: int, versions: int) -> int:
         if self._chunk is not None:

@@ -1,5 +1,6 @@
 """Evaluation of a global model: the whole test set, and the spread over clients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -86,6 +87,14 @@ class Evaluator:
         if self._problem.data.test_y.ndim > 1:
             measured["perplexity"] = float(np.exp(mean_loss))
         return measured
+
+    def mean(self, models: Sequence[Variables]) -> dict[str, Any]:
+        """The mean over several models of what `__call__` measures of each."""
+        rows = [self(variables) for variables in models]
+        return {
+            name: None if value is None else float(np.mean([row[name] for row in rows]))
+            for name, value in rows[0].items()
+        }
 
     def _client_accuracy(self, right: np.ndarray) -> np.ndarray | None:
         data = self._problem.data

@@ -30,7 +30,7 @@ class Tasks(NamedTuple):
 
     Attributes:
       flight: who, since when, until when.
-      first, exit: int64[m], the planned route; exit is -1 for None.
+      first, exit, cut: int64[m], the planned route; -1 for None.
       batch, weight, rows: as in `Plan`.
       slot: int64[m], where the result lies; -1 while untrained.
       loss, samples, finite: what training reported; NaN, 0 and True while untrained.
@@ -39,6 +39,7 @@ class Tasks(NamedTuple):
     flight: Flight
     first: np.ndarray
     exit: np.ndarray
+    cut: np.ndarray
     batch: np.ndarray
     weight: np.ndarray
     rows: PyTree
@@ -61,8 +62,8 @@ class Tasks(NamedTuple):
         return Plan(
             clients=self.flight.client,
             routes=[
-                Route(int(f), None if e < 0 else int(e))
-                for f, e in zip(self.first, self.exit, strict=True)
+                Route(int(first), *(None if place < 0 else int(place) for place in rest))
+                for first, *rest in zip(self.first, self.exit, self.cut, strict=True)
             ],
             steps=self.flight.steps,
             batch=self.batch,
@@ -78,6 +79,7 @@ def _table(plan: Plan, flight: Flight) -> Tasks:
         flight=flight._replace(timing=Timing(*map(np.asarray, flight.timing))),
         first=np.asarray([route.first for route in plan.routes], np.int64),
         exit=np.asarray([-1 if r.exit is None else r.exit for r in plan.routes], np.int64),
+        cut=np.asarray([-1 if r.cut is None else r.cut for r in plan.routes], np.int64),
         batch=np.asarray(plan.batch),
         weight=np.asarray(plan.weight),
         rows=jax.tree.map(np.asarray, plan.rows),

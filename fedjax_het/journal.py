@@ -87,6 +87,7 @@ def client_rows(
                 "flops": float(timing.flops[i]) * done,
                 "first_block": plan.routes[i].first,
                 "exit_block": last if exit is None else exit,
+                "cut_block": plan.routes[i].cut,
                 "samples": int(outcome["samples"][i]) if run else 0,
                 "steps": steps if run else 0,
                 "loss": float(outcome["loss"][i]) if run else None,

@@ -15,20 +15,25 @@ PyTree = Any
 
 
 class Route(NamedTuple):
-    """Blocks that need a gradient, and the block whose exit gives the loss.
+    """Blocks that need a gradient, the block whose exit gives the loss, and where it is split.
 
     Attributes:
       first: shallowest block that may train; blocks before it run forward only.
       exit: block after which the loss is taken; deeper blocks are not run. None runs the whole
         network with all its exits and lets every client pick its own (`Task.exit`).
+      cut: block after which no gradient flows back (split training with local losses): the blocks
+        up to it learn from the head after it, the deeper ones from the loss at `exit`. None for
+        training from end to end, and where `exit` is None, for then every client has its own.
     """
 
     first: int
     exit: int | None
+    cut: int | None = None
 
     def covers(self, other: "Route") -> bool:
         """True when work planned for `other` may run on this route with the same result."""
-        return self.first <= other.first and self.exit in (None, other.exit)
+        same = (self.exit, self.cut) == (other.exit, other.cut)
+        return self.first <= other.first and (self.exit is None or same)
 
 
 def full_route(num_blocks: int, has_exits: bool) -> Route:
@@ -86,7 +91,10 @@ def split(tree: PyTree, route: Route) -> tuple[PyTree, PyTree]:
 
         return {
             "blocks": tuple(of(v, route.first <= b <= deepest) for b, v in enumerate(blocks)),
-            "exits": tuple(of(v, route.exit in (None, b)) for b, v in enumerate(exits)),
+            "exits": tuple(
+                of(v, route.exit is None or b in (route.exit, route.cut))
+                for b, v in enumerate(exits)
+            ),
         }
 
     return part(True), part(False)

@@ -81,6 +81,7 @@ class Sampler(NamedTuple):
         clients: np.ndarray,
         start_s: float,
         turn: int = 0,
+        accuracy: float | None = None,
     ) -> tuple[Plan, PyTree]:
         """What the algorithm has these clients do; also its new state."""
         situation = Situation(
@@ -89,5 +90,6 @@ class Sampler(NamedTuple):
             clients=clients,
             key=jax.random.fold_in(self.key, step),
             rng=np.random.default_rng([self.seed, step, 2 * turn + 1]),
+            accuracy=accuracy,
         )
         return self.algorithm.plan(state, variables, situation)

@@ -120,6 +120,7 @@ class Simulation:
         self._algorithm, self._problem, self._options = algorithm, problem, options
         self._step, self._now_s, self._next_eval_s = 0, 0.0, 0.0
         self._accuracy = 0.0
+        self._news: float | None = None  # an accuracy that no plan has seen yet
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
         self._identity = self._identify(config)
         keys = jax.random.split(jax.random.key(options.seed), 4)
@@ -228,8 +229,9 @@ class Simulation:
         """A round at whose end nobody is at work; returns the rows of its tasks."""
         clients, start_s = self._sampler.draw(self._step, self._now_s)
         plan, self._state = self._sampler.plan(
-            self._state, self._variables, self._step, clients, start_s
+            self._state, self._variables, self._step, clients, start_s, accuracy=self._news
         )
+        self._news = None
         flight = dispatch(plan, start_s, self._step)
         closing = self._algorithm.pace.close(flight)
         key = jax.random.fold_in(self._round_key, self._step)
@@ -309,8 +311,13 @@ class Simulation:
         """Evaluates if it is time, and writes the step's rows."""
         measured = {}
         if evaluate:
-            measured = self._evaluate(self._variables)
-            self._accuracy = measured["accuracy"]
+            evaluated = self._algorithm.evaluated
+            measured = (
+                self._evaluate(self._variables)
+                if evaluated is None
+                else self._evaluate.mean(evaluated(self._state, self._variables))
+            )
+            self._accuracy = self._news = measured["accuracy"]
         metrics = {
             "step": row["step"],
             "virtual_s": self._now_s,
@@ -343,6 +350,7 @@ class Simulation:
             "now_s": self._now_s,
             "next_eval_s": self._next_eval_s,
             "accuracy": self._accuracy,
+            "news": self._news,
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
             "routes": self._trainer.routes,
@@ -376,6 +384,7 @@ class Simulation:
             self._flight.restore(waiting[0], meta["flight"])
         self._step, self._now_s = meta["step"], meta["now_s"]
         self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
+        self._news = meta.get("news")
         self._earlier = {name: meta[name] for name in self._earlier}
         self._trainer.routes = [Route(*route) for route in meta["routes"]]
         self._journal.begin(meta["offsets"], meta["totals"])

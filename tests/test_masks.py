@@ -58,7 +58,8 @@ def test_everything_is_ones(params):
 
 def _routes():
     exits = [None, *range(L)]
-    return [Route(f, e) for f in range(L) for e in exits if e is None or f <= e]
+    split = [Route(0, L - 1, cut) for cut in range(L - 1)]
+    return [Route(f, e) for f in range(L) for e in exits if e is None or f <= e] + split
 
 
 @pytest.mark.parametrize("route", _routes())
@@ -73,7 +74,7 @@ def test_join_is_the_inverse_of_split(params, route):
 
 @pytest.mark.parametrize("route", _routes())
 def test_split_trains_what_suffix_masks(params, route):
-    """A route covers its own mask, leaf by leaf; an exit of None lets every head train."""
+    """A route covers its own mask, leaf by leaf; without an exit all heads, at a cut its head."""
     trained = masks.split(params, route)[0]
     last = None if route.exit is None else jnp.int32(route.exit)
     mask = masks.suffix(params, jnp.int32(route.first), last)
@@ -81,7 +82,8 @@ def test_split_trains_what_suffix_masks(params, route):
         for b, (block, keep) in enumerate(zip(trained[part], mask[part], strict=True)):
             kept = bool(jax.tree.leaves(block))
             wanted = bool(jax.tree.leaves(keep)[0])
-            assert kept == (wanted or (part == "exits" and route.exit is None)), (part, b)
+            head = part == "exits" and (route.exit is None or b == route.cut)
+            assert kept == (wanted or head), (part, b)
 
 
 def test_covering_is_a_partial_order_with_the_full_route_on_top():

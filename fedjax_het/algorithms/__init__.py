@@ -2,6 +2,7 @@
 
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
+from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
@@ -25,6 +26,7 @@ __all__ = [
     "build",
     "default_options",
     "drop_stragglers",
+    "dtfl",
     "fedadam",
     "fedasync",
     "fedavg",
@@ -32,6 +34,7 @@ __all__ = [
     "feddrop",
     "fedel",
     "fedfix",
+    "fedgkt",
     "fedopt",
     "fedpmt",
     "fedprox",
@@ -39,4 +42,5 @@ __all__ = [
     "option_names",
     "register",
     "salf",
+    "splitfed",
 ]

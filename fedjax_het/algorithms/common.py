@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import jax
 import numpy as np
 import optax
 
@@ -22,8 +23,11 @@ class Training:
     """How clients are sampled, train and are weighed; the options every method takes.
 
     Attributes:
-      learning_rate: step of the client's SGD.
+      learning_rate: step of the client's optimiser.
       momentum: of the client's SGD; its memory is new every round.
+      client_optimizer: "sgd", or "amsgrad" (DTFL); optax takes AMSGrad's maximum over second
+        moments after the correction of their bias, torch before it.
+      weight_decay: coupled L2 decay, added to the gradient.
       batch_size: samples per mini-batch; the last batch of an epoch may be smaller.
       epochs: passes over the client's samples per round; ignored when `local_steps` is given.
       local_steps: mini-batches per round, the same for every client; None counts epochs.
@@ -33,6 +37,8 @@ class Training:
 
     learning_rate: float
     momentum: float = 0.0
+    client_optimizer: Literal["sgd", "amsgrad"] = "sgd"
+    weight_decay: float = 0.0
     batch_size: int = 20
     epochs: int = 1
     local_steps: int | None = None
@@ -52,6 +58,18 @@ class Training:
             f"momentum = {self.momentum}",
             "must lie in [0, 1)",
             "use 0 for plain SGD, or 0.9",
+        )
+        require(
+            not self.momentum or self.client_optimizer == "sgd",
+            f"momentum = {self.momentum} with client_optimizer = {self.client_optimizer!r}",
+            "is an option of SGD",
+            "leave it out",
+        )
+        require(
+            np.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            f"weight_decay = {self.weight_decay}",
+            "must be at least 0 and finite",
+            "use 0, or 5e-4",
         )
         for name in ("batch_size", "epochs", "local_steps", "clients_per_round"):
             value = getattr(self, name)
@@ -96,12 +114,23 @@ class Training:
 
     def optimizer(self) -> optax.GradientTransformation:
         """The client's optimiser."""
-        return optax.sgd(self.learning_rate, self.momentum or None)
+        if self.client_optimizer == "sgd":
+            optimizer = optax.sgd(self.learning_rate, self.momentum or None)
+        else:
+            optimizer = amsgrad(self.learning_rate)
+        if not self.weight_decay:
+            return optimizer
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), optimizer)
+
+    @property
+    def optimizer_slots(self) -> int:
+        """Arrays per parameter that the client's optimiser keeps."""
+        return 3 if self.client_optimizer == "amsgrad" else int(self.momentum > 0)
 
     def local_update(
         self, problem: Problem, *, proximal: float = 0.0, model: BlockModel | None = None
     ) -> LocalUpdate:
-        """Masked SGD on the problem's data.
+        """Masked training on the problem's data.
 
         Args:
           problem: model, data and fleet.
@@ -116,6 +145,18 @@ class Training:
             max_batch=room,
             proximal=proximal,
         )
+
+
+def amsgrad(learning_rate: float) -> optax.GradientTransformation:
+    """`optax.amsgrad`, also where JAX promotes no types of its own accord."""
+    inner = optax.amsgrad(learning_rate)
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        # It raises a Python float to the power of an integer array.
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(grads, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def plan_tasks(
@@ -150,7 +191,7 @@ def plan_tasks(
     if timing is None:
         timing = price(
             problem.cost,
-            problem.fleet,
+            problem.fleet.at(situation.round),
             clients,
             first,
             np.full(k, last),
@@ -178,8 +219,7 @@ def require_memory(problem: Problem, training: Training, first: np.ndarray | int
     last = problem.model.num_blocks - 1
     first = np.broadcast_to(np.asarray(first, np.int64), (n,))
     batch = np.minimum(training.batch_size, problem.data.sizes)
-    slots = 1 if training.momentum else 0
-    need = problem.cost.memory_bytes(first, np.full(n, last), batch, slots)
+    need = problem.cost.memory_bytes(first, np.full(n, last), batch, training.optimizer_slots)
     short = np.flatnonzero(need > problem.fleet.memory_bytes)
     require(
         short.size == 0,

@@ -21,6 +21,7 @@ def full_model(
     pace: Pace,
     deadline_s: float = float("inf"),
     proximal: float = 0.0,
+    check_memory: bool = True,
 ) -> Algorithm:
     """Everyone trains the whole model and the server takes the weighted mean.
 
@@ -31,8 +32,10 @@ def full_model(
       pace: when the server merges.
       deadline_s: for a deadline pace, virtual seconds after dispatch.
       proximal: FedProx's mu.
+      check_memory: whether every device must hold the whole model.
     """
-    common.require_memory(problem, training, 0)
+    if check_memory:
+        common.require_memory(problem, training, 0)
 
     def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
         del variables

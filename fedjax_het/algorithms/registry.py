@@ -9,6 +9,7 @@ from fedjax_het.algorithm import Algorithm
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
 from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, Factory] = {
     "adel_drop": adel_drop,
     "adel_wait": adel_wait,
     "drop_stragglers": drop_stragglers,
+    "dtfl": dtfl,
     "fedadam": fedadam,
     "fedasync": fedasync,
     "fedavg": fedavg,
@@ -35,11 +37,13 @@ ALGORITHMS: dict[str, Factory] = {
     "feddrop": feddrop,
     "fedel": fedel,
     "fedfix": fedfix,
+    "fedgkt": fedgkt,
     "fednova": fednova,
     "fedpmt": fedpmt,
     "fedprox": fedprox,
     "fedyogi": fedyogi,
     "salf": salf,
+    "splitfed": splitfed,
 }
 
 

@@ -1,6 +1,6 @@
 """A fleet of unequal devices: how fast each computes, sends and receives, and when it is on."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +9,7 @@ from fedjax_het.algorithm import Timing
 from fedjax_het.errors import InputError, require, require_known
 from fedjax_het.fleet.availability import Availability, always
 from fedjax_het.fleet.bandwidth import TraceLink
+from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.fleet.speed import SpeedTrace
 
 # Given as a number or an array, held as an array of length n.
@@ -40,6 +41,8 @@ class Fleet:
       downlink_trace: recorded rates that replace `downlink_bytes_per_s` in `timing`.
       uplink_trace: recorded rates that replace `uplink_bytes_per_s` in `timing`.
       availability: when a device may next be asked.
+      redraw: clients that change places among device profiles from round to round; see `at`. None
+        for a constant fleet. The columns above are those of round 0.
       groups: int64[n], class of each device, for plots.
       group_names: a name per class, or () for numbers.
       name: for records.
@@ -58,6 +61,7 @@ class Fleet:
     downlink_trace: TraceLink | None = None
     uplink_trace: TraceLink | None = None
     availability: Availability = field(default_factory=always)
+    redraw: Redraw | None = None
     groups: PerDevice = 0
     group_names: tuple[str, ...] = ()
     name: str = "custom"
@@ -113,6 +117,7 @@ class Fleet:
             self.uplink_trace,
             self.speed_trace,
             self.availability,
+            self.redraw,
         ):
             known = n if part is None or part.num_devices is None else part.num_devices
             require(
@@ -156,6 +161,20 @@ class Fleet:
     def num_devices(self) -> int:
         """n, the number of devices."""
         return self.flops_per_s.size
+
+    def at(self, round: int) -> "Fleet":
+        """The fleet as it is in a round: itself, unless its devices are re-drawn."""
+        if self.redraw is None:
+            return self
+        place = self.redraw.profiles(round)
+        rate = self.redraw.bytes_per_s[place]
+        return replace(
+            self,
+            flops_per_s=self.redraw.flops_per_s[place],
+            downlink_bytes_per_s=rate,
+            uplink_bytes_per_s=rate,
+            groups=place,
+        )
 
     def timing(
         self,
@@ -286,6 +305,7 @@ class Fleet:
             "speed_trace": self.speed_trace is not None,
             "downlink_trace": self.downlink_trace is not None,
             "uplink_trace": self.uplink_trace is not None,
+            "redraw_every_rounds": None if self.redraw is None else self.redraw.every_rounds,
             "availability": self.availability.describe(),
             "groups": {label: int(count) for label, count in zip(labels, counts)},
         }

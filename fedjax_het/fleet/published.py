@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_het.errors import require, require_known
 from fedjax_het.fleet.device import Fleet, speed_thirds
+from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.fleet.speed import random_walk
 
 # Sets the unit of time where only ratios are known: between the 1e9 that training code sustains on
@@ -120,19 +121,28 @@ def dtfl(
     profiles: Sequence[int] = (1, 2, 3, 4, 5),
     rate_unit: Literal["MiB/s", "Mbit/s"] = "MiB/s",
     base_flops_per_s: float = FLOPS_PER_S,
+    link_scale: float = 1.0,
+    redraw_every: int | None = None,
+    redraw_share: float = 0.3,
 ) -> Fleet:
     """DTFL's five resource profiles (section 5); client k has profile `profiles[k mod len]`.
 
     Args:
       num_clients: n.
-      seed: unused, nothing is drawn.
+      seed: of the clients that are re-drawn.
       profiles: numbers 1..5; the paper's case 1 is (2, 3, 4), its case 2 (1, 3, 5).
       rate_unit: of the rates 100, 30, 30, 30, 10. The paper says Mbps; its code and its Table 1
         agree on MiB/s.
       base_flops_per_s: speed of the reference machine that the coefficients multiply.
+      link_scale: factor on the rates, for networks whose activations are smaller than those of
+        ResNet-56, to keep the paper's balance between computing and sending.
+      redraw_every: rounds after which a share of the clients gets new profiles out of `profiles`;
+        None never.
+      redraw_share: of the clients.
     """
-    del seed
     require_known(rate_unit, ("MiB/s", "Mbit/s"), "rate_unit")
+    for name, value in (("base_flops_per_s", base_flops_per_s), ("link_scale", link_scale)):
+        require(value > 0, f"{name} = {value}", "must be positive", "leave it out for its default")
     chosen = np.asarray(profiles)
     require(
         chosen.dtype.kind in "iu" and chosen.size > 0 and bool(np.isin(chosen, range(1, 6)).all()),
@@ -141,11 +151,16 @@ def dtfl(
         "use (1, 2, 3, 4, 5)",
     )
     profile = chosen[np.arange(num_clients) % chosen.size] - 1
-    rate = _DTFL_RATE[profile] * (MIB if rate_unit == "MiB/s" else 1e6 / 8)
+    speed = base_flops_per_s / _DTFL_COEFFICIENT
+    rate = _DTFL_RATE * (MIB if rate_unit == "MiB/s" else 1e6 / 8) * link_scale
+    redraw = None
+    if redraw_every is not None:
+        redraw = Redraw(profile, speed, rate, chosen - 1, redraw_every, redraw_share, seed)
     return Fleet(
-        flops_per_s=base_flops_per_s / _DTFL_COEFFICIENT[profile],
-        downlink_bytes_per_s=rate,
-        uplink_bytes_per_s=rate,
+        flops_per_s=speed[profile],
+        downlink_bytes_per_s=rate[profile],
+        uplink_bytes_per_s=rate[profile],
+        redraw=redraw,
         groups=profile,
         group_names=tuple(f"profile {p}" for p in range(1, 6)),
         name="dtfl",

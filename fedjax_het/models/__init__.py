@@ -8,7 +8,7 @@ from fedjax_het.models.adapt import from_flax
 from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
 from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
 from fedjax_het.models.mlp import logistic, mlp
-from fedjax_het.models.resnet import resnet20, resnet56, resnet110
+from fedjax_het.models.resnet import resnet, resnet20, resnet56, resnet110
 from fedjax_het.models.transformer import transformer
 from fedjax_het.models.vgg import vgg11, vgg13, vgg16
 from fedjax_het.options import check_options
@@ -20,6 +20,7 @@ MODELS: dict[str, Callable[..., BlockModel]] = {
     "logistic": logistic,
     "mlp": mlp,
     "pfl_cnn": pfl_cnn,
+    "resnet": resnet,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "resnet110": resnet110,

@@ -156,14 +156,42 @@ class BlockModel:
         self._check(x, first, 0)
         logits: list[Array] = []
 
-        def visit(b: int, z: Array) -> None:
+        def visit(b: int, z: Array) -> Array:
             head = z if b == self.num_blocks - 1 else self._head(variables, z, b, train, key)
             logits.append(head.astype(jnp.float32))
+            return z
 
         _, stats = self._run(
             variables, x, range(self.num_blocks), train, key, first, live, visit=visit
         )
         return jnp.stack(logits), stats
+
+    def walk(
+        self,
+        variables: Variables,
+        x: Array,
+        visit: Callable[[int, Array], Array],
+        *,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> tuple[Array, PyTree]:
+        """The network's own logits, with a stop after every block.
+
+        Args:
+          variables: from `init`.
+          x: `[batch, *input_shape]`.
+          visit: `(b, z) -> z`: what block b + 1 is given in place of the output z of block b; for
+            the last block, the logits.
+          train: as in `apply`.
+          key: as in `apply`.
+
+        Returns:
+          `(logits float32[batch, num_classes], stats)`.
+        """
+        self._check(x, 0, 0)
+        blocks = range(self.num_blocks)
+        logits, stats = self._run(variables, x, blocks, train, key, 0, None, visit=visit)
+        return logits.astype(jnp.float32), stats
 
     def forward_to(
         self,
@@ -260,9 +288,9 @@ class BlockModel:
         key: Array | None,
         first: int,
         live: Array | None,
-        visit: Callable[[int, Array], None] = lambda b, x: None,
+        visit: Callable[[int, Array], Array] = lambda b, x: x,
     ) -> tuple[Array, PyTree]:
-        """Runs the blocks `which`; calls `visit(b, output of b)` after each."""
+        """Runs the blocks `which`; goes on with `visit(b, output of b)` after each."""
         stats = list(variables.stats["blocks"])
         for b in which:
             block, params = self.blocks[b], variables.params["blocks"][b]
@@ -282,7 +310,7 @@ class BlockModel:
                 )
             if b < first:
                 x = jax.lax.stop_gradient(x)
-            visit(b, x)
+            x = visit(b, x)
         return x, {**variables.stats, "blocks": tuple(stats)}
 
     def _head(

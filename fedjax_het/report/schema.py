@@ -43,6 +43,7 @@ _CLIENTS = {
     "flops": "n",
     "first_block": "i",
     "exit_block": "i",
+    "cut_block?": "g",
     "samples": "i",
     "steps": "i",
     "loss?": "g",

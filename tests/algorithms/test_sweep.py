@@ -34,12 +34,16 @@ SETTINGS = {
     "adel_drop": (small_adel, BUDGET),
     "adel_wait": (small_adel, {"learning_rate": 1.0}),
     "drop_stragglers": (digits_problem, DEADLINE),
+    # SGD, for Adam makes whole steps of the rounding of gradients near zero.
+    "dtfl": (exits_problem, {**TRAINING, "client_optimizer": "sgd"}),
     "fedbuff": (digits_problem, {**TRAINING, "buffer_size": 4}),
     "fedel": (exits_problem, TRAINING),
     "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),
+    "fedgkt": (exits_problem, {**TRAINING, "client_optimizer": "sgd", "server_epochs": 2}),
     "fedpmt": (digits_problem, {**TRAINING, "depths": (1, 3)}),
     "fedprox": (digits_problem, DEADLINE),
     "salf": (small_adel, BUDGET),
+    "splitfed": (digits_problem, {**TRAINING, "client_optimizer": "sgd"}),
 }
 EVALUATED = ("step", "virtual_s", "accuracy", "bytes_up", "bytes_down", "merged", "dropped")
 EVALUATED += ("client_accuracy_mean", "client_accuracy_worst_decile", "nonfinite")
@@ -193,6 +197,8 @@ def test_every_training_option_is_accepted(case):
     options = {
         "learning_rate": 0.1,
         "momentum": 0.9,
+        "client_optimizer": "sgd",
+        "weight_decay": 1e-3,
         "batch_size": 3,
         "epochs": 2,
         "local_steps": 1,

@@ -66,6 +66,12 @@ FLEETS: list[Case] = [
     ),
     (fleet_of("dtfl", profiles=(6,)), "profiles = (6,) | numbers 1..5 | (1, 2, 3, 4, 5)"),
     (fleet_of("dtfl", rate_unit="Mbps"), "'Mbps' | must be one of | 'Mbit/s'?"),
+    (fleet_of("dtfl", link_scale=0), "link_scale = 0 | must be positive | default"),
+    (fleet_of("dtfl", redraw_every=0), "redraw_every = 0 | at least 1 round | use 50"),
+    (
+        fleet_of("dtfl", redraw_every=5, redraw_share=1.5),
+        "redraw_share = 1.5 | [0, 1] | use 0.3",
+    ),
     (fleet_of("adel", min_share=0), "min_share = 0 | (0, 1] | 0.05"),
     (fleet_of("phones", uplink_log_std=-1), "uplink_log_std = -1 | >= 0 | default"),
     (lambda here: fleet.build("uniform", 0), "num_clients = 0 | >= 1 | clients of the data"),

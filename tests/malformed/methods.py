@@ -7,6 +7,7 @@ import numpy as np
 from malformed.case import BASE, Call, Case, changed, method, problem
 
 from fedjax_het import Problem, algorithms, experiment, models
+from fedjax_het.algorithms.dtfl.profiles import Profile
 from fedjax_het.fleet import Fleet
 from fedjax_het.fleet.profile import MeasuredProfile, with_measured
 from fedjax_het.report import compare as compare_records
@@ -18,6 +19,73 @@ def cramped(here: Path) -> None:
     small = Fleet(np.full(4, 1e9), memory_bytes=[1e9, 1e9, 10.0, 1e9])
     algorithms.fedavg(Problem(problem().model, problem().data, small), learning_rate=0.1)
 
+
+def with_heads(name: str, **options: Any) -> Call:
+    """Makes an algorithm on the base problem with exit heads."""
+
+    def call(here: Path) -> None:
+        base = problem()
+        headed = Problem(models.with_exits(base.model), base.data, base.fleet)
+        algorithms.build(name, headed, **{"learning_rate": 0.1, **options})
+
+    return call
+
+
+def tiny_memory(here: Path) -> None:
+    base = problem()
+    small = Fleet(np.full(4, 1e9), memory_bytes=[1e9, 10.0, 1e9, 1e9])
+    headed = Problem(models.with_exits(base.model), base.data, small)
+    algorithms.dtfl(headed, learning_rate=0.1)
+
+
+SPLIT: list[Case] = [
+    (method("dtfl"), "without exit heads | auxiliary head | exits = True"),
+    (method("fedgkt"), "0 exit heads | auxiliary head | exits = True"),
+    (with_heads("dtfl", tiers=0), "tiers = 0 | between 1 and the 1 boundaries | leave it out"),
+    (with_heads("dtfl", tiers=2), "tiers = 2 | between 1 and the 1 boundaries | leave it out"),
+    (with_heads("dtfl", ema=0), "ema = 0 | (0, 1] | 2/3"),
+    (with_heads("dtfl", profile="guess"), "'guess' | must be one of | choose"),
+    (
+        with_heads("dtfl", profile=Profile(np.zeros(1), np.ones(1))),
+        "profile of shapes (1,) and (1,) | a positive client time | dtfl.profiles",
+    ),
+    (
+        with_heads("dtfl", initial_tier=0),
+        "initial_tier = 0 | a tier from 1 to 1 | leaves most of the network",
+    ),
+    (
+        with_heads("dtfl", fixed_tier=(1, 1)),
+        "fixed_tier = (1, 1) | each of the 4 clients | tier 1",
+    ),
+    (
+        with_heads("dtfl", server_flops_per_s=0),
+        "server_flops_per_s = 0 | must be positive | infinity",
+    ),
+    (with_heads("dtfl", dcor=1.5), "dcor = 1.5 | [0, 1] | 0.25"),
+    (with_heads("dtfl", shuffle="space"), "shuffle = 'space' | needs maps | 'channel'"),
+    (with_heads("dtfl", patch=0), "patch = 0 | at least 1 | use 4"),
+    (with_heads("dtfl", plateau=0), "plateau = 0 | at least 1 round | use 10"),
+    (
+        with_heads("dtfl", momentum=0.9),
+        "momentum = 0.9 with client_optimizer = 'amsgrad' | option of SGD | leave it out",
+    ),
+    (method("fedavg", weight_decay=-1), "weight_decay = -1 | at least 0 | 5e-4"),
+    (
+        method("fedavg", client_optimizer="adam"),
+        "'adam' | must be one of amsgrad, sgd | choose",
+    ),
+    (method("splitfed", client_blocks=2), "client_blocks = 2 | between 1 and 1 | use 2"),
+    (with_heads("fedgkt", client_blocks=0), "client_blocks = 0 | between 1 and 1 | use 2"),
+    (
+        with_heads("fedgkt", client_blocks=1, temperature=0),
+        "temperature = 0 | must be positive | use 1",
+    ),
+    (
+        with_heads("fedgkt", client_blocks=1, server_epochs=0),
+        "server_epochs = 0 | at least 1 | use 20",
+    ),
+    (tiny_memory, "clients [1] (of 1) | client half of a tier | smaller batches"),
+]
 
 METHODS: list[Case] = [
     (method("fedavg", learning_rate=-1), "learning_rate = -1 | positive and finite | 0.05"),
@@ -190,4 +258,4 @@ COMPARISONS_AND_PROFILES: list[Case] = [
     (other_profile, "profile of 'm' | must match the table's blocks | same model"),
 ]
 
-CASES = [*METHODS, *COMPARISONS_AND_PROFILES]
+CASES = [*METHODS, *SPLIT, *COMPARISONS_AND_PROFILES]

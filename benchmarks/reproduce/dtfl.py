@@ -1,0 +1,223 @@
+"""DTFL's claims at a size that two CPU cores run in an hour or two; see docs/results/dtfl.md.
+
+    python -m benchmarks.reproduce.dtfl --arms=core --seeds=0,1,2 --out=runs/dtfl
+
+CIFAR-10 averaged down to 16 x 16, 200 images a client, a bottleneck ResNet with one unit per group
+(20 layers, the eight modules md1..md8 at half the width, batch norm), AMSGrad. The fleet is DTFL's,
+scaled so that a batch of 100 takes the reference machine 0.16 s as in the authors' code, and that
+sending it takes as long against that as it does with ResNet-56. Results go to one JSON file per
+run; `benchmarks.reproduce.dtfl_figures` makes tables and figures of them.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from fedjax_het import algorithms, models
+from fedjax_het.data.federated import FederatedData, from_arrays
+from fedjax_het.data.partition import partitioner
+from fedjax_het.data.sources import load
+from fedjax_het.evaluation import Evaluator
+from fedjax_het.fleet import presets
+from fedjax_het.problem import Problem
+from fedjax_het.settings import Options
+from fedjax_het.simulation import make_cohort, simulate
+
+PER_CLIENT, TEST, SIDE = 200, 2_000, 16
+ROUNDS, EVAL_EVERY = 80, 2
+# Seconds per batch of 100 on the reference machine (constant of the authors' code), and the bytes
+# of such a batch after md2 with ResNet-56.
+BATCH_S, BATCH, REFERENCE_BYTES = 0.16, 100, 262_144
+TRAINING: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "batch_size": 20,
+    "client_optimizer": "amsgrad",
+    "weight_decay": 5e-4,
+}
+
+# label -> (algorithm, its options, options of the setting)
+Arm = tuple[str, dict[str, Any], dict[str, Any]]
+_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DTFL": ("dtfl", {}),
+    "FedAvg": ("fedavg", {}),
+    "FedYogi": ("fedyogi", {"server_learning_rate": 1e-2}),
+    "FedGKT": ("fedgkt", {"weight_decay": 1e-4}),
+    "SplitFed": ("splitfed", {}),
+}
+_CASE_2 = {"profiles": (1, 3, 5)}
+ARMS: dict[str, dict[str, Arm]] = {
+    "iid": {f"{label}, IID": (*m, {}) for label, m in _METHODS.items()},
+    "skewed": {f"{label}, Dirichlet": (*m, {"alpha": 0.5}) for label, m in _METHODS.items()},
+    "yogi": {
+        "FedYogi 1e-3, IID": ("fedyogi", {"server_learning_rate": 1e-3}, {}),
+        "FedYogi 1e-3, Dirichlet": (
+            "fedyogi",
+            {"server_learning_rate": 1e-3},
+            {"alpha": 0.5},
+        ),
+    },
+    "fixed": {f"tier {m} for all": ("dtfl", {"fixed_tier": m}, _CASE_2) for m in range(1, 8)},
+    "tiers": {f"{m} tiers": ("dtfl", {"tiers": m}, {}) for m in range(1, 7)},
+    "clients": {
+        f"{label}, {n} clients": (*_METHODS[label], {"clients": n, "participation": 0.1})
+        for n in (20, 50, 100)
+        for label in ("DTFL", "FedAvg")
+    },
+    "privacy": {
+        **{f"dcor {a:g}": ("dtfl", {"dcor": a}, {}) for a in (0.25, 0.5, 0.75)},
+        "patch shuffling": ("dtfl", {"shuffle": "space"}, {}),
+        "channel shuffling": ("dtfl", {"shuffle": "channel"}, {}),
+    },
+    "variants": {
+        "server optimiser reset": ("dtfl", {"server_opt_reset": "batch"}, {}),
+        "dynamic devices, DTFL": ("dtfl", {}, {"redraw_every": 10}),
+        "dynamic devices, FedAvg": ("fedavg", {}, {"redraw_every": 10}),
+    },
+}
+
+
+@functools.cache
+def _images(train: int) -> tuple[np.ndarray, ...]:
+    raw = load("cifar10")
+    rng = np.random.default_rng(0)
+    mean = np.asarray([0.4914, 0.4822, 0.4465], np.float32)
+    std = np.asarray([0.2470, 0.2435, 0.2616], np.float32)
+    side = 32 // SIDE
+
+    def small(x: np.ndarray, y: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        keep = rng.permutation(len(x))[:count]
+        tiles = x[keep].astype(np.float32).reshape(count, SIDE, side, SIDE, side, 3)
+        return ((tiles.mean(axis=(2, 4)) / 255 - mean) / std).astype(np.float32), y[keep]
+
+    return (*small(raw.test_x, raw.test_y, TEST), *small(raw.x, raw.y, train))
+
+
+def samples(clients: int, alpha: float | None) -> FederatedData:
+    """The same images and the same partition whatever the seed of the run, as in the paper."""
+    test_x, test_y, x, y = _images(PER_CLIENT * 10)
+    if clients > 10:  # more clients of as many images each
+        test_x, test_y, x, y = _images(PER_CLIENT * clients)
+    split = (
+        partitioner("iid", num_clients=clients)
+        if alpha is None
+        else partitioner("dirichlet", num_clients=clients, alpha=alpha, min_size=10)
+    )
+    return from_arrays(x, y, test_x, test_y, clients=split, num_classes=10, seed=0)
+
+
+def setting(
+    *,
+    alpha: float | None = None,
+    clients: int = 10,
+    participation: float = 1.0,
+    profiles: Sequence[int] = (1, 2, 3, 4, 5),
+    redraw_every: int | None = None,
+) -> tuple[Problem, float, int]:
+    """The problem, the server's speed and the clients per round of an arm."""
+    data = samples(clients, alpha)
+    model = models.build(
+        "resnet",
+        data.input_shape,
+        10,
+        exits=True,
+        units_per_group=1,
+        bottleneck=True,
+        norm="batch",
+        granularity="module",
+        width=8,
+    )
+    speed = float(Problem(model, data, presets.build("uniform", clients)).cost.step_flops())
+    speed *= BATCH / BATCH_S
+    sent = int(np.prod(model.activation_shapes(1)[1].shape)) * 4
+    fleet = presets.build(
+        "dtfl",
+        clients,
+        profiles=tuple(profiles),
+        base_flops_per_s=speed,
+        link_scale=sent / REFERENCE_BYTES,
+        redraw_every=redraw_every,
+    )
+    return Problem(model, data, fleet), speed, max(1, round(participation * clients))
+
+
+def run_arm(label: str, arm: Arm, seeds: Sequence[int], rounds: int, out: Path) -> None:
+    """Runs the missing seeds of an arm with one compiled engine, a JSON file each."""
+    missing = [seed for seed in seeds if not _path(out, label, seed).exists()]
+    if not missing:
+        return
+    name, options, where = arm
+    problem, speed, per_round = setting(**where)
+    options = {**TRAINING, **options, "clients_per_round": per_round}
+    if "server_flops_per_s" in algorithms.registry.option_names(name):
+        options["server_flops_per_s"] = speed
+    algorithm = algorithms.build(name, problem, **options)
+    # One program for all tiers: on a CPU compiling a route costs more than it saves here.
+    execution = "masked" if name == "dtfl" else "routed"
+    common: dict[str, Any] = {"rounds": rounds, "eval_every": EVAL_EVERY, "execution": execution}
+    cohort = make_cohort(algorithm, problem, Options.parse(common))
+    evaluator = Evaluator(problem)
+    for seed in missing:
+        began = time.perf_counter()
+        result = simulate(
+            algorithm, problem, seed=seed, cohort=cohort, evaluator=evaluator, **common
+        )
+        metrics, tasks = result.record.metrics, result.record.clients
+        kept = [m for m in metrics if m.get("accuracy") is not None]
+        row = {
+            "label": label,
+            "seed": seed,
+            "faults": result.faults,
+            "step": [m["step"] for m in kept],
+            "virtual_s": [m["virtual_s"] for m in kept],
+            "accuracy": [m["accuracy"] for m in kept],
+            "correlation": [m["info"].get("correlation") for m in metrics[1:]],
+            "round_s": np.diff([m["virtual_s"] for m in metrics]).tolist(),
+            "tasks": {
+                key: [task[key] for task in tasks]
+                for key in ("step", "client", "cut_block", "compute_s", "bytes_up", "bytes_down")
+            },
+            "speed": [
+                problem.fleet.at(r).flops_per_s.tolist() for r in range(0, rounds, EVAL_EVERY)
+            ],
+            "wall_s": time.perf_counter() - began,
+        }
+        _path(out, label, seed).write_text(json.dumps(row))
+        print(
+            f"{label:28s} seed {seed}: accuracy {row['accuracy'][-1]:.3f}, "
+            f"{row['virtual_s'][-1]:.1f} virtual s, {row['wall_s']:.0f} s",
+            flush=True,
+        )
+
+
+def _path(out: Path, label: str, seed: int) -> Path:
+    return out / f"{''.join(c if c.isalnum() else '_' for c in label)}-{seed}.json"
+
+
+_NAMES = flags.DEFINE_list("arms", ["iid"], f"{', '.join(ARMS)}, or labels with _ for a comma.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_OUT = flags.DEFINE_string("out", "runs/dtfl", "Directory of the results.")
+_ROUNDS = flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs what is missing in the directory."""
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    every = {
+        label.replace(",", "_"): arm for group in ARMS.values() for label, arm in group.items()
+    }
+    chosen: dict[str, Arm] = {}
+    for name in _NAMES.value:
+        chosen |= ARMS.get(name) or {name: every[name]}
+    for label, arm in chosen.items():
+        run_arm(label.replace("_", ","), arm, [int(s) for s in _SEEDS.value], _ROUNDS.value, out)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,258 @@
+"""What DTFL's clock and scheduler say about the networks and the fleet of the paper, untrained.
+
+    python -m benchmarks.reproduce.dtfl_timing --out=docs/results/images
+
+Round times do not depend on what is learnt, so the paper's own sizes (ResNet-56 and -110, 5,000
+CIFAR-10 images a client, batches of 100, five device profiles) cost seconds here: plans are made
+and observed, nobody trains. Prints tables in Markdown and draws the figures.
+"""
+
+import functools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from fedjax_het import algorithms, models
+from fedjax_het.algorithm import Algorithm, Report, Situation
+from fedjax_het.data.federated import FederatedData, from_arrays
+from fedjax_het.fleet import presets
+from fedjax_het.problem import Problem
+
+BATCH, BATCH_S = 100, 0.16
+OPTIONS: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": BATCH}
+# Rounds to 80 % that the communication columns of the paper's Table 1 imply, tiers 1 to 6.
+ROUNDS = {1: (142, 144, 105, 105, 96, 85), 2: (142, 145, 107, 108, 92, 83)}
+CASES = {1: (2, 3, 4), 2: (1, 3, 5)}
+TABLE_1 = {
+    1: ((4622, 8106, 9982, 10681, 11722, 12250), (5911, 5995, 2187, 2189, 1018, 908), 13408),
+    2: ((8384, 14634, 17993, 19027, 21428, 22344), (17754, 18090, 6720, 6762, 2941, 2653), 24471),
+}
+# Seconds to 80 % on CIFAR-10, IID, ten clients (Table 3), and with more of them (Table 4).
+TABLE_3 = {
+    "dtfl": (2750, 4816),
+    "fedyogi": (9122, 19299),
+    "fedavg": (13157, 24471),
+    "fedgkt": (25458, 39676),
+    "splitfed": (35877, 67265),
+}
+
+
+@functools.cache
+def _samples(clients: int, each: int) -> FederatedData:
+    """Nothing but numbers of samples."""
+    x = np.zeros((clients * each, 32, 32, 3), np.uint8)
+    owner = np.repeat(np.arange(clients), each)
+    y = np.arange(clients * each) % 10
+    return from_arrays(x, y, x[:10], y[:10], clients=owner, num_classes=10)
+
+
+@functools.cache
+def _network(depth: int) -> Any:
+    shape = (32, 32, 3)
+    return models.build(f"resnet{depth}", shape, 10, exits=True, norm="batch", granularity="module")
+
+
+@functools.cache
+def _prices(depth: int) -> tuple[Any, float]:
+    """The network's table of costs, and the reference machine: 0.16 s for a batch of 100."""
+    some = Problem(_network(depth), _samples(1, 10), presets.build("uniform", 1))
+    return some.cost, float(some.cost.step_flops()) * BATCH / BATCH_S
+
+
+def setting(
+    depth: int, clients: int = 10, each: int = 5000, jitter: float = 0.0, **fleet: Any
+) -> tuple[Problem, float]:
+    """The paper's problem with so many clients, and the server's speed."""
+    cost, speed = _prices(depth)
+    devices = presets.build("dtfl", clients, base_flops_per_s=speed, **fleet)
+    devices = replace(devices, compute_jitter=jitter)
+    return Problem(_network(depth), _samples(clients, each), devices, cost), speed
+
+
+def rounds_of(
+    algorithm: Algorithm, problem: Problem, count: int, seed: int = 0
+) -> Iterable[tuple[Any, float, float]]:
+    """`(plan, seconds of the round, wall seconds of planning and observing)` of each round."""
+    key = jax.random.key(seed)
+    state = algorithm.init(problem.model.init(key), key) if algorithm.name != "dtfl" else None
+    if state is None:
+        state = algorithm.init(None, key)
+    everyone, now_s = np.arange(problem.num_clients), 0.0
+    for round in range(count):
+        rng = np.random.default_rng([seed, round, 0])
+        clients = np.sort(rng.choice(everyone, algorithm.cohort_size, replace=False))
+        began = time.perf_counter()
+        plan, state = algorithm.plan(state, None, Situation(round, now_s, clients, key, rng))
+        if algorithm.name == "dtfl":
+            k = len(clients)
+            losses = {"client_loss": np.zeros(k), "server_loss": np.zeros(k)}
+            whole = np.ones(k, bool)
+            none = np.zeros(0, np.int64)
+            report = Report(round, plan, np.zeros(k), plan.steps, whole, none, losses, {})
+            state, _, _ = algorithm.update(state, None, None, report)
+        wall_s = time.perf_counter() - began
+        lasts = float(np.max(plan.timing.total_s))
+        now_s += lasts
+        yield plan, lasts, wall_s
+
+
+def mean_round_s(name: str, problem: Problem, count: int, skip: int = 2, **options: Any) -> float:
+    """Mean over rounds, without the first ones; the scheduler has settled by then."""
+    algorithm = algorithms.build(name, problem, **{**OPTIONS, **options})
+    return float(np.mean([s for _, s, _ in rounds_of(algorithm, problem, count)][skip:]))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    cells = [[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def methods() -> str:
+    """Seconds of a round of every method, beside the paper's seconds to its target."""
+    rows = []
+    for name, paper in TABLE_3.items():
+        cells: list[Any] = [name]
+        for depth, to_target in zip((56, 110), paper):
+            problem, speed = setting(depth)
+            own = {} if name in ("fedavg", "fedyogi") else {"server_flops_per_s": speed}
+            cells += [_round_s(name, problem, own), to_target]
+        rows.append(cells)
+    for row in rows:
+        row += [row[1] / rows[0][1], row[2] / rows[0][2], row[3] / rows[0][3], row[4] / rows[0][4]]
+    head = ["method", "R56 round s", "paper s", "R110 round s", "paper s"]
+    head += ["R56 round / DTFL", "paper / DTFL", "R110 round / DTFL", "paper / DTFL"]
+    return _table(head, rows)
+
+
+def _round_s(name: str, problem: Problem, own: dict[str, Any]) -> float:
+    # FedGKT's server trains 20 epochs at first and 1 from round 20 on.
+    return mean_round_s(name, problem, 40 if name == "fedgkt" else 8, **own)
+
+
+def table_1() -> str:
+    """Everyone in one tier: compute and communication to 80 % at the paper's numbers of rounds."""
+    rows = []
+    for case, profiles in CASES.items():
+        problem, speed = setting(110, profiles=profiles)
+        for m in range(1, 7):
+            algorithm = algorithms.build(
+                "dtfl", problem, tiers=6, fixed_tier=m, server_flops_per_s=speed, **OPTIONS
+            )
+            timing = next(iter(rounds_of(algorithm, problem, 1)))[0].timing
+            slowest = int(np.argmax(timing.total_s))
+            moved_s = timing.download_s[slowest] + timing.upload_s[slowest]
+            count, computed = ROUNDS[case][m - 1], timing.compute_s[slowest]
+            paper = TABLE_1[case][0][m - 1], TABLE_1[case][1][m - 1]
+            rows.append(
+                [case, m, count, computed * count, paper[0], moved_s * count, paper[1]]
+                + [(computed + moved_s) * count, sum(paper)]
+            )
+    head = ["case", "tier", "rounds (paper)", "compute s", "paper", "transfer s", "paper"]
+    return _table([*head, "total s", "paper"], rows)
+
+
+def numbers_of_tiers() -> str:
+    """Mean seconds of a round with 1 to 7 tiers, constant and re-drawn every 20 rounds."""
+    rows = []
+    for m in range(1, 8):
+        cells: list[Any] = [m]
+        for depth in (56, 110):
+            for fleet in ({}, {"redraw_every": 20}):
+                problem, speed = setting(depth, **fleet)
+                cells.append(mean_round_s("dtfl", problem, 200, tiers=m, server_flops_per_s=speed))
+        rows.append(cells)
+    return _table(["tiers", "R56", "R56 re-drawn", "R110", "R110 re-drawn"], rows)
+
+
+def numbers_of_clients() -> str:
+    """Mean seconds of a round, a tenth of the clients in each, and what planning costs."""
+    rows = []
+    for n, each in ((20, 2500), (50, 1000), (100, 500), (200, 250), (10_000, 20)):
+        problem, speed = setting(110, n, each)
+        options = {**OPTIONS, "clients_per_round": n if n > 1000 else n // 10}
+        algorithm = algorithms.build("dtfl", problem, server_flops_per_s=speed, **options)
+        taken = list(rounds_of(algorithm, problem, 60))
+        whole = mean_round_s("fedavg", problem, 60, clients_per_round=options["clients_per_round"])
+        mine = float(np.mean([s for _, s, _ in taken][20:]))
+        wall = float(np.median([w for _, _, w in taken]))
+        rows.append([n, options["clients_per_round"], mine, whole, whole / mine, 1e3 * wall])
+    head = ["clients", "per round", "DTFL round s", "FedAvg round s", "ratio", "scheduling ms"]
+    return _table(head, rows)
+
+
+def averages() -> str:
+    """Mean seconds of a round against the weight of a new observation, under fluctuating devices."""
+    rows = []
+    for alpha in (0.1, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0):
+        cells: list[Any] = [alpha]
+        for jitter, every in ((0.0, None), (0.0, 20), (0.3, None), (0.3, 20), (0.6, 20)):
+            lasts = []
+            for seed in range(3):
+                problem, speed = setting(56, jitter=jitter, redraw_every=every, seed=seed)
+                own = {**OPTIONS, "ema": alpha, "server_flops_per_s": speed}
+                algorithm = algorithms.build("dtfl", problem, **own)
+                lasts += [s for _, s, _ in rounds_of(algorithm, problem, 150, seed)][2:]
+            cells.append(float(np.mean(lasts)))
+        rows.append(cells)
+    head = ["EMA weight", "constant", "re-drawn", "noise 0.3", "noise 0.3, re-drawn"]
+    return _table([*head, "noise 0.6, re-drawn"], rows)
+
+
+def tiers_over_time(depth: int = 110, count: int = 80) -> Figure:
+    """Every client's tier beside its device's speed, devices re-drawn every 20 rounds."""
+    problem, speed = setting(depth, redraw_every=20, jitter=0.1)
+    own = {**OPTIONS, "server_flops_per_s": speed}
+    algorithm = algorithms.build("dtfl", problem, **own)
+    taken = list(rounds_of(algorithm, problem, count))
+    tier = np.array([plan.rows["tier"] + 1 for plan, _, _ in taken]).T
+    pace = np.array([problem.fleet.at(r).flops_per_s for r in range(count)]).T / speed
+    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1))
+    image = axes[0].imshow(np.log2(pace), aspect="auto", cmap="Greys_r", interpolation="nearest")
+    figure.colorbar(image, ax=axes[0], label="log2 of relative speed")
+    image = axes[1].imshow(
+        tier, aspect="auto", cmap="viridis", vmin=1, vmax=7, interpolation="nearest"
+    )
+    figure.colorbar(image, ax=axes[1], label="tier (7: all but the head)")
+    axes[2].plot([s for _, s, _ in taken], color="#4477AA")
+    axes[2].set_ylabel("round (s)")
+    axes[2].set_yscale("log")
+    axes[2].set_xlabel("round")
+    for part, title in zip(axes, ("speed of the device", "tier of the client")):
+        part.set_ylabel("client")
+        part.set_title(title, fontsize=10)
+    return figure
+
+
+STUDIES = {
+    "methods": methods,
+    "table_1": table_1,
+    "tiers": numbers_of_tiers,
+    "clients": numbers_of_clients,
+    "ema": averages,
+}
+_STUDIES = flags.DEFINE_list("studies", [*STUDIES, "figure"], "What to print.")
+_FIGURES = flags.DEFINE_string("out", "docs/results/images", "Where the figure goes.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints the chosen tables."""
+    for name in _STUDIES.value:
+        if name == "figure":
+            place = Path(_FIGURES.value)
+            place.mkdir(parents=True, exist_ok=True)
+            tiers_over_time().savefig(place / "dtfl_tiers.png", dpi=130)
+        else:
+            print(f"\n{name}\n\n{STUDIES[name]()}", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

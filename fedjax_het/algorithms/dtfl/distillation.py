@@ -1,0 +1,236 @@
+r"""The two halves of group knowledge transfer, each taught by the other's logits.
+
+client:  CE(head(h(x)), y) + a T^2 KL_T( client || server's logits )
+server:  a CE(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_het import masks
+from fedjax_het.algorithm import ClientResult, Task, Variables
+from fedjax_het.client import LocalUpdate, cross_entropy, training_loop
+from fedjax_het.data.batches import Batch, DeviceData, Pipeline, prepare
+from fedjax_het.masks import Route
+from fedjax_het.models.base import BlockModel
+
+PyTree = Any
+
+
+class Halves(NamedTuple):
+    """Which blocks belong to the client's network, and which to the server's."""
+
+    edge: Route
+    server: Route
+
+    def own(self, variables: Variables, route: Route) -> Variables:
+        """What `route` holds of the variables; None everywhere else."""
+        return Variables(*(masks.split(part, route)[0] for part in variables))
+
+    def put(self, variables: Variables, part: Variables, route: Route) -> Variables:
+        """The variables with what `route` holds taken from `part`."""
+        rest = (masks.split(whole, route)[1] for whole in variables)
+        return Variables(*(masks.join(new, old) for new, old in zip(part, rest, strict=True)))
+
+
+def halves(num_blocks: int, cut: int) -> Halves:
+    """The client holds blocks 0..cut and the head after them, the server all deeper blocks."""
+    return Halves(Route(0, cut), Route(cut + 1, num_blocks - 1))
+
+
+def distillation(
+    student: jax.Array, teacher: jax.Array, weight: jax.Array, temperature: float
+) -> jax.Array:
+    r"""$T^2 KL(\mathrm{softmax}(t / T) \| \mathrm{softmax}(s / T))$, mean over samples that count.
+
+    Args:
+      student: float32[n, classes], logits that are to be taught.
+      teacher: float32[n, classes].
+      weight: float32[n], 0 for padding.
+      temperature: T.
+
+    References:
+      Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*, 2015.
+    """
+    wanted = jax.nn.softmax(teacher / temperature)
+    losses = optax.losses.kl_divergence(jax.nn.log_softmax(student / temperature), wanted)
+    return temperature**2 * jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def edge_training(
+    model: BlockModel,
+    pipeline: Pipeline,
+    parts: Halves,
+    optimizer: optax.GradientTransformation,
+    *,
+    max_batch: int,
+    temperature: float,
+    alpha: float,
+) -> LocalUpdate:
+    """Trains a client's own network; `Task.row` holds it as `edge`, and whether it was `taught`.
+
+    Args:
+      model: with exit heads.
+      pipeline: how raw samples become inputs.
+      parts: which blocks are the client's.
+      optimizer: the client's; its state is new every round.
+      max_batch: samples a mini-batch has room for.
+      temperature: T.
+      alpha: weight of the server's logits, `Task.shared["logits"]` float32[N, classes].
+
+    Returns:
+      A local update that changes nothing in the global model; `aux` is the trained network.
+    """
+
+    def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
+        del route
+        edge = task.row["edge"]
+        own = parts.put(start, edge, parts.edge)
+        frozen = masks.split(start.params, parts.edge)[1]
+
+        def objective(
+            params: PyTree, stats: PyTree, batch: Batch, key: jax.Array
+        ) -> tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]:
+            ids = batch.y
+            batch = batch._replace(y=data.y[ids])
+            variables = Variables(masks.join(params, frozen), stats)
+            logits, stats = model.apply(
+                variables, batch.x, train=True, key=key, exit=parts.edge.exit
+            )
+            told = distillation(logits, task.shared["logits"][ids], batch.weight, temperature)
+            told = jnp.where(task.row["taught"], told, 0.0)
+            return cross_entropy(logits, batch) + alpha * told, (stats, {})
+
+        # Batches of sample numbers in place of labels: logits are looked up by sample.
+        numbered = replace(data, y=jnp.arange(data.y.shape[0], dtype=jnp.int32))
+        result = training_loop(
+            pipeline,
+            optimizer,
+            objective,
+            max_batch,
+            trained=edge.params,
+            mask=None,
+            stats=own.stats,
+            data=numbered,
+            task=task,
+        )
+        trained = Variables(
+            jax.tree.map(jnp.add, edge.params, result.delta),
+            masks.split(result.stats, parts.edge)[0],
+        )
+        finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)])
+        return ClientResult(
+            delta=jax.tree.map(lambda _: None, start.params),
+            stats=start.stats,
+            loss=jnp.where(jnp.all(finite), result.loss, jnp.nan),
+            samples=result.samples,
+            aux=trained,
+        )
+
+    return local
+
+
+def server_training(
+    model: BlockModel,
+    pipeline: Pipeline,
+    parts: Halves,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    temperature: float,
+    alpha: float,
+) -> Callable[..., tuple[Variables, PyTree, jax.Array, jax.Array]]:
+    """Trains the server's network on what the clients send; to be jitted.
+
+    Activations are computed from the clients' networks when they are needed, which gives the same
+    numbers as storing those of every sample, and fits into memory.
+
+    Args:
+      model: as in `edge_training`.
+      pipeline: how raw samples become inputs; augmentation is left out.
+      parts: which blocks are the server's.
+      optimizer: the server's.
+      batch_size: samples per batch.
+      temperature: T.
+      alpha: weight of the labels.
+
+    Returns:
+      `(variables, optimizer state, edges, clients, logits, data, epochs, key) -> (variables,
+      optimizer state, logits, loss)`, with `edges` stacked over `clients`; batches keep the order
+      of the clients and of their samples.
+    """
+    cut = parts.server.first - 1
+
+    def batch_of(data: DeviceData, client: jax.Array, t: jax.Array) -> tuple[Batch, jax.Array]:
+        place = t * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+        inside = place < data.count[client]
+        ids = data.order[data.start[client] + jnp.where(inside, place, 0)]
+        x = prepare(data.x[ids], pipeline)
+        return Batch(x, data.y[ids], inside.astype(jnp.float32)), ids
+
+    def train(
+        variables: Variables,
+        state: PyTree,
+        edges: Variables,
+        clients: jax.Array,
+        logits: jax.Array,
+        data: DeviceData,
+        epochs: jax.Array,
+        key: jax.Array,
+    ) -> tuple[Variables, PyTree, jax.Array, jax.Array]:
+        frozen = masks.split(variables.params, parts.server)[1]
+
+        def sent(j: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            edge = jax.tree.map(lambda a: a[j], edges)
+            own = parts.put(variables, edge, parts.edge)
+            z, _ = model.forward_to(own, batch.x, cut)
+            return z, model.apply_exit(own, z, cut)
+
+        def objective(
+            params: PyTree, stats: PyTree, z: jax.Array, taught: jax.Array, batch: Batch, key: Any
+        ) -> tuple[jax.Array, PyTree]:
+            whole = Variables(masks.join(params, frozen), stats)
+            logits, stats = model.forward_from(whole, z, cut, train=True, key=key)
+            told = distillation(logits, taught, batch.weight, temperature)
+            return told + alpha * cross_entropy(logits, batch), stats
+
+        def step(j: jax.Array, t: jax.Array, carry: PyTree) -> PyTree:
+            params, stats, state, count, _ = carry
+            batch, _ = batch_of(data, clients[j], t)
+            z, taught = sent(j, batch)
+            noise = jax.random.fold_in(key, count)
+            (loss, stats), grads = jax.value_and_grad(objective, has_aux=True)(
+                params, stats, z, taught, batch, noise
+            )
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), stats, state, count + 1, loss
+
+        def answer(j: jax.Array, t: jax.Array, carry: PyTree) -> PyTree:
+            whole, logits = carry
+            batch, ids = batch_of(data, clients[j], t)
+            told, _ = model.forward_from(whole, sent(j, batch)[0], cut)
+            return whole, logits.at[ids].set(told)
+
+        def over_clients(visit: Callable[..., PyTree], carry: PyTree) -> PyTree:
+            def one(j: jax.Array, carry: PyTree) -> PyTree:
+                steps = (data.count[clients[j]] + (batch_size - 1)) // batch_size
+                return jax.lax.fori_loop(0, steps, lambda t, c: visit(j, t, c), carry)
+
+            return jax.lax.fori_loop(0, clients.shape[0], one, carry)
+
+        own = masks.split(variables.params, parts.server)[0]
+        zero = jnp.zeros((), jnp.float32)
+        carry = (own, variables.stats, state, jnp.zeros((), jnp.int32), zero)
+        params, stats, state, _, loss = jax.lax.fori_loop(
+            0, epochs, lambda _, c: over_clients(step, c), carry
+        )
+        variables = Variables(masks.join(params, frozen), stats)
+        _, logits = over_clients(answer, (variables, logits))
+        return variables, state, logits, loss
+
+    return train

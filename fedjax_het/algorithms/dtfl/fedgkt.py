@@ -1,0 +1,207 @@
+"""FedGKT: small networks at the clients and a large one at the server teach each other."""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het.aggregation import masked_mean
+from fedjax_het.algorithm import Algorithm, Plan, PyTree, Report, Situation, Variables
+from fedjax_het.algorithms import common
+from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.dtfl import timing
+from fedjax_het.algorithms.dtfl.distillation import edge_training, halves, server_training
+from fedjax_het.algorithms.dtfl.tiers import cuts, split
+from fedjax_het.clock import barrier
+from fedjax_het.errors import require
+from fedjax_het.problem import Problem
+
+
+class State(NamedTuple):
+    """What outlives a round.
+
+    Attributes:
+      edge: `Variables` of every client's own network, leading axis n; None for the server's blocks.
+      logits: float32[N, classes], the server's last word on every training sample.
+      taught: bool[n], clients whose samples have such logits.
+      optimizer: state of the server's optimiser.
+      key: uint32[...], data of the server's random key.
+    """
+
+    edge: PyTree
+    logits: np.ndarray
+    taught: np.ndarray
+    optimizer: PyTree
+    key: np.ndarray
+
+
+def fedgkt(
+    problem: Problem,
+    *,
+    client_blocks: int = 2,
+    temperature: float = 3.0,
+    alpha: float = 1.0,
+    server_epochs: int = 20,
+    anneal_rounds: int = 20,
+    server_flops_per_s: float | None = None,
+    client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad",
+    weight_decay: float = 1e-4,
+    **training: Any,
+) -> Algorithm:
+    r"""Group knowledge transfer; no weights are averaged.
+
+    Every client keeps a network of its own, the first blocks of the model and an auxiliary head. It
+    minimises $CE + \alpha T^2 KL_T(\text{client} \| \text{server's logits})$, without the second
+    term before it has been taught, and then sends, in eval mode, the activations, logits and labels
+    of its samples. The server trains the deeper blocks on them, all clients' one after the other,
+    on $T^2 KL_T(\cdot \| \text{client's logits}) + \alpha CE$, and returns its own logits.
+
+    The model's accuracy is the mean over clients of the server's half behind the client's own.
+    Logits belong to samples, not to places in a batch, so order may change between rounds; they are
+    those of the samples without augmentation.
+
+    Args:
+      problem: model, data and fleet; the model needs exit heads.
+      client_blocks: blocks of a client's network.
+      temperature: T.
+      alpha: weight of what the other side teaches.
+      server_epochs: E_s, passes of the server over everything it was sent, in the first round.
+      anneal_rounds: rounds in which E_s falls to 1, linearly.
+      server_flops_per_s: of the server; None for the fastest device's. Its training begins when
+        all clients are done; its time is part of every task's.
+      client_optimizer: see `Training`; the server's state outlives the round, a client's does not.
+      weight_decay: see `Training`.
+      **training: see `Training`.
+
+    References:
+      He, Annavaram and Avestimehr, *Group Knowledge Transfer*, NeurIPS 2020. T, alpha and E_s are
+      ours: their schedules are not stated in DTFL.
+    """
+    options = Training.parse(
+        {**training, "client_optimizer": client_optimizer, "weight_decay": weight_decay}
+    )
+    model, n = problem.model, problem.num_clients
+    boundaries = cuts(model.num_blocks)
+    require(
+        bool(model.exits) and problem.data.y.ndim == 1,
+        f"model {model.name!r} with {len(model.exits)} exit heads, "
+        f"labels of shape {problem.data.y.shape[1:]}",
+        "clients need an auxiliary head, and one label a sample",
+        "set config.model.exits = True",
+    )
+    require(
+        1 <= client_blocks <= len(boundaries),
+        f"client_blocks = {client_blocks}",
+        f"must be between 1 and {len(boundaries)} of the model's {model.num_blocks} blocks",
+        "use 2",
+    )
+    for name, value in (("temperature", temperature), ("alpha", alpha)):
+        require(np.isfinite(value) and value > 0, f"{name} = {value}", "must be positive", "use 1")
+    for name, count in (("server_epochs", server_epochs), ("anneal_rounds", anneal_rounds)):
+        require(count >= 1, f"{name} = {count}", "must be at least 1", "use 20")
+    cut = int(boundaries[client_blocks - 1])
+    parts = halves(model.num_blocks, cut)
+    table = split(problem.cost, boundaries[[client_blocks - 1]])
+    speed = timing.server_speed(server_flops_per_s, problem.fleet)
+    room = min(options.batch_size, int(np.max(problem.data.sizes)))
+    teaching = {"temperature": temperature, "alpha": alpha}
+    optimizer, pipeline = options.optimizer(), problem.data.pipeline
+    samples_on_device = functools.cache(problem.data.device)
+    teach = jax.jit(server_training(model, pipeline, parts, optimizer, batch_size=room, **teaching))
+
+    def epochs(round: int) -> int:
+        return max(1, int(np.rint(server_epochs * (1.0 - round / anneal_rounds))))
+
+    def init(variables: Variables, key: jax.Array) -> State:
+        edge = parts.own(variables, parts.edge)
+        server = parts.own(variables, parts.server)
+        return State(
+            edge=jax.tree.map(lambda a: np.broadcast_to(a, (n, *a.shape)).copy(), edge),
+            logits=np.zeros((len(problem.data.y), model.num_classes), np.float32),
+            taught=np.zeros(n, bool),
+            optimizer=optimizer.init(server.params),
+            key=np.asarray(jax.random.key_data(key)),
+        )
+
+    def plan(state: State, variables: Variables, situation: Situation) -> tuple[Plan, State]:
+        del variables
+        clients = situation.clients
+        sizes = problem.data.sizes[clients]
+        samples = options.samples(sizes, options.steps(sizes))
+        # Activations, labels and logits of every sample once, after training; the client's network
+        # stays where it is, and comes down once.
+        logit_bytes = 4 * model.num_classes
+        sent = timing.split_bytes(table, np.zeros_like(sizes), sizes, labels=1)
+        up = sent.up - table.up_bytes + sizes * logit_bytes
+        down = np.where(state.taught[clients], sizes * logit_bytes, table.down_bytes)
+        server_s = epochs(situation.round) * np.sum(sizes) * table.server_flops / speed
+        prices, _ = timing.timing(
+            problem.fleet.at(situation.round),
+            clients,
+            table.client_flops * samples + problem.cost.forward_pass_flops(cut) * sizes,
+            np.broadcast_to(server_s, clients.shape),
+            timing.Bytes(down, up),
+            situation.now_s,
+            situation.rng,
+            parallel=False,
+        )
+        rows = {
+            "edge": jax.tree.map(lambda a: np.asarray(a)[clients], state.edge),
+            "taught": state.taught[clients],
+        }
+        tasks = common.plan_tasks(problem, options, situation, timing=prices, rows=rows)
+        return tasks._replace(shared={"logits": state.logits}), state
+
+    def update(
+        state: State, variables: Variables, merged: Variables, report: Report
+    ) -> tuple[State, Variables, dict[str, Any]]:
+        del merged
+        passes = epochs(report.round)
+        order = np.argsort(report.plan.clients)
+        order = order[report.merged[order]]
+        if order.size == 0:
+            return state, variables, {"server_epochs": 0}
+        clients = report.plan.clients[order]
+        trained = jax.tree.map(lambda a: a[order], report.aux)
+        key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(state.key)), report.round)
+        variables, memory, logits, loss = teach(
+            variables,
+            state.optimizer,
+            trained,
+            jnp.asarray(clients, jnp.int32),
+            state.logits,
+            samples_on_device(),
+            jnp.int32(passes),
+            key,
+        )
+        taught = state.taught.copy()
+        taught[clients] = True
+
+        def put(every: np.ndarray, new: np.ndarray) -> np.ndarray:
+            every = np.array(every)
+            every[clients] = new
+            return every
+
+        state = State(
+            jax.tree.map(put, state.edge, trained), np.asarray(logits), taught, memory, state.key
+        )
+        return state, variables, {"server_epochs": passes, "server_loss": float(loss)}
+
+    def evaluated(state: State, variables: Variables) -> list[Variables]:
+        edges = [jax.tree.map(lambda a, k=k: jnp.asarray(a[k]), state.edge) for k in range(n)]
+        return [parts.put(variables, edge, parts.edge) for edge in edges]
+
+    return Algorithm(
+        name="fedgkt",
+        init=init,
+        plan=plan,
+        mask=None,
+        local=edge_training(model, pipeline, parts, optimizer, max_batch=room, **teaching),
+        merge=masked_mean(),
+        update=update,
+        pace=barrier(),
+        cohort_size=options.cohort_size(problem),
+        evaluated=evaluated,
+    )

@@ -1,0 +1,160 @@
+"""DTFL's scheduler: the golden numbers, brute force, and what must not matter."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_het.algorithms.dtfl import scheduler
+from fedjax_het.algorithms.dtfl.profiles import Profile
+
+MIB = 2.0**20
+CLIENT = np.array([1.00, 1.63, 2.16, 2.68, 3.30, 3.81])
+SERVER = np.array([1.00, 0.82, 0.65, 0.51, 0.33, 0.20])
+SENT = np.array([25, 25, 12.5, 12.5, 6.25, 6.25]) * MIB  # bytes per batch
+RATE = np.array([100, 30, 30, 30, 10]) * MIB
+TAU = np.array([3, 3.75, 6.25, 25, 47.5])
+GOLDEN = [
+    [15.5, 17.39, 12.73, 14.29, 13.025, 14.555],
+    [45.4167, 47.7792, 28.9333, 30.8833, 22.7917, 24.7042],
+    [47.9167, 51.8542, 34.3333, 37.5833, 31.0417, 34.2292],
+    [66.6667, 82.4167, 74.8333, 87.8333, 92.9167, 105.6667],
+    [172.5, 202.425, 165.1, 189.8, 188.0, 212.225],
+]
+
+
+def golden(scale=1.0, order=slice(None)):
+    profile = Profile(CLIENT, 0.02 * SERVER * scale)
+    batches = np.full(5, 50)
+    transfer_s = SENT[None, :] * scale * batches[:, None] / RATE[:, None]
+    at_first = np.zeros(5, np.int64)
+    return scheduler.estimate(profile, TAU[order] * scale, at_first, batches, transfer_s[order])
+
+
+def random_times(draw_seed):
+    rng = np.random.default_rng(draw_seed)
+    k, m = rng.integers(1, 6), rng.integers(1, 5)
+    return np.round(rng.uniform(0.1, 5.0, (k, m)), int(rng.integers(0, 3)) + 1)
+
+
+def test_golden_estimates_and_tiers():
+    round_s = golden()
+    np.testing.assert_allclose(round_s, GOLDEN, rtol=2e-6)
+    tier, longest_s = scheduler.assign(round_s)
+    assert longest_s == pytest.approx(165.1)
+    np.testing.assert_array_equal(tier + 1, [6, 6, 6, 6, 3])
+
+
+@pytest.mark.parametrize(("span", "wanted"), [(2, 6.6667), (5, 7.6667)])
+def test_golden_average(span, wanted):
+    history = scheduler.begin(1, 3, 1)
+    who, tier = np.array([0]), np.array([1])
+    for seconds in (10.0, 4.0, 7.0):
+        history = scheduler.observe(history, who, tier, np.array([seconds]), 2 / (span + 1))
+    assert history.ema_s[0, 1] == pytest.approx(wanted, rel=1e-5)
+    assert np.isnan(history.ema_s[0, [0, 2]]).all()
+
+
+def test_order_and_unit_of_time_do_not_matter():
+    tier, longest_s = scheduler.assign(golden())
+    order = np.array([3, 0, 4, 2, 1])
+    profile = Profile(CLIENT, 0.02 * SERVER)
+    batches = np.full(5, 50)
+    transfer_s = SENT[None, :] * 50 / RATE[order, None]
+    turned = scheduler.estimate(profile, TAU[order], np.zeros(5, np.int64), batches, transfer_s)
+    np.testing.assert_array_equal(scheduler.assign(turned)[0], tier[order])
+    for scale in (1e-6, 3.0, 1e6):
+        scaled, longer_s = scheduler.assign(golden(scale))
+        np.testing.assert_array_equal(scaled, tier)
+        assert longer_s == pytest.approx(scale * longest_s)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**31))
+def test_it_is_the_min_max_optimum(seed):
+    round_s = random_times(seed)
+    tier, longest_s = scheduler.assign(round_s)
+    k, m = round_s.shape
+    every = itertools.product(range(m), repeat=k)
+    best_s = min(max(round_s[i, t] for i, t in enumerate(choice)) for choice in every)
+    chosen_s = round_s[np.arange(k), tier]
+    assert longest_s == best_s
+    assert chosen_s.max() <= best_s * (1 + 1e-9)
+    # Nobody could go deeper, even past a tier that does not fit.
+    deeper = np.arange(m)[None, :] > tier[:, None]
+    assert not (deeper & (round_s <= best_s)).any()
+
+
+def test_free_links_and_server_put_the_straggler_in_the_first_tier():
+    round_s = scheduler.estimate(
+        Profile(CLIENT, 0 * SERVER), TAU, np.zeros(5, np.int64), np.full(5, 50), np.zeros((5, 6))
+    )
+    tier, longest_s = scheduler.assign(round_s)
+    assert longest_s == 47.5
+    assert tier[4] == 0
+    assert (tier[:3] == 5).all()
+
+
+def test_no_bandwidth_puts_everyone_where_least_is_sent():
+    sent = np.array([6.25, 25, 25, 12.5, 12.5, 6.25, 6.25]) * MIB
+    profile = Profile(np.linspace(1, 6, 7), np.linspace(1, 0.1, 7))
+    transfer_s = np.broadcast_to(sent * 50 / 1.0, (5, 7))
+    round_s = scheduler.estimate(profile, TAU, np.zeros(5, np.int64), np.full(5, 50), transfer_s)
+    assert set(scheduler.assign(round_s)[0] + 1) <= {1, 6, 7}
+
+
+def test_equal_clients_get_equal_tiers():
+    round_s = np.broadcast_to(golden()[2], (7, 6))
+    assert len(set(scheduler.assign(round_s)[0].tolist())) == 1
+
+
+def test_the_lagged_rule_falls_back_to_the_shallowest_tier():
+    round_s = golden()
+    tier, longest_s = scheduler.assign(round_s, 50.0)
+    assert longest_s == pytest.approx(165.1)
+    np.testing.assert_array_equal(tier, [5, 5, 5, 0, 0])
+    everything, _ = scheduler.assign(round_s, 1000.0)
+    assert (everything == 5).all()
+
+
+def test_tiers_that_a_device_cannot_hold_are_left_out():
+    round_s = golden()
+    round_s[:, 3:] = np.inf
+    round_s[4, 0] = np.inf
+    tier, _ = scheduler.assign(round_s)
+    assert (tier <= 2).all()
+    tier, _ = scheduler.assign(round_s, 1e-3)
+    np.testing.assert_array_equal(tier, [0, 0, 0, 0, 1])
+
+
+def test_observations_stay_positive_and_others_keep_theirs():
+    history = scheduler.begin(4, 2, np.array([0, 1, 0, 1]))
+    history = scheduler.observe(history, np.array([2, 1]), np.array([0, 1]), np.array([-3.0, 2]), 1)
+    assert history.ema_s[2, 0] == 1e-9
+    history = scheduler.reassign(history, np.array([2]), np.array([1]), 7.0)
+    np.testing.assert_array_equal(history.tier, [0, 1, 1, 1])
+    assert np.isnan(history.ema_s[[0, 3]]).all()
+    assert history.longest_s == 7.0
+
+
+def test_ten_thousand_clients_at_once():
+    """One call, no loop over clients: the shapes say so."""
+    rng = np.random.default_rng(0)
+    n, m = 10_000, 7
+    profile = Profile(np.linspace(1, 6, m), np.linspace(1, 0.1, m))
+    history = scheduler.begin(n, m, 1)
+    tier = rng.integers(0, m, n)
+    history = scheduler.observe(history, np.arange(n), tier, rng.uniform(1, 9, n), 2 / 3)
+    round_s = scheduler.estimate(
+        profile,
+        history.ema_s[np.arange(n), tier],
+        tier,
+        rng.integers(10, 500, n),
+        rng.uniform(0, 2, (n, m)),
+    )
+    chosen, longest_s = scheduler.assign(round_s)
+    assert chosen.shape == (n,)
+    assert longest_s == round_s.min(axis=1).max()
+    assert (round_s[np.arange(n), chosen] <= longest_s * (1 + 1e-9)).all()
