@@ -4,6 +4,8 @@
 up to 512 samples x layers per second. The arm "ADEL-FL, physical" gives every device the time of
 its whole samples and merges with inverse propensities.
 
+Step sizes are each method's best of benchmarks.reproduce.search on seeds 100 and 101.
+
 Command:   fedjax-het compare --config=configs/adel_mnist_mlp.py --workdir=runs/adel_mnist_mlp
 Data:      MNIST in FEDJAX_HET_DATA/mnist (the usual four IDX files)
 Results:   docs/results/adel_fl.md
