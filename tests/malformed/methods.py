@@ -39,7 +39,7 @@ def tiny_memory(here: Path) -> None:
 
 
 SPLIT: list[Case] = [
-    (method("dtfl"), "without exit heads | auxiliary head | exits = True"),
+    (method("dtfl"), "without exits | auxiliary head | exits = True"),
     (method("fedgkt"), "0 exit heads | auxiliary head | exits = True"),
     (with_heads("dtfl", tiers=0), "tiers = 0 | between 1 and the 1 boundaries | leave it out"),
     (with_heads("dtfl", tiers=2), "tiers = 2 | between 1 and the 1 boundaries | leave it out"),
