@@ -32,7 +32,8 @@ _PATIENCE_S = 300.0
 # Largest difference of two accuracies that counts as the same: twice the standard error of the
 # difference of two models on 1,000 test samples, at worst.
 _SAME_ACCURACY = 0.045
-_SAME_WEIGHTS = 1e-3
+# Largest distance of two models, over the distance that training moved them.
+_SAME_WEIGHTS = 0.02
 
 
 class Contender(NamedTuple):
@@ -162,7 +163,12 @@ def step_gflop(setting: Setting, work: Work, ends: Sequence[int]) -> list[float]
 
 
 def run_work(
-    key: str, folder: Path, contenders: Sequence[Contender], python: str, blocks: int
+    key: str,
+    folder: Path,
+    contenders: Sequence[Contender],
+    python: str,
+    blocks: int,
+    block_rounds: int | None = None,
 ) -> dict[str, Any]:
     """One work by everyone.
 
@@ -172,8 +178,11 @@ def run_work(
       contenders: who; ours first.
       python: interpreter of the peers.
       blocks: measured blocks.
+      block_rounds: rounds of a block; None takes the setting's.
     """
     setting = SETTINGS[key]()
+    if block_rounds is not None:
+        setting = setting._replace(block_rounds=block_rounds)
     work = record(setting, folder, blocks)
     mixed = bool(np.any(work.first != work.first[0, 0]))
     taking_part = [c for c in contenders if mixed or "--frozen" not in c.flags]
@@ -196,7 +205,7 @@ def run_work(
         "block_gflop": gflop,
         "matrix_product_gflop_per_s": harness.spread(rates[1:])._asdict(),
         "contenders": [
-            _row(p, processes[0], gflop, rates[1:], exact=setting.exact, mixed=mixed)
+            _row(p, processes[0], gflop, rates[1:], work.leaves, exact=setting.exact, mixed=mixed)
             for p in processes
         ],
     }
@@ -207,6 +216,7 @@ def _row(
     ours: Process,
     gflop: Sequence[float],
     rates: Sequence[float],
+    start: Sequence[np.ndarray],
     *,
     exact: bool,
     mixed: bool,
@@ -237,13 +247,16 @@ def _row(
         difference = abs(row["accuracy"][-1] - ours.blocks[-1]["accuracy"])
         row["same_accuracy"] = bool(difference <= _SAME_ACCURACY)
         if exact and process.weights is not None and ours.weights is not None:
-            apart = max(
-                float(np.max(np.abs(a - b)))
-                for a, b in zip(process.weights, ours.weights, strict=True)
-            )
+            apart = distance(process.weights, ours.weights) / distance(ours.weights, start)
             row["weights_apart"] = apart
             row["same_weights"] = apart <= _SAME_WEIGHTS
     return row
+
+
+def distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+    """Euclidean distance of two models."""
+    squares = [np.sum(np.square(p - q, dtype=np.float64)) for p, q in zip(a, b, strict=True)]
+    return float(np.sqrt(np.sum(squares)))
 
 
 def report(results: dict[str, Any]) -> str:
@@ -271,7 +284,8 @@ def report(results: dict[str, Any]) -> str:
             if row["same_method"]:
                 same = "yes" if row["same_accuracy"] else "NO"
             if "same_weights" in row:
-                same += f", weights {row['weights_apart']:.0e}"
+                same = "yes" if row["same_weights"] and row["same_accuracy"] else "NO"
+                same += f", {row['weights_apart']:.0e} apart"
             cells = [
                 row["name"],
                 show(row["time_over_ours"]),
@@ -292,22 +306,25 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--works", default="a,b,c,d,e", help="keys, comma-separated")
-    parser.add_argument("--only", default="", help="names of contenders, comma-separated")
+    parser.add_argument("--only", nargs="+", help="names of contenders; ours always takes part")
     parser.add_argument("--blocks", type=int, default=3, help="measured blocks of rounds")
+    parser.add_argument("--rounds", type=int, help="of a block; default that of the work")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the peers")
     parser.add_argument("--json", help="also write the results here")
     parser.add_argument("--markdown", help="also write the tables here")
     parser.add_argument("--keep", help="folder for the works and the logs")
     arguments = parser.parse_args()
-    wanted = set(filter(None, arguments.only.split(","))) | {"ours"}
-    chosen = [c for c in CONTENDERS if not arguments.only or c.name in wanted]
+    wanted = {"ours", *(arguments.only or [c.name for c in CONTENDERS])}
+    chosen = [c for c in CONTENDERS if c.name in wanted]
     results: dict[str, Any] = {"machine": harness.machine(), "works": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.keep or scratch)
         for key in arguments.works.split(","):
             # Absolute, and with its links left alone: a virtual environment is found by its path.
             python = os.path.abspath(arguments.python)
-            done = run_work(key, folder / key, chosen, python, arguments.blocks)
+            done = run_work(
+                key, folder / key, chosen, python, arguments.blocks, arguments.rounds
+            )
             results["works"].append(done)
             print(report({**results, "works": [done]}), flush=True)
     harness.write(arguments.json, results)
