@@ -1,11 +1,12 @@
 """A plain PyTorch loop over rounds, clients and steps; with `--frozen`, without wasted gradients.
 
-In partial training the plain loop computes all gradients and leaves out of the mean what a client
-may not train, as masking frameworks do; the frozen one turns those gradients off.
+In partial training the plain loop computes all gradients and drops those of parameters that the
+client may not train, as masking frameworks do; the frozen one does not ask for them.
 """
 
 import os
 import sys
+from collections.abc import Sequence
 
 # OpenMP's threads otherwise spin while they wait; with any other work on the machine that costs
 # PyTorch a factor of ten. Read when torch is loaded.
@@ -20,7 +21,12 @@ from benchmarks.peers.work import Gate, Work, load
 
 
 def train_client(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int, learning_rate: float
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    batch: int,
+    learning_rate: float,
+    dropped: Sequence[nn.Parameter] = (),
 ) -> None:
     """One SGD step a mini-batch, in the given order.
 
@@ -30,6 +36,7 @@ def train_client(
       y: int64, their labels.
       batch: samples per step.
       learning_rate: of plain SGD.
+      dropped: parameters whose gradients are thrown away.
     """
     wanted = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(wanted, lr=learning_rate)
@@ -37,6 +44,8 @@ def train_client(
     for batch_x, batch_y in zip(x.split(batch), y.split(batch), strict=True):
         optimizer.zero_grad()
         criterion(model(batch_x), batch_y).backward()
+        for parameter in dropped:
+            parameter.grad = None
         optimizer.step()
 
 
@@ -59,11 +68,12 @@ def run(work: Work, gate: Gate, *, frozen: bool) -> list[np.ndarray]:
             with torch.no_grad():
                 for p, value in zip(parameters, start, strict=True):
                     p.copy_(value)
+            still = [p for p, flag in zip(parameters, trained, strict=True) if not flag]
             if frozen:
                 for p, flag in zip(parameters, trained, strict=True):
                     p.requires_grad_(flag)
             rows = work.samples(r, member)
-            train_client(net, x[rows], y[rows], work.batch, work.learning_rate)
+            train_client(net, x[rows], y[rows], work.batch, work.learning_rate, still)
             with torch.no_grad():
                 for i, flag in enumerate(trained):
                     if flag:

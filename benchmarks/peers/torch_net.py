@@ -119,7 +119,7 @@ def _kernel(weight: np.ndarray, channels: int) -> np.ndarray:
 
 def channels_first(x: np.ndarray) -> torch.Tensor:
     """Inputs in PyTorch's default layout: images with the channels first, vectors as they are."""
-    values = torch.from_numpy(np.ascontiguousarray(x))
+    values = torch.from_numpy(np.array(x))
     return torch.movedim(values, -1, -3).contiguous() if values.ndim > 2 else values
 
 
