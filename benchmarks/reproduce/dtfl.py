@@ -199,25 +199,29 @@ def _path(out: Path, label: str, seed: int) -> Path:
     return out / f"{''.join(c if c.isalnum() else '_' for c in label)}-{seed}.json"
 
 
-_NAMES = flags.DEFINE_list("arms", ["iid"], f"{', '.join(ARMS)}, or labels with _ for a comma.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-_OUT = flags.DEFINE_string("out", "runs/dtfl", "Directory of the results.")
-_ROUNDS = flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
-
-
 def main(_: Sequence[str]) -> None:
     """Runs what is missing in the directory."""
-    out = Path(_OUT.value)
+    out = Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     every = {
         label.replace(",", "_"): arm for group in ARMS.values() for label, arm in group.items()
     }
     chosen: dict[str, Arm] = {}
-    for name in _NAMES.value:
+    for name in flags.FLAGS.arms:
         chosen |= ARMS.get(name) or {name: every[name]}
     for label, arm in chosen.items():
-        run_arm(label.replace("_", ","), arm, [int(s) for s in _SEEDS.value], _ROUNDS.value, out)
+        run_arm(
+            label.replace("_", ","),
+            arm,
+            [int(s) for s in flags.FLAGS.seeds],
+            flags.FLAGS.rounds,
+            out,
+        )
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("arms", ["iid"], f"{', '.join(ARMS)}, or labels with _ for a comma.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+    flags.DEFINE_string("out", "runs/dtfl", "Directory of the results.")
+    flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
     app.run(main)

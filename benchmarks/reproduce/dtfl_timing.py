@@ -113,7 +113,8 @@ def mean_round_s(name: str, problem: Problem, count: int, skip: int = 2, **optio
     return float(np.mean([s for _, s, _ in rounds_of(algorithm, problem, count)][skip:]))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; numbers to four digits."""
     cells = [[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
     lines = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -133,7 +134,7 @@ def methods() -> str:
         row += [row[1] / rows[0][1], row[2] / rows[0][2], row[3] / rows[0][3], row[4] / rows[0][4]]
     head = ["method", "R56 round s", "paper s", "R110 round s", "paper s"]
     head += ["R56 round / DTFL", "paper / DTFL", "R110 round / DTFL", "paper / DTFL"]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def _round_s(name: str, problem: Problem, own: dict[str, Any]) -> float:
@@ -155,12 +156,12 @@ def table_1() -> str:
             moved_s = timing.download_s[slowest] + timing.upload_s[slowest]
             count, computed = ROUNDS[case][m - 1], timing.compute_s[slowest]
             paper = TABLE_1[case][0][m - 1], TABLE_1[case][1][m - 1]
-            rows.append(
-                [case, m, count, computed * count, paper[0], moved_s * count, paper[1]]
-                + [(computed + moved_s) * count, sum(paper)]
-            )
+            transferred = moved_s * count
+            total = (computed + moved_s) * count
+            row = [case, m, count, computed * count, paper[0], transferred, paper[1]]
+            rows.append([*row, total, sum(paper)])
     head = ["case", "tier", "rounds (paper)", "compute s", "paper", "transfer s", "paper"]
-    return _table([*head, "total s", "paper"], rows)
+    return markdown([*head, "total s", "paper"], rows)
 
 
 def numbers_of_tiers() -> str:
@@ -171,11 +172,9 @@ def numbers_of_tiers() -> str:
         for depth in (56, 110):
             for fleet in ({}, {"redraw_every": 20}):
                 problem, speed = setting(depth, **fleet)
-                cells.append(
-                    mean_round_s("dtfl", problem, 200, tiers=m, server_flops_per_s=speed)
-                )
+                cells.append(mean_round_s("dtfl", problem, 200, tiers=m, server_flops_per_s=speed))
         rows.append(cells)
-    return _table(["tiers", "R56", "R56 re-drawn", "R110", "R110 re-drawn"], rows)
+    return markdown(["tiers", "R56", "R56 re-drawn", "R110", "R110 re-drawn"], rows)
 
 
 def numbers_of_clients() -> str:
@@ -191,11 +190,11 @@ def numbers_of_clients() -> str:
         wall = float(np.median([w for _, _, w in taken]))
         rows.append([n, options["clients_per_round"], mine, whole, whole / mine, 1e3 * wall])
     head = ["clients", "per round", "DTFL round s", "FedAvg round s", "ratio", "scheduling ms"]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def averages() -> str:
-    """Mean seconds of a round against the weight of a new observation, under fluctuating devices."""
+    """Mean seconds of a round against the weight of a new observation, as devices fluctuate."""
     rows = []
     for alpha in (0.1, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0):
         cells: list[Any] = [alpha]
@@ -209,7 +208,7 @@ def averages() -> str:
             cells.append(float(np.mean(lasts)))
         rows.append(cells)
     head = ["EMA weight", "constant", "re-drawn", "noise 0.3", "noise 0.3, re-drawn"]
-    return _table([*head, "noise 0.6, re-drawn"], rows)
+    return markdown([*head, "noise 0.6, re-drawn"], rows)
 
 
 def tiers_over_time(depth: int = 110, count: int = 80) -> Figure:
@@ -245,15 +244,13 @@ STUDIES = {
     "clients": numbers_of_clients,
     "ema": averages,
 }
-_STUDIES = flags.DEFINE_list("studies", [*STUDIES, "figure"], "What to print.")
-_FIGURES = flags.DEFINE_string("out", "docs/results/images", "Where the figure goes.")
 
 
 def main(_: Sequence[str]) -> None:
     """Prints the chosen tables."""
-    for name in _STUDIES.value:
+    for name in flags.FLAGS.studies:
         if name == "figure":
-            place = Path(_FIGURES.value)
+            place = Path(flags.FLAGS.out)
             place.mkdir(parents=True, exist_ok=True)
             tiers_over_time().savefig(place / "dtfl_tiers.png", dpi=130)
         else:
@@ -261,4 +258,6 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("studies", [*STUDIES, "figure"], "What to print.")
+    flags.DEFINE_string("out", "docs/results/images", "Where the figure goes.")
     app.run(main)
