@@ -87,20 +87,21 @@ def rounds_of(
 ) -> Iterable[tuple[Any, float, float]]:
     """`(plan, seconds of the round, wall seconds of planning and observing)` of each round."""
     key = jax.random.key(seed)
-    state = algorithm.init(problem.model.init(key), key)
+    variables = problem.model.init(key)
+    state = algorithm.init(variables, key)
     everyone, now_s = np.arange(problem.num_clients), 0.0
     for round in range(count):
         rng = np.random.default_rng([seed, round, 0])
         clients = np.sort(rng.choice(everyone, algorithm.cohort_size, replace=False))
         began = time.perf_counter()
-        plan, state = algorithm.plan(state, None, Situation(round, now_s, clients, key, rng))
+        plan, state = algorithm.plan(state, variables, Situation(round, now_s, clients, key, rng))
         if algorithm.name == "dtfl":
             k = len(clients)
             losses = {"client_loss": np.zeros(k), "server_loss": np.zeros(k)}
             whole = np.ones(k, bool)
             none = np.zeros(0, np.int64)
             report = Report(round, plan, np.zeros(k), plan.steps, whole, none, losses, {})
-            state, _, _ = algorithm.update(state, None, None, report)
+            state, _, _ = algorithm.update(state, variables, variables, report)
         wall_s = time.perf_counter() - began
         lasts = float(np.max(plan.timing.total_s))
         now_s += lasts
