@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
                     "ElasticTrainer": {"variant": "elastic_only"},
                     "FedEL": {},
                 },
-                "seeds": (0,),
+                "seeds": (0, 1, 2),
                 "targets": (0.2, 0.3),
             },
         }

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
                     "FedAvg": {"name": "fedavg", "weighting": "uniform"},
                     "FedEL": {},
                 },
-                "seeds": (0,),
+                "seeds": (0, 1, 2),
                 "targets": (0.2, 0.3),
             },
         }

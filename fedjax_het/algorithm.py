@@ -133,8 +133,11 @@ class Chunk(NamedTuple):
       delta: like `ClientResult.delta`, zero-filled where `weight` is 0.
       stats_delta: running statistics after minus before, structure of `Variables.stats`.
       mask: stacked mask, or None when everything trains.
-      start: the `Variables` the clients started from, without a client axis.
-      row, shared: as in `Task`, rows stacked.
+      start: the `Variables` every client started from, stacked; free where it is not used.
+      row, shared: as in `Task`, rows stacked. Under a pace that leaves tasks waiting `shared` is
+        stacked as well, for every client brings that of its own dispatch.
+      aux: stacked `ClientResult.aux`, zero-filled where `weight` is 0.
+      staleness: int32[c], server steps between the model a client started from and this one.
     """
 
     client: Array
@@ -145,6 +148,8 @@ class Chunk(NamedTuple):
     start: Variables
     row: PyTree
     shared: PyTree
+    aux: PyTree = None
+    staleness: Any = None
 
 
 class Aggregator(NamedTuple):
@@ -154,7 +159,7 @@ class Aggregator(NamedTuple):
       init: `(state, variables, mask_shapes) -> acc`; `mask_shapes` is one client's mask as
         `ShapeDtypeStruct`s, or None.
       add: `(acc, Chunk) -> acc`; traced into the training program. It must be a sum over clients,
-        so that devices may start from zeros and add up what they hold.
+        so that devices may start from zeros and add up what they hold. `acc` is consumed.
       finalize: `(acc, variables, shared) -> (Variables, info)`; coordinates nobody trained are
         returned bit for bit. `info` maps names to small arrays.
     """
@@ -194,8 +199,11 @@ class Report(NamedTuple):
       samples: int64[k].
       merged: bool[k], False for tasks dropped by the pace or left out as not finite.
       nonfinite: int64[...], ids of the clients whose update was not finite.
-      aux: stacked `ClientResult.aux`, leading axis k, or None.
+      aux: stacked `ClientResult.aux`, leading axis k, or None. Under a pace that leaves tasks
+        waiting it stays on the device, and the merge alone sees it (`Chunk.aux`).
       info: what `finalize` reported.
+      staleness: int64[k], server steps between the model a task started from and the merge.
+      acc: the merge's accumulator, on the device, for methods with buffers that outlive a step.
     """
 
     round: int
@@ -206,6 +214,8 @@ class Report(NamedTuple):
     nonfinite: np.ndarray
     aux: PyTree
     info: dict[str, Any]
+    staleness: Any = None
+    acc: PyTree = None
 
 
 class Algorithm(NamedTuple):
@@ -222,7 +232,8 @@ class Algorithm(NamedTuple):
       merge: the `Aggregator`.
       update: `(state, variables, merged, Report) -> (state, variables, info)`; the server's step.
       pace: when the server merges; see `fedjax_het.clock`.
-      cohort_size: clients sampled per round.
+      cohort_size: clients sampled per round; clients at work at any time, under a pace that leaves
+        tasks waiting.
       evaluated: `(state, variables) -> [Variables]`, the models whose mean accuracy counts as the
         method's; None for the global model alone.
     """

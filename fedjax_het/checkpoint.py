@@ -8,7 +8,7 @@ the one before it is used.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,12 @@ class Checkpoints:
         return None
 
     def restore(
-        self, template: Any, identity: Mapping[str, Any]
+        self, template: Callable[[Mapping[str, Any]], Any], identity: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         """The content of the newest whole checkpoint, or None if there is none; see `newest`.
 
         Args:
-          template: pytree of arrays with the structure, shapes and dtypes that were saved.
+          template: `meta -> pytree` of arrays with the structure, shapes and dtypes of the saved.
           identity: as in `newest`.
 
         Returns:
@@ -100,10 +100,12 @@ class Checkpoints:
         target = self.newest(identity)
         if target is None:
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(template))
+        meta = read_json(target / "meta.json")
+        like = template(meta)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
         with ocp.StandardCheckpointer() as reader:
             arrays = reader.restore(target / "arrays", abstract)
-        return _like(template, arrays), read_json(target / "meta.json")
+        return _like(like, arrays), meta
 
 
 def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:

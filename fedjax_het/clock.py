@@ -2,8 +2,8 @@
 
 Durations are known at dispatch, so asynchrony needs no loop over clients: the tasks in flight lie
 in one table, and a *pace* decides, from that table alone, when the server merges and what becomes
-of every task. Barrier and deadline close all tasks; a window or a count of arrivals would close
-some and leave the rest `WAITING` for a later merge.
+of every task. Barrier and deadline close all tasks; a window or a count of arrivals closes some and
+leaves the rest `WAITING` for a later merge.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -65,10 +65,20 @@ class Closing(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """When the server merges: `close(flight) -> Closing`."""
+    """When the server merges.
+
+    Attributes:
+      name: for records.
+      close: `(flight) -> Closing`.
+      waits: whether it may leave tasks `WAITING`. Clients are then at work all the time, and those
+        that are not are sent out anew after every merge.
+      refills: whether they are sent out anew as soon as somebody is back, with the model as it is.
+    """
 
     name: str
     close: Callable[[Flight], Closing]
+    waits: bool = False
+    refills: bool = False
 
 
 def dispatch(plan: Plan, now_s: float, version: int) -> Flight:
@@ -142,6 +152,55 @@ def deadline(late: str = "drop") -> Pace:
         return Closing(at_s, status, steps)
 
     return Pace(f"deadline({late})", close)
+
+
+def arrivals(count: int, *, refill: bool = False) -> Pace:
+    """The server merges at every `count`-th arrival; ties are broken by the client's id.
+
+    Args:
+      count: arrivals per merge, K.
+      refill: keeps the number of clients at work constant: who is back is replaced at once, with
+        the model as it is, not only after the merge.
+    """
+    require(count >= 1, f"count = {count}", "must be at least 1 arrival", "use 1 or 10")
+
+    def close(flight: Flight) -> Closing:
+        first = arrival_order(flight)[:count]
+        return take(flight, first, float(flight.arrives_s[first[-1]]))
+
+    return Pace(f"arrivals({count})", close, waits=True, refills=refill)
+
+
+def window(interval_s: float) -> Pace:
+    """The server merges what has arrived at every multiple of `interval_s`, if anything has."""
+    require(
+        np.isfinite(interval_s) and interval_s > 0,
+        f"interval_s = {interval_s}",
+        "must be a positive number of seconds",
+        "take the time of a middling task",
+    )
+
+    def close(flight: Flight) -> Closing:
+        soonest_s = float(np.min(flight.arrives_s))
+        # An arrival that is late by rounding alone counts as in time.
+        ticks = np.ceil(soonest_s / interval_s - 1e-9)
+        at_s = max(float(ticks * interval_s), soonest_s)
+        return take(flight, np.flatnonzero(flight.arrives_s <= at_s * (1 + 1e-12)), at_s)
+
+    return Pace(f"window({interval_s:g} s)", close, waits=True)
+
+
+def arrival_order(flight: Flight) -> np.ndarray:
+    """Indices of the tasks as they arrive, int64[m]; at the same time, lower clients first."""
+    return np.lexsort((flight.client, flight.arrives_s))
+
+
+def take(flight: Flight, chosen: np.ndarray, at_s: float) -> Closing:
+    """The closing that merges the chosen tasks whole and leaves the rest waiting."""
+    status = [Status.WAITING] * len(flight.client)
+    for i in chosen:
+        status[i] = Status.MERGED
+    return Closing(max(at_s, float(np.max(flight.arrives_s[chosen]))), status, flight.steps)
 
 
 def verify(clients: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -5,6 +5,8 @@ number of programs is bounded by the routes (a setting) times the logarithm of t
 (its square where the chunk is chosen, for the chunk may then vary with the batch size).
 """
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_het.algorithm import Algorithm, Plan, Variables
+from fedjax_het.algorithm import Algorithm, ClientResult, Plan, Variables
+from fedjax_het.chunking import choose_chunk, power_of_two
 from fedjax_het.compiling import Compiler
 from fedjax_het.errors import InputError, require, require_known
 from fedjax_het.group import AXIS, Outputs, Round, Rows, group_program, merge_chunk, train_one
@@ -23,33 +26,9 @@ from fedjax_het.problem import Problem
 PyTree = Any
 Execution = Literal["routed", "masked", "debug"]
 
-# A local step of this many FLOPs keeps a CPU's matrix units busy on its own.
-CPU_STEP_FLOPS = 2e7
-# Memory that stacked parameters, gradients and optimiser state may take on an accelerator.
-ACCELERATOR_CHUNK_BYTES = 8e9
-
 
 class ClientError(RuntimeError):
     """A client's work failed in `debug` execution; the message names the client and the stage."""
-
-
-def choose_chunk(backend: str, step_flops: float, param_bytes: int) -> int:
-    """How many clients to train side by side, a power of two up to 256.
-
-    On a CPU a large step runs fastest alone, with its activations in cache (McMahan CNN, batch 20:
-    174 GFLOP/s alone, 112 vmapped); smaller steps are batched until they are large. Accelerators
-    want as many clients as memory allows.
-
-    Args:
-      backend: `jax.default_backend()`.
-      step_flops: FLOPs of one local step of one client on the full model.
-      param_bytes: bytes of the model's parameters.
-    """
-    if backend == "cpu":
-        side_by_side = CPU_STEP_FLOPS / max(step_flops, 1.0)
-    else:
-        side_by_side = ACCELERATOR_CHUNK_BYTES / max(4.0 * param_bytes, 1.0)
-    return _power_of_two(min(side_by_side, 256.0), up=False)
 
 
 def check_engine(execution: str, chunk: int | None, max_routes: int, devices: int) -> None:
@@ -76,11 +55,6 @@ def check_engine(execution: str, chunk: int | None, max_routes: int, devices: in
     )
 
 
-def _power_of_two(value: float, *, up: bool) -> int:
-    exponent = np.log2(max(value, 1.0))
-    return int(2 ** (np.ceil(exponent) if up else np.floor(exponent)))
-
-
 class Cohort:
     """Compiles and runs the cohorts of one experiment.
 
@@ -99,6 +73,7 @@ class Cohort:
       programs: training programs compiled so far.
       routes: routes used so far in this run. With the bound they decide which later ones are
         widened, so a new run starts with none and a resumed one with those of its checkpoint.
+      full: the route that covers every other.
       compiler: counts the seconds spent compiling.
     """
 
@@ -119,9 +94,10 @@ class Cohort:
         self._chunk = chunk
         self._max_routes = max_routes
         self._devices = devices
-        self._full = full_route(problem.model.num_blocks, bool(problem.model.exits))
+        self.full = full_route(problem.model.num_blocks, bool(problem.model.exits))
         self._finalize: Callable | None = None
-        self._programs: dict[tuple[Route, int, int], Callable] = {}
+        self._programs: dict[tuple[Route, int, int, int], Callable] = {}
+        self._twins: dict[str, Cohort] = {}
         self._mesh: jax.sharding.Mesh | None = None
         if devices > 1:
             self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
@@ -132,7 +108,22 @@ class Cohort:
     @property
     def programs(self) -> int:
         """Training programs compiled so far."""
-        return len(self._programs)
+        return len(self._programs) + sum(twin.programs for twin in self._twins.values())
+
+    def twin(self, name: str, change: Callable[[Algorithm], Algorithm]) -> "Cohort":
+        """An engine for a changed algorithm on the same data and devices, made at the first call.
+
+        Its programs and compile time are counted here as well.
+
+        Args:
+          name: of the twin.
+          change: makes its algorithm.
+        """
+        if name not in self._twins:
+            other = self._twins[name] = copy.copy(self)
+            other._algorithm, other._finalize = change(self._algorithm), None
+            other._programs, other._twins, other.routes = {}, {}, []
+        return self._twins[name]
 
     def train(
         self, state: PyTree, variables: Variables, plan: Plan, key: jax.Array
@@ -148,23 +139,61 @@ class Cohort:
         Returns:
           The merge's accumulator, and `Outputs` as NumPy arrays of length k in the plan's order.
         """
-        acc = self._algorithm.merge.init(state, variables, self._mask_shapes(plan))
+        acc = self.begin(state, variables, plan)
         common = Round(
             key, jnp.float32(plan.learning_rate_scale), jax.tree.map(jnp.asarray, plan.shared)
         )
+        return self.run(acc, plan, variables, common)
+
+    def begin(self, state: PyTree, variables: Variables, plan: Plan) -> PyTree:
+        """A new accumulator of the algorithm's merge; the plan gives the shapes of the masks."""
+        return self._algorithm.merge.init(state, variables, self._mask_shapes(plan))
+
+    def shapes(self, plan: Plan, start: Variables, common: Round) -> ClientResult:
+        """What the local update returns for a client of the plan, as `ShapeDtypeStruct`s."""
+        rows = jax.tree.map(lambda a: a[0], self._rows(plan, [0], 1, None)[1])
+        work = functools.partial(train_one, self._algorithm, self.full)
+        return jax.eval_shape(work, start, self._data, rows, jnp.int32(1), common)[0]
+
+    def run(
+        self,
+        acc: PyTree,
+        plan: Plan,
+        start: Variables,
+        common: Round,
+        version: np.ndarray | None = None,
+        data: PyTree = None,
+        room: int = 1,
+    ) -> tuple[PyTree, Outputs]:
+        """Trains every client of the plan from its own model and adds it to `acc`.
+
+        Args:
+          acc: the merge's accumulator; consumed.
+          plan: what to train; `shared` and `learning_rate_scale` are read from `common`.
+          start: the model, or several, stacked.
+          common: what the clients of a round share, or that of several rounds, stacked alike.
+          version: int32[k], which of the stacked models a client starts from; None for one model.
+          data: what the local update reads in place of the samples.
+          room: clients that later calls may bring; programs are compiled for as many.
+
+        Returns:
+          The accumulator, and `Outputs` as NumPy arrays of length k in the plan's order.
+        """
+        data = self._data if data is None else data
         if self._execution == "debug":
-            return self._train_debug(acc, variables, plan, common)
+            return self._run_debug(acc, plan, start, common, version, data)
         groups: dict[Route, list[int]] = {}
         for i, route in enumerate(self._executed_routes(plan.routes)):
             groups.setdefault(route, []).append(i)
-        acc, variables, common = self._replicate((acc, variables, common))
+        acc, start, common, data = self._replicate((acc, start, common, data))
+        versions = 0 if version is None else len(jax.tree.leaves(common)[0])
         outputs = []
         for route, members in groups.items():
-            chunk = self._chunk_for(plan, len(members))
-            size = self._bucket(route, chunk, len(members))
-            places, rows = self._rows(plan, members, size)
-            arguments = (acc, variables, self._data, rows, common)
-            acc, out = self._program(route, chunk, size, arguments)(*arguments)
+            chunk = self._chunk_for(plan, len(members), versions)
+            size = self._bucket(route, chunk, max(len(members), room), versions)
+            places, rows = self._rows(plan, members, size, version)
+            arguments = (acc, start, data, rows, common)
+            acc, out = self._program((route, chunk, size, versions), arguments)(*arguments)
             outputs.append((members, places, out))
         return acc, _collect(len(plan.clients), jax.device_get(outputs))
 
@@ -193,16 +222,16 @@ class Cohort:
     def _executed_routes(self, planned: Any) -> list[Route]:
         """The route every client runs on: its own, or the cheapest covering one past the bound."""
         if self._execution == "masked":
-            return [self._full] * len(planned)
+            return [self.full] * len(planned)
         known = set(self.routes)
         chosen: dict[Route, Route] = {}
         for route in sorted(set(planned), key=self._route_price):
             # The last place is kept for the full route, which covers whatever comes later.
-            room = self._max_routes - len(known | {self._full})
-            if route in known or route == self._full or room > 0:
+            room = self._max_routes - len(known | {self.full})
+            if route in known or route == self.full or room > 0:
                 chosen[route] = route
             else:
-                covering = [r for r in known | {self._full} if r.covers(route)]
+                covering = [r for r in known | {self.full} if r.covers(route)]
                 chosen[route] = min(covering, key=self._route_price)
             known.add(chosen[route])
         self.routes += sorted(known - set(self.routes), key=self._route_price)
@@ -217,26 +246,36 @@ class Cohort:
         exits = np.arange(self._problem.model.num_blocks)
         return float(np.sum(self._problem.cost.step_flops(np.zeros_like(exits), exits))), cut
 
-    def _chunk_for(self, plan: Plan, members: int) -> int:
+    def _chunk_for(self, plan: Plan, members: int, versions: int) -> int:
         if self._chunk is not None:
             return self._chunk
         cost = self._problem.cost
         last = self._problem.model.num_blocks - 1
         step_flops = float(cost.step_flops(0, last)) * float(np.max(plan.batch))
-        chunk = choose_chunk(jax.default_backend(), step_flops, int(np.sum(cost.param_bytes)))
-        return min(chunk, _power_of_two(-(-members // self._devices), up=True))
+        backend = jax.default_backend()
+        chunk = choose_chunk(backend, step_flops, int(np.sum(cost.param_bytes)))
+        members = -(-members // self._devices)
+        if versions == 0:
+            return min(chunk, power_of_two(members, up=True))
+        # Batches of asynchronous clients are of all sizes: 1, 8, 64 keeps the programs few.
+        eights = np.log2(members) / 3
+        fill = 8 ** int(np.floor(eights) if backend == "cpu" else np.ceil(eights))
+        return min(chunk, fill)
 
-    def _bucket(self, route: Route, chunk: int, members: int) -> int:
+    def _bucket(self, route: Route, chunk: int, members: int, versions: int) -> int:
         """Padded length of a group: a power of two of chunks, or a larger one compiled already.
 
         Padding is never computed, so a bucket is only an upper bound.
         """
         per_device = -(-members // self._devices)
-        need = self._devices * chunk * _power_of_two(-(-per_device // chunk), up=True)
-        compiled = [b for r, c, b in self._programs if (r, c) == (route, chunk) and b >= need]
+        need = self._devices * chunk * power_of_two(-(-per_device // chunk), up=True)
+        kind = (route, chunk, versions)
+        compiled = [b for r, c, b, v in self._programs if (r, c, v) == kind and b >= need]
         return min(compiled, default=need)
 
-    def _rows(self, plan: Plan, members: list[int], size: int) -> tuple[np.ndarray, Rows]:
+    def _rows(
+        self, plan: Plan, members: list[int], size: int, version: np.ndarray | None
+    ) -> tuple[np.ndarray, Rows]:
         """Deals the members out over the devices and pads; returns their places and the rows."""
         order = np.arange(len(members))
         places = (order % self._devices) * (size // self._devices) + order // self._devices
@@ -255,24 +294,31 @@ class Cohort:
             weight=plan.weight.astype(np.float32)[source],
             exit=exits[source],
             row=jax.tree.map(lambda a: np.asarray(a)[source], plan.rows),
+            version=None if version is None else version.astype(np.int32)[source],
         )
         return places, rows
 
-    def _program(self, route: Route, chunk: int, size: int, arguments: tuple) -> Callable:
-        """The compiled program, compiled at its first use and counted."""
-        program = self._programs.get((route, chunk, size))
+    def _program(self, kind: tuple[Route, int, int, int], arguments: tuple) -> Callable:
+        """The program for (route, chunk, rows, versions), compiled at its first use and counted."""
+        program = self._programs.get(kind)
         if program is None:
-            function = group_program(self._algorithm, route, chunk, self._mesh)
+            function = group_program(self._algorithm, kind[0], kind[1], self._mesh)
             program = self.compiler.compile(function, *arguments, donate=(0,))
-            self._programs[route, chunk, size] = program
+            self._programs[kind] = program
         return program
 
-    def _train_debug(
-        self, acc: PyTree, variables: Variables, plan: Plan, common: Round
+    def _run_debug(
+        self,
+        acc: PyTree,
+        plan: Plan,
+        start: Variables,
+        common: Round,
+        version: np.ndarray | None,
+        data: PyTree,
     ) -> tuple[PyTree, Outputs]:
         outputs = []
         for i, client in enumerate(plan.clients):
-            _, rows = self._rows(plan, [i], 1)
+            _, rows = self._rows(plan, [i], 1, version)
             one = jax.tree.map(lambda a: jnp.asarray(a[0]), rows)
             stage = "local training"
             try:
@@ -280,17 +326,15 @@ class Cohort:
                     result, mask = train_one(
                         self._algorithm,
                         plan.routes[i],
-                        variables,
-                        self._data,
+                        start,
+                        data,
                         one,
                         one.steps,
                         common,
                     )
                     stage = "merge"
                     row, result, mask = jax.tree.map(lambda a: a[None], (one, result, mask))
-                    acc, out = merge_chunk(
-                        self._algorithm, acc, variables, row, result, mask, common
-                    )
+                    acc, out = merge_chunk(self._algorithm, acc, start, row, result, mask, common)
             except InputError:
                 raise
             except Exception as error:

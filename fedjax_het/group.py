@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     weight: Any  # float32[b]
     exit: Any  # int32[b]
     row: Any  # pytree, leading axis b
+    version: Any = None  # int32[b], which of several stacked starts; None where there is one
 
 
 class Round(NamedTuple):
@@ -51,7 +52,14 @@ class Outputs(NamedTuple):
     loss: Any  # float32
     samples: Any  # int32
     finite: Any  # bool
-    aux: Any  # `ClientResult.aux`
+    aux: Any  # `ClientResult.aux`; None where clients start from several models: see `Chunk.aux`
+
+
+def origin(start: Variables, common: Round, rows: Rows) -> tuple[Variables, Round]:
+    """The model and the round that each row belongs to; the same for all where there is one."""
+    if rows.version is None:
+        return start, common
+    return jax.tree.map(lambda a: a[rows.version], (start, common))
 
 
 def train_one(
@@ -64,6 +72,7 @@ def train_one(
     common: Round,
 ) -> tuple[ClientResult, PyTree]:
     """One client's mask and local training; the fields of `rows` have no client axis here."""
+    start, common = origin(start, common, rows)
     mask = None if algorithm.mask is None else algorithm.mask(rows.row, common.shared)
     task = Task(
         client=rows.client,
@@ -94,7 +103,11 @@ def merge_chunk(
     Returns:
       The accumulator, and the chunk's `Outputs` with leading axis c.
     """
-    stats_delta = jax.tree.map(lambda new, old: new - old[None], result.stats, start.stats)
+    own, common = origin(start, common, rows)
+    if rows.version is None:
+        clients = rows.client.shape
+        own = jax.tree.map(lambda a: jnp.broadcast_to(a[None], clients + a.shape), start)
+    stats_delta = jax.tree.map(jnp.subtract, result.stats, own.stats)
     leaves = [*jax.tree.leaves(result.delta), *jax.tree.leaves(stats_delta), result.loss]
     finite = jnp.stack(
         [jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in leaves]
@@ -111,11 +124,14 @@ def merge_chunk(
         delta=jax.tree.map(clean, result.delta),
         stats_delta=jax.tree.map(clean, stats_delta),
         mask=mask,
-        start=start,
+        start=own,
         row=rows.row,
         shared=common.shared,
+        aux=jax.tree.map(clean, result.aux),
+        staleness=jnp.zeros_like(rows.client),
     )
-    out = Outputs(result.loss, result.samples, finite, result.aux)
+    aux = result.aux if rows.version is None else None
+    out = Outputs(result.loss, result.samples, finite, aux)
     return algorithm.merge.add(acc, chunk), out
 
 
@@ -165,7 +181,8 @@ def group_program(
 
         result = jax.eval_shape(lambda part: train_chunk(start, data, part, common)[0], part_of(0))
         finite = jax.ShapeDtypeStruct((chunk,), bool)
-        report = Outputs(result.loss, result.samples, finite, result.aux)
+        aux = result.aux if rows.version is None else None
+        report = Outputs(result.loss, result.samples, finite, aux)
         size = rows.valid.shape[0]
         outputs = jax.tree.map(lambda s: jnp.zeros((size, *s.shape[1:]), s.dtype), report)
         count = (jnp.sum(rows.valid.astype(jnp.int32)) + (chunk - 1)) // chunk

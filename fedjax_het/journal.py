@@ -76,6 +76,7 @@ def client_rows(
                 "step": step,
                 "client": client,
                 "version": int(flight.version[i]),
+                "staleness": step - 1 - int(flight.version[i]),
                 "dispatched_s": dispatched_s,
                 "arrived_s": dispatched_s + (download_s + compute_s + upload_s),
                 "download_s": download_s,

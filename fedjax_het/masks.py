@@ -62,7 +62,11 @@ def suffix(params: PyTree, first: jax.Array, exit: jax.Array | None = None) -> P
         "blocks": tuple(
             of(block, (b >= first) & (b <= exit)) for b, block in enumerate(params["blocks"])
         ),
-        "exits": tuple(of(head, b == exit) for b, head in enumerate(params["exits"])),
+        # A single head closes every block but the last (`BlockModel.shared_exit`).
+        "exits": tuple(
+            of(head, exit < last if len(params["exits"]) == 1 else b == exit)
+            for b, head in enumerate(params["exits"])
+        ),
     }
 
 
@@ -84,6 +88,7 @@ def split(tree: PyTree, route: Route) -> tuple[PyTree, PyTree]:
     blocks, exits = tree["blocks"], tree["exits"]
     last = len(blocks) - 1
     deepest = last if route.exit is None else route.exit
+    heads = [block for block in (route.exit, route.cut) if block is not None]
 
     def part(keep: bool) -> PyTree:
         def of(value: PyTree, trained: bool) -> PyTree:
@@ -92,7 +97,7 @@ def split(tree: PyTree, route: Route) -> tuple[PyTree, PyTree]:
         return {
             "blocks": tuple(of(v, route.first <= b <= deepest) for b, v in enumerate(blocks)),
             "exits": tuple(
-                of(v, route.exit is None or b in (route.exit, route.cut))
+                of(v, route.exit is None or b in heads or (len(exits) == 1 and min(heads) < last))
                 for b, v in enumerate(exits)
             ),
         }

@@ -9,7 +9,7 @@ import inspect
 import reprlib
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
@@ -23,6 +23,19 @@ _WORDS = {
     type(None): "None",
     np.ndarray: "a list",
 }
+
+
+_Factory = TypeVar("_Factory", bound=Callable[..., Any])
+
+
+def takes(options: type) -> Callable[[_Factory], _Factory]:
+    """Declares the dataclass that holds the variadic options of a factory, `**options`."""
+
+    def declare(factory: _Factory) -> _Factory:
+        factory.options = options  # type: ignore[attr-defined]
+        return factory
+
+    return declare
 
 
 def check_options(

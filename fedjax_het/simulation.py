@@ -11,16 +11,18 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from fedjax_het.algorithm import Algorithm, Plan, Report, Situation, Timing, Variables
+from fedjax_het.algorithm import Algorithm, Plan, Report, Timing, Variables
 from fedjax_het.checkpoint import Checkpoints
 from fedjax_het.clock import Closing, Status, dispatch, verify
 from fedjax_het.cohort import Cohort
-from fedjax_het.errors import InputError
 from fedjax_het.evaluation import Evaluator
+from fedjax_het.group import Outputs
+from fedjax_het.inflight import InFlight
 from fedjax_het.journal import Journal, client_rows, require_own, step_row
 from fedjax_het.masks import Route
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
+from fedjax_het.sampling import Sampler
 from fedjax_het.settings import FREE, Options
 from fedjax_het.tracking import tensorboard_writer
 
@@ -121,8 +123,11 @@ class Simulation:
         self._news: float | None = None  # an accuracy that no plan has seen yet
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
         self._identity = self._identify(config)
+        keys = jax.random.split(jax.random.key(options.seed), 4)
+        init_key, state_key, self._round_key, plan_key = keys
+        self._sampler = Sampler(algorithm, problem, options.seed, plan_key)
         # What can be found wrong is found wrong first: even copying the data compiles something.
-        self._sample(np.random.default_rng([options.seed, 0, 0]))
+        self._sampler.draw(0, 0.0, least=1 if algorithm.pace.waits else None)
         workdir = None if options.workdir is None else Path(options.workdir)
         if workdir is not None:
             require_own(workdir, self._identity)
@@ -134,8 +139,13 @@ class Simulation:
         self._cohort = cohort or make_cohort(algorithm, problem, options)
         self._evaluate = evaluator or Evaluator(problem)
         self._compiled_before_s = self._compile_s()
-        keys = jax.random.split(jax.random.key(options.seed), 4)
-        init_key, state_key, self._round_key, self._plan_key = keys
+        self._flight: InFlight | None = None
+        if algorithm.pace.waits:
+            # While a refilling pace waits, those that are back lie beside those at work.
+            most = algorithm.cohort_size * (2 if algorithm.pace.refills else 1)
+            self._flight = InFlight(self._cohort, self._round_key, most)
+        self._trainer = self._cohort if self._flight is None else self._flight.engine.trainer
+        self._last = problem.model.num_blocks - 1
         self._variables = problem.model.init(init_key)
         self._state = algorithm.init(self._variables, state_key)
 
@@ -172,7 +182,7 @@ class Simulation:
     def _run(self) -> RunRecord:
         options = self._options
         self._began = time.perf_counter()
-        self._cohort.routes = []
+        self._trainer.routes = []
         if not self._resume():
             self._journal.begin({})
             self._record({"step": 0}, [], evaluate=True)
@@ -207,44 +217,39 @@ class Simulation:
         )
 
     def _round(self) -> None:
-        round, algorithm = self._step, self._algorithm
-        key = jax.random.fold_in(self._round_key, round)
-        clients, start_s = self._sample(np.random.default_rng([self._options.seed, round, 0]))
-        situation = Situation(
-            round=round,
-            now_s=start_s,
-            clients=clients,
-            key=jax.random.fold_in(self._plan_key, round),
-            rng=np.random.default_rng([self._options.seed, round, 1]),
-            accuracy=self._news,
-        )
-        self._news = None
-        plan, self._state = algorithm.plan(self._state, self._variables, situation)
-        flight = dispatch(plan, start_s, round)
-        closing = algorithm.pace.close(flight)
-        outcome, info = self._train(plan, closing, key)
-        self._now_s = closing.at_s
+        table = self._flight
+        rows, info = self._barrier_round() if table is None else self._overlapping_round(table)
         self._step += 1
-        last = self._problem.model.num_blocks - 1
-        rows = client_rows(self._step, flight, closing, plan, last, outcome)
         metrics = {"step": self._step, **step_row(rows), "info": info}
+        if table is not None:
+            metrics["in_flight"] = table.size
         self._record(metrics, rows, evaluate=self._due() or self._out_of_time())
 
-    def _sample(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-        """The cohort, ascending ids, and the time at which all of it is available."""
-        size = self._algorithm.cohort_size
-        everyone = np.arange(self._problem.num_clients)
-        start_s = self._now_s
-        for _ in range(_MAX_WAITS):
-            ready_s = self._problem.fleet.next_available(everyone, start_s)
-            ready = everyone[ready_s <= start_s]
-            if len(ready) >= size:
-                return np.sort(rng.choice(ready, size, replace=False)), start_s
-            start_s = float(np.sort(ready_s)[size - 1])
-        raise InputError(
-            f"clients_per_round = {size}: never that many devices are available at once "
-            f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
+    def _barrier_round(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """A round at whose end nobody is at work; returns the rows of its tasks."""
+        clients, start_s = self._sampler.draw(self._step, self._now_s)
+        plan, self._state = self._sampler.plan(
+            self._state, self._variables, self._step, clients, start_s, accuracy=self._news
         )
+        self._news = None
+        flight = dispatch(plan, start_s, self._step)
+        closing = self._algorithm.pace.close(flight)
+        key = jax.random.fold_in(self._round_key, self._step)
+        outcome, info = self._train(plan, closing, key)
+        self._now_s = closing.at_s
+        return client_rows(self._step + 1, flight, closing, plan, self._last, outcome), info
+
+    def _overlapping_round(self, table: InFlight) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """A merge of some tasks while others are at work; returns the rows of those merged."""
+        closing, self._state = table.advance(
+            self._sampler, self._state, self._variables, self._step, self._now_s
+        )
+        tasks, closing, acc, plan = table.merge(closing, self._state, self._variables, self._step)
+        out = Outputs(tasks.loss, tasks.samples, tasks.finite, None)
+        info = self._update(acc, plan, out, self._step - tasks.flight.version)
+        self._now_s = closing.at_s
+        rows = client_rows(self._step + 1, tasks.flight, closing, plan, self._last, out._asdict())
+        return rows, info
 
     def _train(
         self, plan: Plan, closing: Closing, key: jax.Array
@@ -261,24 +266,32 @@ class Simulation:
             return outcome, {}
         executed = _take(plan, ran, closing.steps)
         acc, out = self._cohort.train(self._state, self._variables, executed, key)
-        merged, info = self._cohort.finalize(acc, self._variables, executed.shared)
+        info = self._update(acc, executed, out, np.zeros(ran.size, np.int64))
+        for name, column in outcome.items():
+            column[ran] = getattr(out, name)
+        return outcome, info
+
+    def _update(
+        self, acc: PyTree, plan: Plan, out: Outputs, staleness: np.ndarray
+    ) -> dict[str, Any]:
+        """The server's step; returns what it has to say."""
+        merged, info = self._cohort.finalize(acc, self._variables, plan.shared)
         report = Report(
             round=self._step,
-            plan=executed,
+            plan=plan,
             loss=out.loss,
             samples=out.samples.astype(np.int64),
             merged=out.finite,
-            nonfinite=executed.clients[~out.finite],
+            nonfinite=plan.clients[~out.finite],
             aux=out.aux,
             info=info,
+            staleness=staleness,
+            acc=acc,
         )
         self._state, self._variables, extra = self._algorithm.update(
             self._state, self._variables, merged, report
         )
-        outcome["loss"][ran] = out.loss
-        outcome["samples"][ran] = out.samples
-        outcome["finite"][ran] = out.finite
-        return outcome, {**jax.device_get(info), **extra}
+        return {**jax.device_get(info), **extra}
 
     # ---- records, evaluation, checkpoints ----------------------------------------------------
 
@@ -340,31 +353,42 @@ class Simulation:
             "news": self._news,
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
-            "routes": self._cohort.routes,
+            "routes": self._trainer.routes,
             "identity": self._identity,
             **self._walls(),
         }
-        self._checkpoints.save(self._step, (self._variables, self._state), meta)
+        arrays: tuple[PyTree, ...] = (self._variables, self._state)
+        if self._flight is not None:
+            waiting, meta["flight"] = self._flight.saved()
+            arrays = (*arrays, waiting)
+        self._checkpoints.save(self._step, arrays, meta)
+
+    def _template(self, meta: Mapping[str, Any]) -> PyTree:
+        """The arrays of a checkpoint with this `meta`, with other values."""
+        arrays = self._variables, self._state
+        if self._flight is None:
+            return arrays
+        clients = np.arange(self._algorithm.cohort_size)
+        plan, _ = self._sampler.plan(self._state, self._variables, 0, clients, 0.0)
+        return *arrays, self._flight.template(meta["flight"], plan, self._variables)
 
     def _resume(self) -> bool:
         """Takes up the newest whole checkpoint; False if there is none."""
         if self._checkpoints is None:
             return False
-        found = self._checkpoints.restore((self._variables, self._state), self._identity)
+        found = self._checkpoints.restore(self._template, self._identity)
         if found is None:
             return False
-        (self._variables, self._state), meta = found
+        (self._variables, self._state, *waiting), meta = found
+        if self._flight is not None:
+            self._flight.restore(waiting[0], meta["flight"])
         self._step, self._now_s = meta["step"], meta["now_s"]
         self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
         self._news = meta.get("news")
         self._earlier = {name: meta[name] for name in self._earlier}
-        self._cohort.routes = [Route(*route) for route in meta["routes"]]
+        self._trainer.routes = [Route(*route) for route in meta["routes"]]
         self._journal.begin(meta["offsets"], meta["totals"])
         return True
-
-
-# A fleet whose devices are on 5 % of the time needs tens of waits; thousands mean it never will.
-_MAX_WAITS = 2000
 
 
 def _take(plan: Plan, index: np.ndarray, steps: np.ndarray) -> Plan:

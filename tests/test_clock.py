@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_het.algorithm import Plan, Timing
-from fedjax_het.clock import Status, barrier, deadline, dispatch, verify
+from fedjax_het.clock import Status, arrivals, barrier, deadline, dispatch, verify, window
 from fedjax_het.errors import InputError
 from fedjax_het.masks import Route
 
@@ -203,3 +203,41 @@ def test_no_shift_of_a_time_goes_unnoticed(row, column, shift):
     clients, metrics = sound_log()
     clients[row][column] += shift
     assert verify(clients, metrics)
+
+
+# ---- paces that leave tasks waiting ----------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(durations, st.integers(1, 6))
+def test_k_arrivals_close_the_k_first(compute_s, count):
+    flight = dispatch(make_plan(compute_s), 5.0, version=0)
+    closing = arrivals(count).close(flight)
+    order = sorted(range(len(compute_s)), key=lambda i: (flight.arrives_s[i], i))
+    merged = {i for i, s in enumerate(closing.status) if s is Status.MERGED}
+    assert merged == set(order[:count])
+    assert closing.at_s == max(flight.arrives_s[i] for i in merged)
+    assert {s for i, s in enumerate(closing.status) if i not in merged} <= {Status.WAITING}
+
+
+@settings(deadline=None, max_examples=50)
+@given(durations, st.floats(0.01, 50.0), st.floats(0, 1e4))
+def test_a_window_closes_at_the_first_tick_with_an_arrival(compute_s, interval_s, now_s):
+    flight = dispatch(make_plan(compute_s), now_s, version=0)
+    closing = window(interval_s).close(flight)
+    merged = np.asarray([s is Status.MERGED for s in closing.status])
+    arrives_s = flight.arrives_s
+    assert merged[np.argmin(arrives_s)]
+    assert np.all(arrives_s[merged] <= closing.at_s)
+    assert np.all(arrives_s[~merged] > closing.at_s)
+    assert closing.at_s / interval_s == pytest.approx(round(closing.at_s / interval_s), abs=1e-6)
+    assert closing.at_s - np.min(arrives_s) <= interval_s * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(lambda: arrivals(0), "count = 0"), (lambda: window(0.0), "interval_s = 0.0")],
+)
+def test_paces_that_never_close(make, words):
+    with pytest.raises(InputError, match=words):
+        make()

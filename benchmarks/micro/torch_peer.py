@@ -72,6 +72,7 @@ class Twin:
         with torch.no_grad():
             for layer, leaf in zip(self._trained, leaves, strict=True):
                 layer.weight.copy_(self._weight(layer, np.asarray(leaf["kernel"])))
+                assert layer.bias is not None
                 layer.bias.copy_(torch.from_numpy(np.array(leaf["bias"])))
 
     @staticmethod
@@ -104,7 +105,7 @@ class Twin:
         blocks = [
             {
                 name: {
-                    "bias": layer.bias.detach().numpy().copy(),
+                    "bias": layer.state_dict()["bias"].numpy().copy(),
                     "kernel": self._kernel(layer, layer.weight.detach().numpy()).copy(),
                 }
             }

@@ -117,35 +117,59 @@ _CORE: dict[str, Arm] = {
     "FedEL, no rollback": ("fedel", {"variant": "no_rollback"}, {}),
     "FedEL, plain mean": ("fedel", {"agg": "plain"}, {}),
 }
+# One pass over a client's data: the clients' numbers of steps differ, which FedNova is about.
+_EPOCH: dict[str, Any] = {"local_steps": None, "epochs": 1}
+# The probe of ElasticTrainer's code: a whole step of the client's own optimiser.
+_REAL: dict[str, Any] = {"probe_step": 1.0}
+_SPREAD_8: dict[str, Any] = {"slowdowns": (1.0, 2.0, 4.0, 8.0)}
+_SPREAD_16: dict[str, Any] = {"slowdowns": (1.0, 4.0, 8.0, 16.0)}
 _BETA: dict[str, Arm] = {
     **{f"beta {b:g}": ("fedel", {"beta": b}, {}) for b in (0.0, 0.2, 0.4, 0.8, 1.0)},
     "beta 0, adaptive": ("fedel", {"beta": 0.0, "adaptive_beta": True}, {}),
 }
-_MORE: dict[str, Arm] = {
-    "FedAvg, step 0.03": ("fedavg", {"learning_rate": 0.03}, {}),
-    "FedEL, step 0.03": ("fedel", {"learning_rate": 0.03}, {}),
-    "ElasticTrainer, step 0.03": (
-        "fedel",
-        {"learning_rate": 0.03, "variant": "elastic_only"},
-        {},
-    ),
-    "T_th 3/4": ("fedel", {"threshold": 0.75}, {}),
-    "T_th 1/2": ("fedel", {"threshold": 0.5}, {}),
-    "FedProx": ("fedprox", {"mu": 0.1}, {}),
-    "FedProx + FedEL": ("fedel", {"mu": 0.1}, {}),
+_PROBE: dict[str, Arm] = {
+    "FedEL, real probe": ("fedel", _REAL, {}),
+    "beta 0.2, real probe": ("fedel", {"beta": 0.2, **_REAL}, {}),
+    "beta 1, real probe": ("fedel", {"beta": 1.0, **_REAL}, {}),
+    "ElasticTrainer, real probe": ("fedel", {"variant": "elastic_only", **_REAL}, {}),
+    "FedEL, exit probe": ("fedel", {"probe": "exit"}, {}),
+}
+_WRAPPED: dict[str, Arm] = {
     "FedAvg, 5 a round": ("fedavg", {"clients_per_round": 5}, {}),
     "FedEL, 5 a round": ("fedel", {"clients_per_round": 5}, {}),
+    "ElasticTrainer, 5 a round": (
+        "fedel",
+        {"variant": "elastic_only", "clients_per_round": 5},
+        {},
+    ),
+    "FedProx": ("fedprox", {"mu": 0.1}, {}),
+    "FedProx + FedEL": ("fedel", {"mu": 0.1}, {}),
+    "FedNova, 1 epoch": ("fednova", _EPOCH, {}),
+    "FedNova + FedEL, 1 epoch": ("fedel", {"agg": "nova", **_EPOCH}, {}),
+}
+_SENSITIVITY: dict[str, Arm] = {
+    "T_th 3/4": ("fedel", {"threshold": 0.75}, {}),
+    "T_th 1/2": ("fedel", {"threshold": 0.5}, {}),
     "profile noise 20 %": ("fedel", {"profile_noise": 0.2}, {}),
     "global momentum 0.9": ("fedel", {"global_momentum": 0.9}, {}),
-    "FedAvg, spread 8": ("fedavg", {}, {"slowdowns": (1.0, 2.0, 4.0, 8.0)}),
-    "FedEL, spread 8": ("fedel", {}, {"slowdowns": (1.0, 2.0, 4.0, 8.0)}),
-    "FedEL, spread 16": ("fedel", {}, {"slowdowns": (1.0, 4.0, 8.0, 16.0)}),
+    "FedAvg, spread 8": ("fedavg", {}, _SPREAD_8),
+    "FedEL, spread 8": ("fedel", {}, _SPREAD_8),
+    "FedAvg, spread 16": ("fedavg", {}, _SPREAD_16),
+    "FedEL, spread 16": ("fedel", {}, _SPREAD_16),
     "FedEL, pairs of layers": ("fedel", {}, {"coarse": True}),
+    "FedAvg, step 0.03": ("fedavg", {"learning_rate": 0.03}, {}),
+    "FedEL, step 0.03": ("fedel", {"learning_rate": 0.03}, {}),
     "FedAvg, alpha 10": ("fedavg", {}, {"alpha": 10.0}),
     "FedEL, alpha 10": ("fedel", {}, {"alpha": 10.0}),
     "ElasticTrainer, alpha 10": ("fedel", {"variant": "elastic_only"}, {"alpha": 10.0}),
 }
-ARMS = {"core": _CORE, "beta": _BETA, "more": _MORE}
+ARMS = {
+    "core": _CORE,
+    "beta": _BETA,
+    "probe": _PROBE,
+    "wrapped": _WRAPPED,
+    "sensitivity": _SENSITIVITY,
+}
 
 
 def run_arm(label: str, arm: Arm, seed: int, rounds: int) -> dict[str, Any]:
@@ -191,7 +215,7 @@ def run_arm(label: str, arm: Arm, seed: int, rounds: int) -> dict[str, Any]:
     }
 
 
-_NAMES = flags.DEFINE_list("arms", ["core"], "core, beta, more, or labels of arms.")
+_NAMES = flags.DEFINE_list("arms", ["core"], f"{', '.join(ARMS)}, or labels of arms.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 _OUT = flags.DEFINE_string("out", "runs/fedel", "Directory of the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")

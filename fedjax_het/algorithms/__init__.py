@@ -1,6 +1,7 @@
 """The published methods, one file each, and the registry that finds them by name."""
 
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
+from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
 from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
@@ -27,9 +28,12 @@ __all__ = [
     "drop_stragglers",
     "dtfl",
     "fedadam",
+    "fedasync",
     "fedavg",
+    "fedbuff",
     "feddrop",
     "fedel",
+    "fedfix",
     "fedgkt",
     "fedopt",
     "fedpmt",

@@ -1,7 +1,8 @@
 """What the published systems share: training options, priced plans, the plain server step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -82,8 +83,8 @@ class Training:
         require_known(self.weighting, ("samples", "uniform"), "weighting")
 
     @classmethod
-    def parse(cls, options: dict[str, Any]) -> "Training":
-        """`Training(**options)` with an `InputError` for unknown or missing names."""
+    def parse(cls, options: Mapping[str, Any]) -> Self:
+        """`cls(**options)` with an `InputError` for unknown or missing names."""
         check_options(options, "training option", cls)
         return cls(**options)
 

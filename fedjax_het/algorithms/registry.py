@@ -7,11 +7,13 @@ from typing import Any
 
 from fedjax_het.algorithm import Algorithm
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
+from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
+from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.errors import require, require_known
@@ -29,10 +31,14 @@ ALGORITHMS: dict[str, Factory] = {
     "drop_stragglers": drop_stragglers,
     "dtfl": dtfl,
     "fedadam": fedadam,
+    "fedasync": fedasync,
     "fedavg": fedavg,
+    "fedbuff": fedbuff,
     "feddrop": feddrop,
     "fedel": fedel,
+    "fedfix": fedfix,
     "fedgkt": fedgkt,
+    "fednova": fednova,
     "fedpmt": fedpmt,
     "fedprox": fedprox,
     "fedyogi": fedyogi,
@@ -78,8 +84,8 @@ def option_names(name: str) -> set[str]:
 
 
 def _signatures(name: str) -> tuple[Callable[..., Any], ...]:
-    """The factory, and the training options if it takes them as `**training`."""
+    """The factory and, if it is variadic, the options it declares (`takes`; else `Training`)."""
     factory = ALGORITHMS[name]
     own = inspect.signature(factory).parameters.values()
-    takes_training = any(p.kind is p.VAR_KEYWORD for p in own)
-    return (factory, Training) if takes_training else (factory,)
+    variadic = any(p.kind is p.VAR_KEYWORD for p in own)
+    return (factory, getattr(factory, "options", Training)) if variadic else (factory,)

@@ -47,6 +47,7 @@ class CostTable:
       exit_param_bytes: int64.
       exit_stored_bytes: int64.
       has_exits: True if a sub-model may leave before the last block.
+      shared_exit: True if all exits are one head.
       uploads_stats: True if running statistics of trained blocks go back to the server; they always
         come down with the model.
     """
@@ -67,6 +68,7 @@ class CostTable:
     exit_param_bytes: np.ndarray
     exit_stored_bytes: np.ndarray
     has_exits: bool
+    shared_exit: bool
     uploads_stats: bool
 
     def __post_init__(self) -> None:
@@ -125,7 +127,8 @@ class CostTable:
 
     def download_bytes(self) -> int:
         """Bytes of the whole model: parameters, running statistics and all heads."""
-        return int((self.param_bytes + self.stats_bytes + self.exit_param_bytes).sum())
+        heads = self.exit_param_bytes.max() if self.shared_exit else self.exit_param_bytes.sum()
+        return int((self.param_bytes + self.stats_bytes).sum() + heads)
 
     def memory_bytes(
         self, first: Any, exit: Any, batch: Any, optimizer_slots: int = 0
@@ -218,8 +221,9 @@ def cost_table(model: BlockModel) -> CostTable:
         for b, block in enumerate(model.blocks)
     ]
     heads = [
-        price_block(head, params["exits"][b], stats["exits"][b], inputs[b + 1], live, key)
+        price_block(head, params["exits"][slot], stats["exits"][slot], inputs[b + 1], live, key)
         for b, head in enumerate(model.exits)
+        for slot in (model.exit_slot(b),)
     ]
     heads += [BlockPrice()] * (len(blocks) - len(heads))
 
@@ -233,6 +237,7 @@ def cost_table(model: BlockModel) -> CostTable:
         stats_bytes=np.asarray([tree_bytes(s) for s in stats["blocks"]], np.int64),
         activation_bytes=np.asarray([tree_bytes(z) for z in inputs[1:]], np.int64),
         has_exits=bool(model.exits),
+        shared_exit=model.shared_exit,
         uploads_stats=live,
         **{name: column(blocks, name) for name in names},
         **{f"exit_{name}": column(heads, name) for name in names},

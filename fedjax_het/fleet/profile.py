@@ -154,8 +154,9 @@ def measure(
         (block, params["blocks"][b], stats["blocks"][b], shapes[b])
         for b, block in enumerate(model.blocks)
     ] + [
-        (head, params["exits"][b], stats["exits"][b], shapes[b + 1])
+        (head, params["exits"][slot], stats["exits"][slot], shapes[b + 1])
         for b, head in enumerate(model.exits)
+        for slot in (model.exit_slot(b),)
     ]
     rows = []
     for block, p, s, shape in parts:

@@ -1,7 +1,7 @@
 """Models as ordered blocks, and the registry that builds them by name."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from fedjax_het.errors import require, require_known
 from fedjax_het.models.adapt import from_flax
@@ -36,7 +36,7 @@ def build(
     input_shape: tuple[int, ...],
     num_classes: int,
     *,
-    exits: bool = False,
+    exits: bool | Literal["shared"] = False,
     **options: Any,
 ) -> BlockModel:
     """Makes a model by name, for configuration files.
@@ -45,7 +45,8 @@ def build(
       name: a key of `MODELS`.
       input_shape: of one sample, without a batch axis.
       num_classes: size of the last axis of the logits.
-      exits: adds a head after every block but the last (`with_exits`), as FedEL needs.
+      exits: adds a head after every block but the last (`with_exits`), as FedEL needs; "shared"
+        adds one for all of them.
       **options: keyword arguments of the factory, e.g. `norm="batch"`.
 
     Returns:
@@ -59,9 +60,14 @@ def build(
     factory = MODELS[name]
     derived = ("input_shape", "num_classes")
     check_options(options, f"option of model {name!r}", factory, derived=derived)
-    require(isinstance(exits, bool), f"exits = {exits!r}", "must be True or False", "use True")
+    require(
+        isinstance(exits, bool) or exits == "shared",
+        f"exits = {exits!r}",
+        "must be True, False or 'shared'",
+        "use True",
+    )
     model = factory(input_shape=tuple(input_shape), num_classes=num_classes, **options)
-    return with_exits(model) if exits else model
+    return with_exits(model, shared=exits == "shared") if exits else model
 
 
 __all__ = ["MODELS", "Block", "BlockModel", "build", "flax_block", "from_flax", "with_exits"]

@@ -35,6 +35,7 @@ class BlockModel:
       input_shape: shape of one sample, without a batch axis.
       num_classes: size of the last axis of the logits.
       exits: a head after each of the blocks 0..L-2, or `()`; see `with_exits`.
+      shared_exit: all exits are one head, and `params["exits"]` has one entry.
       input_dtype: float32, or int32 for models of tokens.
       stats_policy: `"mean"`: running statistics (BatchNorm) are updated in training and averaged
         over the clients that trained the block. `"frozen"`: they are always used and never updated.
@@ -47,6 +48,7 @@ class BlockModel:
     exits: tuple[Block, ...] = ()
     input_dtype: Any = jnp.float32
     stats_policy: Literal["mean", "frozen"] = "mean"
+    shared_exit: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.blocks) > 0, f"model {self.name!r} has no blocks", "needs one", "add one")
@@ -68,6 +70,10 @@ class BlockModel:
         """L, the number of blocks."""
         return len(self.blocks)
 
+    def exit_slot(self, block: int) -> int:
+        """Where `params["exits"]` holds the head after a block."""
+        return 0 if self.shared_exit else block
+
     def init(self, key: Array) -> Variables:
         """Fresh variables; block b draws from `fold_in(key, b)`, so exits do not change the blocks.
 
@@ -84,7 +90,7 @@ class BlockModel:
             apply = functools.partial(block.apply, train=False, key=None)
             x = jax.eval_shape(apply, params, stats, x)[0]
             blocks.append((params, stats))
-            if b < len(self.exits):
+            if b < len(self.exits) and self.exit_slot(b) == b:
                 head = self.exits[b].init(jax.random.fold_in(key, _EXIT_KEY + b), x)
                 require(
                     not jax.tree.leaves(head[1]),
@@ -323,7 +329,8 @@ class BlockModel:
             "use with_exits(model)",
         )
         head_key = None if key is None else jax.random.fold_in(key, _EXIT_KEY + b)
-        params, stats = variables.params["exits"][b], variables.stats["exits"][b]
+        slot = self.exit_slot(b)
+        params, stats = variables.params["exits"][slot], variables.stats["exits"][slot]
         return self.exits[b].apply(params, stats, z, train=train, key=head_key)[0]
 
     def _check(self, x: Array, first: int, exit: int) -> None:
@@ -357,18 +364,30 @@ class BlockModel:
         )
 
 
-def with_exits(model: BlockModel) -> BlockModel:
+def with_exits(model: BlockModel, *, shared: bool = False) -> BlockModel:
     """`model` with a head after every block but the last: mean over space or time, then linear.
 
     A model that predicts at every position of a sequence gets heads that do, without a mean.
 
     Args:
       model: a model; heads it already has are replaced.
+      shared: one head for all depths, for transformers, whose blocks give activations of one shape.
 
     Returns:
       The model with `exits`; its blocks are initialised as before.
+
+    Raises:
+      InputError: a shared head for activations of different shapes.
     """
-    positions = len(model.activation_shapes(1)[-1].shape) - 2
+    shapes = model.activation_shapes(1)
+    widths = sorted({z.shape for z in shapes[:-1]})
+    require(
+        not shared or len(widths) < 2,
+        f"a shared exit head for model {model.name!r}",
+        f"its blocks give activations of shapes {widths}",
+        "give every block a head of its own (exits = True)",
+    )
+    positions = len(shapes[-1].shape) - 2
     head = ExitHead(model.num_classes, positions)
     exits = tuple(flax_block(f"exit_{block.name}", head) for block in model.blocks[:-1])
-    return replace(model, exits=exits)
+    return replace(model, exits=exits, shared_exit=shared)

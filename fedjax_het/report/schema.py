@@ -32,6 +32,7 @@ _CLIENTS = {
     "step": "i",
     "client": "i",
     "version": "i",
+    "staleness?": "i",
     "dispatched_s": "n",
     "arrived_s": "f",
     "download_s": "n",

@@ -13,6 +13,7 @@ from fedjax_het.algorithms.adel.depths import (
     miss_probability,
     whole_batches,
 )
+from fedjax_het.algorithms.adel.options import Layered
 from fedjax_het.algorithms.adel.relatives import straggler_misses
 from fedjax_het.algorithms.adel.setting import prepare
 from fedjax_het.errors import InputError
@@ -106,7 +107,7 @@ def test_the_uniform_depth_of_salf():
 def test_exponential_fleets_do_what_the_planner_assumes(rates):
     """The depths drawn on the fleet have the frequencies that `missed` states."""
     problem = adel_problem(users=8)
-    setting = prepare(problem, TRAINING, **{**OPTIONS, "rates": rates})
+    setting = prepare(problem, Layered(**{**TRAINING, **OPTIONS, "rates": rates}))
     layers = setting.layers.number
     work = setting.workload(np.arange(8), 4.0, 1.1, 10_000)
     missed = setting.missed(np.arange(8), work, setting.power)

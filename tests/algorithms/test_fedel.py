@@ -1,5 +1,6 @@
 """FedEL as an algorithm: budgets, equivalences, frozen tensors, execution and resume."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from fedjax_het.algorithms import build, fedavg
 from fedjax_het.algorithms.fedel import fedel
 from fedjax_het.algorithms.fedel.fedel import mask_bias
+from fedjax_het.algorithms.fedel.tensors import tensor_times
 from fedjax_het.errors import InputError
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.device import Fleet
@@ -226,6 +228,31 @@ def test_windows_move_only_when_a_client_takes_part_and_runs_resume(tmp_path):
     problems.assert_same(resumed.state, whole.state)
 
 
+def _with_memory(problem, memory):
+    fleet = dataclasses.replace(problem.fleet, memory_bytes=memory.copy())
+    return Problem(problem.model, problem.data, fleet)
+
+
+def test_little_memory_limits_how_far_back_a_window_reaches():
+    problem = _problem()
+    cost, batch = problem.cost, TRAINING["batch_size"]
+    memory = np.full(9, np.inf)
+    # Device 0, the fastest, has windows of the whole network; give it room for its last two blocks.
+    memory[0] = float(cost.memory_bytes(3, 4, batch))
+    small = _with_memory(problem, memory)
+    (plan, _), *_ = _plans(small, 1)
+    trained = np.flatnonzero(plan.rows["chosen"][0])
+    block = tensor_times(problem.model, cost).block
+    assert plan.rows["exit"][0] == 4
+    assert set(block[trained]) == {3, 4}
+    (free, _), *_ = _plans(problem, 1)
+    np.testing.assert_array_equal(plan.rows["chosen"][1:], free.rows["chosen"][1:])
+    memory[0] = float(cost.memory_bytes(4, 4, batch)) - 1
+    poor = _with_memory(problem, memory)
+    with pytest.raises(InputError, match=r"clients \[0\] .* memory: cannot hold block .4. alone"):
+        fedel(poor, **TRAINING)
+
+
 def test_remedies_for_bad_options():
     plain = problems.digits_problem()
     with pytest.raises(InputError, match="exits = True"):
@@ -244,6 +271,7 @@ def test_remedies_for_bad_options():
         {"starts_per_exit": 0},
         {"mu": -1.0},
         {"probe": "middle"},
+        {"probe_step": 0.0},
         {"chain": "both"},
     ):
         with pytest.raises(InputError, match=next(iter(option))):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_het.algorithms.fedel.tensors import TensorTimes
-from fedjax_het.algorithms.fedel.windows import initial, slide
+from fedjax_het.algorithms.fedel.windows import initial, slide, visited
 from fedjax_het.errors import InputError
 
 # Milliseconds of VGG16's tensors on a Jetson Orin, 32 x 32 images, batch 4 (specification 1.2).
@@ -92,6 +92,14 @@ def test_a_block_longer_than_the_budget_is_a_window_of_its_own():
 def test_a_network_within_the_budget_is_always_trained_whole():
     assert step(0, 0, [], threshold=99.0) == [1, 9]
     assert step(1, 9, [4], threshold=99.0) == [1, 9]
+
+
+def test_where_windows_end_is_known_before_a_run():
+    """The fronts of the golden case, with every variant's own end."""
+    block_time, threshold = TIMES, np.array([10.0, 100.0, 1.0])
+    ends = [np.flatnonzero(row).tolist() for row in visited(block_time, threshold, "fedel")]
+    assert ends == [[2, 7, 8], [8], list(range(9))]
+    assert visited(block_time, threshold, "elastic_only").sum(axis=1).tolist() == [1, 1, 1]
 
 
 def test_unknown_variant_is_named():

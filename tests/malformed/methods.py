@@ -39,7 +39,7 @@ def tiny_memory(here: Path) -> None:
 
 
 SPLIT: list[Case] = [
-    (method("dtfl"), "without exit heads | auxiliary head | exits = True"),
+    (method("dtfl"), "without exits | auxiliary head | exits = True"),
     (method("fedgkt"), "0 exit heads | auxiliary head | exits = True"),
     (with_heads("dtfl", tiers=0), "tiers = 0 | between 1 and the 1 boundaries | leave it out"),
     (with_heads("dtfl", tiers=2), "tiers = 2 | between 1 and the 1 boundaries | leave it out"),
@@ -119,6 +119,24 @@ METHODS: list[Case] = [
         method("fedprox", deadline_s=1e-12),
         "deadline_s = 1e-12 | the fastest device needs | half of the devices",
     ),
+    (method("fedasync", alpha=0), "alpha = 0 | must lie in (0, 1] | 0.6"),
+    (method("fedasync", rho=-1), "rho = -1 | at least 0 | 0.005"),
+    (
+        method("fedasync", staleness="hing"),
+        "staleness 'hing' | must be one of constant, hinge, polynomial | did you mean 'hinge'",
+    ),
+    (method("fedasync", a=-1), "a = -1 | at least 0 | 0.5"),
+    (
+        method("fedbuff", buffer_size=5),
+        "buffer_size = 5 | between 1 and the 4 clients at work | a tenth",
+    ),
+    (
+        method("fedbuff", buffer_size=2, server_learning_rate=0),
+        "server_learning_rate = 0 | positive | 1.0",
+    ),
+    (method("fedfix"), "'interval_s' is missing | must be given, a number | interval_s = ..."),
+    (method("fedfix", interval_s=-1), "interval_s = -1 | must be a positive number | middling"),
+    (method("fedfix", interval_s=1, most_windows=0), "most_windows = 0 | at least 1 | no cap"),
     (
         method("fedyogi", server_learning_rate=0),
         "server_learning_rate = 0 | must be positive | 0.01",

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
 
 from fedjax_het import models
@@ -18,8 +19,19 @@ from fedjax_het.simulation import simulate
 SMALL = {"layers": 1, "width": 8, "heads": 2, "hidden": 12}
 
 
-def _model(length=6, symbols=5):
-    return models.build("transformer", (length,), symbols, exits=True, **SMALL)
+def _model(length=6, symbols=5, exits=True, **changes):
+    options = {**SMALL, **changes}
+    return models.build("transformer", (length,), symbols, exits=exits, **options)
+
+
+def _problem(**options):
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, 5, (30, 7)).astype(np.int32)
+    x, y = text[:, :-1], text[:, 1:]
+    owner = np.repeat(np.arange(3), 8)
+    data = from_arrays(x[:24], y[:24], x[24:], y[24:], clients=owner, num_classes=5)
+    fleet = presets.build("fedel", 3, slowdowns=(1.0, 2.0, 4.0), assignment="cyclic")
+    return Problem(_model(**options), data, fleet)
 
 
 def test_shapes_and_causality():
@@ -51,13 +63,7 @@ def test_tensors_are_priced_in_the_order_of_the_computation():
 
 
 def test_fedel_on_text_reports_perplexity():
-    rng = np.random.default_rng(0)
-    text = rng.integers(0, 5, (30, 7)).astype(np.int32)
-    x, y = text[:, :-1], text[:, 1:]
-    owner = np.repeat(np.arange(3), 8)
-    data = from_arrays(x[:24], y[:24], x[24:], y[24:], clients=owner, num_classes=5)
-    fleet = presets.build("fedel", 3, slowdowns=(1.0, 2.0, 4.0), assignment="cyclic")
-    problem = Problem(_model(), data, fleet)
+    problem = _problem()
     algorithm = build("fedel", problem, learning_rate=0.1, batch_size=4)
     result = simulate(algorithm, problem, rounds=1, execution="masked")
     assert result.faults == []
@@ -72,3 +78,36 @@ def test_remedies():
         models.build("transformer", (6,), 5, width=9, heads=2)
     with pytest.raises(InputError, match="layers"):
         models.build("transformer", (6,), 5, layers=0)
+
+
+def test_one_head_serves_all_exits():
+    """The heads of all depths share their weights, price and mask; executions agree."""
+    own, shared = cost_table(_model()), cost_table(_model(exits="shared"))
+    one = int(shared.exit_param_bytes[0])
+    assert own.download_bytes() - shared.download_bytes() == one
+    np.testing.assert_array_equal(own.upload_bytes(0, [0, 1, 2]), shared.upload_bytes(0, [0, 1, 2]))
+    problem = _problem(exits="shared", layers=2)
+    variables = problem.model.init(jax.random.key(0))
+    assert len(variables.params["exits"]) == 1
+    algorithm = build("fedel", problem, learning_rate=0.1, batch_size=4, local_steps=1)
+    state = algorithm.init(variables, jax.random.key(0))
+    plan, _ = algorithm.plan(state, variables, problems.situation(problem))
+    # Windows of the slower devices end at two different depths; the fastest uses its own head.
+    assert sorted(plan.rows["exit"]) == [1, 2, 3]
+    merged = {
+        execution: problems.one_round(algorithm, problem, variables, plan, execution=execution)[0]
+        for execution in ("routed", "masked", "debug")
+    }
+    moved = [bool(np.any(a != b)) for a, b in zip(*map(_head, (merged["routed"], variables)))]
+    assert all(moved)
+    for execution in ("masked", "debug"):
+        problems.assert_close(merged[execution], merged["routed"], rtol=2e-5, atol=2e-6)
+
+
+def _head(variables):
+    return jax.tree.leaves(variables.params["exits"])
+
+
+def test_blocks_of_different_shapes_cannot_share_a_head():
+    with pytest.raises(InputError, match="shared exit head"):
+        models.build("mlp", (64,), 10, hidden=(8, 4), exits="shared")

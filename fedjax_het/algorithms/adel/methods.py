@@ -1,6 +1,5 @@
 """ADEL-FL itself: planned deadlines and batches, layers merged without bias."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +7,10 @@ import numpy as np
 
 from fedjax_het.algorithm import Algorithm, Plan, Report, Situation, Variables
 from fedjax_het.algorithms.adel.depths import depths_reached
-from fedjax_het.algorithms.adel.layers import Granularity, on_batch_statistics
+from fedjax_het.algorithms.adel.layers import on_batch_statistics
 from fedjax_het.algorithms.adel.merging import Rule, merge_rule
+from fedjax_het.algorithms.adel.options import Planned
 from fedjax_het.algorithms.adel.planner import make_planner
-from fedjax_het.algorithms.adel.planning import Solver
 from fedjax_het.algorithms.adel.rounds import (
     compute_until,
     layer_mask,
@@ -19,10 +18,10 @@ from fedjax_het.algorithms.adel.rounds import (
     require_planned,
     require_rule,
 )
-from fedjax_het.algorithms.adel.setting import Rates
 from fedjax_het.algorithms.adel.tally import Speeds, Tally, count, empty_tally, observe, summary
 from fedjax_het.clock import deadline
 from fedjax_het.errors import require
+from fedjax_het.options import takes
 from fedjax_het.problem import Problem
 
 # Room in the compiled batch for devices that turn out faster than they were thought to be.
@@ -47,28 +46,16 @@ class AdelState(NamedTuple):
     tally: Tally
 
 
+@takes(Planned)
 def adel(
     problem: Problem,
     *,
-    rounds: int,
-    total_s: float,
-    schedule: str = "inverse",
-    decay_rounds: float = 1.0,
-    granularity: Granularity = "module",
-    virtual_layers: int = 0,
-    batch_scale: Sequence[float] = (0.5, 1.2),
-    max_miss: float = 0.45,
-    shortest_s: float | None = None,
-    constants: Mapping[str, Any] | None = None,
-    solver: Solver = "water_filling",
-    rates: Rates = "ideal",
     aggregator: Rule | None = None,
     propensity_floor: float = 0.0,
     estimate_rates: bool = False,
     memory_rounds: float = 20.0,
     replan_tolerance: float = 0.1,
-    max_batch: int | None = None,
-    **training: Any,
+    **planned: Any,
 ) -> Algorithm:
     r"""ADEL-FL: deadlines and batch sizes planned together, layers merged without bias.
 
@@ -87,21 +74,6 @@ def adel(
 
     Args:
       problem: model, data and fleet; `fleet.build("adel", ...)` is the paper's.
-      rounds: R; a run cannot be longer than its plan.
-      total_s: T_max, virtual seconds for all rounds together.
-      schedule: "inverse" for $lr / (1 + t / t_0)$, t = 1..R, or "constant"; planner and clients use
-        the same.
-      decay_rounds: t_0; 1 gives the paper's $lr / (t + 1)$.
-      granularity: what a layer is, see `layers_of`.
-      virtual_layers: the same.
-      batch_scale: least and largest m, in units of the time that a device of mean power takes for a
-        layer of `batch_size` samples: at scale 1 it gets about that many.
-      max_miss: p_max < 1/2, largest probability that nobody finishes the input layer.
-      shortest_s: least deadline; None leaves every client some time after its communication. Below
-        a client's communication time it leaves that client out of the rounds that are too short.
-      constants: of the bound, see `Constants`.
-      solver: "water_filling" or "trust_constr".
-      rates: "ideal" or "physical", see `Setting`.
       aggregator: "corrected" (the rule above), "ipw" (each client's inverse propensity, unbiased
         for unequal rates), "zero_fill" or "mean". None takes "corrected" for ideal and "ipw" for
         physical rates.
@@ -112,11 +84,7 @@ def adel(
       memory_rounds: rounds over which observed speeds are forgotten.
       replan_tolerance: plan the remaining deadlines anew when the noise term, which depends on the
         speeds, has changed by this share since the last plan.
-      max_batch: largest batch; None takes what the plan asks for (twice that when speeds are
-        learned). Programs are compiled for it, so it also bounds memory.
-      **training: see `Training`. `batch_size` is that of a device of mean power at scale 1.
-        Clients take one step and weigh the same; momentum, which does not outlive a round, changes
-        nothing.
+      **planned: see `Planned`.
 
     Returns:
       The algorithm; its `info` reports per layer the assumed and the observed probability of a miss
@@ -126,22 +94,8 @@ def adel(
       ADEL-FL, arXiv 2505.23973. Only its abstract and the authors' code were available: the form of
       the correction is forced by unbiasedness, and the objective is that of the code.
     """
-    planner = make_planner(
-        problem,
-        rounds=rounds,
-        total_s=total_s,
-        schedule=schedule,
-        decay_rounds=decay_rounds,
-        granularity=granularity,
-        virtual_layers=virtual_layers,
-        batch_scale=batch_scale,
-        max_miss=max_miss,
-        shortest_s=shortest_s,
-        constants=constants,
-        solver=solver,
-        rates=rates,
-        **training,
-    )
+    options = Planned.parse(planned)
+    planner, rates, rounds = make_planner(problem, options), options.rates, options.rounds
     setting = planner.setting
     rule = require_rule(aggregator, rates, propensity_floor)
     require(
@@ -158,8 +112,8 @@ def adel(
     )
     first = planner.plan(setting.power)
     everyone = np.arange(problem.num_clients)
-    room = setting.largest_batch(first.deadlines_s, first.scale, max_batch)
-    if max_batch is None and estimate_rates:
+    room = setting.largest_batch(first.deadlines_s, first.scale)
+    if options.max_batch is None and estimate_rates:
         room = min(int(_GROWTH * room), int(np.max(problem.data.sizes)))
 
     def init(variables: Variables, key: jax.Array) -> AdelState:

@@ -1,7 +1,7 @@
 """Deadlines and batch scale that minimise the bound: feasibility first, then one of two solvers."""
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -11,9 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from fedjax_het.algorithms.adel.bound import Bound
 from fedjax_het.algorithms.adel.depths import miss_probability
+from fedjax_het.algorithms.adel.options import Solver
 from fedjax_het.errors import require
-
-Solver = Literal["water_filling", "trust_constr"]
 
 # Nodes at which the slope of the missing-layer term is tabulated, and scales tried first.
 _NODES, _SCALES = 1200, 24

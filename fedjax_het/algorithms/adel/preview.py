@@ -1,6 +1,5 @@
 """A plan without training: deadlines, batches and chances, as a table, a figure and numbers."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -9,17 +8,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedjax_het.algorithms.adel.options import Planned
 from fedjax_het.algorithms.adel.planner import Planner, make_planner
 from fedjax_het.algorithms.adel.planning import DeadlinePlan, make_plan
-from fedjax_het.algorithms.common import Training
 from fedjax_het.errors import require_known
 from fedjax_het.problem import Problem
 from fedjax_het.report.style import PALETTE, legend_above, method_style, styled
 
 # Methods whose rounds are planned before they start.
 PLANNED = ("adel", "adel_drop", "salf")
-
-_TRAINING = tuple(field.name for field in fields(Training))
 
 _MOST_ROWS = 12
 
@@ -60,17 +57,17 @@ def preview(problem: Problem, name: str, options: Mapping[str, Any]) -> Preview:
       options: its options, as they have been checked by `algorithms.build`.
     """
     require_known(name, PLANNED, "method with planned rounds")
-    known = {*inspect.signature(make_planner).parameters, *_TRAINING}
+    known = {field.name for field in fields(Planned)}
     chosen = {key: value for key, value in options.items() if key in known}
     if name == "adel":
-        planner = make_planner(problem, **chosen)
+        planner = make_planner(problem, Planned.parse(chosen))
         plan = planner.plan(planner.setting.power)
     else:
         scale = float(options.get("batch_scale", 1.0))
-        planner = make_planner(problem, **{**chosen, "batch_scale": (scale, scale)})
+        planner = make_planner(problem, Planned.parse({**chosen, "batch_scale": (scale, scale)}))
         plan = _equal_deadlines(planner)
     setting = planner.setting
-    room = setting.largest_batch(plan.deadlines_s, plan.scale, options.get("max_batch"))
+    room = setting.largest_batch(plan.deadlines_s, plan.scale)
     everyone = np.arange(problem.num_clients)
     works = [setting.workload(everyone, float(t), plan.scale, room) for t in plan.deadlines_s]
     return Preview(

@@ -8,8 +8,9 @@ import numpy as np
 from fedjax_het.algorithm import Algorithm, Plan, Report, Situation, Variables
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.adel.depths import depths_reached
-from fedjax_het.algorithms.adel.layers import Granularity, on_batch_statistics
+from fedjax_het.algorithms.adel.layers import on_batch_statistics
 from fedjax_het.algorithms.adel.merging import Rule, merge_inputs, merge_rule
+from fedjax_het.algorithms.adel.options import EqualDeadlines, Waiting
 from fedjax_het.algorithms.adel.rounds import (
     compute_until,
     last_moment,
@@ -18,68 +19,45 @@ from fedjax_het.algorithms.adel.rounds import (
     require_planned,
     require_rule,
 )
-from fedjax_het.algorithms.adel.setting import Rates, Setting, prepare
+from fedjax_het.algorithms.adel.setting import Setting, prepare
 from fedjax_het.algorithms.adel.tally import Tally, count, empty_tally, summary
 from fedjax_het.clock import barrier, deadline
 from fedjax_het.errors import require
+from fedjax_het.options import takes
 from fedjax_het.problem import Problem
 
 
+@takes(EqualDeadlines)
 def salf(
     problem: Problem,
     *,
-    rounds: int,
-    total_s: float,
-    schedule: str = "inverse",
-    decay_rounds: float = 1.0,
-    granularity: Granularity = "module",
-    virtual_layers: int = 0,
-    batch_scale: float = 1.0,
-    rates: Rates = "ideal",
     aggregator: Rule | None = None,
     propensity_floor: float = 0.0,
     straggler_share: float | None = None,
-    max_batch: int | None = None,
-    **training: Any,
+    **layered: Any,
 ) -> Algorithm:
     r"""SALF: equal deadlines, every client sends the layers it finished, merged without bias.
 
     Args:
       problem: model, data and fleet.
-      rounds: R.
-      total_s: T_max; every round lasts T_max / R.
-      schedule: as in `adel`.
-      decay_rounds: as in `adel`.
-      granularity: as in `adel`.
-      virtual_layers: as in `adel`.
-      batch_scale: m, fixed; in the unit of `adel`.
-      rates: as in `adel`.
       aggregator: as in `adel`; with stragglers the default is "corrected" if everyone is one, and
         "ipw" if not, since clients then differ.
       propensity_floor: as in `adel`.
       straggler_share: None draws depths from layer times, as the ADEL-FL authors compare. A share
         is SALF's own model instead: that share of the clients, the slowest, finishes a uniform
         number 1..L of layers, everyone else all of them; $q^l = 1 - l/L$ for a straggler.
-      max_batch: as in `adel`.
-      **training: as in `adel`.
+      **layered: see `EqualDeadlines`.
 
     References:
       SALF, arXiv 2403.18375; its own correction constant was not available, so that of `adel` is
       used with $p^l = \prod_u q_u^l$.
     """
-    setting = prepare(
-        problem,
-        training,
-        schedule=schedule,
-        decay_rounds=decay_rounds,
-        granularity=granularity,
-        virtual_layers=virtual_layers,
-        rates=rates,
-    )
-    deadline_s, scale = _equal_deadline(setting, rounds, total_s), _scale(setting, batch_scale)
-    room = setting.largest_batch(np.full(1, deadline_s), scale, max_batch)
+    options = EqualDeadlines.parse(layered)
+    setting = prepare(problem, options)
+    deadline_s, scale = _equal_deadline(setting, options), options.batch_scale * setting.unit_s
+    room = setting.largest_batch(np.full(1, deadline_s), scale)
     layers = setting.layers.number
-    rule = require_rule(aggregator, rates, propensity_floor)
+    rule = require_rule(aggregator, options.rates, propensity_floor)
     slow = np.zeros(problem.num_clients, bool)
     if straggler_share is not None:
         require(
@@ -96,7 +74,7 @@ def salf(
     def plan(state: Tally, variables: Variables, situation: Situation) -> tuple[Plan, Tally]:
         del variables
         clients = situation.clients
-        require_planned(situation.round, rounds)
+        require_planned(situation.round, options.rounds)
         work = setting.workload(clients, deadline_s, scale, room)
         if straggler_share is None:
             missed = setting.missed(clients, work, setting.power)
@@ -137,56 +115,32 @@ def straggler_misses(slow: np.ndarray, layers: int) -> np.ndarray:
     return np.where(slow[:, None], each[None, :], 0.0)
 
 
+@takes(EqualDeadlines)
 def adel_drop(
     problem: Problem,
     *,
-    rounds: int,
-    total_s: float,
-    schedule: str = "inverse",
-    decay_rounds: float = 1.0,
-    granularity: Granularity = "module",
-    virtual_layers: int = 0,
-    batch_scale: float = 1.0,
-    rates: Rates = "ideal",
     zero_fill: bool = False,
-    max_batch: int | None = None,
-    **training: Any,
+    **layered: Any,
 ) -> Algorithm:
     """Drop-stragglers in ADEL-FL's model of time: equal deadlines, all layers or nothing.
 
     Args:
       problem: model, data and fleet.
-      rounds: R.
-      total_s: T_max; every round lasts T_max / R.
-      schedule: as in `adel`.
-      decay_rounds: as in `adel`.
-      granularity: as in `adel`.
-      virtual_layers: as in `adel`.
-      batch_scale: m, fixed; in the unit of `adel`.
-      rates: as in `adel`.
       zero_fill: count dropped clients as updates of zero, like the authors' code; otherwise the
         mean is over those who finished, and a round that nobody finishes is skipped.
-      max_batch: as in `adel`.
-      **training: as in `adel`.
+      **layered: see `EqualDeadlines`.
     """
-    setting = prepare(
-        problem,
-        training,
-        schedule=schedule,
-        decay_rounds=decay_rounds,
-        granularity=granularity,
-        virtual_layers=virtual_layers,
-        rates=rates,
-    )
-    deadline_s, scale = _equal_deadline(setting, rounds, total_s), _scale(setting, batch_scale)
-    room = setting.largest_batch(np.full(1, deadline_s), scale, max_batch)
+    options = EqualDeadlines.parse(layered)
+    setting = prepare(problem, options)
+    deadline_s, scale = _equal_deadline(setting, options), options.batch_scale * setting.unit_s
+    room = setting.largest_batch(np.full(1, deadline_s), scale)
     layers = setting.layers.number
     rule: Rule = "zero_fill" if zero_fill else "mean"
 
     def plan(state: Tally, variables: Variables, situation: Situation) -> tuple[Plan, Tally]:
         del variables
         clients = situation.clients
-        require_planned(situation.round, rounds)
+        require_planned(situation.round, options.rounds)
         work = setting.workload(clients, deadline_s, scale, room)
         # All layers are missed when the last one, at the input side, is.
         missed = np.repeat(setting.missed(clients, work, setting.power)[:, :1], layers, axis=1)
@@ -210,44 +164,20 @@ def adel_drop(
     )
 
 
-def adel_wait(
-    problem: Problem,
-    *,
-    schedule: str = "inverse",
-    decay_rounds: float = 1.0,
-    granularity: Granularity = "module",
-    virtual_layers: int = 0,
-    batch_scale: float = 1.0,
-    rates: Rates = "ideal",
-    max_batch: int | None = None,
-    **training: Any,
-) -> Algorithm:
+@takes(Waiting)
+def adel_wait(problem: Problem, **layered: Any) -> Algorithm:
     r"""Wait-for-all in ADEL-FL's model of time: a round lasts $\max_u B_u + \Gamma(L, S_u / P_u)$.
 
     There are no deadlines to plan; `run.max_virtual_s` ends the run.
 
     Args:
       problem: model, data and fleet.
-      schedule: as in `adel`.
-      decay_rounds: as in `adel`.
-      granularity: as in `adel`.
-      virtual_layers: as in `adel`.
-      batch_scale: m in $S_u = m P_u$; in the unit of `adel`.
-      rates: as in `adel`.
-      max_batch: as in `adel`.
-      **training: as in `adel`.
+      **layered: see `Waiting`.
     """
-    setting = prepare(
-        problem,
-        training,
-        schedule=schedule,
-        decay_rounds=decay_rounds,
-        granularity=granularity,
-        virtual_layers=virtual_layers,
-        rates=rates,
-    )
-    scale = _scale(setting, batch_scale)
-    room = setting.largest_batch(np.full(1, np.inf), scale, max_batch)
+    options = Waiting.parse(layered)
+    setting = prepare(problem, options)
+    scale = options.batch_scale * setting.unit_s
+    room = setting.largest_batch(np.full(1, np.inf), scale)
 
     def plan(state: Any, variables: Variables, situation: Situation) -> tuple[Plan, Any]:
         del variables
@@ -284,23 +214,12 @@ def _report(
     return state, merged, summary(state, report.plan.shared["merge_probability"])
 
 
-def _scale(setting: Setting, batch_scale: float) -> float:
-    """m, seconds per layer."""
-    require(
-        0 < batch_scale < np.inf,
-        f"batch_scale = {batch_scale}",
-        "must be positive",
-        "use 1.0 for batches of about batch_size",
-    )
-    return batch_scale * setting.unit_s
-
-
-def _equal_deadline(setting: Setting, rounds: int, total_s: float) -> float:
+def _equal_deadline(setting: Setting, options: EqualDeadlines) -> float:
     """T_max / R, if that is time enough for anyone."""
-    require(rounds >= 1, f"rounds = {rounds}", "must be at least 1", "plan some rounds")
+    rounds, total_s = options.rounds, options.total_s
     least_s = float(np.min(setting.communication_s))
     require(
-        np.isfinite(total_s) and total_s / rounds > least_s,
+        total_s / rounds > least_s,
         f"total_s = {total_s} for rounds = {rounds}",
         f"must leave more than the {least_s:.4g} s a round that the best client communicates",
         f"give more than {rounds * least_s:.4g} s, or plan fewer rounds",

@@ -8,7 +8,8 @@ import numpy as np
 from fedjax_het.algorithm import Plan, PyTree, Situation
 from fedjax_het.algorithms.adel.layers import trained
 from fedjax_het.algorithms.adel.merging import Rule, merge_inputs
-from fedjax_het.algorithms.adel.setting import Rates, Setting, Workload
+from fedjax_het.algorithms.adel.options import Rates
+from fedjax_het.algorithms.adel.setting import Setting, Workload
 from fedjax_het.errors import require, require_known
 
 # Relative room for rounding between the end of a window and the deadline it was computed from.

@@ -1,23 +1,20 @@
 """Layered training on a fleet: batches, chances, layer times, and the tasks they make."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_het.algorithm import Plan, Situation
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.adel.depths import batch_sizes, miss_probability, whole_batches
-from fedjax_het.algorithms.adel.layers import Granularity, Layers, layers_of
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.adel.layers import Layers, layers_of
+from fedjax_het.algorithms.adel.options import Layered
 from fedjax_het.client import LocalUpdate
-from fedjax_het.errors import require, require_known
+from fedjax_het.errors import require
 from fedjax_het.masks import Route
 from fedjax_het.models.base import BlockModel
 from fedjax_het.problem import Problem
-
-Rates = Literal["ideal", "physical"]
 
 
 class Workload(NamedTuple):
@@ -45,12 +42,7 @@ class Setting:
     Attributes:
       problem: model, data and fleet.
       layers: the model's layers.
-      rates: "ideal": a layer takes the time that the batch rule aims at, whatever rounding and
-        clipping do to the batch (as in the authors' code). "physical": the time of the whole
-        samples on the device as it is at that moment.
-      training: step size before the schedule, batch and cohort size.
-      schedule: see `common.step_scale`.
-      decay_rounds: the same.
+      options: step size, schedule, batch size, what a layer is.
       cohort: clients per round, U.
       power: float64[n], nominal P: samples x layers per second.
       communication_s: float64[n], expected B: the whole model down and up.
@@ -60,10 +52,7 @@ class Setting:
 
     problem: Problem
     layers: Layers
-    rates: Rates
-    training: Training
-    schedule: str
-    decay_rounds: float
+    options: Layered
     cohort: int
     power: np.ndarray
     communication_s: np.ndarray
@@ -71,15 +60,16 @@ class Setting:
 
     def step_scale(self, round: Any) -> Any:
         """Factor on the learning rate in round 0, 1, ...: by default 1/2, 1/3, ..."""
-        return common.step_scale(self.schedule, round + 1, self.decay_rounds)
+        options = self.options
+        return common.step_scale(options.schedule, round + 1, options.decay_rounds)
 
     def steps(self, rounds: int) -> np.ndarray:
         """float64[R], the step sizes that the planner assumes and the clients take."""
-        return self.training.learning_rate * self.step_scale(np.arange(rounds, dtype=np.float64))
+        return self.options.learning_rate * self.step_scale(np.arange(rounds, dtype=np.float64))
 
     def local_update(self, max_batch: int, model: BlockModel | None = None) -> LocalUpdate:
         """One step on at most `max_batch` samples; checked against the devices' memory."""
-        training = replace(self.training, batch_size=max_batch)
+        training = replace(self.options, batch_size=max_batch)
         common.require_memory(self.problem, training, 0)
         return training.local_update(self.problem, model=model)
 
@@ -107,15 +97,10 @@ class Setting:
         window_s = np.maximum(deadline_s - spent_s, 0.0)
         return Workload(deadline_s, scale, whole_batches(wanted, most), window_s, wanted)
 
-    def largest_batch(
-        self, deadlines_s: np.ndarray, scale: float, max_batch: int | None = None
-    ) -> int:
+    def largest_batch(self, deadlines_s: np.ndarray, scale: float) -> int:
         """Samples the compiled step must have room for: `max_batch`, or what the plan asks for."""
-        if max_batch is not None:
-            require(
-                max_batch >= 1, f"max_batch = {max_batch}", "must be at least 1", "leave it out"
-            )
-            return max_batch
+        if self.options.max_batch is not None:
+            return self.options.max_batch
         everyone, most = np.arange(self.problem.num_clients), int(np.max(self.problem.data.sizes))
         return int(np.max(self.workload(everyone, float(np.max(deadlines_s)), scale, most).batch))
 
@@ -127,7 +112,7 @@ class Setting:
           work: the round's workload.
           power: float64[n], P as the server knows it.
         """
-        if self.rates == "ideal":
+        if self.options.rates == "ideal":
             expected = np.where(work.window_s > 0, work.deadline_s / work.scale, 0.0)
         else:
             expected = work.window_s * power[clients] / work.batch
@@ -137,7 +122,7 @@ class Setting:
         """float64[k, L]: seconds after which each layer is really done, output layer first."""
         clients, fleet = situation.clients, self.problem.fleet
         samples: np.ndarray = work.batch
-        if self.rates == "ideal":
+        if self.options.rates == "ideal":
             samples = np.where(work.wanted > 0, work.wanted, work.batch)
         flops = samples * float(self.problem.cost.step_flops())
         return fleet.stage_times(clients, flops, self.layers.number, situation.now_s, situation.rng)
@@ -183,48 +168,20 @@ class Setting:
         )
 
 
-def prepare(
-    problem: Problem,
-    training: Mapping[str, Any],
-    *,
-    schedule: str,
-    decay_rounds: float,
-    granularity: Granularity,
-    virtual_layers: int,
-    rates: Rates,
-) -> Setting:
-    """Checks the options that the family shares, and derives its quantities from the problem.
-
-    Args:
-      problem: model, data and fleet.
-      training: options of `Training`.
-      schedule: as in `adel`, like all that follow.
-      decay_rounds: the same.
-      granularity: the same.
-      virtual_layers: the same.
-      rates: the same.
+def prepare(problem: Problem, options: Layered) -> Setting:
+    """Derives what the family needs to know from the problem.
 
     Raises:
-      InputError: an option that cannot be used.
+      InputError: options that do not fit the problem.
     """
-    options = Training.parse({"local_steps": 1, "weighting": "uniform", **training})
-    require(
-        options.local_steps == 1 and options.weighting == "uniform",
-        f"local_steps = {options.local_steps}, weighting = {options.weighting!r}",
-        "must be 1 and 'uniform': the layers of one step are cut off and merged alike",
-        "leave both out",
-    )
-    require_known(granularity, ("module", "tensor"), "granularity")
-    require_known(rates, ("ideal", "physical"), "rates")
-    common.step_scale(schedule, 0, decay_rounds)
     fleet, cost = problem.fleet, problem.cost
     require(
-        rates == "physical" or fleet.speed_trace is None,
+        options.rates == "physical" or fleet.speed_trace is None,
         "rates = 'ideal' on a fleet whose speeds drift",
         "ideal layer times know nothing of the devices' real speeds",
         "use rates='physical'",
     )
-    layers = layers_of(problem, granularity, virtual_layers)
+    layers = layers_of(problem, options.granularity, options.virtual_layers)
     n = problem.num_clients
     # Links at their expected rates; what they really take is drawn with every task.
     links = fleet.timing(
@@ -239,10 +196,7 @@ def prepare(
     return Setting(
         problem=problem,
         layers=layers,
-        rates=rates,
-        training=options,
-        schedule=schedule,
-        decay_rounds=decay_rounds,
+        options=options,
         cohort=options.cohort_size(problem),
         power=power,
         communication_s=links.download_s + links.upload_s,

@@ -93,9 +93,11 @@ def dtfl(
     )
     model, n = problem.model, problem.num_clients
     require(
-        bool(model.exits),
-        f"model {model.name!r} without exit heads",
-        "a client half learns from an auxiliary head",
+        bool(model.exits) and not model.shared_exit,
+        f"model {model.name!r} "
+        + ("with one head for all" if model.exits else "without")
+        + " exits",
+        "a client half learns from an auxiliary head of its tier",
         "set config.model.exits = True, or make the model with_exits(model)",
     )
     require(0 < ema <= 1, f"ema = {ema}", "must lie in (0, 1]", "use 2/3")

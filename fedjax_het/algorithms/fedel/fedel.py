@@ -13,10 +13,12 @@ from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedel import importance, windows
 from fedjax_het.algorithms.fedel.budget import Accounting, Budget
-from fedjax_het.algorithms.fedel.merges import nova, plain_mean
+from fedjax_het.algorithms.fedel.choice import choose
+from fedjax_het.algorithms.fedel.memory import memory_reach
+from fedjax_het.algorithms.fedel.merges import plain_mean
 from fedjax_het.algorithms.fedel.prober import Prober
-from fedjax_het.algorithms.fedel.selection import quantise, select
 from fedjax_het.algorithms.fedel.tensors import Chain, tensor_times
+from fedjax_het.algorithms.fednova import nova
 from fedjax_het.clock import barrier
 from fedjax_het.errors import require, require_known
 from fedjax_het.masks import Route
@@ -50,6 +52,7 @@ def fedel(
     agg: Literal["masked", "nova", "plain"] = "masked",
     mu: float = 0.0,
     probe: importance.Probe = "full",
+    probe_step: float = 0.01,
     adaptive_beta: bool = False,
     global_momentum: float = 0.0,
     bandwidth_aware: bool = False,
@@ -71,6 +74,9 @@ def fedel(
     take up to twice the budget; `info.true_budget_ratio` says what it is. `budget="total"` charges
     everything.
 
+    A device whose memory cannot hold a window (`Fleet.memory_bytes`) trains what it can hold of it,
+    counted from the exit.
+
     Args:
       problem: model, data and fleet; the model needs exit heads (`exits=True` in a configuration's
         model section, or `with_exits(model)`), except for `variant="elastic_only"`.
@@ -83,6 +89,9 @@ def fedel(
       agg: "masked"; "nova", FedNova's normalisation per tensor; or "plain", the mean over everyone.
       mu: FedProx's pull towards the round's model, on the selected tensors.
       probe: where the probe takes its loss, see `importance.local_probe`.
+      probe_step: share of the client's step that the probe takes. 1 is ElasticTrainer's real step,
+        which was small: at rates of 0.1 it overshoots, useful tensors look harmful and are not
+        trained (docs/results/fedel.md). Towards 0 the importance becomes the squared gradient norm.
       adaptive_beta: see `importance.blend`; beyond the paper.
       global_momentum: share of the last rounds' movement in the global importance; beyond the
         paper, which takes the last round alone (0).
@@ -109,11 +118,13 @@ def fedel(
     require_known(variant, windows.VARIANTS, "variant")
     require_known(agg, ("masked", "nova", "plain"), "agg")
     require_known(probe, ("full", "exit"), "probe")
-    _check(problem, variant, beta, global_momentum, mu, buckets, starts_per_exit)
+    _check(problem, variant, beta, probe_step, global_momentum, mu, buckets, starts_per_exit)
     n, blocks = problem.num_clients, problem.model.num_blocks
     times = tensor_times(problem.model, problem.cost)
     accounts = Budget(problem, times, threshold, budget, chain, bandwidth_aware, profile_noise)
-    prober = Prober(problem, options, times.index, probe)
+    ends = windows.visited(times.block_cost, accounts.window_threshold, variant)
+    reach = memory_reach(problem, options, ends)
+    prober = Prober(problem, options, times.index, probe, probe_step)
     move = jax.jit(lambda old, new: importance.movement(times.index, old, new))
 
     def init(variables: Variables, key: Any) -> State:
@@ -137,7 +148,8 @@ def fedel(
         worth = np.asarray(importance.blend(local, state.moved, beta, adaptive_beta))
         steps = options.steps(problem.data.sizes[clients])
         samples = options.samples(problem.data.sizes[clients], steps)
-        chosen = _choose(accounts, clients, samples, lo, hi, worth, buckets)
+        held = np.maximum(lo, reach[clients, hi])
+        chosen = choose(accounts, clients, samples, held, hi, worth, buckets)
         bill = accounts.bill(clients, samples, chosen, hi, situation)
         trained = times.blocks_of(chosen)
         tasks = common.plan_tasks(
@@ -217,6 +229,7 @@ def _check(
     problem: Problem,
     variant: str,
     beta: float,
+    probe_step: float,
     global_momentum: float,
     mu: float,
     buckets: int,
@@ -231,6 +244,12 @@ def _check(
     )
     require(0 <= beta <= 1, f"beta = {beta}", "must lie in [0, 1]", "use 0.6 as in the paper")
     require(
+        0 < probe_step <= 1,
+        f"probe_step = {probe_step}",
+        "must lie in (0, 1]",
+        "use 1 for a real step, 0.01 for gradient norms",
+    )
+    require(
         0 <= global_momentum < 1,
         f"global_momentum = {global_momentum}",
         "must lie in [0, 1)",
@@ -244,39 +263,6 @@ def _check(
         "must be at least 1",
         "leave it out to round nothing",
     )
-
-
-def _choose(
-    accounts: Budget,
-    clients: np.ndarray,
-    samples: np.ndarray,
-    lo: np.ndarray,
-    hi: np.ndarray,
-    worth: np.ndarray,
-    buckets: int,
-) -> np.ndarray:
-    """The tensors each client trains, bool[k, K]; never none.
-
-    A window that fits whole is not quantised. A client that can afford nothing, or to whom nothing
-    matters, trains the best tensor of its window's last block; `Budget.bill` records the overrun.
-    """
-    block = accounts.times.block
-    inside = (block >= lo[:, None]) & (block <= hi[:, None])
-    weight, chain, room = accounts.prices(clients, samples, hi)
-    wanted = inside & (worth > 0)
-    way = chain[np.arange(len(lo)), np.argmax(wanted, axis=1)]
-    whole = np.sum(np.where(wanted, weight, 0.0), axis=1) + way
-    fits: np.ndarray = wanted.any(axis=1) & (whole <= room * (1 + 1e-9))
-    units = quantise(weight, np.where(inside, chain, np.inf), room, buckets)
-    best, _ = select(worth.astype(np.float32), *units, buckets)
-    chosen = np.where(fits[:, None], wanted, np.asarray(best))
-    top = np.where(block == hi[:, None], worth, -np.inf)
-    # A block without parameters has no tensor to fall back on; take the deepest one inside.
-    top = np.where(
-        np.isfinite(top).any(axis=1, keepdims=True), top, np.where(inside, worth, -np.inf)
-    )
-    fallback = np.equal(np.arange(len(block)), np.argmax(top, axis=1)[:, None])
-    return np.where(chosen.any(axis=1, keepdims=True), chosen, fallback)
 
 
 def _put(old: np.ndarray, clients: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -1,59 +1,14 @@
-"""Two merges besides the masked mean: FedNova's normalisation, and the plain mean."""
+"""The plain mean, which FedEL's aggregation is measured against."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.aggregation import Sums, align, masked_mean
+from fedjax_het.aggregation import Sums, masked_mean
 from fedjax_het.algorithm import Aggregator, Chunk, Variables
 
 PyTree = Any
-
-
-def nova() -> Aggregator:
-    r"""Per tensor, the mean update per local step times the mean number of steps.
-
-    Over the clients i that trained tensor k, with $c_i = a_i / \sum a$ and $\tau_i$ local steps,
-    $w_k \leftarrow w_k + (\sum_i c_i \tau_i) \sum_i c_i \Delta_{i,k} / \tau_i$: clients with many
-    steps no longer pull the model their way. Equal steps give the masked mean. It reads
-    `row["steps"]`, float32.
-
-    References:
-      Wang et al., *Tackling the Objective Inconsistency Problem*, 2020, for plain SGD.
-    """
-    mean = masked_mean()
-
-    def init(state: PyTree, variables: Variables, mask_shapes: PyTree) -> tuple[Sums, PyTree]:
-        sums = mean.init(state, variables, mask_shapes)
-        return sums, jax.tree.map(jnp.zeros_like, sums.den)
-
-    def add(acc: tuple[Sums, PyTree], chunk: Chunk) -> tuple[Sums, PyTree]:
-        sums, steps = acc
-        taken = chunk.row["steps"]
-
-        def per_step(delta: jax.Array) -> jax.Array:
-            return delta / jnp.broadcast_to(
-                taken.reshape((-1,) + (1,) * (delta.ndim - 1)), delta.shape
-            )
-
-        normalised = chunk._replace(delta=jax.tree.map(per_step, chunk.delta))
-        by_steps = mean.add(sums._replace(den=steps), chunk._replace(weight=chunk.weight * taken))
-        return mean.add(sums, normalised), by_steps.den
-
-    def finalize(
-        acc: tuple[Sums, PyTree], variables: Variables, shared: PyTree
-    ) -> tuple[Variables, dict[str, Any]]:
-        sums, steps = acc
-
-        def rescale(num: jax.Array, den: jax.Array, steps: jax.Array) -> jax.Array:
-            return num * align(steps / jnp.where(den > 0, den, 1.0), num)
-
-        return mean.finalize(
-            sums._replace(num=jax.tree.map(rescale, sums.num, sums.den, steps)), variables, shared
-        )
-
-    return Aggregator(init, add, finalize)
 
 
 def plain_mean() -> Aggregator:

@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fedjax_het.algorithm import PyTree, Variables
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedel import importance
-from fedjax_het.cohort import choose_chunk
+from fedjax_het.chunking import choose_chunk
 from fedjax_het.problem import Problem
 
 
@@ -21,6 +22,7 @@ class Prober:
       options: batch size and optimiser of the clients.
       index: `TensorTimes.index`.
       path: see `importance.local_probe`.
+      step: share of the client's own step that the probe takes.
     """
 
     def __init__(
@@ -29,13 +31,14 @@ class Prober:
         options: Training,
         index: tuple[PyTree, ...],
         path: importance.Probe,
+        step: float,
     ):
         self._problem = problem
         room = min(options.batch_size, int(np.max(problem.data.sizes)))
         one = importance.local_probe(
             problem.model,
             problem.data.pipeline,
-            options.optimizer(),
+            optax.chain(options.optimizer(), optax.scale(step)),
             index,
             max_batch=room,
             path=path,

@@ -49,6 +49,22 @@ def initial(block_time: np.ndarray, threshold: np.ndarray) -> tuple[np.ndarray, 
     return lo, front_edge(lo, block_time, threshold)
 
 
+def visited(block_time: np.ndarray, threshold: np.ndarray, variant: Variant) -> np.ndarray:
+    """bool[n, B]: blocks at which a client's windows ever end; arguments as in `slide`."""
+    n, last = len(threshold), np.shape(block_time)[-1] - 1
+    seen = np.zeros((n, last + 1), bool)
+    everyone = np.arange(n)
+    if variant == "elastic_only":
+        seen[:, last] = True
+        return seen
+    hi = initial(block_time, threshold)[1]
+    seen[everyone, hi] = True
+    while np.any(hi < last):
+        hi = np.where(hi < last, front_edge(np.minimum(hi + 1, last), block_time, threshold), hi)
+        seen[everyone, hi] = True
+    return seen
+
+
 def slide(
     lo: np.ndarray,
     hi: np.ndarray,

@@ -1,0 +1,87 @@
+"""Step sizes for a comparison: every method of a configuration over a grid, on seeds of their own.
+
+    python -m benchmarks.reproduce.search --config=configs/adel_mnist_cnn2.py --out=runs/search \
+        --grid='{"learning_rate": [0.1, 0.3], "decay_rounds": [1.0, 25.0]}'
+
+A comparison is fair when each method runs at its own best step size; one that was chosen on the
+seeds it is then reported for is not. Each cell is written as soon as it is measured, so that an
+interrupted search goes on where it stopped. The table is ordered by method, then by mean accuracy.
+"""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from benchmarks import harness
+from fedjax_het import algorithms, experiment
+from fedjax_het.config import methods, named, section
+from fedjax_het.report.jsonio import read_json, write_json
+from fedjax_het.simulation import simulate_seeds
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A configuration to compare.")
+_OUT = flags.DEFINE_string("out", None, "Directory for the cells.", required=True)
+_GRID = flags.DEFINE_string("grid", None, "JSON: option of the method -> values.", required=True)
+_SEEDS = flags.DEFINE_list("seeds", ["100", "101"], "Seeds that are not reported elsewhere.")
+_METHODS = flags.DEFINE_list("methods", [], "Labels; all if empty.")
+
+
+def cell(settings: dict[str, Any], label: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Final accuracy of one method with these options, one value a seed.
+
+    Args:
+      settings: a plain configuration with a `compare` section.
+      label: one of its methods.
+      options: what to change in the method.
+    """
+    method = {**methods(settings)[label], **options}
+    name, chosen = named({"algorithm": method}, "algorithm", derived=("problem",))
+    problem = experiment.build_problem(settings)
+    run = {**section(settings, "run"), "eval_every": 10**9, "eval_every_s": None}
+    seeds = [int(seed) for seed in _SEEDS.value]
+    results = simulate_seeds(algorithms.build(name, problem, **chosen), problem, seeds, **run)
+    accuracy = [result.record.summary["final_accuracy"] for result in results]
+    return {"label": label, **options, "seeds": seeds, "accuracy": accuracy}
+
+
+def table(cells: list[dict[str, Any]], names: list[str]) -> str:
+    """The cells as text, the best of each method first."""
+    ordered = sorted(cells, key=lambda c: (c["label"], -float(np.mean(c["accuracy"]))))
+    rows = [
+        [
+            c["label"],
+            *(f"{c[name]:g}" for name in names),
+            f"{100 * np.mean(c['accuracy']):.1f}",
+            ", ".join(f"{100 * a:.1f}" for a in c["accuracy"]),
+        ]
+        for c in ordered
+    ]
+    return harness.table(["method", *names, "accuracy (%)", "per seed"], rows)
+
+
+def main(argv: list[str]) -> None:
+    """Fills in the cells that are missing and prints the table."""
+    del argv
+    settings = experiment.plain(_CONFIG.value)
+    grid = json.loads(_GRID.value)
+    out, cells = Path(_OUT.value), []
+    out.mkdir(parents=True, exist_ok=True)
+    for label in _METHODS.value or methods(settings):
+        for values in itertools.product(*grid.values()):
+            options = dict(zip(grid, values, strict=True))
+            slug = "_".join([label, *(f"{value:g}" for value in values)])
+            path = out / ("".join(c if c.isalnum() or c in "._" else "-" for c in slug) + ".json")
+            if not path.exists():
+                write_json(path, cell(settings, label, options))
+                jax.clear_caches()
+            cells.append(read_json(path))
+    print(table(cells, list(grid)))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,164 @@
+"""FedAsync, FedBuff and FedFix: the whole model, and a server that does not wait for everyone."""
+
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.algorithm import Algorithm, Plan, PyTree, Situation, Variables
+from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.fedavg import full_model
+from fedjax_het.algorithms.staleness import discount, discounted_sum, mixing
+from fedjax_het.clock import arrivals, window
+from fedjax_het.errors import require
+from fedjax_het.problem import Problem
+
+
+def fedasync(
+    problem: Problem,
+    *,
+    alpha: float = 0.6,
+    rho: float = 0.005,
+    staleness: str = "polynomial",
+    a: float = 0.5,
+    b: float = 4.0,
+    **training: Any,
+) -> Algorithm:
+    r"""Every arrival is mixed in: $w \leftarrow (1 - \alpha_t) w + \alpha_t w_i$.
+
+    $\alpha_t = \alpha s(\tau)$ with the staleness $\tau$ in server steps. Arrivals at the same time
+    are mixed in one after the other, lower clients first.
+
+    Args:
+      problem: model, data and fleet.
+      alpha: weight of an update that is not late.
+      rho: strength of the pull towards the model a client started from, $\frac{\rho}{2} \lVert w -
+        w_\tau \rVert^2$.
+      staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
+      a: its exponent or slope; 10 is usual for the hinge.
+      b: late steps that the hinge forgives.
+      **training: see `Training`; `clients_per_round` clients are at work at any time. `weighting`
+        has no effect: every client is mixed in alone.
+
+    References:
+      Xie, Koyejo and Gupta, *Asynchronous Federated Optimization*, 2019, Algorithm 1.
+    """
+    require(0 < alpha <= 1, f"alpha = {alpha}", "must lie in (0, 1]", "try 0.6")
+    require(np.isfinite(rho) and rho >= 0, f"rho = {rho}", "must be at least 0", "try 0.005")
+    base = full_model("fedasync", problem, Training.parse(training), pace=arrivals(1), proximal=rho)
+    return base._replace(merge=mixing(discount(staleness, a, b), alpha))
+
+
+def fedbuff(
+    problem: Problem,
+    *,
+    buffer_size: int = 10,
+    server_learning_rate: float = 1.0,
+    staleness: str = "polynomial",
+    a: float = 0.5,
+    b: float = 4.0,
+    weighting: str = "uniform",
+    **training: Any,
+) -> Algorithm:
+    r"""Every K arrivals: $w \leftarrow w + \frac{\eta}{K} \sum_{i=1}^{K} s(\tau_i) \Delta_i$.
+
+    The sum is divided by K, not by the sum of the s: late updates damp the step. Who is back is
+    replaced at once, so `clients_per_round` clients are at work at any time (a client does not
+    leave twice with the same model).
+
+    Args:
+      problem: model, data and fleet.
+      buffer_size: K.
+      server_learning_rate: eta.
+      staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
+      a: its exponent or slope.
+      b: late steps that the hinge forgives.
+      weighting: "uniform", or "samples" for another factor n_i over the mean of all clients.
+      **training: see `Training`.
+
+    References:
+      Nguyen et al., *Federated Learning with Buffered Asynchronous Aggregation*, 2022, Algorithm 1.
+    """
+    options = Training.parse({**training, "weighting": weighting})
+    size = options.cohort_size(problem)
+    require(
+        1 <= buffer_size <= size,
+        f"buffer_size = {buffer_size}",
+        f"must be between 1 and the {size} clients at work at a time",
+        "try a tenth of them",
+    )
+    _require_step(server_learning_rate)
+    base = full_model("fedbuff", problem, options, pace=arrivals(buffer_size, refill=True))
+
+    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
+        tasks, state = base.plan(state, variables, situation)
+        mean = np.mean(problem.data.sizes) if weighting == "samples" else 1.0
+        return tasks._replace(weight=(tasks.weight / mean).astype(np.float32)), state
+
+    late = discount(staleness, a, b)
+    return base._replace(plan=plan, merge=discounted_sum(late, server_learning_rate / buffer_size))
+
+
+def fedfix(
+    problem: Problem,
+    *,
+    interval_s: float,
+    server_learning_rate: float = 1.0,
+    unbiased: bool = True,
+    most_windows: int | None = None,
+    **training: Any,
+) -> Algorithm:
+    r"""Every $\Delta t$: $w \leftarrow w + \eta \sum_i d_i \Delta_i$ over who has arrived.
+
+    A task that takes $T_i$ arrives once in $\lceil T_i / \Delta t \rceil$ windows, so $d_i = p_i
+    \lceil T_i / \Delta t \rceil$ gives every client the mean weight $p_i$ per window, however slow
+    it is. With $\Delta t$ above all $T_i$ this is FedAvg. If not all clients are at work at a time,
+    d_i is multiplied with the number of clients over those at work.
+
+    Args:
+      problem: model, data and fleet.
+      interval_s: Delta t, virtual seconds between merges.
+      server_learning_rate: eta.
+      unbiased: False takes d_i = p_i, which forgets slow clients.
+      most_windows: cap of the factor $\lceil T_i / \Delta t \rceil$, against spikes from very slow
+        clients; None for none.
+      **training: see `Training`; `weighting` decides p_i.
+
+    References:
+      Fraboni et al., *A General Theory for Federated Optimization with Asynchronous and
+      Heterogeneous Clients Updates*, 2023. The rule for d_i is derived here.
+    """
+    options = Training.parse(training)
+    _require_step(server_learning_rate)
+    require(
+        most_windows is None or most_windows >= 1,
+        f"most_windows = {most_windows}",
+        "must be at least 1",
+        "leave it out for no cap",
+    )
+    base = full_model("fedfix", problem, options, pace=window(interval_s))
+    everyone = (
+        problem.data.sizes if options.weighting == "samples" else np.ones(problem.num_clients)
+    )
+    # Of all weights, those at work at a time have this share in the mean.
+    share = np.sum(everyone) * options.cohort_size(problem) / problem.num_clients
+
+    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
+        tasks, state = base.plan(state, variables, situation)
+        weight = tasks.weight / share
+        if unbiased:
+            began = np.floor(situation.now_s / interval_s + 1e-9)
+            ended = np.ceil((situation.now_s + tasks.timing.total_s) / interval_s - 1e-9)
+            weight = weight * np.clip(ended - began, 1, most_windows)
+        return tasks._replace(weight=weight.astype(np.float32)), state
+
+    merge = discounted_sum(discount("constant"), server_learning_rate)
+    return base._replace(plan=plan, merge=merge)
+
+
+def _require_step(server_learning_rate: float) -> None:
+    require(
+        np.isfinite(server_learning_rate) and server_learning_rate > 0,
+        f"server_learning_rate = {server_learning_rate}",
+        "must be positive and finite",
+        "try 1.0",
+    )

@@ -1,0 +1,115 @@
+"""Late updates: how much they still count, and merges that let them count less."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het.aggregation import weighted_sum
+from fedjax_het.algorithm import Aggregator, Chunk, PyTree, Variables
+from fedjax_het.errors import require, require_known
+
+Discount = Callable[[jax.Array], jax.Array]
+
+
+def discount(kind: str, a: float = 0.5, b: float = 4.0) -> Discount:
+    r"""Weight $s(\tau)$ of an update that is $\tau \ge 0$ server steps late; s(0) = 1, decreasing.
+
+    "constant": 1. "polynomial": $(\tau + 1)^{-a}$. "hinge": 1 up to b, then
+    $1 / (a (\tau - b) + 1)$, which is continuous at b.
+
+    Args:
+      kind: which.
+      a: exponent or slope.
+      b: steps without a discount, for the hinge.
+
+    Returns:
+      `tau -> s`, both of one shape, s float32; for NumPy and traced arrays.
+
+    References:
+      Xie et al., *Asynchronous Federated Optimization*, 2019, section 5.1.
+    """
+    require_known(kind, ("constant", "polynomial", "hinge"), "staleness")
+    require(
+        np.isfinite(a) and a >= 0, f"a = {a}", "must be at least 0", "try 0.5, or 10 for a hinge"
+    )
+    require(b >= 0, f"b = {b}", "must be at least 0", "try 4")
+
+    def of(tau: jax.Array) -> jax.Array:
+        tau = jnp.asarray(tau).astype(jnp.float32)
+        if kind == "constant":
+            return jnp.ones_like(tau)
+        if kind == "polynomial":
+            return (tau + 1.0) ** -a
+        return 1.0 / (a * jnp.maximum(tau - b, 0.0) + 1.0)
+
+    return of
+
+
+def discounted_sum(late: Discount, scale: float = 1.0) -> Aggregator:
+    r"""$w \leftarrow w + \eta \sum_i a_i s(\tau_i) \Delta_i$, without dividing by the weights.
+
+    Args:
+      late: the discount s.
+      scale: eta.
+
+    Returns:
+      An `Aggregator`; running statistics move in the same way.
+    """
+
+    def init(state: PyTree, variables: Variables, mask_shapes: PyTree) -> Variables:
+        del state, mask_shapes
+        return jax.tree.map(jnp.zeros_like, variables)
+
+    def add(acc: Variables, chunk: Chunk) -> Variables:
+        coefficient = chunk.weight * late(chunk.staleness)
+        return jax.tree.map(
+            lambda s, d: s if d is None else s + weighted_sum(coefficient, d),
+            acc,
+            Variables(chunk.delta, chunk.stats_delta),
+        )
+
+    def finalize(acc: Variables, variables: Variables, shared: PyTree) -> Any:
+        del shared
+        return jax.tree.map(lambda old, s: old + scale * s, variables, acc), {}
+
+    return Aggregator(init, add, finalize)
+
+
+def mixing(late: Discount, alpha: float) -> Aggregator:
+    r"""$w \leftarrow (1 - \alpha_t) w + \alpha_t w_i$ with $\alpha_t = \alpha s(\tau_i)$.
+
+    Several clients at once share: the sum of their alpha_t must not exceed 1. Their weights decide
+    only whether they count.
+
+    Args:
+      late: the discount s.
+      alpha: weight of a client that is not late.
+
+    Returns:
+      An `Aggregator` that reports `mixed`, the sum of alpha_t.
+    """
+
+    def init(state: PyTree, variables: Variables, mask_shapes: PyTree) -> Any:
+        del state, mask_shapes
+        return jax.tree.map(jnp.zeros_like, variables), jnp.zeros((), jnp.float32)
+
+    def add(acc: Any, chunk: Chunk) -> Any:
+        coefficient = jnp.where(chunk.weight > 0, alpha * late(chunk.staleness), 0.0)
+        own = jax.tree.map(
+            lambda start, d: start if d is None else start + d,
+            chunk.start,
+            Variables(chunk.delta, chunk.stats_delta),
+        )
+        models = jax.tree.map(lambda s, w: s + weighted_sum(coefficient, w), acc[0], own)
+        return models, acc[1] + jnp.sum(coefficient)
+
+    def finalize(acc: Any, variables: Variables, shared: PyTree) -> Any:
+        del shared
+        models, mixed = acc
+        new = jax.tree.map(lambda old, s: (1.0 - mixed) * old + s, variables, models)
+        return new, {"mixed": mixed}
+
+    return Aggregator(init, add, finalize)

@@ -1,0 +1,189 @@
+"""Training apart from merging, for clients whose results wait: the two halves of an algorithm.
+
+In a synchronous round the updates are merged inside the training program. Under a pace that leaves
+tasks waiting, the same program runs twice with other parts::
+
+    trainer:   local = the algorithm's            merge = store each update in the slot of its task
+    merger:    local = fetch it from its slot     merge = the algorithm's
+
+A result depends on the model, the key and the plan's row of its task only, so when it is trained,
+and with whom, changes nothing.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het.algorithm import Algorithm, Chunk, ClientResult, Plan, Task, Variables
+from fedjax_het.cohort import Cohort
+from fedjax_het.group import Outputs, Round
+from fedjax_het.masks import Route
+
+PyTree = Any
+
+
+class Origin(NamedTuple):
+    """What the tasks of one server step start from."""
+
+    variables: Variables
+    common: Round
+
+
+class Results(NamedTuple):
+    """Updates that wait for their merge, one slot each (leading axis s).
+
+    Attributes:
+      delta: structure of the parameters; zero where a route left a leaf out.
+      stats_delta: structure of the running statistics.
+      aux: `ClientResult.aux`.
+    """
+
+    delta: PyTree
+    stats_delta: PyTree
+    aux: PyTree
+
+
+def _trainer(algorithm: Algorithm) -> Algorithm:
+    """Trains as the algorithm does and stores the results by `row["slot"]`."""
+
+    def local(route: Route, start: Variables, data: PyTree, task: Task) -> ClientResult:
+        return algorithm.local(route, start, data, task._replace(row=task.row["own"]))
+
+    def add(acc: Results, chunk: Chunk) -> Results:
+        # Slots are empty before, and what must not count is zero already: this is a sum.
+        slot = chunk.row["slot"]
+
+        def store(every: jax.Array, new: jax.Array | None) -> jax.Array:
+            return every if new is None else every.at[slot].add(new)
+
+        new = Results(chunk.delta, chunk.stats_delta, chunk.aux)
+        return Results(*(jax.tree.map(store, *pair) for pair in zip(acc, new, strict=True)))
+
+    merge = algorithm.merge._replace(init=lambda *_: None, add=add)
+    return algorithm._replace(local=local, mask=_own_mask(algorithm), merge=merge)
+
+
+def _merger(algorithm: Algorithm) -> Algorithm:
+    """Fetches results by `row["slot"]` and merges them as the algorithm does."""
+
+    def local(route: Route, start: Variables, data: Results, task: Task) -> ClientResult:
+        del route
+        result = jax.tree.map(lambda a: a[task.row["slot"]], data)
+        stats = jax.tree.map(jnp.add, start.stats, result.stats_delta)
+        nothing = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        return ClientResult(result.delta, stats, *nothing, result.aux)
+
+    def add(acc: PyTree, chunk: Chunk) -> PyTree:
+        row = chunk.row
+        chunk = chunk._replace(row=row["own"], staleness=row["staleness"])
+        return algorithm.merge.add(acc, chunk)
+
+    merge = algorithm.merge._replace(add=add)
+    return algorithm._replace(local=local, mask=_own_mask(algorithm), merge=merge)
+
+
+def _own_mask(algorithm: Algorithm) -> Any:
+    mask = algorithm.mask
+    return None if mask is None else lambda row, shared: mask(row["own"], shared)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _clear(tree: PyTree, slots: jax.Array) -> PyTree:
+    return jax.tree.map(lambda a: a.at[slots].set(0, mode="drop"), tree)
+
+
+@jax.jit
+def _stack(*trees: PyTree) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _slots(results: Results) -> int:
+    return len(jax.tree.leaves(results.delta)[0])
+
+
+class Deferred:
+    """The two engines of an algorithm, and stacks of models for them.
+
+    Args:
+      cohort: the algorithm's engine; compiled programs are kept with it.
+
+    Attributes:
+      trainer: the engine that trains; its `routes` are those of the run.
+    """
+
+    def __init__(self, cohort: Cohort):
+        self.trainer = cohort.twin("trainer", _trainer)
+        self._merger = cohort.twin("merger", _merger)
+
+    def empty(self, slots: int, plan: Plan, origin: Origin) -> Results:
+        """Room for the results of `slots` tasks like those of the plan."""
+        rows = self._rows(plan, np.zeros(len(plan.clients)))
+        result = self.trainer.shapes(rows, *origin)
+        like = Results(origin.variables.params, origin.variables.stats, result.aux)
+        return jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
+
+    def train(
+        self,
+        results: Results,
+        plan: Plan,
+        origins: dict[int, Origin],
+        version: np.ndarray,
+        slot: np.ndarray,
+    ) -> tuple[Results, Outputs]:
+        """Trains every task of the plan from its own version into its own slot.
+
+        Args:
+          results: where to; consumed.
+          plan: the tasks.
+          origins: the versions by number.
+          version: int64[k].
+          slot: int64[k].
+        """
+        # Padding with a slot that does not exist: few sizes, few programs.
+        size = 1 << int(len(slot) - 1).bit_length()
+        room = _slots(results)
+        padded = np.full(size, room, np.int32)
+        padded[: len(slot)] = slot
+        results = _clear(results, padded)
+        stacked, index = self._stacked(origins, version)
+        rows = self._rows(plan, slot)
+        return self.trainer.run(results, rows, *stacked, version=index, room=room)
+
+    def merge(
+        self,
+        acc: PyTree,
+        results: Results,
+        plan: Plan,
+        origins: dict[int, Origin],
+        version: np.ndarray,
+        slot: np.ndarray,
+        staleness: np.ndarray,
+    ) -> PyTree:
+        """Adds the results in these slots to the accumulator of the algorithm's merge."""
+        stacked, index = self._stacked(origins, version)
+        routes = [self._merger.full] * len(plan.clients)
+        rows = self._rows(plan, slot, staleness)._replace(routes=routes)
+        room = _slots(results)
+        return self._merger.run(acc, rows, *stacked, version=index, data=results, room=room)[0]
+
+    def _rows(self, plan: Plan, slot: np.ndarray, staleness: np.ndarray | None = None) -> Plan:
+        rows = {"own": plan.rows, "slot": np.asarray(slot, np.int32)}
+        if staleness is not None:
+            rows["staleness"] = np.asarray(staleness, np.int32)
+        return plan._replace(rows=rows)
+
+    def _stacked(
+        self, origins: dict[int, Origin], version: np.ndarray
+    ) -> tuple[tuple[Variables, Round], np.ndarray]:
+        """The models behind some tasks, stacked, and which of them each starts from.
+
+        Their number is padded to a power of four: programs are compiled for few of them.
+        """
+        wanted, index = np.unique(version, return_inverse=True)
+        size = 4 ** -(-int(len(wanted) - 1).bit_length() // 2)
+        padded = np.concatenate([wanted, np.full(size - len(wanted), wanted[-1])])
+        stacked = _stack(*(origins[int(v)] for v in padded))
+        return tuple(stacked), index.astype(np.int32)
