@@ -18,6 +18,7 @@ from benchmarks.reproduce.dtfl_timing import TABLE_3, markdown, rounds_of
 from fedjax_het import algorithms
 
 _RUNS = flags.DEFINE_string("runs", "runs/dtfl", "Directory of results.")
+_NET = flags.DEFINE_enum("net", "resnet", ["resnet", "plain"], "Network of the runs.")
 _OUT = flags.DEFINE_string("out", "docs/results/images", "Where the figures go.")
 _TARGETS = flags.DEFINE_list("targets", ["0.3", "0.35", "0.4"], "Accuracies.")
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE")
@@ -33,12 +34,12 @@ def read(directory: str) -> Runs:
     return found
 
 
-def with_splitfed(runs: Runs) -> Runs:
+def with_splitfed(runs: Runs, net: str) -> Runs:
     """Adds SplitFed: FedAvg's model round by round (a test holds them equal) on its own clock."""
     found = dict(runs)
     for where in ("IID", "Dirichlet"):
         name, options, place = (ARMS["iid"] | ARMS["skewed"])[f"SplitFed, {where}"]
-        problem, speed, _ = setting(**place)
+        problem, speed, _ = setting(net, **place)
         options = {**TRAINING, **options, "server_flops_per_s": speed}
         algorithm = algorithms.build(name, problem, **options)
         ((_, lasts, _),) = rounds_of(algorithm, problem, 1)
@@ -130,7 +131,7 @@ def accuracy(runs: Runs, where: str) -> Figure:
 
 def main(_: Sequence[str]) -> None:
     """Prints the tables and writes the figures."""
-    runs = with_splitfed(read(_RUNS.value))
+    runs = with_splitfed(read(_RUNS.value), _NET.value)
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     targets = [float(t) for t in _TARGETS.value]
@@ -138,7 +139,7 @@ def main(_: Sequence[str]) -> None:
     for target in targets:
         print(f"\n{order(runs, target)}")
     for where, name in (("IID", "iid"), ("Dirichlet", "dirichlet")):
-        accuracy(runs, where).savefig(out / f"dtfl_{name}.png", dpi=130)
+        accuracy(runs, where).savefig(out / f"dtfl_{_NET.value}_{name}.png", dpi=130)
 
 
 if __name__ == "__main__":

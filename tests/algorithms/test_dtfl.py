@@ -360,7 +360,7 @@ def test_clients_come_and_go():
     [
         ("vgg11", (32, 32, 3), {"width": 0.125}),
         ("cifar_cnn", (32, 32, 3), {}),
-        ("resnet20", (16, 16, 3), {"norm": "batch"}),
+        ("resnet20", (16, 16, 3), {"norm": "batch", "granularity": "module"}),
         ("transformer", (12,), {}),
     ],
 )
