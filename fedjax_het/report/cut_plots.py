@@ -31,7 +31,6 @@ def cuts_of(record: RunRecord) -> tuple[np.ndarray, np.ndarray] | None:
     return block, speed
 
 
-@styled
 def cuts_over_time(record: RunRecord, most: int = 40) -> Figure | None:
     """Heat maps over clients and server steps: speed of the device, last block on the client.
 
@@ -43,22 +42,24 @@ def cuts_over_time(record: RunRecord, most: int = 40) -> Figure | None:
       The figure; None for a run whose tasks were not split.
     """
     found = cuts_of(record)
-    if found is None:
-        return None
-    block, speed = found
+    last = int(record.summary["num_blocks"]) - 1
+    return None if found is None else _heat_maps(*found, last, most)
+
+
+@styled
+def _heat_maps(block: np.ndarray, speed: np.ndarray, last: int, most: int) -> Figure:
     known = np.isfinite(speed).any(axis=1)
     mean = np.full(len(speed), np.inf)
     mean[known] = np.nanmean(speed[known], axis=1)
     order = np.argsort(-mean, kind="stable")
     shown = order[evenly(order.size, most)]
-    last = int(record.summary["num_blocks"]) - 1
     figure = Figure(figsize=(6.6, 1.9 + 0.17 * max(2 * shown.size, 12)))
     parts = figure.subplots(2 if known.any() else 1, 1, sharex=True, squeeze=False)[:, 0]
-    drawings = [(block[shown], "viridis", "last block on the client", (0, last - 1))]
+    drawings = [(block[shown], "viridis", "last block on the client", (0.0, last - 1.0))]
     if known.any():
         relative = np.log2(speed[shown] / np.nanmax(speed))
         low = min(float(np.nanmin(relative)), -1.0)
-        drawings.insert(0, (relative, "Greys_r", "speed (log2, fastest 0)", (low, 0)))
+        drawings.insert(0, (relative, "Greys_r", "speed (log2, fastest 0)", (low, 0.0)))
     edges = (0.5, block.shape[1] + 0.5, shown.size - 0.5, -0.5)
     for axes, (values, colours, label, limits) in zip(parts, drawings, strict=True):
         image = axes.imshow(
