@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks import harness
 from benchmarks.micro import training
+from benchmarks.reproduce import dtfl_timing
 from benchmarks.scale import cohort as scale
+from fedjax_het import algorithms
 
 
 def test_contenders_are_called_in_turn_after_a_first_call_each():
@@ -93,3 +95,23 @@ def test_pool_of_samples_does_not_grow_with_the_cohort():
     small, large = (scale.make_data(n, pool=400) for n in (2, 20))
     assert small.x.nbytes == large.x.nbytes
     assert np.all((large.sizes >= 10) & (large.sizes <= 20))
+
+
+def test_transfer_times_are_those_of_dtfl_s_first_table():
+    """Within 1.5 % of the paper, case 2, at the numbers of rounds that it implies."""
+    for tier in (2, 6):
+        problem, speed = dtfl_timing.setting(110, profiles=dtfl_timing.CASES[2])
+        algorithm = algorithms.build(
+            "dtfl",
+            problem,
+            tiers=6,
+            fixed_tier=tier,
+            server_flops_per_s=speed,
+            **dtfl_timing.OPTIONS,
+        )
+        ((plan, lasts, _),) = dtfl_timing.rounds_of(algorithm, problem, 1)
+        slowest = np.argmax(plan.timing.total_s)
+        assert lasts == plan.timing.total_s[slowest]
+        moved_s = plan.timing.download_s[slowest] + plan.timing.upload_s[slowest]
+        wanted_s = dtfl_timing.TABLE_1[2][1][tier - 1] / dtfl_timing.ROUNDS[2][tier - 1]
+        assert moved_s == pytest.approx(wanted_s, rel=0.015)

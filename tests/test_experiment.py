@@ -111,6 +111,8 @@ def test_the_saved_configuration_is_resolved_and_says_where_it_ran(run):
         "name": "fedavg",
         "learning_rate": 0.1,
         "momentum": 0.0,
+        "client_optimizer": "sgd",
+        "weight_decay": 0.0,
         "batch_size": 20,
         "epochs": 1,
         "local_steps": None,

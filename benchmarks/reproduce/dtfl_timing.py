@@ -4,7 +4,8 @@
 
 Round times do not depend on what is learnt, so the paper's own sizes (ResNet-56 and -110, 5,000
 CIFAR-10 images a client, batches of 100, five device profiles) cost seconds here: plans are made
-and observed, nobody trains. Prints tables in Markdown and draws the figures.
+and observed, nobody trains. A network of eight small blocks stands in, with the prices of the real
+one. Prints tables in Markdown and draws the figure.
 """
 
 import functools
@@ -23,6 +24,8 @@ from fedjax_het import algorithms, models
 from fedjax_het.algorithm import Algorithm, Report, Situation
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.fleet import presets
+from fedjax_het.fleet.cost import CostTable, cost_table
+from fedjax_het.models.base import BlockModel
 from fedjax_het.problem import Problem
 
 BATCH, BATCH_S = 100, 0.16
@@ -47,23 +50,26 @@ TABLE_3 = {
 @functools.cache
 def _samples(clients: int, each: int) -> FederatedData:
     """Nothing but numbers of samples."""
-    x = np.zeros((clients * each, 32, 32, 3), np.uint8)
+    x = np.zeros((clients * each, 1), np.float32)
     owner = np.repeat(np.arange(clients), each)
     y = np.arange(clients * each) % 10
     return from_arrays(x, y, x[:10], y[:10], clients=owner, num_classes=10)
 
 
 @functools.cache
-def _network(depth: int) -> Any:
-    shape = (32, 32, 3)
-    return models.build(f"resnet{depth}", shape, 10, exits=True, norm="batch", granularity="module")
+def _stand_in() -> BlockModel:
+    return models.build("mlp", (1,), 10, exits=True, hidden=(1,) * 7)
 
 
 @functools.cache
-def _prices(depth: int) -> tuple[Any, float]:
+def _prices(depth: int) -> tuple[CostTable, float]:
     """The network's table of costs, and the reference machine: 0.16 s for a batch of 100."""
-    some = Problem(_network(depth), _samples(1, 10), presets.build("uniform", 1))
-    return some.cost, float(some.cost.step_flops()) * BATCH / BATCH_S
+    shape = (32, 32, 3)
+    network = models.build(
+        f"resnet{depth}", shape, 10, exits=True, norm="batch", granularity="module"
+    )
+    cost = cost_table(network)
+    return cost, float(cost.step_flops()) * BATCH / BATCH_S
 
 
 def setting(
@@ -73,7 +79,7 @@ def setting(
     cost, speed = _prices(depth)
     devices = presets.build("dtfl", clients, base_flops_per_s=speed, **fleet)
     devices = replace(devices, compute_jitter=jitter)
-    return Problem(_network(depth), _samples(clients, each), devices, cost), speed
+    return Problem(_stand_in(), _samples(clients, each), devices, cost), speed
 
 
 def rounds_of(
@@ -81,22 +87,21 @@ def rounds_of(
 ) -> Iterable[tuple[Any, float, float]]:
     """`(plan, seconds of the round, wall seconds of planning and observing)` of each round."""
     key = jax.random.key(seed)
-    state = algorithm.init(problem.model.init(key), key) if algorithm.name != "dtfl" else None
-    if state is None:
-        state = algorithm.init(None, key)
+    variables = problem.model.init(key)
+    state = algorithm.init(variables, key)
     everyone, now_s = np.arange(problem.num_clients), 0.0
     for round in range(count):
         rng = np.random.default_rng([seed, round, 0])
         clients = np.sort(rng.choice(everyone, algorithm.cohort_size, replace=False))
         began = time.perf_counter()
-        plan, state = algorithm.plan(state, None, Situation(round, now_s, clients, key, rng))
+        plan, state = algorithm.plan(state, variables, Situation(round, now_s, clients, key, rng))
         if algorithm.name == "dtfl":
             k = len(clients)
             losses = {"client_loss": np.zeros(k), "server_loss": np.zeros(k)}
             whole = np.ones(k, bool)
             none = np.zeros(0, np.int64)
             report = Report(round, plan, np.zeros(k), plan.steps, whole, none, losses, {})
-            state, _, _ = algorithm.update(state, None, None, report)
+            state, _, _ = algorithm.update(state, variables, variables, report)
         wall_s = time.perf_counter() - began
         lasts = float(np.max(plan.timing.total_s))
         now_s += lasts
@@ -109,7 +114,8 @@ def mean_round_s(name: str, problem: Problem, count: int, skip: int = 2, **optio
     return float(np.mean([s for _, s, _ in rounds_of(algorithm, problem, count)][skip:]))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; numbers to four digits."""
     cells = [[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
     lines = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -129,7 +135,7 @@ def methods() -> str:
         row += [row[1] / rows[0][1], row[2] / rows[0][2], row[3] / rows[0][3], row[4] / rows[0][4]]
     head = ["method", "R56 round s", "paper s", "R110 round s", "paper s"]
     head += ["R56 round / DTFL", "paper / DTFL", "R110 round / DTFL", "paper / DTFL"]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def _round_s(name: str, problem: Problem, own: dict[str, Any]) -> float:
@@ -151,12 +157,12 @@ def table_1() -> str:
             moved_s = timing.download_s[slowest] + timing.upload_s[slowest]
             count, computed = ROUNDS[case][m - 1], timing.compute_s[slowest]
             paper = TABLE_1[case][0][m - 1], TABLE_1[case][1][m - 1]
-            rows.append(
-                [case, m, count, computed * count, paper[0], moved_s * count, paper[1]]
-                + [(computed + moved_s) * count, sum(paper)]
-            )
+            transferred = moved_s * count
+            total = (computed + moved_s) * count
+            row = [case, m, count, computed * count, paper[0], transferred, paper[1]]
+            rows.append([*row, total, sum(paper)])
     head = ["case", "tier", "rounds (paper)", "compute s", "paper", "transfer s", "paper"]
-    return _table([*head, "total s", "paper"], rows)
+    return markdown([*head, "total s", "paper"], rows)
 
 
 def numbers_of_tiers() -> str:
@@ -169,7 +175,7 @@ def numbers_of_tiers() -> str:
                 problem, speed = setting(depth, **fleet)
                 cells.append(mean_round_s("dtfl", problem, 200, tiers=m, server_flops_per_s=speed))
         rows.append(cells)
-    return _table(["tiers", "R56", "R56 re-drawn", "R110", "R110 re-drawn"], rows)
+    return markdown(["tiers", "R56", "R56 re-drawn", "R110", "R110 re-drawn"], rows)
 
 
 def numbers_of_clients() -> str:
@@ -185,11 +191,11 @@ def numbers_of_clients() -> str:
         wall = float(np.median([w for _, _, w in taken]))
         rows.append([n, options["clients_per_round"], mine, whole, whole / mine, 1e3 * wall])
     head = ["clients", "per round", "DTFL round s", "FedAvg round s", "ratio", "scheduling ms"]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def averages() -> str:
-    """Mean seconds of a round against the weight of a new observation, under fluctuating devices."""
+    """Mean seconds of a round against the weight of a new observation, as devices fluctuate."""
     rows = []
     for alpha in (0.1, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0):
         cells: list[Any] = [alpha]
@@ -203,7 +209,7 @@ def averages() -> str:
             cells.append(float(np.mean(lasts)))
         rows.append(cells)
     head = ["EMA weight", "constant", "re-drawn", "noise 0.3", "noise 0.3, re-drawn"]
-    return _table([*head, "noise 0.6, re-drawn"], rows)
+    return markdown([*head, "noise 0.6, re-drawn"], rows)
 
 
 def tiers_over_time(depth: int = 110, count: int = 80) -> Figure:
@@ -239,15 +245,13 @@ STUDIES = {
     "clients": numbers_of_clients,
     "ema": averages,
 }
-_STUDIES = flags.DEFINE_list("studies", [*STUDIES, "figure"], "What to print.")
-_FIGURES = flags.DEFINE_string("out", "docs/results/images", "Where the figure goes.")
 
 
 def main(_: Sequence[str]) -> None:
     """Prints the chosen tables."""
-    for name in _STUDIES.value:
+    for name in flags.FLAGS.studies:
         if name == "figure":
-            place = Path(_FIGURES.value)
+            place = Path(flags.FLAGS.out)
             place.mkdir(parents=True, exist_ok=True)
             tiers_over_time().savefig(place / "dtfl_tiers.png", dpi=130)
         else:
@@ -255,4 +259,6 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("studies", [*STUDIES, "figure"], "What to print.")
+    flags.DEFINE_string("out", "docs/results/images", "Where the figure goes.")
     app.run(main)

@@ -90,6 +90,14 @@ def trained_blocks(runs: Runs) -> str:
     return text
 
 
+def cuts(name: str) -> str:
+    """How to read the tiers over time."""
+    return (
+        f"{name}: where the network was cut, client by client, fast devices on top. The deeper the "
+        "last block on the client, the less is left to the server. White: no task in that step."
+    )
+
+
 def waiting(runs: Runs) -> str:
     """How to read the bars, and what share of time each method lost."""
     shares = []

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedjax_het.report import captions
+from fedjax_het.report.cut_plots import cuts_over_time
 from fedjax_het.report.device_plots import timeline, trained_blocks, waiting_by_group, window_s
 from fedjax_het.report.jsonio import write_atomic
 from fedjax_het.report.plots import (
@@ -122,6 +123,7 @@ def _page(title: str, lead: str, runs: Runs, targets: Sequence[float]) -> str:
         _figure(waiting_by_group(runs), "waiting", captions.waiting(runs)),
         "<h2>Why: who trained which part of the model</h2>",
         _figure(trained_blocks(runs), "blocks", captions.trained_blocks(runs)),
+        *_cuts(runs),
         "<h2>Fleet, data and model</h2>",
         _pairs(captions.fleet_and_data(first)),
     ]
@@ -169,6 +171,16 @@ def _worst_clients(runs: Runs) -> list[str]:
     figure = worst_clients_vs_time(runs)
     caption = "Accuracy of the worst-served tenth of the clients."
     return [] if figure is None else [_figure(figure, "worst", caption)]
+
+
+def _cuts(runs: Runs) -> list[str]:
+    """The first seed of each method that splits the network between client and server."""
+    drawn = [(name, cuts_over_time(group[0])) for name, group in runs.items()]
+    return [
+        _figure(figure, f"cuts{i}", captions.cuts(name))
+        for i, (name, figure) in enumerate(drawn)
+        if figure is not None
+    ]
 
 
 def _timelines(runs: Runs) -> list[str]:

@@ -1,5 +1,6 @@
 """Split training with local losses: nothing leaks through the cut, and tiers merge into one."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -17,12 +18,14 @@ from problems import (
     situation,
 )
 
+from fedjax_het import masks, models
 from fedjax_het.algorithm import Chunk, Task, Variables
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.common import amsgrad
 from fedjax_het.algorithms.dtfl.local import Privacy, split_training
 from fedjax_het.client import cross_entropy
-from fedjax_het.data.batches import gather
+from fedjax_het.data.batches import DeviceData, Pipeline, gather
+from fedjax_het.fleet.availability import from_intervals
 from fedjax_het.masks import Route
 from fedjax_het.simulation import simulate
 
@@ -114,8 +117,14 @@ def test_nothing_leaks_through_the_cut():
     assert_same(got["blocks"][1:], train(problem, start, cut=0, steps=1).delta["blocks"][1:])
 
 
-@pytest.mark.parametrize("privacy", [Privacy(), Privacy(correlation=True, shuffle="channel")])
-@pytest.mark.parametrize("make", [exits_problem, lambda: batch_norm_problem(exits=True)])
+@pytest.mark.parametrize(
+    ("make", "privacy"),
+    [
+        (exits_problem, Privacy(correlation=True, shuffle="channel")),
+        (lambda: batch_norm_problem(exits=True), Privacy()),
+    ],
+    ids=["privacy", "running statistics"],
+)
 def test_a_traced_cut_gives_the_same_numbers(make, privacy):
     problem = make()
     start = problem.model.init(jax.random.key(1))
@@ -323,3 +332,67 @@ def test_unequal_routes_merge_into_one_accumulator():
     routed, _ = one_round(algorithm, problem, start)
     masked, _ = one_round(algorithm, problem, start, execution="masked")
     assert_close(routed, masked)
+
+
+def test_clients_come_and_go():
+    """Devices that are off are not asked; who returns goes on in the tier it had."""
+    problem = exits_problem()
+    n = problem.num_clients
+    # Four clients are there in the first half of every cycle, the others in the second.
+    early = np.arange(n) < n // 2
+    shifts = from_intervals(
+        [[(0.0, 0.5)] if first else [(0.5, 1.0)] for first in early], period_s=np.ones(n)
+    )
+    moving = replace(problem, fleet=replace(problem.fleet, availability=shifts))
+    algorithm = build("dtfl", moving, clients_per_round=n // 2, **SGD)
+    result = simulate(algorithm, moving, rounds=8, execution="masked")
+    assert result.faults == []
+    rows = result.record.clients
+    for row in rows:
+        place = row["dispatched_s"] % 1.0
+        assert (place < 0.5) == bool(early[row["client"]])
+    assert len({row["client"] for row in rows}) == n
+    assert np.isfinite(result.state.ema_s).any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options"),
+    [
+        ("vgg11", (32, 32, 3), {"width": 0.125}),
+        ("cifar_cnn", (32, 32, 3), {}),
+        ("resnet20", (16, 16, 3), {"norm": "batch", "granularity": "module"}),
+        ("transformer", (12,), {}),
+    ],
+)
+def test_every_block_model_can_be_cut_at_every_boundary(name, shape, options):
+    """Traced, not run: the equality of the halves is tested with the models."""
+    model = models.build(name, shape, 10, exits=True, **options)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    kind = jnp.int32 if name == "transformer" else jnp.float32
+    labels = (6, *shape) if name == "transformer" else (6,)
+    data = DeviceData(
+        jax.ShapeDtypeStruct((6, *shape), kind),
+        jax.ShapeDtypeStruct(labels, jnp.int32),
+        *(jax.ShapeDtypeStruct((count,), jnp.int32) for count in (6, 1, 1)),
+    )
+    local = split_training(model, Pipeline(), amsgrad(0.1), max_batch=4)
+    last = model.num_blocks - 1
+    for cut in range(last):
+        zero = jnp.int32(0)
+        work = Task(
+            client=zero,
+            key=jax.random.key(0),
+            steps=zero,
+            loop_steps=zero,
+            batch=zero,
+            learning_rate_scale=jnp.float32(1),
+            exit=jnp.int32(last),
+            mask=None,
+            row={"cut": jnp.int32(cut)},
+            shared=None,
+        )
+        route = Route(0, last, cut)
+        result = jax.eval_shape(functools.partial(local, route), variables, data, work)
+        assert jax.tree.structure(result.delta) == jax.tree.structure(
+            masks.split(variables.params, route)[0]
+        )

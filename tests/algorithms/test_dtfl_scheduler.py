@@ -158,3 +158,26 @@ def test_ten_thousand_clients_at_once():
     assert chosen.shape == (n,)
     assert longest_s == round_s.min(axis=1).max()
     assert (round_s[np.arange(n), chosen] <= longest_s * (1 + 1e-9)).all()
+
+
+def test_a_switched_device_is_reassigned_within_three_observations():
+    """Smoothing with 2/3 forgets in three rounds, also in a tier that was visited before."""
+    profile = Profile(CLIENT, 0.02 * SERVER)
+    batches = np.full(5, 50)
+    transfer_s = SENT[None, :] * batches[:, None] / RATE[:, None]
+    who = np.arange(5)
+
+    def rounds(history, unit_s, count):
+        for _ in range(count):
+            tier = history.tier
+            history = scheduler.observe(history, who, tier, unit_s * CLIENT[tier], 2 / 3)
+            tau_s = history.ema_s[who, tier]
+            times = scheduler.estimate(profile, tau_s, tier, batches, transfer_s)
+            history = scheduler.reassign(history, who, *scheduler.assign(times))
+        return history
+
+    before = rounds(scheduler.begin(5, 6, 1), TAU, 12)
+    switched = TAU[[4, 1, 2, 3, 0]]
+    settled = rounds(scheduler.begin(5, 6, 1), switched, 12)
+    assert (before.tier != settled.tier).any()
+    np.testing.assert_array_equal(rounds(before, switched, 3).tier, settled.tier)

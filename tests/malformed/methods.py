@@ -44,7 +44,7 @@ SPLIT: list[Case] = [
     (with_heads("dtfl", tiers=0), "tiers = 0 | between 1 and the 1 boundaries | leave it out"),
     (with_heads("dtfl", tiers=2), "tiers = 2 | between 1 and the 1 boundaries | leave it out"),
     (with_heads("dtfl", ema=0), "ema = 0 | (0, 1] | 2/3"),
-    (with_heads("dtfl", profile="guess"), "'guess' | must be one of | choose"),
+    (with_heads("dtfl", profile="guess"), "'guess' | must be one of | e.g. profile = 'analytic'"),
     (
         with_heads("dtfl", profile=Profile(np.zeros(1), np.ones(1))),
         "profile of shapes (1,) and (1,) | a positive client time | dtfl.profiles",
@@ -147,7 +147,10 @@ METHODS: list[Case] = [
         lambda here: algorithms.fedopt(problem(), server_optimizer="sgd", learning_rate=0.1),
         "'sgd' | must be one of adam, yogi | choose",
     ),
-    (method("fedyogi", server_optimizer="adam"), "'server_optimizer' | must be one of b1 | choose"),
+    (
+        method("fedyogi", server_optimizer="adam"),
+        "'server_optimizer' | must be one of b1 | did you mean",
+    ),
     (
         method("fedpmt", depths=(1, 9)),
         "depths = (1, 9) | 1 and the model's 2 blocks | leave it out",

@@ -82,6 +82,7 @@ def dtfl(
 
     Returns:
       The algorithm. Its `info`: `tiers`, clients in each; `longest_s`, the scheduler's T_max;
+      `speed_flops_per_s` of every task's device;
       `observed_s`, the slowest compute time; `server_flops`; `client_loss`, `server_loss` and,
       where in use, `correlation`, means over the clients.
 
@@ -146,6 +147,7 @@ def dtfl(
         observed_s = taken_s - timing.transfer_s(fleet, clients, moved)
         cut = table.cut[tier]
         rows = {"cut": cut.astype(np.int32), "tier": tier, "observed_s": observed_s}
+        rows["speed"] = fleet.speed(clients, situation.now_s)
         if privacy.correlation:
             rows["alpha"] = alpha[clients]
         tasks = common.plan_tasks(problem, options, situation, timing=prices)
@@ -196,6 +198,7 @@ def dtfl(
         info = {
             "tiers": np.bincount(rows["tier"], minlength=table.size).tolist(),
             "longest_s": longest_s,
+            "speed_flops_per_s": rows["speed"].tolist(),
             "observed_s": float(np.max(rows["observed_s"])),
             "server_flops": float(np.sum(table.server_flops[rows["tier"]] * samples)),
             **{name: _mean(values, kept) for name, values in report.aux.items()},

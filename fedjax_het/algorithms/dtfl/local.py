@@ -51,6 +51,12 @@ def check_privacy(privacy: Privacy, model: BlockModel) -> None:
     """Raises `InputError` unless the model's activations can be treated so."""
     require_known(privacy.shuffle, ("none", "space", "channel"), "shuffle")
     require(privacy.patch >= 1, f"patch = {privacy.patch}", "must be at least 1", "use 4")
+    require(
+        not privacy.correlation or jnp.issubdtype(model.input_dtype, jnp.floating),
+        f"dcor with model {model.name!r} of {jnp.dtype(model.input_dtype)} inputs",
+        "the distance of two samples is that of their numbers, which symbols are not",
+        "set dcor = 0",
+    )
     flat = [z.shape for z in model.activation_shapes(1)[:-1] if len(z.shape) != 4]
     require(
         privacy.shuffle != "space" or not flat,

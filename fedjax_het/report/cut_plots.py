@@ -1,0 +1,79 @@
+"""Where the network was cut: the tier of every client over time, beside its device's speed."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedjax_het.report.records import RunRecord
+from fedjax_het.report.style import styled
+from fedjax_het.report.tasks import evenly
+
+
+def cuts_of(record: RunRecord) -> tuple[np.ndarray, np.ndarray] | None:
+    """The last block on the client and the device's speed, each float64[clients, steps].
+
+    NaN where a client had no task; None for a run whose tasks were not split. Speeds are those that
+    the method reported (`info["speed_flops_per_s"]`, in the order of the step's tasks), else NaN.
+    """
+    columns = record.client_columns
+    cut = columns["cut_block"]
+    if not np.isfinite(cut).any():
+        return None
+    step, client = (columns[name].astype(np.int64) for name in ("step", "client"))
+    shape = (int(client.max()) + 1, int(step.max()))
+    block, speed = np.full(shape, np.nan), np.full(shape, np.nan)
+    block[client, step - 1] = cut
+    reported = {row["step"]: row.get("info", {}).get("speed_flops_per_s") for row in record.metrics}
+    for s in np.unique(step):
+        rows = step == s
+        values = reported.get(int(s))
+        if values is not None and len(values) == int(rows.sum()):
+            speed[client[rows], s - 1] = values
+    return block, speed
+
+
+def cuts_over_time(record: RunRecord, most: int = 40) -> Figure | None:
+    """Heat maps over clients and server steps: speed of the device, last block on the client.
+
+    Args:
+      record: one run.
+      most: clients to show, evenly chosen from slow to fast.
+
+    Returns:
+      The figure; None for a run whose tasks were not split.
+    """
+    found = cuts_of(record)
+    last = int(record.summary["num_blocks"]) - 1
+    return None if found is None else _heat_maps(*found, last, most)
+
+
+@styled
+def _heat_maps(block: np.ndarray, speed: np.ndarray, last: int, most: int) -> Figure:
+    known = np.isfinite(speed).any(axis=1)
+    mean = np.full(len(speed), np.inf)
+    mean[known] = np.nanmean(speed[known], axis=1)
+    order = np.argsort(-mean, kind="stable")
+    shown = order[evenly(order.size, most)]
+    figure = Figure(figsize=(6.6, 1.9 + 0.17 * max(2 * shown.size, 12)))
+    parts = figure.subplots(2 if known.any() else 1, 1, sharex=True, squeeze=False)[:, 0]
+    drawings = [(block[shown], "viridis", "last block on the client", (0.0, last - 1.0))]
+    if known.any():
+        relative = np.log2(speed[shown] / np.nanmax(speed))
+        low = min(float(np.nanmin(relative)), -1.0)
+        drawings.insert(0, (relative, "Greys_r", "speed (log2, fastest 0)", (low, 0.0)))
+    edges = (0.5, block.shape[1] + 0.5, shown.size - 0.5, -0.5)
+    for axes, (values, colours, label, limits) in zip(parts, drawings, strict=True):
+        image = axes.imshow(
+            values,
+            aspect="auto",
+            cmap=colours,
+            vmin=limits[0],
+            vmax=limits[1],
+            extent=edges,
+            interpolation="nearest",
+        )
+        figure.colorbar(image, ax=axes, label=label)
+        axes.set_yticks(np.arange(shown.size), [str(c) for c in shown])
+        axes.tick_params("y", length=0, labelsize=8)
+        axes.set_ylabel("client")
+    parts[-1].set_xlabel("server step")
+    return figure
