@@ -63,8 +63,8 @@ def test_table_of_training_names_every_contender(trained):
 @pytest.mark.parametrize("model", ["adel_cnn2", "cifar_cnn", "resnet20"])
 def test_torch_twins_have_our_weights_and_give_our_logits(model):
     torch = pytest.importorskip("torch")
-    from benchmarks.peers.torch_net import channels_first
     from benchmarks.micro.torch_peer import params_of, twin
+    from benchmarks.peers.torch_net import channels_first
 
     work = training.make_work(model, clients=1, steps=1, batch=2)
     start = work.problem.model.init(jax.random.key(0))

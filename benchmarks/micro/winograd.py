@@ -104,7 +104,9 @@ def measure() -> list[dict[str, Any]]:
         x = jax.random.normal(keys[0], (batch, side, side, inputs))
         kernel = 0.1 * jax.random.normal(keys[1], (3, 3, inputs, outputs))
         seconds = {
-            how.__name__: processor_s(functools.partial(jax.jit(functools.partial(step, how)), kernel, x))
+            how.__name__: processor_s(
+                functools.partial(jax.jit(functools.partial(step, how)), kernel, x)
+            )
             for how in (chosen, winograd)
         }
         ours, theirs = chosen(x, kernel), winograd(x, kernel)

@@ -330,9 +330,7 @@ def main() -> None:
         for key in arguments.works.split(","):
             # Absolute, and with its links left alone: a virtual environment is found by its path.
             python = os.path.abspath(arguments.python)
-            done = run_work(
-                key, folder / key, chosen, python, arguments.blocks, arguments.rounds
-            )
+            done = run_work(key, folder / key, chosen, python, arguments.blocks, arguments.rounds)
             results["works"].append(done)
             print(report({**results, "works": [done]}), flush=True)
     harness.write(arguments.json, results)

@@ -82,7 +82,9 @@ def load(folder: str | Path) -> Work:
     fields = json.loads((folder / "work.json").read_text())
     with np.load(folder / "work.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    leaves = [arrays.pop(f"leaf_{i}") for i in range(sum(k.startswith("leaf_") for k in arrays) - 1)]
+    leaves = [
+        arrays.pop(f"leaf_{i}") for i in range(sum(k.startswith("leaf_") for k in arrays) - 1)
+    ]
     return Work(folder=folder, leaves=leaves, **{**fields, **arrays})
 
 

@@ -75,9 +75,7 @@ def _problem(network: str, data: FederatedData) -> Problem:
     if network == "digits_mlp":
         model = mlp(data.input_shape, data.num_classes, hidden=(128, 64))
     else:
-        model = models.build(
-            network, input_shape=data.input_shape, num_classes=data.num_classes
-        )
+        model = models.build(network, input_shape=data.input_shape, num_classes=data.num_classes)
     return Problem(model, data, build_fleet("uniform", data.num_clients))
 
 
