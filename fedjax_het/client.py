@@ -61,6 +61,7 @@ def local_training(
     *,
     max_batch: int,
     proximal: float = 0.0,
+    observe: Callable[[PyTree], PyTree] | None = None,
 ) -> LocalUpdate:
     r"""Mini-batch training of the masked parameters from the given start.
 
@@ -74,6 +75,7 @@ def local_training(
       optimizer: the client optimiser, e.g. `optax.sgd(0.05)`.
       max_batch: samples a mini-batch has room for; `Task.batch` may be less.
       proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out.
+      observe: what to return as `ClientResult.aux` of the masked gradients of the last step.
 
     Returns:
       A local update; `ClientResult.delta` is None at every leaf the route leaves out.
@@ -97,12 +99,13 @@ def local_training(
             return loss, stats
 
         def step(t: jax.Array, carry: PyTree) -> PyTree:
-            params, stats, opt_state, loss_sum, samples = carry
+            params, stats, opt_state, loss_sum, samples, _ = carry
             batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
             (loss, new_stats), grads = jax.value_and_grad(objective, has_aux=True)(
                 params, stats, batch, jax.random.fold_in(noise_key, t)
             )
-            updates, new_opt_state = optimizer.update(masks.apply(mask, grads), opt_state, params)
+            grads = masks.apply(mask, grads)
+            updates, new_opt_state = optimizer.update(grads, opt_state, params)
             scale = task.learning_rate_scale
             updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
             count = jnp.sum(batch.weight)
@@ -112,16 +115,22 @@ def local_training(
                 new_opt_state,
                 loss_sum + loss * count,
                 samples + count,
+                None if observe is None else observe(grads),
             )
             # Clients with fewer steps than their neighbours stand still for the rest of the loop.
             return _select(t < task.steps, new, carry)
 
         zero = jnp.zeros((), jnp.float32)
-        carry = (trained, start.stats, optimizer.init(trained), zero, zero)
-        params, stats, _, loss_sum, samples = jax.lax.fori_loop(0, task.loop_steps, step, carry)
+        seen = None
+        if observe is not None:
+            seen = jax.tree.map(jnp.zeros_like, jax.eval_shape(observe, trained))
+        carry = (trained, start.stats, optimizer.init(trained), zero, zero, seen)
+        params, stats, _, loss_sum, samples, seen = jax.lax.fori_loop(
+            0, task.loop_steps, step, carry
+        )
         delta = jax.tree.map(jnp.subtract, params, trained)
         return ClientResult(
-            delta, stats, loss_sum / jnp.maximum(samples, 1.0), samples.astype(jnp.int32)
+            delta, stats, loss_sum / jnp.maximum(samples, 1.0), samples.astype(jnp.int32), seen
         )
 
     return local

@@ -138,7 +138,9 @@ class Cohort:
         """Training programs compiled so far."""
         return len(self._programs) + sum(twin.programs for twin in self._twins.values())
 
-    def twin(self, name: str, change: Callable[[Algorithm], Algorithm]) -> "Cohort":
+    def twin(
+        self, name: str, change: Callable[[Algorithm], Algorithm], *, alone: bool = False
+    ) -> "Cohort":
         """An engine for a changed algorithm on the same data and devices, made at the first call.
 
         Its programs and compile time are counted here as well.
@@ -146,11 +148,14 @@ class Cohort:
         Args:
           name: of the twin.
           change: makes its algorithm.
+          alone: runs on one device, whatever this engine does.
         """
         if name not in self._twins:
             other = self._twins[name] = copy.copy(self)
             other._algorithm, other._finalize = change(self._algorithm), None
             other._programs, other._twins, other.routes = {}, {}, []
+            if alone:
+                other._mesh, other._devices = None, 1
         return self._twins[name]
 
     def train(
@@ -229,12 +234,16 @@ class Cohort:
         self, acc: PyTree, variables: Variables, shared: PyTree
     ) -> tuple[Variables, dict[str, Any]]:
         """Compiled `merge.finalize`."""
-        if self._mesh is not None:
-            acc = jax.device_put(acc, self._mesh.devices.flat[0])
-        arguments = (acc, variables, jax.tree.map(jnp.asarray, shared))
+        arguments = (self.on_one_device(acc), variables, jax.tree.map(jnp.asarray, shared))
         if self._finalize is None:
             self._finalize = self.compiler.compile(self._algorithm.merge.finalize, *arguments)
         return self._finalize(*arguments)
+
+    def on_one_device(self, tree: PyTree) -> PyTree:
+        """What lies on all devices, on the first of them."""
+        if self._mesh is None:
+            return tree
+        return jax.device_put(tree, self._mesh.devices.flat[0])
 
     def _replicate(self, tree: PyTree) -> PyTree:
         if self._mesh is None:

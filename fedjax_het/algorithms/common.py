@@ -1,5 +1,6 @@
 """What the published systems share: training options, priced plans, the plain server step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,12 @@ class Training:
         return optax.sgd(self.learning_rate, self.momentum or None)
 
     def local_update(
-        self, problem: Problem, *, proximal: float = 0.0, model: BlockModel | None = None
+        self,
+        problem: Problem,
+        *,
+        proximal: float = 0.0,
+        model: BlockModel | None = None,
+        observe: Callable[[PyTree], PyTree] | None = None,
     ) -> LocalUpdate:
         """Masked SGD on the problem's data.
 
@@ -106,6 +112,7 @@ class Training:
           problem: model, data and fleet.
           proximal: FedProx's mu.
           model: trains this network in place of the problem's, with the same parameters.
+          observe: see `local_training`.
         """
         room = min(self.batch_size, int(np.max(problem.data.sizes)))
         return local_training(
@@ -114,6 +121,7 @@ class Training:
             self.optimizer(),
             max_batch=room,
             proximal=proximal,
+            observe=observe,
         )
 
 
