@@ -150,7 +150,8 @@ def adjust(
     first_stage = bool(state.first_stage)
     info: dict[str, Any] = {}
     # Once densities only grow, a floor that all have passed rises with them.
-    if not first_stage and np.min(density) > lowest + 0.01:
+    only_grow = settings.mode == "code" and not first_stage
+    if only_grow and np.min(density) > lowest + 0.01:
         lowest = float(np.min(density))
     if score is not None:
         patience = np.full(len(score), settings.patience)

@@ -12,7 +12,7 @@ class Times(NamedTuple):
 
     Attributes:
       recent_s: float64[n, I], seconds between consecutive arrivals.
-      trainings: int64[n], completed.
+      trainings: int64[n], arrivals recorded.
       back_s: float64[n], virtual time of the last arrival; NaN before the first.
     """
 
@@ -31,7 +31,7 @@ def no_times(clients: int, entries: int) -> Times:
 def record(times: Times, clients: np.ndarray, arrived_s: np.ndarray) -> Times:
     """The times after these clients, all different, have arrived.
 
-    The first arrival only starts the watch: that training was one of the whole model.
+    The first arrival only starts the watch.
     """
     recent, count, back = (a.copy() for a in times)
     lasted_s = arrived_s - back[clients]

@@ -5,7 +5,9 @@ import numpy as np
 from fedjax_het.clock import Closing, Flight, Pace, barrier, take
 from fedjax_het.errors import require
 
-_CLUSTER_S, _WARM_UP = 0.15, 2
+# Merges at the start that wait for everyone, so that all buffers are filled.
+WARM_UP = 2
+_CLUSTER_S = 0.15
 
 
 def window_rule(interval_s: float, *, single: bool = False) -> Pace:
@@ -32,7 +34,7 @@ def window_rule(interval_s: float, *, single: bool = False) -> Pace:
     def close(flight: Flight) -> Closing:
         newest = np.max(flight.version)
         arrives_s = flight.arrives_s
-        if newest < _WARM_UP and not single:
+        if newest < WARM_UP:
             return everyone(flight)
         end_s = float(np.max(flight.deadline_s[flight.version == newest]))
         soonest_s = float(np.min(arrives_s))

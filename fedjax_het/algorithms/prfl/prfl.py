@@ -23,7 +23,7 @@ from fedjax_het.algorithms.prfl import links
 from fedjax_het.algorithms.prfl.controller import Scorer, Settings, State, adjust, rerank
 from fedjax_het.algorithms.prfl.density import no_stops, no_times, record
 from fedjax_het.algorithms.prfl.merging import mask_fed_avg, no_slots, start_masked
-from fedjax_het.algorithms.prfl.pace import everyone, window_rule
+from fedjax_het.algorithms.prfl.pace import WARM_UP, everyone, window_rule
 from fedjax_het.algorithms.prfl.ranking import (
     core_sizes,
     nested_mask,
@@ -266,7 +266,9 @@ def prfl(
     ) -> tuple[State, Variables, dict[str, Any]]:
         del variables
         clients = report.plan.clients
-        times = record(state.times, clients, state.sent_s[clients, 1])
+        times = state.times
+        if state.step >= WARM_UP:  # before, everyone waits for everyone
+            times = record(times, clients, state.sent_s[clients, 1])
         acc = report.acc
         state = state._replace(
             step=np.asarray(int(state.step) + 1),
