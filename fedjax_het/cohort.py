@@ -126,6 +126,7 @@ class Cohort:
         self._finalize: Callable | None = None
         self._programs: dict[tuple[Route, int, int, int], Callable] = {}
         self._twins: dict[str, Cohort] = {}
+        self._result: ClientResult | None = None
         self._mesh: jax.sharding.Mesh | None = None
         if devices > 1:
             self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
@@ -154,6 +155,7 @@ class Cohort:
             other = self._twins[name] = copy.copy(self)
             other._algorithm, other._finalize = change(self._algorithm), None
             other._programs, other._twins, other.routes = {}, {}, []
+            other._result = None
             if alone:
                 other._mesh, other._devices = None, 1
         return self._twins[name]
@@ -184,9 +186,12 @@ class Cohort:
 
     def shapes(self, plan: Plan, start: Variables, common: Round) -> ClientResult:
         """What the local update returns for a client of the plan, as `ShapeDtypeStruct`s."""
-        rows = jax.tree.map(lambda a: a[0], self._rows(plan, [0], 1, None)[1])
-        work = functools.partial(train_one, self._algorithm, self.full)
-        return jax.eval_shape(work, start, self._data, rows, jnp.int32(1), common)[0]
+        if self._result is None:
+            rows = jax.tree.map(lambda a: a[0], self._rows(plan, [0], 1, None)[1])
+            work = functools.partial(train_one, self._algorithm, self.full)
+            arguments = (start, self._data, rows, jnp.int32(1), common)
+            self._result = jax.eval_shape(work, *arguments)[0]
+        return self._result
 
     def run(
         self,

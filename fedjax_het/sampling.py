@@ -80,14 +80,26 @@ class Sampler(NamedTuple):
         step: int,
         clients: np.ndarray,
         start_s: float,
+        *,
         turn: int = 0,
+        key: jax.Array | None = None,
     ) -> tuple[Plan, PyTree]:
-        """What the algorithm has these clients do; also its new state."""
+        """What the algorithm has these clients do; also its new state.
+
+        Args:
+          state: the algorithm's.
+          variables: the server's model.
+          step: server step, from 0.
+          clients: int64[k].
+          start_s: virtual time of dispatch.
+          turn: numbers the draws of a step.
+          key: that of the step, if it is at hand: `fold_in(self.key, step)`.
+        """
         situation = Situation(
             round=step,
             now_s=start_s,
             clients=clients,
-            key=jax.random.fold_in(self.key, step),
+            key=jax.random.fold_in(self.key, step) if key is None else key,
             rng=np.random.default_rng([self.seed, step, 2 * turn + 1]),
         )
         return self.algorithm.plan(state, variables, situation)
