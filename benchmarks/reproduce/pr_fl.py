@@ -125,7 +125,7 @@ def setting(name: str, split: str, seed: int) -> tuple[Problem, float]:
 Arm = tuple[str, dict[str, Any], float]
 METHODS: dict[str, Arm] = {
     "PR-FL": ("prfl", CONTROL, 1.0),
-    "nested masks, synchronous": ("nested_mask_sync", {"interval": CONTROL["interval"]}, 1.5),
+    "nested masks synchronous": ("nested_mask_sync", {"interval": CONTROL["interval"]}, 1.5),
     "FedFix of the author": ("prfl_fedfix", {}, 2.0),
     "FedAsyn of the author": ("prfl_fedasyn", {}, 3.0),
     "FedAvg": ("nested_mask_sync", {"densities": (1.0,), "lowest": 1.0}, 4.0),
