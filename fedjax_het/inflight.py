@@ -133,7 +133,7 @@ class InFlight:
           What the pace makes of the table at the next merge, and the algorithm's state.
         """
         pace = sampler.algorithm.pace
-        key = jax.random.fold_in(sampler.key, step)
+        key = sampler.step_key(step)
         for turn in itertools.count():
             state = self._send_idle(sampler, state, variables, step, now_s, turn, key)
             flight = self._tasks.flight  # type: ignore[union-attr]

@@ -122,11 +122,9 @@ class Simulation:
         self._accuracy = 0.0
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
         self._identity = self._identify(config)
-        keys = jax.random.split(jax.random.key(options.seed), 4)
-        init_key, state_key, self._round_key, plan_key = keys
-        self._sampler = Sampler(algorithm, problem, options.seed, plan_key)
         # What can be found wrong is found wrong first: even copying the data compiles something.
-        self._sampler.draw(0, 0.0, least=1 if algorithm.pace.waits else None)
+        sampler = Sampler(algorithm, problem, options.seed)
+        sampler.draw(0, 0.0, least=1 if algorithm.pace.waits else None)
         workdir = None if options.workdir is None else Path(options.workdir)
         if workdir is not None:
             require_own(workdir, self._identity)
@@ -138,6 +136,9 @@ class Simulation:
         self._cohort = cohort or make_cohort(algorithm, problem, options)
         self._evaluate = evaluator or Evaluator(problem)
         self._compiled_before_s = self._compile_s()
+        keys = jax.random.split(jax.random.key(options.seed), 4)
+        init_key, state_key, self._round_key, plan_key = keys
+        self._sampler = sampler._replace(key=plan_key)
         self._flight: InFlight | None = None
         if algorithm.pace.waits:
             # While a refilling pace waits, those that are back lie beside those at work.

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import harness
 from benchmarks.micro import training
 from benchmarks.scale import cohort as scale
+from benchmarks.scale import overlap
 
 
 def test_contenders_are_called_in_turn_after_a_first_call_each():
@@ -85,3 +86,12 @@ def test_pool_of_samples_does_not_grow_with_the_cohort():
     small, large = (scale.make_data(n, pool=400) for n in (2, 20))
     assert small.x.nbytes == large.x.nbytes
     assert np.all((large.sizes >= 10) & (large.sizes <= 20))
+
+
+def test_overlapping_rounds_are_measured_against_synchronous_ones(monkeypatch):
+    few = {"sync": ("fedavg", {}), "buffered": ("fedbuff", {"buffer_size": 2})}
+    monkeypatch.setattr(overlap, "contenders", lambda at_work, interval_s: few)
+    results = overlap.measure(3, updates=6, repeats=1, model="logistic", steps=1)
+    assert [row["label"] for row in results["rows"]] == list(few)
+    assert all(row["update_s"]["median"] > 0 for row in results["rows"])
+    assert "limit of the ratio 1.3" in overlap.report(results)
