@@ -260,3 +260,14 @@ def test_resumed_in_mid_flight(tmp_path):
     assert_same(again.variables, whole.variables)
     assert_same(again.state, whole.state)
     assert again.record.clients == whole.record.clients
+
+
+def test_recorded_links(data_dir):
+    """Rates that change within a transfer, of measured phones; the server's link on top."""
+    fleet = presets.build("traces", 10, links="bandwidth", data_dir=data_dir)
+    setting = Problem(problem().model, problem().data, fleet)
+    algorithm = build("prfl", setting, **options(recover=False, interval=3))
+    result = simulate(algorithm, setting, rounds=5, chunk=1, evaluator=evaluator())
+    assert result.faults == []
+    lasts = [row["upload_s"] for row in result.record.clients]
+    assert len(set(lasts)) == len(lasts)
