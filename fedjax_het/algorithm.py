@@ -159,7 +159,8 @@ class Aggregator(NamedTuple):
       init: `(state, variables, mask_shapes) -> acc`; `mask_shapes` is one client's mask as
         `ShapeDtypeStruct`s, or None.
       add: `(acc, Chunk) -> acc`; traced into the training program. It must be a sum over clients,
-        so that devices may start from zeros and add up what they hold. `acc` is consumed.
+        so that devices may start from zeros and add up what they hold. `acc` is consumed. Under a
+        pace that leaves tasks waiting it runs on one device, and may also replace what it holds.
       finalize: `(acc, variables, shared) -> (Variables, info)`; coordinates nobody trained are
         returned bit for bit. `info` maps names to small arrays.
     """

@@ -71,6 +71,7 @@ def training_loop(
     data: DeviceData,
     task: Task,
     measures: Sequence[str] = (),
+    observe: Callable[[PyTree], PyTree] | None = None,
 ) -> ClientResult:
     """Mini-batch descent of one client: `task.steps` steps of the optimiser on the objective.
 
@@ -88,6 +89,7 @@ def training_loop(
       data: the federated data.
       task: the client's work.
       measures: names of the scalars that the objective reports.
+      observe: what to report of the masked gradients of the last step, in place of those.
 
     Returns:
       The result; `aux` holds the means of what the objective reported, None if nothing.
@@ -95,12 +97,13 @@ def training_loop(
     batch_key, noise_key = jax.random.split(task.key)
 
     def step(t: jax.Array, carry: PyTree) -> PyTree:
-        params, stats, opt_state, sums, samples = carry
+        params, stats, opt_state, sums, samples, _ = carry
         batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
         (loss, (new_stats, measured)), grads = jax.value_and_grad(objective, has_aux=True)(
             params, stats, batch, jax.random.fold_in(noise_key, t)
         )
-        updates, new_opt_state = optimizer.update(masks.apply(mask, grads), opt_state, params)
+        grads = masks.apply(mask, grads)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
         scale = task.learning_rate_scale
         updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
         count = jnp.sum(batch.weight)
@@ -110,17 +113,22 @@ def training_loop(
             new_opt_state,
             jax.tree.map(lambda total, value: total + value * count, sums, (loss, measured)),
             samples + count,
+            None if observe is None else observe(grads),
         )
         # Clients with fewer steps than their neighbours stand still for the rest of the loop.
         return _select(t < task.steps, new, carry)
 
     zero = jnp.zeros((), jnp.float32)
     sums = (zero, dict.fromkeys(measures, zero))
-    carry = (trained, stats, optimizer.init(trained), sums, zero)
-    params, stats, _, sums, samples = jax.lax.fori_loop(0, task.loop_steps, step, carry)
+    seen = None
+    if observe is not None:
+        seen = jax.tree.map(jnp.zeros_like, jax.eval_shape(observe, trained))
+    carry = (trained, stats, optimizer.init(trained), sums, zero, seen)
+    params, stats, _, sums, samples, seen = jax.lax.fori_loop(0, task.loop_steps, step, carry)
     delta = jax.tree.map(jnp.subtract, params, trained)
     loss, measured = jax.tree.map(lambda total: total / jnp.maximum(samples, 1.0), sums)
-    return ClientResult(delta, stats, loss, samples.astype(jnp.int32), measured or None)
+    aux = (measured or None) if observe is None else seen
+    return ClientResult(delta, stats, loss, samples.astype(jnp.int32), aux)
 
 
 def local_training(
@@ -130,6 +138,7 @@ def local_training(
     *,
     max_batch: int,
     proximal: float = 0.0,
+    observe: Callable[[PyTree], PyTree] | None = None,
 ) -> LocalUpdate:
     r"""Mini-batch training of the masked parameters from the given start.
 
@@ -143,6 +152,7 @@ def local_training(
       optimizer: the client optimiser, e.g. `optax.sgd(0.05)`.
       max_batch: samples a mini-batch has room for; `Task.batch` may be less.
       proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out.
+      observe: what to return as `ClientResult.aux` of the masked gradients of the last step.
 
     Returns:
       A local update; `ClientResult.delta` is None at every leaf the route leaves out.
@@ -174,6 +184,7 @@ def local_training(
             stats=start.stats,
             data=data,
             task=task,
+            observe=observe,
         )
 
     return local

@@ -92,7 +92,7 @@ def dispatch(plan: Plan, now_s: float, version: int) -> Flight:
     bad = np.flatnonzero(~(np.isfinite(total_s) & (total_s > 0)) | np.any(parts < 0, axis=0))
     require(
         bad.size == 0,
-        f"client {plan.clients[bad[:1]]} with a task of {total_s[bad[:1]]} s",
+        lambda: f"client {plan.clients[bad[:1]]} with a task of {total_s[bad[:1]]} s",
         "must take a positive, finite time",
         "give its device a positive speed and its task at least one step",
     )

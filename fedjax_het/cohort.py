@@ -98,6 +98,7 @@ class Cohort:
         self._finalize: Callable | None = None
         self._programs: dict[tuple[Route, int, int, int], Callable] = {}
         self._twins: dict[str, Cohort] = {}
+        self._result: ClientResult | None = None
         self._mesh: jax.sharding.Mesh | None = None
         if devices > 1:
             self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
@@ -110,7 +111,9 @@ class Cohort:
         """Training programs compiled so far."""
         return len(self._programs) + sum(twin.programs for twin in self._twins.values())
 
-    def twin(self, name: str, change: Callable[[Algorithm], Algorithm]) -> "Cohort":
+    def twin(
+        self, name: str, change: Callable[[Algorithm], Algorithm], *, alone: bool = False
+    ) -> "Cohort":
         """An engine for a changed algorithm on the same data and devices, made at the first call.
 
         Its programs and compile time are counted here as well.
@@ -118,11 +121,15 @@ class Cohort:
         Args:
           name: of the twin.
           change: makes its algorithm.
+          alone: runs on one device, whatever this engine does.
         """
         if name not in self._twins:
             other = self._twins[name] = copy.copy(self)
             other._algorithm, other._finalize = change(self._algorithm), None
             other._programs, other._twins, other.routes = {}, {}, []
+            other._result = None
+            if alone:
+                other._mesh, other._devices = None, 1
         return self._twins[name]
 
     def train(
@@ -151,9 +158,12 @@ class Cohort:
 
     def shapes(self, plan: Plan, start: Variables, common: Round) -> ClientResult:
         """What the local update returns for a client of the plan, as `ShapeDtypeStruct`s."""
-        rows = jax.tree.map(lambda a: a[0], self._rows(plan, [0], 1, None)[1])
-        work = functools.partial(train_one, self._algorithm, self.full)
-        return jax.eval_shape(work, start, self._data, rows, jnp.int32(1), common)[0]
+        if self._result is None:
+            rows = jax.tree.map(lambda a: a[0], self._rows(plan, [0], 1, None)[1])
+            work = functools.partial(train_one, self._algorithm, self.full)
+            arguments = (start, self._data, rows, jnp.int32(1), common)
+            self._result = jax.eval_shape(work, *arguments)[0]
+        return self._result
 
     def run(
         self,
@@ -201,12 +211,16 @@ class Cohort:
         self, acc: PyTree, variables: Variables, shared: PyTree
     ) -> tuple[Variables, dict[str, Any]]:
         """Compiled `merge.finalize`."""
-        if self._mesh is not None:
-            acc = jax.device_put(acc, self._mesh.devices.flat[0])
-        arguments = (acc, variables, jax.tree.map(jnp.asarray, shared))
+        arguments = (self.on_one_device(acc), variables, jax.tree.map(jnp.asarray, shared))
         if self._finalize is None:
             self._finalize = self.compiler.compile(self._algorithm.merge.finalize, *arguments)
         return self._finalize(*arguments)
+
+    def on_one_device(self, tree: PyTree) -> PyTree:
+        """What lies on all devices, on the first of them."""
+        if self._mesh is None:
+            return tree
+        return jax.device_put(tree, self._mesh.devices.flat[0])
 
     def _replicate(self, tree: PyTree) -> PyTree:
         if self._mesh is None:

@@ -116,7 +116,7 @@ class Deferred:
 
     def __init__(self, cohort: Cohort):
         self.trainer = cohort.twin("trainer", _trainer)
-        self._merger = cohort.twin("merger", _merger)
+        self._merger = cohort.twin("merger", _merger, alone=True)
 
     def empty(self, slots: int, plan: Plan, origin: Origin) -> Results:
         """Room for the results of `slots` tasks like those of the plan."""
@@ -166,7 +166,7 @@ class Deferred:
         stacked, index = self._stacked(origins, version)
         routes = [self._merger.full] * len(plan.clients)
         rows = self._rows(plan, slot, staleness)._replace(routes=routes)
-        room = _slots(results)
+        room, results = _slots(results), self.trainer.on_one_device(results)
         return self._merger.run(acc, rows, *stacked, version=index, data=results, room=room)[0]
 
     def _rows(self, plan: Plan, slot: np.ndarray, staleness: np.ndarray | None = None) -> Plan:

@@ -135,8 +135,9 @@ class InFlight:
           What the pace makes of the table at the next merge, and the algorithm's state.
         """
         pace = sampler.algorithm.pace
+        key = sampler.step_key(step)
         for turn in itertools.count():
-            state = self._send_idle(sampler, state, variables, step, now_s, turn)
+            state = self._send_idle(sampler, state, variables, step, now_s, turn, key)
             flight = self._tasks.flight  # type: ignore[union-attr]
             closing = pace.close(flight)
             now_s = max(now_s, float(np.min(flight.dispatched_s)))
@@ -154,6 +155,7 @@ class InFlight:
         step: int,
         now_s: float,
         turn: int,
+        key: jax.Array,
     ) -> PyTree:
         """Sends out idle clients until as many are at work as the method wants, if there are.
 
@@ -173,7 +175,7 @@ class InFlight:
             step, now_s, clients=idle, size=size, least=0 if self.size else 1, turn=turn
         )
         if clients.size:
-            plan, state = sampler.plan(state, variables, step, clients, start_s, turn)
+            plan, state = sampler.plan(state, variables, step, clients, start_s, turn=turn, key=key)
             self.send(plan, start_s, step, variables)
         return state
 

@@ -214,6 +214,7 @@ class Journal:
             "best_accuracy": max(row["accuracy"] for row in evaluated),
             "targets": reached,
             **self.totals,
+            "in_flight": last.get("in_flight", 0),
             "device_groups": np.asarray(problem.fleet.groups),
             "num_blocks": problem.model.num_blocks,
             "block_names": [block.name for block in problem.model.blocks],

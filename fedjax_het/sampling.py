@@ -23,13 +23,13 @@ class Sampler(NamedTuple):
       algorithm: plans.
       problem: its fleet says who is available.
       seed: of the draws.
-      key: typed PRNG key of the plans.
+      key: typed PRNG key of the plans; draws do without.
     """
 
     algorithm: Algorithm
     problem: Problem
     seed: int
-    key: jax.Array
+    key: jax.Array | None = None
 
     def draw(
         self,
@@ -73,6 +73,11 @@ class Sampler(NamedTuple):
             f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
         )
 
+    def step_key(self, step: int) -> jax.Array:
+        """The key of all plans of a step."""
+        assert self.key is not None
+        return jax.random.fold_in(self.key, step)
+
     def plan(
         self,
         state: PyTree,
@@ -80,15 +85,28 @@ class Sampler(NamedTuple):
         step: int,
         clients: np.ndarray,
         start_s: float,
+        *,
         turn: int = 0,
         accuracy: float | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[Plan, PyTree]:
-        """What the algorithm has these clients do; also its new state."""
+        """What the algorithm has these clients do; also its new state.
+
+        Args:
+          state: the algorithm's.
+          variables: the server's model.
+          step: server step, from 0.
+          clients: int64[k].
+          start_s: virtual time of dispatch.
+          turn: numbers the draws of a step.
+          accuracy: see `Situation`.
+          key: that of the step, if it is at hand.
+        """
         situation = Situation(
             round=step,
             now_s=start_s,
             clients=clients,
-            key=jax.random.fold_in(self.key, step),
+            key=self.step_key(step) if key is None else key,
             rng=np.random.default_rng([self.seed, step, 2 * turn + 1]),
             accuracy=accuracy,
         )

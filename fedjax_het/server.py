@@ -172,7 +172,7 @@ class Server:
 def require_available(algorithm: Algorithm, problem: Problem, seed: int) -> None:
     """Raises `InputError` if the first cohort can never be drawn."""
     least = 1 if algorithm.pace.waits else None
-    Sampler(algorithm, problem, seed, _keys(seed)["plan"]).draw(0, 0.0, least=least)
+    Sampler(algorithm, problem, seed).draw(0, 0.0, least=least)
 
 
 def _keys(seed: int) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from benchmarks import harness
 from benchmarks.micro import training
 from benchmarks.reproduce import dtfl_timing
 from benchmarks.scale import cohort as scale
+from benchmarks.scale import overlap
 from fedjax_het import algorithms
 
 
@@ -115,3 +116,12 @@ def test_transfer_times_are_those_of_dtfl_s_first_table():
         moved_s = plan.timing.download_s[slowest] + plan.timing.upload_s[slowest]
         wanted_s = dtfl_timing.TABLE_1[2][1][tier - 1] / dtfl_timing.ROUNDS[2][tier - 1]
         assert moved_s == pytest.approx(wanted_s, rel=0.015)
+
+
+def test_overlapping_rounds_are_measured_against_synchronous_ones(monkeypatch):
+    few = {"sync": ("fedavg", {}), "buffered": ("fedbuff", {"buffer_size": 2})}
+    monkeypatch.setattr(overlap, "contenders", lambda at_work, interval_s: few)
+    results = overlap.measure(3, updates=6, repeats=1, model="logistic", steps=1)
+    assert [row["label"] for row in results["rows"]] == list(few)
+    assert all(row["update_s"]["median"] > 0 for row in results["rows"])
+    assert "limit of the ratio 1.3" in overlap.report(results)

@@ -8,6 +8,7 @@ from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
 from fedjax_het.algorithms.fedopt import fedadam, fedopt, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
+from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
 from fedjax_het.algorithms.registry import (
     ALGORITHMS,
     TRAINING_OPTIONS,
@@ -39,7 +40,11 @@ __all__ = [
     "fedpmt",
     "fedprox",
     "fedyogi",
+    "nested_mask_sync",
     "option_names",
+    "prfl",
+    "prfl_fedasyn",
+    "prfl_fedfix",
     "register",
     "salf",
     "splitfed",

@@ -1,6 +1,6 @@
 """What the published systems share: training options, priced plans, the plain server step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -128,7 +128,12 @@ class Training:
         return 3 if self.client_optimizer == "amsgrad" else int(self.momentum > 0)
 
     def local_update(
-        self, problem: Problem, *, proximal: float = 0.0, model: BlockModel | None = None
+        self,
+        problem: Problem,
+        *,
+        proximal: float = 0.0,
+        model: BlockModel | None = None,
+        observe: Callable[[PyTree], PyTree] | None = None,
     ) -> LocalUpdate:
         """Masked training on the problem's data.
 
@@ -136,6 +141,7 @@ class Training:
           problem: model, data and fleet.
           proximal: FedProx's mu.
           model: trains this network in place of the problem's, with the same parameters.
+          observe: see `local_training`.
         """
         room = min(self.batch_size, int(np.max(problem.data.sizes)))
         return local_training(
@@ -144,6 +150,7 @@ class Training:
             self.optimizer(),
             max_batch=room,
             proximal=proximal,
+            observe=observe,
         )
 
 

@@ -16,6 +16,7 @@ from fedjax_het.algorithms.fedel import fedel
 from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
+from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
 from fedjax_het.errors import require, require_known
 from fedjax_het.options import check_options, defaults, parameters
 from fedjax_het.problem import Problem
@@ -42,6 +43,10 @@ ALGORITHMS: dict[str, Factory] = {
     "fedpmt": fedpmt,
     "fedprox": fedprox,
     "fedyogi": fedyogi,
+    "nested_mask_sync": nested_mask_sync,
+    "prfl": prfl,
+    "prfl_fedasyn": prfl_fedasyn,
+    "prfl_fedfix": prfl_fedfix,
     "salf": salf,
     "splitfed": splitfed,
 }

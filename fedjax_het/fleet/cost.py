@@ -166,19 +166,19 @@ class CostTable:
         first, exit = np.asarray(first), np.asarray(last if exit is None else exit)
         require(
             first.dtype.kind in "iu" and exit.dtype.kind in "iu",
-            f"first of type {first.dtype}, exit of type {exit.dtype}",
+            lambda: f"first of type {first.dtype}, exit of type {exit.dtype}",
             "must be integers",
             "pass block indices",
         )
         require(
             bool(((first >= 0) & (first <= exit) & (exit <= last)).all()),
-            f"first = {first}, exit = {exit}",
+            lambda: f"first = {first}, exit = {exit}",
             f"must satisfy 0 <= first <= exit <= {last}",
             "train at least one block",
         )
         require(
             self.has_exits or bool((exit == last).all()),
-            f"exit = {exit}",
+            lambda: f"exit = {exit}",
             f"must be {last}: the model has no exit heads",
             "use with_exits(model)",
         )
@@ -279,7 +279,7 @@ def price(
     samples = np.asarray(samples)
     require(
         samples.dtype.kind in "iu" and bool((samples >= 1).all()),
-        f"samples = {samples}",
+        lambda: f"samples = {samples}",
         "must be integers >= 1",
         "give every task at least one sample",
     )

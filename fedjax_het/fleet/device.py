@@ -211,7 +211,7 @@ class Fleet:
         for name, value in (("bytes_down", down), ("bytes_up", up)):
             require(
                 bool((value == np.floor(value)).all()),
-                f"{name} = {value}",
+                lambda: f"{name} = {value}",  # noqa: B023  (called at once)
                 "must be whole bytes",
                 "round up",
             )
@@ -226,7 +226,7 @@ class Fleet:
         bad = np.flatnonzero(~((total_s > 0) & (total_s < np.inf)))
         require(
             bad.size == 0,
-            f"task of client {clients[bad[:1]]} takes {total_s[bad[:1]]} s",
+            lambda: f"task of client {clients[bad[:1]]} takes {total_s[bad[:1]]} s",
             "every task must take a positive, finite time",
             "give it FLOPs, or bytes and a finite link",
         )
@@ -316,7 +316,7 @@ class Fleet:
             clients.ndim == 1
             and clients.dtype.kind in "iu"
             and bool(((clients >= 0) & (clients < self.num_devices)).all()),
-            f"clients = {clients}",
+            lambda: f"clients = {clients}",
             f"must be a vector of ids in 0..{self.num_devices - 1}",
             "the fleet has one device per client",
         )
@@ -327,7 +327,7 @@ class Fleet:
         value = np.asarray(value, np.float64)
         require(
             value.shape in ((), (k,)) and bool(((value >= 0) & (value < np.inf)).all()),
-            f"{name} = {value}",
+            lambda: f"{name} = {value}",
             f"must be a finite number >= 0, or {k} of them",
             "give one value per client",
         )

@@ -178,6 +178,7 @@ def prfl(
     *,
     sigma: float = 0.3,
     draws: int = 20,
+    scale: float = 1.0,
     flops_per_s: float = FLOPS_PER_S,
 ) -> Fleet:
     """PR-FL's ten clients (section 8): equal computers on unequal links, client k on link k mod 10.
@@ -192,6 +193,7 @@ def prfl(
       seed: unused, the jitter is drawn per task.
       sigma: log-std of one sample; 0 for constant links.
       draws: samples averaged.
+      scale: factor on all rates; a model of N weights has the paper's times at N / 9,747,136.
       flops_per_s: of every device; the authors measured wall-clock time instead.
     """
     del seed
@@ -201,13 +203,14 @@ def prfl(
         "must be >= 0 and >= 1",
         "use 0.3 and 20",
     )
+    require(scale > 0, f"scale = {scale}", "must be positive", "use 1 for the paper's model")
     variance = np.log1p(np.expm1(sigma**2) / draws)
-    scale = np.exp(sigma**2 / 2 - variance) * MIB
+    unit = np.exp(sigma**2 / 2 - variance) * MIB * scale
     link = np.arange(num_clients) % _PRFL_DOWN.size
     return Fleet(
         flops_per_s=np.full(num_clients, flops_per_s, np.float64),
-        downlink_bytes_per_s=_PRFL_DOWN[link] * scale,
-        uplink_bytes_per_s=_PRFL_UP[link] * scale,
+        downlink_bytes_per_s=_PRFL_DOWN[link] * unit,
+        uplink_bytes_per_s=_PRFL_UP[link] * unit,
         link_jitter=np.sqrt(variance),
         groups=link,
         group_names=tuple(f"{rate:g} MiB/s" for rate in _PRFL_DOWN),

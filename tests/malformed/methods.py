@@ -137,6 +137,45 @@ METHODS: list[Case] = [
     (method("fedfix"), "'interval_s' is missing | must be given, a number | interval_s = ..."),
     (method("fedfix", interval_s=-1), "interval_s = -1 | must be a positive number | middling"),
     (method("fedfix", interval_s=1, most_windows=0), "most_windows = 0 | at least 1 | no cap"),
+    (method("prfl"), "recover = True without validation data | held-out | validation_fraction"),
+    (
+        method("prfl", recover=False, densities=(0.5, 0)),
+        "densities = (0.5, 0) | in (0, 1] | (1.0,)",
+    ),
+    (method("prfl", recover=False, lowest=0), "lowest = 0 | must lie in (0, 1] | leave it out"),
+    (
+        method("prfl", recover=False, core=0.2),
+        "core = 0.2 | must be at most lowest = 0.1 | use 0.05",
+    ),
+    (method("prfl", recover=False, increment=2), "increment = 2 | must lie in (0, 1] | leave it"),
+    (method("prfl", recover=False, interval=0), "interval = 0 | must be at least 1 | leave it out"),
+    (
+        method("prfl", recover=False, mode="slides"),
+        "mode 'slides' | must be one of code, paper | choose one",
+    ),
+    (
+        method("prfl", recover=False, pace="now"),
+        "pace 'now' | must be one of single, sync, window | did you mean 'window'",
+    ),
+    (
+        method("prfl", recover=False, sizes="zip"),
+        "sizes 'zip' | must be one of bitmap, coo64, index | choose one",
+    ),
+    (
+        method("prfl", recover=False, distribution="all"),
+        "distribution 'all' | must be one of distinct, residual, unicast | choose one",
+    ),
+    (
+        method("prfl", recover=False, server_up_bytes_per_s=0),
+        "server link of 0 | must be positive | use inf",
+    ),
+    (method("prfl", recover=False, server_step=2), "server_step = 2 | must lie in [0, 1] | leave"),
+    (method("prfl", recover=False, slack_s=-1), "slack_s = -1 | at least 0 | use 0.1"),
+    (method("prfl", recover=False, interval_s=0), "interval_s = 0 | a positive number | author"),
+    (
+        method("prfl", recover=False, memory_bytes=1),
+        "buffers of 4 clients | exceed memory_bytes = 1 | roll_back = False",
+    ),
     (
         method("fedyogi", server_learning_rate=0),
         "server_learning_rate = 0 | must be positive | 0.01",

@@ -1,0 +1,135 @@
+"""How large a sub-model each client gets: by its times, and later by whether it still learns."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+_RATE_OF_AUTHOR, _BAND_OF_AUTHOR = 0.9, 0.05
+
+
+class Times(NamedTuple):
+    """The last times of every client, in a ring of I entries (section 1, Q_i).
+
+    Attributes:
+      recent_s: float64[n, I], seconds between consecutive arrivals.
+      trainings: int64[n], arrivals recorded.
+      back_s: float64[n], virtual time of the last arrival; NaN before the first.
+    """
+
+    recent_s: np.ndarray
+    trainings: np.ndarray
+    back_s: np.ndarray
+
+
+def no_times(clients: int, entries: int) -> Times:
+    """Before the first arrival."""
+    return Times(
+        np.zeros((clients, entries)), np.zeros(clients, np.int64), np.full(clients, np.nan)
+    )
+
+
+def record(times: Times, clients: np.ndarray, arrived_s: np.ndarray) -> Times:
+    """The times after these clients, all different, have arrived.
+
+    The first arrival only starts the watch.
+    """
+    recent, count, back = (a.copy() for a in times)
+    lasted_s = arrived_s - back[clients]
+    known = np.isfinite(lasted_s)
+    place = (count[clients] - 1) % recent.shape[1]
+    recent[clients[known], place[known]] = lasted_s[known]
+    count[clients] += 1
+    back[clients] = arrived_s
+    return Times(recent, count, back)
+
+
+def mean_times(times: Times) -> np.ndarray:
+    """Mean of the recorded times of each client, float64[n]; NaN where there are none."""
+    filled = np.clip(times.trainings - 1, 0, times.recent_s.shape[1])
+    with np.errstate(invalid="ignore"):
+        return np.sum(times.recent_s, axis=1) / np.where(filled > 0, filled, np.nan)
+
+
+def feedback(
+    density: np.ndarray,
+    mean_s: np.ndarray,
+    floor: np.ndarray,
+    *,
+    decimals: int | None = None,
+) -> np.ndarray:
+    r"""The author's rule: $\rho_i \leftarrow \rho_i (1 - 0.9 (t_i - t_0) / t_i)$ past 5 %.
+
+    If times are proportional to densities, every application leaves a tenth of the difference.
+
+    Args:
+      density: float64[n], rho.
+      mean_s: float64[n], t at these densities; NaN keeps a client as it is.
+      floor: float64[n], smallest density of each client.
+      decimals: rounds to so many digits, as the author's code does (to 2); None does not.
+
+    Returns:
+      float64[n] within [floor, 1]. The reference t_0 is the time of the client that would be the
+      fastest with the whole model, by $t_j / \rho_j$; the author takes the first in the list, which
+      is that one. (The smallest time itself, as on the slides, would make densities fall for ever.)
+    """
+    if not np.any(np.isfinite(mean_s)):
+        return density
+    reference_s = mean_s[np.nanargmin(mean_s / density)]
+    excess = (mean_s - reference_s) / mean_s
+    wanted = density * (1 - _RATE_OF_AUTHOR * excess)
+    if decimals is not None:
+        wanted = np.round(wanted, decimals)
+    return np.where(np.abs(excess) > _BAND_OF_AUTHOR, np.clip(wanted, floor, 1.0), density)
+
+
+def by_ratio(density: np.ndarray, mean_s: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    r"""The slides' rule, with times of the whole model.
+
+    $\rho_i = \max(\min_j T_j / T_i, \rho_{min,i})$ with
+    $T_i = t_i / \rho_i$. (Literally the rule takes the $t_i$, measured at the current density, and
+    then alternates between two values.)
+    """
+    if not np.any(np.isfinite(mean_s)):
+        return density
+    whole_s = mean_s / density
+    wanted = np.nanmin(whole_s) / whole_s
+    return np.where(np.isfinite(mean_s), np.clip(wanted, floor, 1.0), density)
+
+
+class Stops(NamedTuple):
+    """Early stopping, one automaton an entry (section 5).
+
+    Attributes:
+      best, last: float64[m], scores; NaN before the first.
+      misses: int64[m], evaluations since the best.
+    """
+
+    best: np.ndarray
+    last: np.ndarray
+    misses: np.ndarray
+
+
+def no_stops(m: int) -> Stops:
+    """Before the first evaluation."""
+    return Stops(np.full(m, np.nan), np.full(m, np.nan), np.zeros(m, np.int64))
+
+
+def check(stops: Stops, score: np.ndarray, patience: np.ndarray | int) -> tuple[Stops, np.ndarray]:
+    """The automata after an evaluation, and which of them fire (bool[m]).
+
+    A score equal to the last one is no new evaluation; NaN is none either. An automaton fires after
+    `patience` evaluations that were not better than the best, and counts anew.
+    """
+    first = np.isnan(stops.last) & ~np.isnan(score)
+    fresh = ~np.isnan(score) & (score != stops.last) & ~first
+    better = first | (fresh & (score > stops.best))
+    count = np.where(better, 0, stops.misses + (fresh & ~better))
+    fire = fresh & ~better & (count >= patience)
+    return (
+        Stops(
+            np.where(better, score, stops.best),
+            np.where(np.isnan(score), stops.last, score),
+            np.where(fire, 0, count),
+        ),
+        fire,
+    )

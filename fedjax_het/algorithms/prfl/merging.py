@@ -1,0 +1,196 @@
+r"""MaskFedAvg: every coordinate averaged over the uploads that have it.
+
+::
+
+    num = sum_i p_i m_i W_i      den = sum_i p_i m_i      new = W + eta (num / den - W)   (den > 0)
+
+over the buffers, one slot per client with its latest upload, weighted by staleness. A slot holds
+its own mask: coordinates that were pruned are NaN. So weights that happen to be zero count, no mask
+is stored, and a slot keeps the mask it came with when the ranking changes.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_het import masks
+from fedjax_het.algorithm import Aggregator, Chunk, Variables
+from fedjax_het.algorithms.prfl.ranking import Importance, observe
+from fedjax_het.algorithms.staleness import Discount
+
+PyTree = Any
+
+
+class Slots(NamedTuple):
+    """What the server has of its clients (leading axis n).
+
+    Attributes:
+      params: latest uploads, NaN where pruned or before the first; () where uploads are not kept.
+      stats: their running statistics; () likewise.
+      version: int32[n], server step behind the model each upload started from; -1 before the first.
+      weight: float32[n], aggregation weight n_i of each upload.
+      discount: float32[n], its staleness weight when it arrived.
+    """
+
+    params: PyTree
+    stats: PyTree
+    version: jax.Array
+    weight: jax.Array
+    discount: jax.Array
+
+
+class Acc(NamedTuple):
+    """Accumulator of one merge.
+
+    Attributes:
+      slots: with the arrivals in place.
+      importance: with theirs.
+      arrived: bool[n].
+      num, den: sums over the arrivals, where uploads are not kept.
+      step: int32[], server step, from 0.
+    """
+
+    slots: Slots
+    importance: Importance
+    arrived: jax.Array
+    num: PyTree
+    den: PyTree
+    step: jax.Array
+
+
+def no_slots(variables: Variables, clients: int, *, kept: bool) -> Slots:
+    """Before the first upload."""
+
+    def room(leaf: jax.Array, value: float) -> jax.Array:
+        return jnp.full((clients, *leaf.shape), value, leaf.dtype)
+
+    return Slots(
+        jax.tree.map(lambda leaf: room(leaf, jnp.nan), variables.params) if kept else (),
+        jax.tree.map(lambda leaf: room(leaf, 0.0), variables.stats) if kept else (),
+        jnp.full(clients, -1, jnp.int32),
+        jnp.zeros(clients, jnp.float32),
+        jnp.zeros(clients, jnp.float32),
+    )
+
+
+def sums(weight: jax.Array, values: jax.Array, masked: bool) -> tuple[jax.Array, jax.Array]:
+    """`sum_i p_i m_i W_i` and `sum_i p_i m_i`, with m from the NaNs of the values.
+
+    Args:
+      weight: float32[c], p.
+      values: float32[c, ...].
+      masked: False counts a pruned coordinate as a zero.
+    """
+    there = ~jnp.isnan(values)
+    p = jnp.broadcast_to(weight.reshape((-1,) + (1,) * (values.ndim - 1)), values.shape)
+    num = jnp.sum(jnp.where(there, p * values, 0.0), axis=0)
+    return num, jnp.sum(jnp.where(there, p, 0.0) if masked else p, axis=0)
+
+
+def moved(old: jax.Array, num: jax.Array, den: jax.Array, eta: jax.Array | float) -> jax.Array:
+    """`old + eta (num / den - old)`, and `old` bit for bit where den is 0."""
+    there = den > 0
+    mean = num / jnp.where(there, den, 1.0)
+    return jnp.where(there, old + eta * (mean - old), old)
+
+
+def mask_fed_avg(
+    late: Discount, *, buffered: bool, masked: bool, live: bool, eta: float
+) -> Aggregator:
+    r"""The merge of PR-FL, and of its ablations.
+
+    Args:
+      late: the discount s.
+      buffered: False averages the arrivals only and moves the model by their share $\alpha = \sum
+        p_i$ of the weights of all clients, as the author's FedAsyn and FedFix do.
+      masked: False takes the plain mean, in which a pruned coordinate is a zero.
+      live: weighs every slot by its staleness now; False by the staleness it arrived with.
+      eta: the server's step.
+
+    Returns:
+      An `Aggregator` over a state with the fields `slots`, `importance` and `step`.
+    """
+
+    def init(state: Any, variables: Variables, mask_shapes: PyTree) -> Acc:
+        del mask_shapes
+        slots = state.slots
+        empty = () if buffered else jax.tree.map(jnp.zeros_like, variables)
+        return Acc(
+            slots,
+            state.importance,
+            jnp.zeros(slots.version.shape, bool),
+            empty,
+            jax.tree.map(jnp.zeros_like, empty),
+            jnp.asarray(state.step, jnp.int32),
+        )
+
+    def add(acc: Acc, chunk: Chunk) -> Acc:
+        keep = chunk.weight > 0
+        nowhere = acc.arrived.shape[0]
+        at = jnp.where(keep, chunk.client, nowhere)
+        discount = late(chunk.staleness)
+
+        def upload(start: jax.Array, delta: jax.Array, mask: jax.Array) -> jax.Array:
+            mask = mask.reshape(mask.shape + (1,) * (start.ndim - mask.ndim))
+            return jnp.where(jnp.broadcast_to(mask, start.shape), start + delta, jnp.nan)
+
+        def put(every: jax.Array, new: jax.Array) -> jax.Array:
+            return every.at[at].set(new.astype(every.dtype), mode="drop")
+
+        mask = chunk.mask
+        if mask is None:
+            everyone = jnp.ones(keep.shape, bool)
+            mask = jax.tree.map(lambda _: everyone, chunk.delta)
+        params = jax.tree.map(upload, chunk.start.params, chunk.delta, mask)
+        stats = jax.tree.map(jnp.add, chunk.start.stats, chunk.stats_delta)
+        slots, num, den = acc.slots, acc.num, acc.den
+        if slots.params != ():
+            slots = slots._replace(
+                params=jax.tree.map(put, slots.params, params),
+                stats=jax.tree.map(put, slots.stats, stats),
+            )
+        if not buffered:
+            p = jnp.where(keep, chunk.weight * discount, 0.0)
+            both = jax.tree.map(lambda v: sums(p, v, masked), Variables(params, stats))
+            num = jax.tree.map(lambda total, pair: total + pair[0], num, both)
+            den = jax.tree.map(lambda total, pair: total + pair[1], den, both)
+        slots = slots._replace(
+            version=put(slots.version, acc.step - chunk.staleness),
+            weight=put(slots.weight, chunk.weight),
+            discount=put(slots.discount, discount),
+        )
+        return acc._replace(
+            slots=slots,
+            importance=acc.importance
+            if chunk.aux is None
+            else observe(acc.importance, chunk.aux, keep),
+            arrived=put(acc.arrived, keep),
+            num=num,
+            den=den,
+        )
+
+    def finalize(acc: Acc, variables: Variables, shared: PyTree) -> tuple[Variables, dict]:
+        del shared
+        slots = acc.slots
+        discount = late(jnp.maximum(acc.step - slots.version, 0)) if live else slots.discount
+        p = jnp.where(slots.version >= 0, slots.weight * discount, 0.0)
+        share = jnp.sum(jnp.where(acc.arrived, p, 0.0)) / jnp.maximum(jnp.sum(p), 1e-30)
+        if buffered:
+            new = jax.tree.map(
+                lambda old, every: moved(old, *sums(p, every, masked), eta),
+                variables,
+                Variables(slots.params, slots.stats),
+            )
+        else:
+            new = jax.tree.map(
+                lambda old, num, den: moved(old, num, den, eta * share), variables, acc.num, acc.den
+            )
+        return new, {"share_of_arrivals": share}
+
+    return Aggregator(init, add, finalize)
+
+
+def start_masked(mask: PyTree, variables: Variables) -> Variables:
+    """The sub-model a client gets: pruned weights are zero in the forward pass, too."""
+    return variables._replace(params=masks.apply(mask, variables.params))

@@ -1,0 +1,314 @@
+"""PR-FL: densities fitted to each client's times, nested masks, buffers, recovery."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het.algorithm import (
+    Algorithm,
+    ClientResult,
+    Plan,
+    PyTree,
+    Report,
+    Situation,
+    Task,
+    Variables,
+)
+from fedjax_het.algorithms import common
+from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.prfl import links
+from fedjax_het.algorithms.prfl.controller import Scorer, Settings, State, adjust, rerank
+from fedjax_het.algorithms.prfl.density import no_stops, no_times, record
+from fedjax_het.algorithms.prfl.merging import mask_fed_avg, no_slots, start_masked
+from fedjax_het.algorithms.prfl.pace import WARM_UP, everyone, window_rule
+from fedjax_het.algorithms.prfl.ranking import (
+    core_sizes,
+    nested_mask,
+    no_importance,
+    prunable,
+)
+from fedjax_het.algorithms.prfl.setup import check_control, check_server, time_per_weight
+from fedjax_het.algorithms.staleness import discount
+from fedjax_het.errors import require, require_known
+from fedjax_het.fleet.cost import price
+from fedjax_het.fleet.published import MIB
+from fedjax_het.masks import Route
+from fedjax_het.problem import Problem
+
+# The author's starting densities for ten clients, fastest first.
+DENSITIES = (1.0, 1.0, 0.6, 0.6, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1)
+
+
+def prfl(
+    problem: Problem,
+    *,
+    mode: Literal["code", "paper"] = "code",
+    densities: Sequence[float] = DENSITIES,
+    lowest: float = 0.1,
+    core: float = 0.05,
+    interval: int = 50,
+    increment: float = 0.2,
+    patience: int = 10,
+    adapt: bool = True,
+    recover: bool = True,
+    roll_back: bool = True,
+    remask: Literal["always", "on_density_change"] = "always",
+    cost_aware: bool = True,
+    staleness: str = "polynomial",
+    a: float = 0.6,
+    b: float = 2.0,
+    live: bool = True,
+    buffered: bool = True,
+    masked: bool = True,
+    server_step: float = 1.0,
+    pace: Literal["window", "single", "sync"] = "window",
+    interval_s: float = 1.0,
+    slack_s: float = 0.1,
+    sizes: Literal["bitmap", "index", "coo64"] = "bitmap",
+    distribution: Literal["residual", "distinct", "unicast"] = "residual",
+    server_up_bytes_per_s: float = 10 * MIB,
+    server_down_bytes_per_s: float = 50 * MIB,
+    server_jitter: float = 0.1,
+    dense_share: float = 0.1,
+    validate_on: Literal["validation", "test"] = "validation",
+    memory_bytes: float = 16e9,
+    weighting: str = "uniform",
+    **training: Any,
+) -> Algorithm:
+    r"""Pruning and recovery: everyone gets a sub-model as large as its time allows.
+
+    The server holds the whole model and ranks its weights by squared gradients; client i trains the
+    $\lfloor \rho_i N \rfloor$ first of the ranking, so sub-models are nested. It merges all buffers
+    at every window with an arrival (`mask_fed_avg`), fits the densities to the clients' times every
+    `interval` merges, and raises those of clients that have stopped improving.
+
+    Memory: n slots of a model and 2 (versions in flight + n results) models more; four times the
+    slots with `roll_back`.
+
+    Args:
+      problem: model, data and fleet.
+      mode: "code" adapts densities by the author's feedback rule until the first recovery, "paper"
+        by the slides' ratio of whole-model times, throughout.
+      densities: at the start, given to the clients in turn.
+      lowest: smallest density that adaptation may give, rho_min.
+      core: share of every layer that everyone has, by magnitude.
+      interval: merges between adjustments, I.
+      increment: what a recovery adds to a density, Delta rho.
+      patience: evaluations, one an interval, without improvement before a recovery.
+      adapt: False leaves the densities to recovery.
+      recover: False never raises a density for want of improvement.
+      roll_back: whether the server returns to its best model when it stops improving.
+      remask: "always" ranks anew every interval, "on_density_change" only with new densities.
+      cost_aware: divides importance by the time a weight costs in its layer, as PruneFL does.
+      staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
+      a: its exponent or slope; the author's 0.6.
+      b: late steps that the hinge forgives; the author's 2.
+      live: weighs buffers by how old they are now; False by how late they arrived (the code).
+      buffered: False merges the arrivals only.
+      masked: False takes the plain mean, in which what is pruned counts as zero.
+      server_step: eta_g.
+      pace: "window" the author's rule, "single" one arrival a window, "sync" everyone.
+      interval_s: shortest window.
+      slack_s: added to the time that the server needs to send a broadcast.
+      sizes: how sub-models are encoded, see `links.model_bytes`.
+      distribution: how they are sent, see `links.sent_bytes`.
+      server_up_bytes_per_s: rate of the server's link towards the clients; inf for no limit.
+      server_down_bytes_per_s: rate at which it receives.
+      server_jitter: log-std of one sample of the factor on both, 20 are averaged.
+      dense_share: share of the FLOPs that pruning does not save.
+      validate_on: where recovery looks: "validation" (`validation_fraction` of the data), or
+        "test", as the author's code does.
+      memory_bytes: limit for the buffers.
+      weighting: "uniform", or "samples" for the number of samples a client processes.
+      **training: see `Training`.
+
+    References:
+      Ma et al., *Federated Learning Based on Pruning and Recovery*, arXiv 2403.15439, and the
+      author's code. The number of a server step counts merges here, trainings of the fastest client
+      there.
+    """
+    options = Training.parse({**training, "weighting": weighting})
+    n = problem.num_clients
+    structure = jax.eval_shape(problem.model.init, jax.random.key(0)).params
+    pruning = lowest < 1.0
+    leaves = prunable(structure)
+    sizes_of_leaves = np.asarray([leaf.size for leaf in leaves], np.int64)
+    weights = int(np.sum(sizes_of_leaves))
+    dense = sum(leaf.size for leaf in jax.tree.leaves(structure)) - weights
+    check_control(
+        problem, densities, lowest, core, interval, increment, patience, validate_on, recover
+    )
+    check_server(
+        server_up_bytes_per_s,
+        server_down_bytes_per_s,
+        server_jitter,
+        slack_s,
+        {"server_step": server_step, "dense_share": dense_share},
+    )
+    common.require_memory(problem, options, 0)
+    kept = 4 * n * (weights + dense) * (2 if roll_back and recover else 1)
+    kept = kept if buffered or recover else 0
+    need = kept + 4 * options.cohort_size(problem) * (2 * weights + dense)
+    require(
+        need <= memory_bytes,
+        f"buffers of {n} clients and a model of {weights + dense} parameters: {need:.4g} bytes",
+        f"exceed memory_bytes = {memory_bytes:.4g}",
+        "raise it if there is as much, set roll_back = False, or take fewer clients",
+    )
+    settings = Settings(
+        mode, core, increment, patience, adapt, recover, roll_back and recover, remask
+    )
+    least = int(np.sum(core_sizes(sizes_of_leaves, core)))
+    cost = time_per_weight(problem, options, structure) if cost_aware else np.ones(len(leaves))
+    scorer: Scorer | None = None
+    if recover:
+        data = problem.data
+        held = (data.test_x, data.test_y) if validate_on == "test" else (data.val_x, data.val_y)
+        scorer = Scorer(problem, *held)  # type: ignore[arg-type]
+
+    def counts(density: np.ndarray) -> np.ndarray:
+        return np.maximum(np.floor(density * weights + 1e-9).astype(np.int64), least)
+
+    def init(variables: Variables, key: jax.Array) -> State:
+        del key
+        slots = no_slots(variables, n, kept=buffered or recover)
+        importance = no_importance(variables.params)
+        density = np.maximum(np.resize(np.asarray(densities, np.float64), n), lowest)
+        best = ()
+        if settings.roll_back:
+            best = jax.tree.map(jnp.copy, (variables, slots, importance))
+        return State(
+            step=np.asarray(0),
+            slots=slots,
+            importance=importance,
+            rank=[jnp.zeros(leaf.shape, jnp.int32) for leaf in leaves] if pruning else [],
+            density=density,
+            floor=np.full(n, float(lowest)),
+            lowest=np.asarray(float(lowest)),
+            first_stage=np.asarray(True),
+            times=no_times(n, interval),
+            stops=no_stops(n + 1),
+            armed=np.asarray(False),
+            finished=np.asarray(False),
+            sent_s=np.full((n, 2), -1.0),
+            uplink=np.zeros((n, 3)),
+            best=best,
+        )
+
+    def plan(state: State, variables: Variables, situation: Situation) -> tuple[Plan, State]:
+        del variables
+        clients, now_s, rng = situation.clients, situation.now_s, situation.rng
+        # Masks exist after the first merge only: the first training is one of the whole model.
+        density = state.density[clients] if state.step else np.ones(len(clients))
+        count = counts(density)
+        down, up = links.model_bytes(sizes, count, weights, dense)
+        held = problem.data.sizes[clients]
+        steps = options.steps(held)
+        samples = options.samples(held, steps)
+        work = dense_share + (1 - dense_share) * count / weights
+        timing = price(
+            problem.cost,
+            problem.fleet,
+            clients,
+            0,
+            None,
+            samples,
+            now_s,
+            rng,
+            flops=samples * problem.cost.step_flops() * work,
+            bytes_down=down,
+            bytes_up=up,
+        )
+        rate_up = server_up_bytes_per_s * links.lognormal_mean(rng, server_jitter)
+        rate_down = server_down_bytes_per_s * links.lognormal_mean(rng, server_jitter)
+        download_s = links.download_s(distribution, down, timing.download_s, rate_up)
+        others = np.setdiff1d(np.flatnonzero(state.sent_s[:, 1] > now_s), clients)
+        start_s = now_s + download_s + timing.compute_s
+        upload_s = links.upload_s(start_s, up, timing.upload_s, rate_down, state.uplink[others])
+        timing = timing._replace(download_s=download_s, upload_s=upload_s)
+        sent_s, uplink = state.sent_s.copy(), state.uplink.copy()
+        sent_s[clients] = np.stack([np.full(len(clients), now_s), now_s + timing.total_s], axis=1)
+        rate = up / np.maximum(upload_s, 1e-12)
+        uplink[clients] = np.stack([start_s, start_s + upload_s, rate], axis=1)
+        broadcast_s = links.sent_bytes(distribution, down) / rate_up + slack_s
+        tasks = Plan(
+            clients=clients,
+            routes=[Route(0, problem.model.num_blocks - 1)] * len(clients),
+            steps=steps,
+            batch=np.minimum(options.batch_size, held),
+            weight=(samples if weighting == "samples" else np.ones(len(clients))).astype(
+                np.float32
+            ),
+            timing=timing,
+            rows={"count": count.astype(np.int32)},
+            shared={"rank": state.rank},
+            # The author's FedAsyn has no shortest window.
+            deadline_s=broadcast_s if pace == "single" else max(interval_s, broadcast_s),
+        )
+        return tasks, state._replace(sent_s=sent_s, uplink=uplink)
+
+    def mask(row: PyTree, shared: PyTree) -> PyTree:
+        return nested_mask(structure, shared["rank"], jnp.asarray(row["count"]))
+
+    train = options.local_update(
+        problem,
+        observe=(lambda grads: [jnp.square(leaf) for leaf in prunable(grads)]) if pruning else None,
+    )
+
+    def local(route: Route, start: Variables, data: PyTree, task: Task) -> ClientResult:
+        return train(route, start_masked(task.mask, start), data, task)
+
+    def update(
+        state: State, variables: Variables, merged: Variables, report: Report
+    ) -> tuple[State, Variables, dict[str, Any]]:
+        del variables
+        clients = report.plan.clients
+        times = state.times
+        if state.step >= WARM_UP:  # before, everyone waits for everyone
+            times = record(times, clients, state.sent_s[clients, 1])
+        acc = report.acc
+        state = state._replace(
+            step=np.asarray(int(state.step) + 1),
+            slots=acc.slots,
+            importance=acc.importance,
+            times=times,
+        )
+        info: dict[str, Any] = {"mean_density": float(np.mean(state.density))}
+        if state.step % interval == 0:
+            before = state.density
+            score = None if scorer is None else scorer(merged, state.slots)
+            state, merged, news = adjust(state, merged, settings, score)
+            changed = bool(np.any(before != state.density))
+            if pruning:
+                state = rerank(state, merged, settings, cost, changed=changed)
+            info.update(news)
+        elif pruning and state.step == 1:
+            state = rerank(state, merged, settings, cost, changed=True)
+        return state, merged, info
+
+    paces = {
+        "window": lambda: window_rule(interval_s),
+        "single": lambda: window_rule(interval_s, single=True),
+        "sync": everyone,
+    }
+    require_known(pace, paces, "pace")
+    name = {"single": "prfl_fedasyn", "sync": "nested_mask_sync"}.get(pace, "prfl")
+    if pace == "window" and not (pruning or buffered):
+        name = "prfl_fedfix"
+    merge = mask_fed_avg(
+        discount(staleness, a, b), buffered=buffered, masked=masked, live=live, eta=server_step
+    )
+    return Algorithm(
+        name=name,
+        init=init,
+        plan=plan,
+        mask=mask if pruning else None,
+        local=local,
+        merge=merge,
+        update=update,
+        pace=paces[pace](),
+        cohort_size=options.cohort_size(problem),
+    )

@@ -1,0 +1,135 @@
+"""Which weights stay: one ranking of all of them, so that the masks of all clients are nested."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def prunable(tree: PyTree) -> list[Any]:
+    """The leaves that may be pruned: weights, not biases or scales (section 1)."""
+    return [leaf for leaf in jax.tree.leaves(tree) if len(leaf.shape) >= 2]
+
+
+def nested_mask(params: PyTree, rank: list[jax.Array], count: jax.Array) -> PyTree:
+    """Mask of the `count` weights of lowest rank, and of all that is not prunable.
+
+    Args:
+      params: structure and shapes.
+      rank: int32, one array per prunable leaf.
+      count: int32[].
+    """
+    ranks = iter(rank)
+
+    def of(leaf: Any) -> jax.Array:
+        return next(ranks) < count if len(leaf.shape) >= 2 else jnp.asarray(True)
+
+    return jax.tree.map(of, params)
+
+
+class Importance(NamedTuple):
+    """Running importance of the prunable weights, one array per leaf in each list.
+
+    Attributes:
+      table: float32, the last value seen; 0 before any.
+      total: float32, sum over the uploads of this interval.
+      seen: float32, uploads of this interval in which the weight was not zero.
+    """
+
+    table: list[jax.Array]
+    total: list[jax.Array]
+    seen: list[jax.Array]
+
+
+def no_importance(params: PyTree) -> Importance:
+    """Before the first upload."""
+    return Importance(*([jnp.zeros_like(leaf) for leaf in prunable(params)] for _ in range(3)))
+
+
+def observe(importance: Importance, squares: list[jax.Array], keep: jax.Array) -> Importance:
+    """Adds the squared gradients of some clients, each scaled to [0, 1] over all its weights.
+
+    Args:
+      importance: so far.
+      squares: float32[c, ...] per leaf.
+      keep: bool[c], whose count.
+    """
+
+    def over(reduce: Any) -> jax.Array:
+        per_leaf = [reduce(leaf.reshape(leaf.shape[0], -1), axis=1) for leaf in squares]
+        return reduce(jnp.stack(per_leaf), axis=0)
+
+    low, high = over(jnp.min), over(jnp.max)
+    span = jnp.where(keep & (high > low), high - low, 1.0)
+
+    def scaled(leaf: jax.Array) -> jax.Array:
+        shape = (-1,) + (1,) * (leaf.ndim - 1)
+        value = (leaf - low.reshape(shape)) / span.reshape(shape)
+        return jnp.where(keep.reshape(shape), value, 0.0)
+
+    values = [scaled(leaf) for leaf in squares]
+    return importance._replace(
+        total=[t + jnp.sum(v, axis=0) for t, v in zip(importance.total, values, strict=True)],
+        seen=[
+            c + jnp.sum((v != 0).astype(jnp.float32), axis=0)
+            for c, v in zip(importance.seen, values, strict=True)
+        ],
+    )
+
+
+def close_interval(importance: Importance) -> Importance:
+    """Takes the interval's means into the table, where there are any, and starts a new interval."""
+
+    def newest(old: jax.Array, total: jax.Array, count: jax.Array) -> jax.Array:
+        mean = total / jnp.maximum(count, 1.0)
+        return jnp.where(mean != 0, mean, old)
+
+    return Importance(
+        [newest(*leaf) for leaf in zip(*importance, strict=True)],
+        [jnp.zeros_like(leaf) for leaf in importance.total],
+        [jnp.zeros_like(leaf) for leaf in importance.seen],
+    )
+
+
+def core_sizes(sizes: np.ndarray, core: float) -> np.ndarray:
+    """Weights of each leaf that everybody has, int64: a share of it, and at least one."""
+    return np.maximum(np.floor(core * sizes + 1e-9).astype(np.int64), 1)
+
+
+def rank_weights(
+    params: PyTree, table: list[jax.Array], core: float, cost: np.ndarray
+) -> list[jax.Array]:
+    """Ranks of all prunable weights, 0 the last to be pruned (section 3).
+
+    First the core of every layer, its largest weights by magnitude; then by importance over cost,
+    across layers. A weight without importance takes the smallest of its layer times its magnitude,
+    and so comes after those that have one. Ties are broken by the index.
+
+    Args:
+      params: the server's model.
+      table: `Importance.table`.
+      core: share of each layer that everybody has.
+      cost: float[leaves], time per weight, or ones.
+
+    Returns:
+      int32 per prunable leaf.
+    """
+    keys = []
+    leaves = prunable(params)
+    sizes = np.asarray([leaf.size for leaf in leaves])
+    for leaf, seen, own, price in zip(leaves, table, core_sizes(sizes, core), cost, strict=True):
+        size = jnp.abs(leaf).reshape(-1)
+        seen = seen.reshape(-1)
+        smallest = jnp.min(jnp.where(seen > 0, seen, jnp.inf))
+        smallest = jnp.where(jnp.isfinite(smallest), smallest, 1.0)
+        value = jnp.where(seen > 0, seen, smallest * size) / np.float32(price)
+        by_size = jnp.argsort(-size, stable=True)
+        in_core = jnp.zeros(size.shape, bool).at[by_size[:own]].set(True)
+        keys.append(jnp.where(in_core, jnp.inf, value))
+    order = jnp.argsort(-jnp.concatenate(keys), stable=True)
+    rank = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size, dtype=jnp.int32))
+    parts = jnp.split(rank, np.cumsum(sizes)[:-1])
+    return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]

@@ -1,0 +1,273 @@
+"""PR-FL in the loop; numbers in names are those of the specification's tests (section 12)."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import assert_close, assert_same, differ, digits, digits_problem
+
+from fedjax_het.algorithm import Task
+from fedjax_het.algorithms import build
+from fedjax_het.algorithms.prfl.ranking import prunable
+from fedjax_het.cohort import Cohort
+from fedjax_het.data.federated import from_arrays
+from fedjax_het.errors import InputError
+from fedjax_het.evaluation import Evaluator
+from fedjax_het.fleet import presets
+from fedjax_het.fleet.published import MIB
+from fedjax_het.masks import Route
+from fedjax_het.models.mlp import mlp
+from fedjax_het.problem import Problem
+from fedjax_het.simulation import simulate
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+TRAINING = {"learning_rate": 0.1, "batch_size": 4, "local_steps": 2}
+HIDDEN = 64
+WEIGHTS = 64 * HIDDEN + HIDDEN * 10
+SCALE = WEIGHTS / 9_747_136  # the whole model takes as long as the author's
+
+
+@functools.cache
+def problem():
+    """Ten clients on the author's links, with validation samples."""
+    base = digits((6,) * 12)
+    data = from_arrays(
+        base.x,
+        base.y,
+        base.test_x,
+        base.test_y,
+        clients=np.arange(72) % 10,
+        num_classes=10,
+        validation_fraction=0.2,
+    )
+    fleet = presets.build("prfl", 10, scale=SCALE, flops_per_s=1e9)
+    return Problem(mlp((64,), 10, hidden=(HIDDEN,)), data, fleet)
+
+
+def options(**changes):
+    rates = {
+        "server_up_bytes_per_s": 10 * MIB * SCALE,
+        "server_down_bytes_per_s": 50 * MIB * SCALE,
+    }
+    return {**TRAINING, **rates, **changes}
+
+
+@functools.cache
+def evaluator():
+    return Evaluator(problem())
+
+
+def run(name, rounds, *, watch=None, **changes):
+    algorithm = build(name, problem(), **options(**changes))
+    if watch is not None:
+        update = algorithm.update
+
+        def watched(state, variables, merged, report):
+            result = update(state, variables, merged, report)
+            watch(state, variables, result[0], result[1], report)
+            return result
+
+        algorithm = algorithm._replace(update=watched)
+    return simulate(
+        algorithm, problem(), rounds=rounds, eval_every=10**6, evaluator=evaluator(), chunk=1
+    )
+
+
+@functools.cache
+def watched_run():
+    """Forty merges with adjustments every five; what was seen at each."""
+    seen = []
+
+    def watch(before, old, after, new, report):
+        host = jax.device_get(after.slots)
+        seen.append(
+            (before.density.copy(), report, host, after.density.copy(), jax.device_get(new))
+        )
+
+    result = run("prfl", 40, watch=watch, interval=5, patience=2)
+    return result, seen
+
+
+def test_the_log_is_sound_and_windows_overlap():
+    result, _ = watched_run()
+    assert result.faults == []
+    staleness = [row["staleness"] for row in result.record.clients]
+    assert max(staleness) >= 2
+    assert [row["merged"] for row in result.record.metrics[1:3]] == [10, 10]  # warm-up
+    assert differ(result.variables.params, problem().model.init(jax.random.key(0)).params)
+
+
+def test_8_14_uploads_hold_exactly_their_mask():
+    """Pruned coordinates are NaN in the buffers: as many as the density says, biases none."""
+    _, seen = watched_run()
+    for _, report, slots, _, _ in seen[1:]:
+        kernels = [leaf for leaf in jax.tree.leaves(slots.params) if leaf.ndim >= 3]
+        kept = sum(np.sum(~np.isnan(k), axis=tuple(range(1, k.ndim))) for k in kernels)
+        for client, count in zip(report.plan.clients, report.plan.rows["count"], strict=True):
+            assert kept[client] == count
+        biases = [leaf for leaf in jax.tree.leaves(slots.params) if leaf.ndim == 2]
+        assert all(np.all(np.isfinite(leaf)) for leaf in biases)
+
+
+def test_15_a_slot_changes_only_when_its_client_arrives():
+    _, seen = watched_run()
+    for (_, _, before, _, _), (_, report, after, _, _) in itertools.pairwise(seen):
+        still = np.setdiff1d(np.arange(10), report.plan.clients)
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            np.testing.assert_array_equal(a[still], b[still])
+        fresh = report.staleness == 0
+        assert np.all(after.version[report.plan.clients[fresh]] == report.round)
+        assert np.all(after.version >= 0)
+
+
+def test_14_pruned_weights_do_not_move():
+    setting = problem()
+    algorithm = build("prfl", setting, **options())
+    start = setting.model.init(jax.random.key(1))
+    rng = np.random.default_rng(0)
+    rank = [
+        jnp.asarray(rng.permutation(leaf.size).reshape(leaf.shape), jnp.int32)
+        for leaf in prunable(start.params)
+    ]
+    row, shared = {"count": jnp.int32(150)}, {"rank": rank}
+    mask = algorithm.mask(row, shared)
+    one = jnp.int32(1)
+    task = Task(
+        one,
+        jax.random.key(0),
+        jnp.int32(3),
+        jnp.int32(3),
+        jnp.int32(4),
+        jnp.float32(1.0),
+        one,
+        mask,
+        row,
+        shared,
+    )
+    local = jax.jit(functools.partial(algorithm.local, Route(0, 1)))
+    result = local(start, setting.data.device(), task)
+    for delta, square, keep in zip(prunable(result.delta), result.aux, prunable(mask), strict=True):
+        assert np.all(np.asarray(delta)[~np.asarray(keep)] == 0)
+        assert np.all(np.asarray(square)[~np.asarray(keep)] == 0)
+        assert np.any(np.asarray(delta) != 0)
+    # What is pruned takes no part in the forward pass either.
+    other = jax.tree.map(
+        lambda w, m: jnp.where(jnp.broadcast_to(m, w.shape), w, w + 7.0), start.params, mask
+    )
+    again = local(start._replace(params=other), setting.data.device(), task)
+    assert_same(again.delta, result.delta)
+
+
+def test_13_a_weight_outside_all_masks_keeps_the_servers_value():
+    """With everyone at a low density most weights are in no mask and stay, bit for bit."""
+    models, ranks = [], []
+
+    def watch(before, old, after, new, report):
+        models.append(jax.device_get(new))
+        ranks.append(jax.device_get(after.rank))
+
+    run("nested_mask_sync", 4, watch=watch, densities=(0.1,), interval=100)
+    for before, after in itertools.pairwise(models[1:]):
+        moved_weights = 0
+        for a, b, r in zip(prunable(before.params), prunable(after.params), ranks[0], strict=True):
+            outside = r >= int(0.1 * WEIGHTS)
+            np.testing.assert_array_equal(a[outside], b[outside])
+            moved_weights += int(np.sum(a != b))
+            assert np.any(a[outside] != 0)
+        assert 0 < moved_weights <= int(0.1 * WEIGHTS)
+
+
+def test_21_with_whole_models_and_everyone_it_is_fedavg():
+    whole = {"densities": (1.0,), "lowest": 1.0}
+    pruned = run("nested_mask_sync", 2, **whole)
+    setting = problem()
+    fedavg = build("fedavg", setting, **TRAINING, weighting="uniform")
+    plain = simulate(fedavg, setting, rounds=2, chunk=1, evaluator=evaluator())
+    assert_close(pruned.variables, plain.variables, rtol=1e-4, atol=1e-6)
+
+
+def test_20_participation_is_equalised():
+    """With the author's sizes; whoever is at the floor is not slower than the rest."""
+    result = run("prfl", 120, recover=False, interval=10, local_steps=1, sizes="coo64")
+    trained = np.bincount([row["client"] for row in result.record.clients[20:]], minlength=10)
+    assert trained.min() / trained.max() > 0.9
+    densities = [
+        r["info"]["densities"] for r in result.record.metrics[1:] if "densities" in r["info"]
+    ]
+    assert np.all(np.asarray(densities) >= 0.1)
+    full = run("prfl_fedfix", 80, local_steps=1, sizes="coo64")
+    trained = np.bincount([row["client"] for row in full.record.clients[20:]], minlength=10)
+    assert trained.min() / trained.max() < 0.4
+
+
+def test_densities_follow_the_times_and_are_recorded():
+    result, seen = watched_run()
+    info = result.record.metrics[5]["info"]
+    assert len(info["densities"]) == 10
+    assert info["validation_accuracy"] >= 0
+    assert any(np.any(before != after) for before, _, _, after, _ in seen)
+
+
+def test_ablations_differ_from_the_method():
+    base = run("prfl", 6)
+    for change in ({"buffered": False}, {"masked": False}, {"live": False, "a": 2.0}):
+        assert differ(base.variables.params, run("prfl", 6, **change).variables.params), change
+
+
+def test_distributions_cost_what_they_should():
+    """The same plan takes longer the more the server sends."""
+    times = [
+        run("prfl", 3, distribution=way, server_jitter=0.0).record.metrics[-1]["virtual_s"]
+        for way in ("residual", "distinct", "unicast")
+    ]
+    assert times[0] < times[1] < times[2]
+
+
+def test_one_at_a_time_moves_by_a_share():
+    result = run("prfl_fedasyn", 12)
+    shares = [row["info"]["share_of_arrivals"] for row in result.record.metrics[1:]]
+    assert [row["merged"] for row in result.record.metrics[1:]] == [10] * 2 + [1] * 10
+    assert shares[-1] == pytest.approx(0.1, abs=0.06)
+    assert result.faults == []
+
+
+def test_buffers_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match=r"buffers of 10 clients .* bytes: exceed memory_bytes"):
+        build("prfl", problem(), **options(memory_bytes=1e5))
+
+
+def test_recovery_needs_validation_samples():
+    with pytest.raises(InputError, match="recover = True without validation data"):
+        build("prfl", digits_problem(), **TRAINING)
+
+
+def test_resumed_in_mid_flight(tmp_path):
+    algorithm = build("prfl", problem(), **options(interval=3, patience=1))
+    engine = {
+        "cohort": Cohort(algorithm, problem(), chunk=1),
+        "evaluator": evaluator(),
+        "chunk": 1,
+        "checkpoint_every": 4,
+        "eval_every": 4,
+    }
+    whole = simulate(algorithm, problem(), rounds=12, **engine)
+    simulate(algorithm, problem(), rounds=6, workdir=tmp_path, **engine)
+    again = simulate(algorithm, problem(), rounds=12, workdir=tmp_path, **engine)
+    assert_same(again.variables, whole.variables)
+    assert_same(again.state, whole.state)
+    assert again.record.clients == whole.record.clients
+
+
+def test_recorded_links(data_dir):
+    """Rates that change within a transfer, of measured phones; the server's link on top."""
+    fleet = presets.build("traces", 10, links="bandwidth", data_dir=data_dir)
+    setting = Problem(problem().model, problem().data, fleet)
+    algorithm = build("prfl", setting, **options(recover=False, interval=3))
+    result = simulate(algorithm, setting, rounds=5, chunk=1, evaluator=evaluator())
+    assert result.faults == []
+    lasts = [row["upload_s"] for row in result.record.clients]
+    assert len(set(lasts)) == len(lasts)
