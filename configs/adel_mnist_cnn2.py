@@ -60,6 +60,12 @@ def get_config() -> ConfigDict:
                         "decay_rounds": 1.0,
                     },
                     "ADEL-FL, zero-fill": {"aggregator": "zero_fill", "learning_rate": 1.0},
+                    # Added after the first run, in which one of five seeds fell apart at 0.5.
+                    "ADEL-FL, half the step": {"learning_rate": 0.25},
+                    "ADEL-FL, zero-fill, half the step": {
+                        "aggregator": "zero_fill",
+                        "learning_rate": 0.5,
+                    },
                 },
                 "seeds": (0, 1, 2, 3, 4),
                 "targets": (0.8, 0.9),

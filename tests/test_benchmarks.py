@@ -3,6 +3,7 @@
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,13 +60,20 @@ def test_table_of_training_names_every_contender(trained):
     assert [row["flop_share"] for row in trained["depths"]] == [1.0]
 
 
-def test_convolutions_and_torch_layouts_agree():
-    pytest.importorskip("torch")
-    from benchmarks.micro.torch_peer import Twin
+@pytest.mark.parametrize("model", ["adel_cnn2", "cifar_cnn", "resnet20"])
+def test_torch_twins_have_our_weights_and_give_our_logits(model):
+    torch = pytest.importorskip("torch")
+    from benchmarks.micro.torch_peer import params_of, twin
+    from benchmarks.peers.torch_net import channels_first
 
-    work = training.make_work("adel_cnn2", clients=1, steps=1, batch=2)
+    work = training.make_work(model, clients=1, steps=1, batch=2)
     start = work.problem.model.init(jax.random.key(0))
-    assert training.difference(Twin("adel_cnn2", start).params(), start.params) == 0.0
+    net = twin(model, start)
+    assert training.difference(params_of(net, start), start.params) == 0.0
+    x = np.random.default_rng(0).random((3, *work.problem.model.input_shape), np.float32)
+    ours, _ = work.problem.model.apply(start, jnp.asarray(x))
+    with torch.no_grad():
+        np.testing.assert_allclose(net(channels_first(x)).numpy(), ours, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -41,6 +41,7 @@ INPUT_SHAPES = {
     "mlp": (28, 28, 1),
     "logistic": (28, 28, 1),
     "cifar_cnn": (32, 32, 3),
+    "resnet20": (32, 32, 3),
 }
 _LEARNING_RATE = 0.01
 _KEY = 1

@@ -1,0 +1,342 @@
+"""Everyone on the same work, block of rounds by block of rounds in turn; prints ratios.
+
+    python -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/peers/requirements.txt
+    python -m benchmarks.peers.compare --python .venv-peers/bin/python --json peers.json
+
+A first block of one round warms everyone up and shows what compiling costs; the ratios are taken
+within the blocks after it. Accuracies must agree at the end and, where the work leaves nothing to
+chance, the weights too. A contender that fails is named with the reason and the rest goes on.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.peers.work import Work
+from benchmarks.peers.works import SETTINGS, Setting, record
+from fedjax_het.fleet.cost import CostTable
+
+_ROOT = Path(__file__).parents[2]
+# Seconds that a contender may need for one message: setting up, or one block.
+_PATIENCE_S = 300.0
+# Largest difference of two accuracies that counts as the same: twice the standard error of the
+# difference of two models on 1,000 test samples, at worst.
+_SAME_ACCURACY = 0.045
+# Largest distance of two models, over the distance that training moved them; other samples or seeds
+# give 1 and more, rounding on its own up to 0.02 in a ResNet.
+_SAME_WEIGHTS = 0.05
+
+
+class Contender(NamedTuple):
+    """A way to do the work.
+
+    Attributes:
+      name: for the tables.
+      module: of `benchmarks.peers`.
+      flags: further arguments.
+      own_python: runs in this interpreter rather than in that of the peers.
+      partial: whether it trains only the blocks that a work leaves to a client.
+    """
+
+    name: str
+    module: str
+    flags: tuple[str, ...] = ()
+    own_python: bool = False
+    partial: bool = False
+
+
+CONTENDERS = (
+    Contender("ours", "ours", own_python=True, partial=True),
+    Contender("PyTorch loop", "torch_loop", partial=True),
+    Contender("PyTorch loop, frozen", "torch_loop", ("--frozen",), partial=True),
+    Contender("pfl-research", "pfl_sim"),
+    Contender("Flower", "flower_sim"),
+    Contender("fedjax", "fedjax_sim"),
+    Contender("FLGo", "flgo_sim"),
+)
+
+
+class Process:
+    """A running contender.
+
+    Args:
+      contender: which.
+      work: what it does.
+      key: of the work's setting.
+      python: interpreter of the peers.
+    """
+
+    def __init__(self, contender: Contender, work: Work, key: str, python: str):
+        self.contender = contender
+        self.blocks: list[dict[str, Any]] = []
+        self.failure: str | None = None
+        self.weights: list[np.ndarray] | None = None
+        self._label = "".join(c if c.isalnum() else "_" for c in contender.name)
+        self._log = work.folder / f"{self._label}.log"
+        flags = (key,) if contender.own_python else contender.flags
+        module = f"benchmarks.peers.{contender.module}"
+        interpreter = sys.executable if contender.own_python else python
+        scratch = work.folder / self._label
+        scratch.mkdir()
+        self._began = time.perf_counter()
+        with open(self._log, "w") as log:
+            self._child = subprocess.Popen(
+                [interpreter, "-m", module, str(work.folder), self._label, *flags],
+                cwd=scratch,
+                env={**os.environ, "PYTHONPATH": str(_ROOT), "FLWR_TELEMETRY_ENABLED": "0"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self._listen("ready")
+        self.setup_s = time.perf_counter() - self._began
+
+    def block(self) -> None:
+        """Lets it run one block."""
+        self._go()
+        if message := self._listen("block"):
+            self.blocks.append(message)
+
+    def seconds(self) -> list[float]:
+        """Of training in each block, without the compiling that the contender tells apart."""
+        compiled = [0.0, *(block.get("compile_s", 0.0) for block in self.blocks)]
+        spent = [b - a for a, b in zip(compiled[:-1], compiled[1:], strict=True)]
+        return [block["train_s"] - s for block, s in zip(self.blocks, spent, strict=True)]
+
+    def close(self) -> None:
+        """Lets it finish, and takes its weights."""
+        self._go()
+        if message := self._listen("done"):
+            with np.load(message["weights"]) as file:
+                self.weights = [file[name] for name in file.files]
+        self._end()
+
+    def _go(self) -> None:
+        if self.failure is None and self._child.stdin:
+            self._child.stdin.write("go\n")
+            self._child.stdin.flush()
+
+    def _listen(self, event: str) -> dict[str, Any] | None:
+        """The next message, which must be `event`; None and a `failure` if it is not to be had."""
+        if self.failure is not None or self._child.stdout is None:
+            return None
+        line = _read_line(self._child, _PATIENCE_S)
+        if line and (message := json.loads(line))["event"] == event:
+            return message
+        said = self._log.read_text().strip().splitlines() or ["it said nothing"]
+        errors = [text for text in said if "Error" in text] or said
+        self.failure = errors[-1][-300:] if line == "" else f"no answer in {_PATIENCE_S:.0f} s"
+        self._end()
+        return None
+
+    def _end(self) -> None:
+        for stream in (self._child.stdin, self._child.stdout):
+            if stream:
+                stream.close()
+        try:
+            self._child.wait(20)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+
+
+def _read_line(child: subprocess.Popen[str], patience_s: float) -> str | None:
+    """A line of the child's output, "" at its end, None if it takes too long."""
+    import selectors
+
+    assert child.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        return child.stdout.readline() if selector.select(patience_s) else None
+
+
+def step_gflop(setting: Setting, work: Work, ends: Sequence[int]) -> list[float]:
+    """GFLOP of each measured block that the work asks for: only blocks that are to be trained."""
+    cost: CostTable = setting.problem.cost
+    per_sample = cost.step_flops(work.first, np.full_like(work.first, len(cost.names) - 1))
+    rounds = np.sum(per_sample * work.steps * work.batch, axis=1) / 1e9
+    return [float(np.sum(rounds[a:b])) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def run_work(
+    key: str,
+    folder: Path,
+    contenders: Sequence[Contender],
+    python: str,
+    blocks: int,
+    block_rounds: int | None = None,
+) -> dict[str, Any]:
+    """One work by everyone.
+
+    Args:
+      key: of `SETTINGS`.
+      folder: an empty place.
+      contenders: who; ours first.
+      python: interpreter of the peers.
+      blocks: measured blocks.
+      block_rounds: rounds of a block; None takes the setting's.
+    """
+    setting = SETTINGS[key]()
+    if block_rounds is not None:
+        setting = setting._replace(block_rounds=block_rounds)
+    work = record(setting, folder, blocks)
+    mixed = bool(np.any(work.first != work.first[0, 0]))
+    taking_part = [c for c in contenders if mixed or "--frozen" not in c.flags]
+    processes = [Process(c, work, key, python) for c in taking_part]
+    product, product_flops = harness.gemm()
+    rates: list[float] = []
+    for _ in work.blocks:
+        rates.append(product_flops / harness.interleave({"": product}, 3)[""].samples_s[-1] / 1e9)
+        for process in processes:
+            process.block()
+    for process in processes:
+        process.close()
+    gflop = step_gflop(setting, work, work.blocks)
+    return {
+        "key": key,
+        "title": setting.title,
+        "mixed": mixed,
+        "exact": setting.exact,
+        "rounds": work.rounds,
+        "block_gflop": gflop,
+        "matrix_product_gflop_per_s": harness.spread(rates[1:])._asdict(),
+        "contenders": [
+            _row(p, processes[0], gflop, rates[1:], work.leaves, exact=setting.exact, mixed=mixed)
+            for p in processes
+        ],
+    }
+
+
+def _row(
+    process: Process,
+    ours: Process,
+    gflop: Sequence[float],
+    rates: Sequence[float],
+    start: Sequence[np.ndarray],
+    *,
+    exact: bool,
+    mixed: bool,
+) -> dict[str, Any]:
+    """What is reported of a contender."""
+    row: dict[str, Any] = {"name": process.contender.name, "setup_s": process.setup_s}
+    if process.failure is not None or ours.failure is not None:
+        return {**row, "failure": process.failure or "ours failed"}
+    seconds, reference = process.seconds(), ours.seconds()
+    pairs = list(zip(seconds, reference, strict=True))[1:]
+    done = [g / s for g, s in zip(gflop, seconds[1:], strict=True)]
+    same_method = process.contender.partial or not mixed
+    row |= {
+        "first_round_s": process.blocks[0]["train_s"],
+        "block_s": harness.spread(seconds[1:])._asdict(),
+        "eval_s": harness.spread([block["eval_s"] for block in process.blocks[1:]])._asdict(),
+        "time_over_ours": harness.spread([a / b for a, b in pairs])._asdict(),
+        "gflop_per_s": harness.spread(done)._asdict(),
+        "share_of_matrix_product": harness.spread(
+            [g / r for g, r in zip(done, rates, strict=True)]
+        )._asdict(),
+        "accuracy": [block["accuracy"] for block in process.blocks],
+        "compile_s": process.blocks[-1].get("compile_s"),
+        "with_compiling_s": sum(block["train_s"] for block in process.blocks),
+        "same_method": same_method,
+    }
+    if same_method:
+        difference = abs(row["accuracy"][-1] - ours.blocks[-1]["accuracy"])
+        row["same_accuracy"] = bool(difference <= _SAME_ACCURACY)
+        if exact and process.weights is not None and ours.weights is not None:
+            apart = distance(process.weights, ours.weights) / distance(ours.weights, start)
+            row["weights_apart"] = apart
+            row["same_weights"] = apart <= _SAME_WEIGHTS
+    return row
+
+
+def distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+    """Euclidean distance of two models."""
+    squares = [np.sum(np.square(p - q, dtype=np.float64)) for p, q in zip(a, b, strict=True)]
+    return float(np.sqrt(np.sum(squares)))
+
+
+def report(results: dict[str, Any]) -> str:
+    """The tables, in Markdown."""
+    lines = [harness.describe(results["machine"]), ""]
+
+    def show(value: dict[str, float], scale: float = 1.0) -> str:
+        return str(harness.Spread(*(scale * v for v in value.values())))
+
+    for work in results["works"]:
+        product = show(work["matrix_product_gflop_per_s"])
+        lines += [
+            f"({work['key']}) {work['title']}: {work['rounds']} rounds; matrix product {product}"
+            " GFLOP/s",
+            "",
+            "| | time, ours = 1 | s a block | GFLOP/s | % of matrix product | set-up s | "
+            "first round s | compiling s | accuracy | same |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in work["contenders"]:
+            if "failure" in row:
+                lines.append(f"| {row['name']} | failed: {row['failure']} | | | | | | | | |")
+                continue
+            same = "other method"
+            if row["same_method"]:
+                same = "yes" if row["same_accuracy"] else "NO"
+            if "same_weights" in row:
+                same = "yes" if row["same_weights"] and row["same_accuracy"] else "NO"
+                same += f", {row['weights_apart']:.0e} apart"
+            cells = [
+                row["name"],
+                show(row["time_over_ours"]),
+                show(row["block_s"]),
+                show(row["gflop_per_s"]),
+                show(row["share_of_matrix_product"], 100.0),
+                f"{row['setup_s']:.1f}",
+                f"{row['first_round_s']:.1f}",
+                "" if row["compile_s"] is None else f"{row['compile_s']:.1f}",
+                f"{row['accuracy'][-1]:.3f}",
+                same,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--works", default="a,b,c,d,e", help="keys, comma-separated")
+    parser.add_argument("--only", nargs="+", help="names of contenders; ours always takes part")
+    parser.add_argument("--blocks", type=int, default=3, help="measured blocks of rounds")
+    parser.add_argument("--rounds", type=int, help="of a block; default that of the work")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the peers")
+    parser.add_argument("--json", help="also write the results here")
+    parser.add_argument("--markdown", help="also write the tables here")
+    parser.add_argument("--keep", help="folder for the works and the logs")
+    arguments = parser.parse_args()
+    wanted = {"ours", *(arguments.only or [c.name for c in CONTENDERS])}
+    chosen = [c for c in CONTENDERS if c.name in wanted]
+    results: dict[str, Any] = {"machine": harness.machine(), "works": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(arguments.keep or scratch)
+        for key in arguments.works.split(","):
+            # Absolute, and with its links left alone: a virtual environment is found by its path.
+            python = os.path.abspath(arguments.python)
+            done = run_work(key, folder / key, chosen, python, arguments.blocks, arguments.rounds)
+            results["works"].append(done)
+            print(report({**results, "works": [done]}), flush=True)
+    harness.write(arguments.json, results)
+    if arguments.markdown:
+        Path(arguments.markdown).write_text(report(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""FLGo: its FedAvg on a task whose batches are given."""

@@ -1,0 +1,65 @@
+"""This library's own simulation loop on a work."""
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.peers.work import Gate, load
+from benchmarks.peers.works import SEED, SETTINGS
+from fedjax_het.algorithm import Variables
+from fedjax_het.evaluation import Evaluator
+from fedjax_het.problem import Problem
+from fedjax_het.settings import Options
+from fedjax_het.simulation import make_cohort, simulate
+
+
+class GatedEvaluator(Evaluator):
+    """Evaluates at the ends of the blocks only, and waits there.
+
+    Args:
+      problem: model and data.
+      gate: holds the process between blocks.
+      compile_s: gives the seconds spent compiling the training programs so far.
+    """
+
+    def __init__(self, problem: Problem, gate: Gate, compile_s: Any):
+        super().__init__(problem)
+        self._gate, self._compile_s = gate, compile_s
+        self._rounds = -1
+        self._last: dict[str, Any] = {}
+
+    def __call__(self, variables: Variables) -> dict[str, Any]:
+        """The newest evaluation."""
+        self._rounds += 1
+        if self._rounds == 0:
+            self._last = super().__call__(variables)
+            self._gate.ready()
+            return self._last
+
+        def measure() -> float:
+            self._last = Evaluator.__call__(self, variables)
+            return self._last["accuracy"]
+
+        jax.block_until_ready(variables)
+        self._gate.after_round(self._rounds, measure, compile_s=self._compile_s())
+        return self._last
+
+
+def main() -> None:
+    """`python -m benchmarks.peers.ours FOLDER NAME KEY`."""
+    folder, name, key = sys.argv[1:4]
+    work = load(folder)
+    gate = Gate(work, name)
+    setting = SETTINGS[key]()
+    algorithm = setting.algorithm()
+    options: dict[str, Any] = {"rounds": work.rounds, "seed": SEED}
+    cohort = make_cohort(algorithm, setting.problem, Options.parse(options))
+    evaluator = GatedEvaluator(setting.problem, gate, lambda: cohort.compiler.seconds)
+    result = simulate(algorithm, setting.problem, cohort=cohort, evaluator=evaluator, **options)
+    gate.finish([np.asarray(a) for a in jax.tree.leaves(result.variables.params["blocks"])])
+
+
+if __name__ == "__main__":
+    main()

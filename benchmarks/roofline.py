@@ -1,0 +1,271 @@
+"""What a cohort's training must compute and move, what this machine can, and where the run stands.
+
+    python -m benchmarks.roofline --model leaf_cnn --clients 16 --steps 5 --batch 20
+    python -m benchmarks.roofline --model resnet20 --clients 4 --json roofline.json
+
+Three floors under the time of a round, each from rates measured in the same run:
+
+* compute: the FLOPs of the model's cost table at the rate of a large matrix product;
+* products: the model's own matrix products, one by one, at the rates that their shapes reach on
+  their own: what is left of the first floor's optimism when nothing but products is counted;
+* memory: the bytes that cannot stay in a cache, at the rate of a long vector sum: per step the
+  batch, and the parameters as often as they pass through; per client the update and the merge.
+
+The run stands at its floor over its time; what is missing is the work between the products
+(slices, activations, normalisation, pooling), dispatch, and planning on the host.
+"""
+
+import argparse
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.micro.training import INPUT_SHAPES, Engine, Work, make_work
+from fedjax_het.algorithm import Variables
+from fedjax_het.algorithms.fedavg import fedavg
+from fedjax_het.client import cross_entropy
+from fedjax_het.data.batches import Batch
+from fedjax_het.models.base import BlockModel
+
+# A vector of this many float32, 64 MB, does not stay in a cache.
+_STREAM = 2**24
+_PRODUCT_REPEATS = 7
+_FLOAT_BYTES = 4
+
+
+class Product(NamedTuple):
+    """A `dot_general` of a step, as it could be run on its own."""
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    dimensions: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def flops(self) -> float:
+        """2 FLOPs a multiply-add."""
+        (contracted, _), (batched, _) = self.dimensions
+        shared = math.prod(self.left[i] for i in (*contracted, *batched))
+        kept = math.prod(n for i, n in enumerate(self.left) if i not in (*contracted, *batched))
+        (_, right_contracted), (_, right_batched) = self.dimensions
+        away = (*right_contracted, *right_batched)
+        return 2.0 * shared * kept * math.prod(n for i, n in enumerate(self.right) if i not in away)
+
+
+def products(model: BlockModel, batch: int) -> Counter[Product]:
+    """The matrix products of one client's step: forward and backward pass of the whole model."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((batch, *model.input_shape), model.input_dtype)
+    y = jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+    def loss(params: Any, stats: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        logits, _ = model.apply(Variables(params, stats), x, train=True, key=jax.random.key(0))
+        return cross_entropy(logits, Batch(x, y, jnp.ones(y.shape, jnp.float32)))
+
+    traced = jax.make_jaxpr(jax.grad(loss))(variables.params, variables.stats, x, y)
+    return Counter(_dots(traced.jaxpr))
+
+
+def _dots(jaxpr: Any) -> Iterator[Product]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            left, right = (v.aval.shape for v in equation.invars)
+            yield Product(left, right, equation.params["dimension_numbers"])
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _dots(inner)
+
+
+class Demand(NamedTuple):
+    """What a round needs, whatever runs it.
+
+    Attributes:
+      flops: of the model's cost table.
+      input_bytes: batches, read once.
+      parameter_bytes: parameters per step: read forward, read backward, and written; a step's
+        gradient is used up where it arises.
+      merge_bytes: per client the start read, the result read, and the sums read and written.
+    """
+
+    flops: float
+    input_bytes: float
+    parameter_bytes: float
+    merge_bytes: float
+
+    @property
+    def bytes(self) -> float:
+        """All of them."""
+        return self.input_bytes + self.parameter_bytes + self.merge_bytes
+
+
+def demand(work: Work) -> Demand:
+    """Of one round of `work`."""
+    cost = work.problem.cost
+    parameters = float(np.sum(cost.param_bytes))
+    samples = work.samples(work.clients, work.steps)
+    one = math.prod(work.problem.data.input_shape) * work.problem.data.x.dtype.itemsize
+    return Demand(
+        flops=float(cost.step_flops()) * samples,
+        input_bytes=float(samples * one),
+        parameter_bytes=3.0 * parameters * work.clients * work.steps,
+        merge_bytes=4.0 * parameters * work.clients,
+    )
+
+
+def stream() -> tuple[harness.Run, float]:
+    """A sum of two vectors that fit into no cache, and the bytes that it moves."""
+    a = jnp.ones(_STREAM, jnp.float32)
+    add = jax.jit(lambda a, b: a + 2.0 * b)
+    return lambda: add(a, a), 2.0 * _FLOAT_BYTES * _STREAM
+
+
+def product_seconds(product: Product) -> float:
+    """Best time of a product on its own, its operands as they would lie in a cache."""
+    left, right = jnp.ones(product.left), jnp.ones(product.right)
+    dot = functools.partial(jax.lax.dot_general, dimension_numbers=product.dimensions)
+    # Several in a row, each waiting for the one before: a single one may be shorter than a call.
+    count = max(1, min(100, int(2e8 / product.flops)))
+
+    def several(left: jax.Array, right: jax.Array) -> jax.Array:
+        def again(_: jax.Array, carry: jax.Array) -> jax.Array:
+            return carry + 0.0 * jnp.ravel(dot(left + carry, right))[0]
+
+        return jax.lax.fori_loop(0, count, again, jnp.float32(0))
+
+    times = harness.interleave(
+        {"": functools.partial(jax.jit(several), left, right)}, _PRODUCT_REPEATS
+    )
+    return min(times[""].samples_s) / count
+
+
+def measure(
+    model: str = "leaf_cnn", clients: int = 16, steps: int = 5, batch: int = 20, repeats: int = 5
+) -> dict[str, Any]:
+    """Runs the report; see the module.
+
+    Args:
+      model: a key of `INPUT_SHAPES`.
+      clients: in the cohort.
+      steps: local steps per client.
+      batch: samples per step.
+      repeats: rounds.
+    """
+    facts = harness.machine()
+    work = make_work(model, clients, steps, batch)
+    training = {"learning_rate": 0.01, "batch_size": batch, "local_steps": steps}
+    engine = Engine(fedavg(work.problem, **training), work)
+    product, product_flops = harness.gemm()
+    vector, vector_bytes = stream()
+    runs = {
+        "product": product,
+        "vector": vector,
+        "round": functools.partial(engine, clients, steps),
+    }
+    times = harness.interleave(runs, repeats)
+    needs = demand(work)
+    found = products(work.problem.model, batch)
+    rows = [
+        {
+            "left": list(one.left),
+            "right": list(one.right),
+            "count": count,
+            "gflop": one.flops * count / 1e9,
+            "seconds": product_seconds(one) * count,
+        }
+        for one, count in found.items()
+    ]
+    rate = product_flops / min(times["product"].samples_s)
+    bandwidth = vector_bytes / min(times["vector"].samples_s)
+    floors = {
+        "compute": needs.flops / rate,
+        "products": clients * steps * sum(row["seconds"] for row in rows),
+        "memory": needs.bytes / bandwidth,
+    }
+    return {
+        "machine": facts,
+        "model": model,
+        "clients": clients,
+        "steps": steps,
+        "batch": batch,
+        "demand": needs._asdict(),
+        "product_flops": sum(row["gflop"] for row in rows) * 1e9 * clients * steps,
+        "gemm_flop_per_s": rate,
+        "stream_byte_per_s": bandwidth,
+        "round_s": harness.spread(times["round"].samples_s)._asdict(),
+        "floors_s": floors,
+        "stands_at": {
+            name: floor / min(times["round"].samples_s) for name, floor in floors.items()
+        },
+        "products": sorted(rows, key=lambda row: -row["seconds"]),
+    }
+
+
+def report(results: dict[str, Any]) -> str:
+    """The report as text."""
+    needs, floors = results["demand"], results["floors_s"]
+    header = ("floor", "amount", "rate", "s a round", "% of the time")
+    gflop = f"{needs['flops'] / 1e9:.1f} GFLOP"
+    own = f"{results['product_flops'] / 1e9:.1f} GFLOP"
+    moved = sum(value for name, value in needs.items() if name.endswith("bytes")) / 1e6
+    amounts = {
+        "compute": (gflop, f"{results['gemm_flop_per_s'] / 1e9:.0f} GFLOP/s"),
+        "products": (own, f"{results['product_flops'] / floors['products'] / 1e9:.0f} GFLOP/s"),
+        "memory": (f"{moved:.0f} MB", f"{results['stream_byte_per_s'] / 1e9:.1f} GB/s"),
+    }
+    rows = [
+        [name, *amounts[name], f"{floor:.3f}", f"{100 * results['stands_at'][name]:.0f}"]
+        for name, floor in floors.items()
+    ]
+    measured = harness.Spread(*results["round_s"].values())
+    rows.append(
+        ["measured", "", f"{needs['flops'] / measured.low / 1e9:.0f} GFLOP/s", str(measured), "100"]
+    )
+    parts = ("product", "times", "% of FLOPs", "GFLOP/s")
+    total = sum(row["gflop"] for row in results["products"])
+    listed = [
+        [
+            f"{row['left']} x {row['right']}",
+            f"{row['count']}",
+            f"{100 * row['gflop'] / total:.1f}",
+            f"{row['gflop'] / row['seconds']:.0f}",
+        ]
+        for row in results["products"]
+    ]
+    title = "{model}, {clients} clients x {steps} steps x {batch} samples".format(**results)
+    return "\n".join(
+        [
+            harness.describe(results["machine"]),
+            title,
+            "",
+            harness.table(header, rows),
+            "",
+            harness.table(parts, listed),
+        ]
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="leaf_cnn", choices=sorted(INPUT_SHAPES))
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", help="also write the results here")
+    arguments = vars(parser.parse_args())
+    path = arguments.pop("json")
+    results = measure(**arguments)
+    print(report(results))
+    harness.write(path, results)
+
+
+if __name__ == "__main__":
+    main()
