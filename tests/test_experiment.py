@@ -19,8 +19,8 @@ METRICS = (
     "dropped nonfinite compiled_programs client_accuracy_mean client_accuracy_worst_decile"
 )
 CLIENTS = (
-    "step client version dispatched_s arrived_s download_s compute_s upload_s bytes_down bytes_up "
-    "flops first_block exit_block cut_block samples steps loss status"
+    "step client version staleness dispatched_s arrived_s download_s compute_s upload_s bytes_down "
+    "bytes_up flops first_block exit_block cut_block samples steps loss status"
 )
 SUMMARY = (
     "name algorithm seed steps final_accuracy best_accuracy targets virtual_s wall_s compile_s "
