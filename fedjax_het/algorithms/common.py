@@ -236,6 +236,16 @@ def require_memory(problem: Problem, training: Training, first: np.ndarray | int
     )
 
 
+def require_constant_fleet(problem: Problem, method: str) -> None:
+    """Raises `InputError` for devices that are re-drawn, to a method that prices them once."""
+    require(
+        problem.fleet.redraw is None,
+        f"redraw_every on the fleet of {method}",
+        "is not known to this method: it plans with the devices of round 0 throughout",
+        "leave it out, or use dtfl, fedavg or another method that prices every round",
+    )
+
+
 def require_feasible(
     problem: Problem, training: Training, deadline_s: float, *, whole: bool
 ) -> None:

@@ -9,6 +9,7 @@ from malformed.case import BASE, Call, Case, changed, method, problem
 from fedjax_het import Problem, algorithms, experiment, models
 from fedjax_het.algorithms.dtfl.profiles import Profile
 from fedjax_het.fleet import Fleet
+from fedjax_het.fleet import build as build_fleet
 from fedjax_het.fleet.profile import MeasuredProfile, with_measured
 from fedjax_het.report import compare as compare_records
 
@@ -38,7 +39,21 @@ def tiny_memory(here: Path) -> None:
     algorithms.dtfl(headed, learning_rate=0.1)
 
 
+def redrawn(name: str, **options: Any) -> Call:
+    """Makes an algorithm on a fleet whose devices are re-drawn."""
+
+    def call(here: Path) -> None:
+        base = problem()
+        devices = build_fleet("dtfl", 4, redraw_every=5)
+        moving = Problem(models.with_exits(base.model), base.data, devices)
+        algorithms.build(name, moving, learning_rate=0.1, **options)
+
+    return call
+
+
 SPLIT: list[Case] = [
+    (redrawn("fedel"), "redraw_every on the fleet of fedel | devices of round 0 | leave it out"),
+    (redrawn("adel_wait"), "redraw_every | devices of round 0 | leave it out"),
     (method("dtfl"), "without exits | auxiliary head | exits = True"),
     (method("fedgkt"), "0 exit heads | auxiliary head | exits = True"),
     (with_heads("dtfl", tiers=0), "tiers = 0 | between 1 and the 1 boundaries | leave it out"),

@@ -174,6 +174,7 @@ def prepare(problem: Problem, options: Layered) -> Setting:
     Raises:
       InputError: options that do not fit the problem.
     """
+    common.require_constant_fleet(problem, "ADEL-FL and its relatives")
     fleet, cost = problem.fleet, problem.cost
     require(
         options.rates == "physical" or fleet.speed_trace is None,

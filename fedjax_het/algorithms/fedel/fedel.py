@@ -115,6 +115,7 @@ def fedel(
       and the treatment of tensors that nobody trained are ours.
     """
     options = Training.parse({**training, "weighting": weighting})
+    common.require_constant_fleet(problem, "fedel")
     require_known(variant, windows.VARIANTS, "variant")
     require_known(agg, ("masked", "nova", "plain"), "agg")
     require_known(probe, ("full", "exit"), "probe")

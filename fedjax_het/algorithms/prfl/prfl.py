@@ -132,7 +132,7 @@ def prfl(
     """
     options = Training.parse({**training, "weighting": weighting})
     n = problem.num_clients
-    structure = jax.eval_shape(problem.model.init, jax.random.key(0)).params
+    structure = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
     pruning = lowest < 1.0
     leaves = prunable(structure)
     sizes_of_leaves = np.asarray([leaf.size for leaf in leaves], np.int64)
