@@ -136,6 +136,16 @@ ABLATIONS: dict[str, Arm] = {
     "no masks": ("prfl", {**CONTROL, "masked": False}, 1.0),
     "no residual distribution": ("prfl", {**CONTROL, "distribution": "distinct"}, 1.0),
 }
+# Runs of the digits are short: recovery is looked for four times as often.
+_SOON: dict[str, Any] = {"interval": 10, "patience": 3}
+EARLY: dict[str, Arm] = {
+    "early recovery": ("prfl", _SOON, 1.0),
+    "early adaptation without recovery": (
+        "prfl",
+        {**_SOON, "recover": False, "roll_back": False},
+        1.0,
+    ),
+}
 STUDY: dict[str, Arm] = {
     "increment 0.1": ("prfl", {**CONTROL, "increment": 0.1}, 1.0),
     "increment 0.4": ("prfl", {**CONTROL, "increment": 0.4}, 1.0),
@@ -149,7 +159,7 @@ STUDY: dict[str, Arm] = {
     "frozen staleness": ("prfl", {**CONTROL, "live": False}, 1.0),
     "start at 1": ("prfl", {**CONTROL, "densities": (1.0,)}, 1.0),
 }
-ARMS = {"methods": METHODS, "ablations": ABLATIONS, "study": STUDY}
+ARMS = {"methods": METHODS, "ablations": ABLATIONS, "early": EARLY, "study": STUDY}
 
 
 def run_arm(label: str, arm: Arm, name: str, split: str, seed: int, total_s: float) -> Any:
@@ -253,7 +263,7 @@ def table(runs: list[dict[str, Any]], name: str, split: str) -> str:
 
 _DATA = flags.DEFINE_enum("data", "femnist", list(TARGETS), "Data set.")
 _SPLIT = flags.DEFINE_enum("split", "noniid", ["iid", "noniid"], "How it is dealt.")
-_NAMES = flags.DEFINE_list("arms", ["methods"], "methods, ablations, study, or labels of arms.")
+_NAMES = flags.DEFINE_list("arms", ["methods"], "methods, ablations, early, study, or labels.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 _OUT = flags.DEFINE_string("out", "runs/pr_fl", "Directory of the results.")
 _TOTAL_S = flags.DEFINE_float("total_s", 7000.0, "Virtual seconds of PR-FL.")
