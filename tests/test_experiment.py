@@ -7,7 +7,7 @@ import pytest
 from malformed.case import BASE, changed, problem
 from ml_collections import ConfigDict
 
-from fedjax_het import algorithms, experiment, simulation
+from fedjax_het import algorithms, experiment, server
 from fedjax_het.config import methods
 from fedjax_het.errors import InputError
 from fedjax_het.report.records import RunRecord
@@ -37,13 +37,13 @@ def lines(path):
 def rounds(monkeypatch):
     """Counts the server steps that are really computed."""
     done = []
-    step = simulation.Simulation._round
+    step = server.Server.advance
 
     def counted(self):
-        done.append(self._name)
-        step(self)
+        done.append(self._algorithm.name)
+        return step(self)
 
-    monkeypatch.setattr(simulation.Simulation, "_round", counted)
+    monkeypatch.setattr(server.Server, "advance", counted)
     return done
 
 
@@ -184,7 +184,7 @@ def test_comparison_of_methods_and_seeds_resumes(tmp_path, rounds, monkeypatch, 
     assert rounds == 2 * ["fedavg"]
 
     result = experiment.compare([first, second], tmp_path)
-    assert rounds == 4 * ["fedavg"] + 4 * ["FedPMT"]
+    assert rounds == 4 * ["fedavg"] + 4 * ["fedpmt"]
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"fedavg", "fedpmt"}
     assert [m.name for m in result.methods] == ["fedavg", "FedPMT"]
     assert "FedPMT" in result.table()
