@@ -6,7 +6,7 @@ entries of the common store, and adds its new entries to the store by linking th
 whole. Nothing in the store is ever written to.
 
 The environment variable `FEDJAX_HET_COMPILATION_CACHE` names another store, or turns all of this
-off with "off"; a directory that was given to JAX itself (`jax_compilation_cache_dir`) is left alone.
+off with "off"; a directory given to JAX itself (`jax_compilation_cache_dir`) is left alone.
 """
 
 import atexit

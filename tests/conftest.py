@@ -19,7 +19,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="fedjax_het_tests_")
     atexit.register(_cache.cleanup)
     jax.config.update("jax_compilation_cache_dir", _cache.name)
-    # What the tests start as processes of their own keeps its programs here, not in the user's home.
+    # Processes that the tests start keep their programs here, not in the user's home.
     os.environ.setdefault("FEDJAX_HET_COMPILATION_CACHE", os.path.join(_cache.name, "store"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

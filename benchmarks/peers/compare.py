@@ -9,8 +9,10 @@ chance, the weights too. A contender that fails is named with the reason and the
 """
 
 import argparse
+import itertools
 import json
 import os
+import selectors
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,12 @@ from benchmarks.peers.work import Work
 from benchmarks.peers.works import SETTINGS, Setting, record
 from fedjax_het.fleet.cost import CostTable
 
-_ROOT = Path(__file__).parents[2]
+# Nothing is read back that an earlier run compiled: the first round shows what compiling costs.
+_ENVIRONMENT = {
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "FEDJAX_HET_COMPILATION_CACHE": "off",
+    "FLWR_TELEMETRY_ENABLED": "0",
+}
 # Seconds that a contender may need for one message: setting up, or one block.
 _PATIENCE_S = 300.0
 # Largest difference of two accuracies that counts as the same: twice the standard error of the
@@ -93,7 +100,7 @@ class Process:
             self._child = subprocess.Popen(
                 [interpreter, "-m", module, str(work.folder), self._label, *flags],
                 cwd=scratch,
-                env={**os.environ, "PYTHONPATH": str(_ROOT), "FLWR_TELEMETRY_ENABLED": "0"},
+                env={**os.environ, **_ENVIRONMENT},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -111,7 +118,7 @@ class Process:
     def seconds(self) -> list[float]:
         """Of training in each block, without the compiling that the contender tells apart."""
         compiled = [0.0, *(block.get("compile_s", 0.0) for block in self.blocks)]
-        spent = [b - a for a, b in zip(compiled[:-1], compiled[1:], strict=True)]
+        spent = [b - a for a, b in itertools.pairwise(compiled)]
         return [block["train_s"] - s for block, s in zip(self.blocks, spent, strict=True)]
 
     def close(self) -> None:
@@ -153,8 +160,6 @@ class Process:
 
 def _read_line(child: subprocess.Popen[str], patience_s: float) -> str | None:
     """A line of the child's output, "" at its end, None if it takes too long."""
-    import selectors
-
     assert child.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
@@ -166,7 +171,7 @@ def step_gflop(setting: Setting, work: Work, ends: Sequence[int]) -> list[float]
     cost: CostTable = setting.problem.cost
     per_sample = cost.step_flops(work.first, np.full_like(work.first, len(cost.names) - 1))
     rounds = np.sum(per_sample * work.steps * work.batch, axis=1) / 1e9
-    return [float(np.sum(rounds[a:b])) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [float(np.sum(rounds[a:b])) for a, b in itertools.pairwise(ends)]
 
 
 def run_work(
@@ -330,9 +335,7 @@ def main() -> None:
         for key in arguments.works.split(","):
             # Absolute, and with its links left alone: a virtual environment is found by its path.
             python = os.path.abspath(arguments.python)
-            done = run_work(
-                key, folder / key, chosen, python, arguments.blocks, arguments.rounds
-            )
+            done = run_work(key, folder / key, chosen, python, arguments.blocks, arguments.rounds)
             results["works"].append(done)
             print(report({**results, "works": [done]}), flush=True)
     harness.write(arguments.json, results)

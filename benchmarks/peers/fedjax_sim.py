@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import fedjax
 import haiku as hk

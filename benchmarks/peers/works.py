@@ -75,9 +75,7 @@ def _problem(network: str, data: FederatedData) -> Problem:
     if network == "digits_mlp":
         model = mlp(data.input_shape, data.num_classes, hidden=(128, 64))
     else:
-        model = models.build(
-            network, input_shape=data.input_shape, num_classes=data.num_classes
-        )
+        model = models.build(network, input_shape=data.input_shape, num_classes=data.num_classes)
     return Problem(model, data, build_fleet("uniform", data.num_clients))
 
 
@@ -118,7 +116,7 @@ def _digits(clients: int, each: int) -> FederatedData:
 
 
 def pfl_cifar() -> Setting:
-    """(a) 1,000 users of 50 samples, IID; 50 a round, one epoch, batches of 10; CNN with dropout."""
+    """(a) 1,000 users of 50 samples, IID; 50 a round, one epoch of batches of 10; with dropout."""
     problem = _problem("pfl_cnn", _images(load("cifar10"), iid(1000), 2000))
     training = {"learning_rate": 0.1, "batch_size": 10, "clients_per_round": 50}
     title = "pfl CNN, CIFAR-10, 50 x 50 samples"

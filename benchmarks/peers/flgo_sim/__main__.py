@@ -33,9 +33,7 @@ def run(work: Work, gate: Gate) -> list[np.ndarray]:
         json.dumps({"benchmark": "benchmarks.peers.flgo_sim", "scene": "horizontal"})
     )
     names = [f"Client{k}" for k in range(clients)]
-    (task / "data.json").write_text(
-        json.dumps({"client_names": names, "folder": str(work.folder)})
-    )
+    (task / "data.json").write_text(json.dumps({"client_names": names, "folder": str(work.folder)}))
 
     class Logger(SimpleLogger):
         """Evaluates at the ends of the blocks."""
