@@ -222,7 +222,7 @@ def record(setting: Setting, folder: Path, blocks: int) -> Work:
     recorder = setting.algorithm()._replace(local=rows_only, update=note)
     evaluator: Any = _NoEvaluation()
     # "masked": a route leaves leaves out of a delta, and here nobody has one.
-    options_of_run = {"rounds": ends[-1], "seed": SEED, "execution": "masked"}
+    options_of_run: dict[str, Any] = {"rounds": ends[-1], "seed": SEED, "execution": "masked"}
     result = simulate(recorder, problem, evaluator=evaluator, **options_of_run)
     batches = np.stack([report.aux for report in seen])
     used, places = np.unique(batches[batches >= 0], return_inverse=True)
