@@ -67,7 +67,7 @@ class Cache:
 
     def __init__(self, root: Path):
         root.mkdir(parents=True, exist_ok=True)
-        self._root = root
+        self._root, self._process = root, os.getpid()
         _prune(root)
         self.own = Path(tempfile.mkdtemp(prefix=_OWN, dir=root))
         for entry in root.iterdir():
@@ -83,7 +83,9 @@ class Cache:
                     os.link(entry, kept)
 
     def close(self) -> None:
-        """Publishes, and removes the process's own directory."""
+        """Publishes, and removes the process's own directory; a fork leaves it to its parent."""
+        if os.getpid() != self._process:
+            return
         self.publish()
         shutil.rmtree(self.own, ignore_errors=True)
 
