@@ -9,6 +9,7 @@ import optax
 
 from fedjax_het import masks
 from fedjax_het.algorithm import ClientResult, Task, Variables
+from fedjax_het.chunking import choose_parts
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
 from fedjax_het.masks import Route
 from fedjax_het.models.base import BlockModel
@@ -54,6 +55,43 @@ def _logits(
     )
 
 
+def _parts(model: BlockModel, batch: int) -> int:
+    """In how many parts a mini-batch is run; whole where a batch has statistics of its own."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    if jax.tree.leaves(variables.stats):
+        return 1
+    param_bytes, output_bytes = (
+        sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+        for tree in (variables.params, model.activation_shapes(1))
+    )
+    return choose_parts(jax.default_backend(), output_bytes, param_bytes, batch)
+
+
+def _in_parts(
+    gradient: Callable[..., Any],
+    parts: int,
+    params: PyTree,
+    stats: PyTree,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+    """`gradient(params, stats, batch, key)` of a mean over samples, from parts of the batch."""
+    if parts == 1:
+        return gradient(params, stats, batch, key)
+    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    count = jnp.maximum(jnp.sum(batch.weight), 1.0)
+
+    def add(total: PyTree, part: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
+        samples, index = part
+        share = jnp.sum(samples.weight) / count
+        (loss, _), grads = gradient(params, stats, samples, jax.random.fold_in(key, index))
+        return jax.tree.map(lambda t, a: t + share * a, total, (loss, grads)), None
+
+    zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    (loss, grads), _ = jax.lax.scan(add, zero, (split, jnp.arange(parts)))
+    return (loss, stats), grads
+
+
 def local_training(
     model: BlockModel,
     pipeline: Pipeline,
@@ -72,12 +110,14 @@ def local_training(
       model: the network.
       pipeline: how raw samples become inputs (`FederatedData.pipeline`).
       optimizer: the client optimiser, e.g. `optax.sgd(0.05)`.
-      max_batch: samples a mini-batch has room for; `Task.batch` may be less.
+      max_batch: samples a mini-batch has room for; `Task.batch` may be less. It may be run in
+        parts, which changes rounding only (`chunking.choose_parts`).
       proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out.
 
     Returns:
       A local update; `ClientResult.delta` is None at every leaf the route leaves out.
     """
+    parts = _parts(model, max_batch)
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
         trained, frozen = masks.split(start.params, route)
@@ -99,9 +139,9 @@ def local_training(
         def step(t: jax.Array, carry: PyTree) -> PyTree:
             params, stats, opt_state, loss_sum, samples = carry
             batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
-            (loss, new_stats), grads = jax.value_and_grad(objective, has_aux=True)(
-                params, stats, batch, jax.random.fold_in(noise_key, t)
-            )
+            gradient = jax.value_and_grad(objective, has_aux=True)
+            key = jax.random.fold_in(noise_key, t)
+            (loss, new_stats), grads = _in_parts(gradient, parts, params, stats, batch, key)
             updates, new_opt_state = optimizer.update(masks.apply(mask, grads), opt_state, params)
             scale = task.learning_rate_scale
             updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
