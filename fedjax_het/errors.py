@@ -1,6 +1,6 @@
 """The one exception that bad input raises, and the guards that word it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,17 +9,18 @@ class InputError(ValueError):
     """A given value cannot be used; the message names the value, the limit and the remedy."""
 
 
-def require(condition: bool, value: str, limit: str, remedy: str) -> None:
+def require(condition: bool, value: str | Callable[[], str], limit: str, remedy: str) -> None:
     """Raises `InputError("value: limit; remedy")` unless `condition` holds.
 
     Args:
       condition: what must be true.
-      value: the offending value with its name, e.g. `"alpha = -1"`.
+      value: the offending value with its name, e.g. `"alpha = -1"`; a function that gives it where
+        wording it costs something, as with arrays that are checked in every round.
       limit: what it must satisfy, e.g. `"must be positive"`.
       remedy: what to do, e.g. `"use 0.1 for strong and 100 for weak label skew"`.
     """
     if not condition:
-        raise InputError(f"{value}: {limit}; {remedy}")
+        raise InputError(f"{value() if callable(value) else value}: {limit}; {remedy}")
 
 
 def require_known(name: Any, known: Iterable[str], what: str) -> None:

@@ -169,13 +169,13 @@ class CostTable:
         )
         require(
             bool(((first >= 0) & (first <= exit) & (exit <= last)).all()),
-            f"first = {first}, exit = {exit}",
+            lambda: f"first = {first}, exit = {exit}",
             f"must satisfy 0 <= first <= exit <= {last}",
             "train at least one block",
         )
         require(
             self.has_exits or bool((exit == last).all()),
-            f"exit = {exit}",
+            lambda: f"exit = {exit}",
             f"must be {last}: the model has no exit heads",
             "use with_exits(model)",
         )
@@ -274,7 +274,7 @@ def price(
     samples = np.asarray(samples)
     require(
         samples.dtype.kind in "iu" and bool((samples >= 1).all()),
-        f"samples = {samples}",
+        lambda: f"samples = {samples}",
         "must be integers >= 1",
         "give every task at least one sample",
     )

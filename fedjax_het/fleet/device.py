@@ -189,13 +189,8 @@ class Fleet:
         k = clients.size
         work = self._amount("flops", flops, k)
         down, up = self._amount("bytes_down", bytes_down, k), self._amount("bytes_up", bytes_up, k)
-        for name, value in (("bytes_down", down), ("bytes_up", up)):
-            require(
-                bool((value == np.floor(value)).all()),
-                f"{name} = {value}",
-                "must be whole bytes",
-                "round up",
-            )
+        self._require_whole("bytes_down", down)
+        self._require_whole("bytes_up", up)
         start_s = self._amount("now_s", now_s, k)
         if compute_s is None:
             factor = self._compute_factor(clients, rng)
@@ -296,18 +291,27 @@ class Fleet:
             clients.ndim == 1
             and clients.dtype.kind in "iu"
             and bool(((clients >= 0) & (clients < self.num_devices)).all()),
-            f"clients = {clients}",
+            lambda: f"clients = {clients}",
             f"must be a vector of ids in 0..{self.num_devices - 1}",
             "the fleet has one device per client",
         )
         return clients
 
     @staticmethod
+    def _require_whole(name: str, value: np.ndarray) -> None:
+        require(
+            bool((value == np.floor(value)).all()),
+            lambda: f"{name} = {value}",
+            "must be whole bytes",
+            "round up",
+        )
+
+    @staticmethod
     def _amount(name: str, value: Any, k: int) -> np.ndarray:
         value = np.asarray(value, np.float64)
         require(
             value.shape in ((), (k,)) and bool(((value >= 0) & (value < np.inf)).all()),
-            f"{name} = {value}",
+            lambda: f"{name} = {value}",
             f"must be a finite number >= 0, or {k} of them",
             "give one value per client",
         )
