@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench peers clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -30,5 +30,14 @@ bench: $(VENV)/ready
 	$(RUN) -m benchmarks.micro.conv
 	$(RUN) -m benchmarks.scale.cohort
 
+# FEDJAX_HET_DATA names the directory with CIFAR-10 and FEMNIST.
+peers: $(VENV)/ready .venv-peers/ready
+	$(RUN) -m benchmarks.peers.compare --python .venv-peers/bin/python --json peers.json --markdown peers.md
+
+.venv-peers/ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv-peers $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

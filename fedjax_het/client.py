@@ -9,6 +9,7 @@ import optax
 
 from fedjax_het import masks
 from fedjax_het.algorithm import ClientResult, Task, Variables
+from fedjax_het.chunking import choose_parts
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
 from fedjax_het.masks import Route
 from fedjax_het.models.base import BlockModel
@@ -59,6 +60,48 @@ def _logits(
     )
 
 
+def _parts(model: BlockModel, batch: int) -> int:
+    """In how many parts a mini-batch is run; whole where a batch has statistics of its own."""
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    if jax.tree.leaves(variables.stats):
+        return 1
+    param_bytes, output_bytes = (
+        sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+        for tree in (variables.params, model.activation_shapes(1))
+    )
+    return choose_parts(jax.default_backend(), output_bytes, param_bytes, batch)
+
+
+def _in_parts(
+    gradient: Callable[..., Any],
+    parts: int,
+    params: PyTree,
+    stats: PyTree,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]], PyTree]:
+    """`gradient(params, stats, batch, key)` of a mean over samples, from parts of the batch."""
+    if parts == 1:
+        return gradient(params, stats, batch, key)
+    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    count = jnp.maximum(jnp.sum(batch.weight), 1.0)
+
+    def part(samples: Batch, index: jax.Array) -> PyTree:
+        share = jnp.sum(samples.weight) / count
+        (loss, (_, measured)), grads = gradient(
+            params, stats, samples, jax.random.fold_in(key, index)
+        )
+        return jax.tree.map(lambda a: share * a, (loss, measured, grads))
+
+    def add(total: PyTree, samples: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, part(*samples)), None
+
+    first = jax.tree.map(lambda a: a[0], split)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, first, jnp.int32(0)))
+    (loss, measured, grads), _ = jax.lax.scan(add, zero, (split, jnp.arange(parts)))
+    return (loss, (stats, measured)), grads
+
+
 def training_loop(
     pipeline: Pipeline,
     optimizer: optax.GradientTransformation,
@@ -72,6 +115,7 @@ def training_loop(
     task: Task,
     measures: Sequence[str] = (),
     observe: Callable[[PyTree], PyTree] | None = None,
+    parts: int = 1,
 ) -> ClientResult:
     """Mini-batch descent of one client: `task.steps` steps of the optimiser on the objective.
 
@@ -90,6 +134,7 @@ def training_loop(
       task: the client's work.
       measures: names of the scalars that the objective reports.
       observe: what to report of the masked gradients of the last step, in place of those.
+      parts: runs the mini-batch in so many; for objectives that are means over samples.
 
     Returns:
       The result; `aux` holds the means of what the objective reported, None if nothing.
@@ -99,9 +144,9 @@ def training_loop(
     def step(t: jax.Array, carry: PyTree) -> PyTree:
         params, stats, opt_state, sums, samples, _ = carry
         batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
-        (loss, (new_stats, measured)), grads = jax.value_and_grad(objective, has_aux=True)(
-            params, stats, batch, jax.random.fold_in(noise_key, t)
-        )
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        key = jax.random.fold_in(noise_key, t)
+        (loss, (new_stats, measured)), grads = _in_parts(gradient, parts, params, stats, batch, key)
         grads = masks.apply(mask, grads)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         scale = task.learning_rate_scale
@@ -150,13 +195,15 @@ def local_training(
       model: the network.
       pipeline: how raw samples become inputs (`FederatedData.pipeline`).
       optimizer: the client optimiser, e.g. `optax.sgd(0.05)`.
-      max_batch: samples a mini-batch has room for; `Task.batch` may be less.
+      max_batch: samples a mini-batch has room for; `Task.batch` may be less. It may be run in
+        parts, which changes rounding only (`chunking.choose_parts`).
       proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out.
       observe: what to return as `ClientResult.aux` of the masked gradients of the last step.
 
     Returns:
       A local update; `ClientResult.delta` is None at every leaf the route leaves out.
     """
+    parts = _parts(model, max_batch)
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
         trained, frozen = masks.split(start.params, route)
@@ -185,6 +232,7 @@ def local_training(
             data=data,
             task=task,
             observe=observe,
+            parts=parts,
         )
 
     return local

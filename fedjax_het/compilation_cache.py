@@ -5,8 +5,8 @@ process replaces. Every process therefore has a directory of its own, filled wit
 entries of the common store, and adds its new entries to the store by linking them once they are
 whole. Nothing in the store is ever written to.
 
-`FEDJAX_HET_COMPILATION_CACHE` in the environment names another store, or turns all of this off
-with "off"; a directory that was given to JAX itself (`jax_compilation_cache_dir`) is left alone.
+The environment variable `FEDJAX_HET_COMPILATION_CACHE` names another store, or turns all of this
+off with "off"; a directory given to JAX itself (`jax_compilation_cache_dir`) is left alone.
 """
 
 import atexit
@@ -17,7 +17,6 @@ import platform
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -68,7 +67,7 @@ class Cache:
 
     def __init__(self, root: Path):
         root.mkdir(parents=True, exist_ok=True)
-        self._root = root
+        self._root, self._process = root, os.getpid()
         _prune(root)
         self.own = Path(tempfile.mkdtemp(prefix=_OWN, dir=root))
         for entry in root.iterdir():
@@ -84,7 +83,9 @@ class Cache:
                     os.link(entry, kept)
 
     def close(self) -> None:
-        """Publishes, and removes the process's own directory."""
+        """Publishes, and removes the process's own directory; a fork leaves it to its parent."""
+        if os.getpid() != self._process:
+            return
         self.publish()
         shutil.rmtree(self.own, ignore_errors=True)
 
@@ -119,8 +120,7 @@ def enable() -> Cache | None:
       InputError: the environment variable names a place that cannot be written to.
     """
     global _cache
-    config: Any = jax.config  # its options are not declared
-    if _cache is not None or config.jax_compilation_cache_dir:
+    if _cache is not None or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return _cache
     root = store()
     _cache = None if root is None else open_store(root)
@@ -129,7 +129,8 @@ def enable() -> Cache | None:
         jax.config.update("jax_compilation_cache_dir", str(_cache.own))
         # XLA's own caches would lie in the process's directory, whose name would enter every key.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-        if config.jax_persistent_cache_min_compile_time_secs == _JAX_MIN_COMPILE_S:
+        least_s = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
+        if least_s == _JAX_MIN_COMPILE_S:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_S)
     return _cache
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import harness
-from benchmarks.micro import training
+from benchmarks import harness, roofline
+from benchmarks.micro import training, winograd
 from benchmarks.reproduce import dtfl_timing
 from benchmarks.scale import cohort as scale
 from benchmarks.scale import overlap
-from fedjax_het import algorithms
+from fedjax_het import algorithms, models
+from fedjax_het.fleet.cost import cost_table
 
 
 def test_contenders_are_called_in_turn_after_a_first_call_each():
@@ -61,8 +62,8 @@ def test_table_of_training_names_every_contender(trained):
     assert [row["flop_share"] for row in trained["depths"]] == [1.0]
 
 
-@pytest.mark.parametrize("model", ["adel_cnn2", "cifar_cnn", "resnet20"])
-def test_torch_twins_have_our_weights_and_give_our_logits(model):
+@pytest.mark.parametrize("model", ["adel_cnn2", "resnet20"])
+def test_torch_twins_have_our_weights_and_give_our_logits(model, quick_compile):
     torch = pytest.importorskip("torch")
     from benchmarks.micro.torch_peer import params_of, twin
     from benchmarks.peers.torch_net import channels_first
@@ -72,7 +73,7 @@ def test_torch_twins_have_our_weights_and_give_our_logits(model):
     net = twin(model, start)
     assert training.difference(params_of(net, start), start.params) == 0.0
     x = np.random.default_rng(0).random((3, *work.problem.model.input_shape), np.float32)
-    ours, _ = work.problem.model.apply(start, jnp.asarray(x))
+    ours, _ = jax.jit(work.problem.model.apply)(start, jnp.asarray(x))
     with torch.no_grad():
         np.testing.assert_allclose(net(channels_first(x)).numpy(), ours, rtol=1e-4, atol=1e-5)
 
@@ -90,6 +91,35 @@ def test_scale_reports_memory_and_programs():
     text = scale.report({**facts, "peak_ratio": 1.0, "compiles": [counts]})
     assert "flat within 10 %" in text
     assert "NOT FLAT" in scale.report({**facts, "peak_ratio": 1.2, "compiles": []})
+
+
+def test_roofline_counts_the_products_of_the_cost_table(quick_compile):
+    model = models.build("adel_cnn2", input_shape=(28, 28, 1), num_classes=10)
+    found = roofline.products(model, batch=4)
+    flops = sum(count * one.flops for one, count in found.items())
+    assert flops == pytest.approx(4 * float(cost_table(model).step_flops()), rel=0.02)
+    results = roofline.measure("logistic", clients=2, steps=2, batch=4, repeats=1)
+    needs = results["demand"]
+    assert needs["parameter_bytes"] == 3 * 2 * 2 * 4 * 7850
+    assert needs["input_bytes"] == 2 * 2 * 4 * 784
+    text = roofline.report(results)
+    assert all(word in text for word in ("compute", "products", "memory", "measured"))
+
+
+def test_product_counts_batched_contractions():
+    one = roofline.Product((5, 2, 3), (5, 3, 7), (((2,), (1,)), ((0,), (0,))))
+    assert one.flops == 2 * 5 * 2 * 3 * 7
+
+
+@pytest.mark.parametrize("channels", [(3, 5), (16, 8)])
+def test_winograd_is_the_convolution(channels):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 6, 8, channels[0])), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, *channels)), jnp.float32)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(winograd.winograd(x, kernel), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_pool_of_samples_does_not_grow_with_the_cohort():

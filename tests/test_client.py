@@ -9,8 +9,9 @@ import optax
 import pytest
 from problems import assert_close, assert_same, differ, digits_problem, exits_problem
 
-from fedjax_het import masks
+from fedjax_het import client, masks, models
 from fedjax_het.algorithm import Task
+from fedjax_het.chunking import choose_parts
 from fedjax_het.client import cross_entropy, local_training
 from fedjax_het.data.batches import Batch
 from fedjax_het.masks import Route
@@ -209,3 +210,38 @@ def test_every_exit_alone_equals_that_exit_among_all():
                     assert_close(a, b)
                 else:
                     assert not moves(b)
+
+
+@pytest.mark.parametrize("route", [FULL, Route(1, 2)])
+@pytest.mark.parametrize("batch", [4, 3])
+def test_batch_in_parts_is_the_same_batch(setting, monkeypatch, route, batch):
+    problem, start, data = setting
+    results = []
+    for parts in (1, 2, 4):
+        monkeypatch.setattr(client, "_parts", lambda model, batch, parts=parts: parts)
+        local = local_training(
+            problem.model, problem.data.pipeline, optax.sgd(0.1), max_batch=4, proximal=0.3
+        )
+        run = jax.jit(functools.partial(local, route))
+        # Five steps: with batches of three the last one of an epoch is padded.
+        results.append(run(start, data, make_task(steps=5, batch=batch)))
+    whole, *others = results
+    for other in others:
+        assert_close(other, whole)
+
+
+def test_only_deep_networks_of_few_parameters_are_run_in_parts():
+    chosen = {
+        name: client._parts(models.build(name, input_shape=shape, num_classes=10), batch)
+        for name, shape, batch in (
+            ("resnet20", (32, 32, 3), 20),
+            ("leaf_cnn", (28, 28, 1), 20),
+            ("pfl_cnn", (32, 32, 3), 10),
+            ("vgg11", (32, 32, 3), 20),
+        )
+    }
+    assert chosen == {"resnet20": 4, "leaf_cnn": 1, "pfl_cnn": 1, "vgg11": 1}
+    batch_norm = models.build("resnet20", input_shape=(32, 32, 3), num_classes=10, norm="batch")
+    assert client._parts(batch_norm, 20) == 1
+    assert choose_parts("gpu", 10**6, 10**3, 64) == 1
+    assert choose_parts("cpu", 10**6, 10**3, 7) == 7

@@ -87,11 +87,14 @@ class Engine:
       algorithm: what to train.
       work: the clients.
       chunk: clients side by side; None chooses.
+      devices: local devices to shard the clients over.
     """
 
-    def __init__(self, algorithm: Algorithm, work: Work, chunk: int | None = None):
+    def __init__(
+        self, algorithm: Algorithm, work: Work, chunk: int | None = None, devices: int = 1
+    ):
         self._algorithm, self._work = algorithm, work
-        self._cohort = Cohort(algorithm, work.problem, chunk=chunk)
+        self._cohort = Cohort(algorithm, work.problem, chunk=chunk, devices=devices)
         self._variables = work.problem.model.init(jax.random.key(0))
         self._state = algorithm.init(self._variables, jax.random.key(0))
 

@@ -42,17 +42,16 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     batch, height, width, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
-    def along(parts: Callable[[int], jax.Array]) -> list[jax.Array]:
+    def along(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> list[jax.Array]:
         """B^T d of four samples of a tile along one axis."""
-        a, b, c, d = (parts(i) for i in range(4))
         return [a - c, b + c, c - b, b - d]
 
     def rows(j: int) -> list[jax.Array]:
         column = x[:, :, j : j + width - 1 : 2]
-        return along(lambda i: column[:, i : i + height - 1 : 2])
+        return along(*(column[:, i : i + height - 1 : 2] for i in range(4)))
 
     columns = [rows(j) for j in range(4)]
-    tiles = [along(lambda j, i=i: columns[j][i]) for i in range(4)]
+    tiles = [along(*(column[i] for column in columns)) for i in range(4)]
     inputs = jnp.stack([tiles[i][j].reshape(-1, x.shape[-1]) for i in range(4) for j in range(4)])
 
     def expanded(k: jax.Array) -> list[jax.Array]:
@@ -103,12 +102,10 @@ def measure() -> list[dict[str, Any]]:
         keys = jax.random.split(jax.random.key(0))
         x = jax.random.normal(keys[0], (batch, side, side, inputs))
         kernel = 0.1 * jax.random.normal(keys[1], (3, 3, inputs, outputs))
-        seconds = {
-            how.__name__: processor_s(
-                functools.partial(jax.jit(functools.partial(step, how)), kernel, x)
-            )
-            for how in (chosen, winograd)
-        }
+        seconds = {}
+        for how in (chosen, winograd):
+            run = functools.partial(jax.jit(functools.partial(step, how)), kernel, x)
+            seconds[how.__name__] = processor_s(run)
         ours, theirs = chosen(x, kernel), winograd(x, kernel)
         error = float(jnp.max(jnp.abs(ours - theirs)) / jnp.max(jnp.abs(ours)))
         rows.append({"name": name, **seconds, "error": error})

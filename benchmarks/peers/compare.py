@@ -9,26 +9,22 @@ chance, the weights too. A contender that fails is named with the reason and the
 """
 
 import argparse
-import json
+import itertools
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.peers.process import CONTENDERS, Contender, Process
 from benchmarks.peers.work import Work
 from benchmarks.peers.works import SETTINGS, Setting, record
 from fedjax_het.fleet.cost import CostTable
 
-_ROOT = Path(__file__).parents[2]
-# Seconds that a contender may need for one message: setting up, or one block.
-_PATIENCE_S = 300.0
 # Largest difference of two accuracies that counts as the same: twice the standard error of the
 # difference of two models on 1,000 test samples, at worst.
 _SAME_ACCURACY = 0.045
@@ -37,136 +33,12 @@ _SAME_ACCURACY = 0.045
 _SAME_WEIGHTS = 0.05
 
 
-class Contender(NamedTuple):
-    """A way to do the work.
-
-    Attributes:
-      name: for the tables.
-      module: of `benchmarks.peers`.
-      flags: further arguments.
-      own_python: runs in this interpreter rather than in that of the peers.
-      partial: whether it trains only the blocks that a work leaves to a client.
-    """
-
-    name: str
-    module: str
-    flags: tuple[str, ...] = ()
-    own_python: bool = False
-    partial: bool = False
-
-
-CONTENDERS = (
-    Contender("ours", "ours", own_python=True, partial=True),
-    Contender("PyTorch loop", "torch_loop", partial=True),
-    Contender("PyTorch loop, frozen", "torch_loop", ("--frozen",), partial=True),
-    Contender("pfl-research", "pfl_sim"),
-    Contender("Flower", "flower_sim"),
-    Contender("fedjax", "fedjax_sim"),
-    Contender("FLGo", "flgo_sim"),
-)
-
-
-class Process:
-    """A running contender.
-
-    Args:
-      contender: which.
-      work: what it does.
-      key: of the work's setting.
-      python: interpreter of the peers.
-    """
-
-    def __init__(self, contender: Contender, work: Work, key: str, python: str):
-        self.contender = contender
-        self.blocks: list[dict[str, Any]] = []
-        self.failure: str | None = None
-        self.weights: list[np.ndarray] | None = None
-        self._label = "".join(c if c.isalnum() else "_" for c in contender.name)
-        self._log = work.folder / f"{self._label}.log"
-        flags = (key,) if contender.own_python else contender.flags
-        module = f"benchmarks.peers.{contender.module}"
-        interpreter = sys.executable if contender.own_python else python
-        scratch = work.folder / self._label
-        scratch.mkdir()
-        self._began = time.perf_counter()
-        with open(self._log, "w") as log:
-            self._child = subprocess.Popen(
-                [interpreter, "-m", module, str(work.folder), self._label, *flags],
-                cwd=scratch,
-                env={**os.environ, "PYTHONPATH": str(_ROOT), "FLWR_TELEMETRY_ENABLED": "0"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self._listen("ready")
-        self.setup_s = time.perf_counter() - self._began
-
-    def block(self) -> None:
-        """Lets it run one block."""
-        self._go()
-        if message := self._listen("block"):
-            self.blocks.append(message)
-
-    def seconds(self) -> list[float]:
-        """Of training in each block, without the compiling that the contender tells apart."""
-        compiled = [0.0, *(block.get("compile_s", 0.0) for block in self.blocks)]
-        spent = [b - a for a, b in zip(compiled[:-1], compiled[1:], strict=True)]
-        return [block["train_s"] - s for block, s in zip(self.blocks, spent, strict=True)]
-
-    def close(self) -> None:
-        """Lets it finish, and takes its weights."""
-        self._go()
-        if message := self._listen("done"):
-            with np.load(message["weights"]) as file:
-                self.weights = [file[name] for name in file.files]
-        self._end()
-
-    def _go(self) -> None:
-        if self.failure is None and self._child.stdin:
-            self._child.stdin.write("go\n")
-            self._child.stdin.flush()
-
-    def _listen(self, event: str) -> dict[str, Any] | None:
-        """The next message, which must be `event`; None and a `failure` if it is not to be had."""
-        if self.failure is not None or self._child.stdout is None:
-            return None
-        line = _read_line(self._child, _PATIENCE_S)
-        if line and (message := json.loads(line))["event"] == event:
-            return message
-        said = self._log.read_text().strip().splitlines() or ["it said nothing"]
-        errors = [text for text in said if "Error" in text] or said
-        self.failure = errors[-1][-300:] if line == "" else f"no answer in {_PATIENCE_S:.0f} s"
-        self._end()
-        return None
-
-    def _end(self) -> None:
-        for stream in (self._child.stdin, self._child.stdout):
-            if stream:
-                stream.close()
-        try:
-            self._child.wait(20)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-
-
-def _read_line(child: subprocess.Popen[str], patience_s: float) -> str | None:
-    """A line of the child's output, "" at its end, None if it takes too long."""
-    import selectors
-
-    assert child.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        return child.stdout.readline() if selector.select(patience_s) else None
-
-
 def step_gflop(setting: Setting, work: Work, ends: Sequence[int]) -> list[float]:
     """GFLOP of each measured block that the work asks for: only blocks that are to be trained."""
     cost: CostTable = setting.problem.cost
     per_sample = cost.step_flops(work.first, np.full_like(work.first, len(cost.names) - 1))
     rounds = np.sum(per_sample * work.steps * work.batch, axis=1) / 1e9
-    return [float(np.sum(rounds[a:b])) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [float(np.sum(rounds[a:b])) for a, b in itertools.pairwise(ends)]
 
 
 def run_work(

@@ -67,7 +67,7 @@ def _slots(network: Sequence[Layer]) -> list[tuple[str, str]]:
     """(module, parameter) in the order of our leaves."""
     found = []
     for place, layer in enumerate(flat(network)):
-        names = _NAMES.get(layer[0], ())
+        names: tuple[str, ...] = _NAMES.get(layer[0], ())
         if layer[0] == "conv" and not layer[5]:
             names = ("w",)
         found += [(f"layer_{place}", name) for name in names]

@@ -5,7 +5,7 @@ layout: per convolution, linear layer or norm the bias, if any, then the weight;
 `[window, window, channels in, channels out]` and `[inputs, outputs]`, activations channels-last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 Layer = tuple
 
@@ -85,7 +85,7 @@ def layers(model: str, classes: int) -> list[Layer]:
     return found[model]
 
 
-def flat(network: list[Layer]) -> Iterator[Layer]:
+def flat(network: Sequence[Layer]) -> Iterator[Layer]:
     """All layers in the order of their parameters: of a unit, the body and then the shortcut."""
     for layer in network:
         if layer[0] == "unit":

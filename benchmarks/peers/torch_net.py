@@ -1,6 +1,7 @@
 """A network of `nets` in PyTorch, with weights in our layout in and out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Net(nn.Module):
         self._left = [np.asarray(leaf) for leaf in leaves]
         # The module, and the channels by which the rows of its kernel are regrouped: ours are
         # flattened with the channels last, PyTorch's with the channels first.
-        self._loaded: list[tuple[nn.Module, int]] = []
+        self._loaded: list[tuple[Any, int]] = []
         self._channels = 1
         self.layers = self._sequence(network)
 
@@ -90,10 +91,12 @@ class Net(nn.Module):
             return Mean()
         if kind == "dropout":
             return nn.Dropout(rest[0])
-        return {"relu": nn.ReLU, "flatten": nn.Flatten, "pool": lambda: nn.MaxPool2d(2)}[kind]()
+        if kind == "pool":
+            return nn.MaxPool2d(2)
+        return nn.ReLU() if kind == "relu" else nn.Flatten()
 
     @torch.no_grad()
-    def _load(self, module: nn.Module, channels: int) -> nn.Module:
+    def _load(self, module: Any, channels: int) -> nn.Module:
         if module.bias is not None:
             module.bias.copy_(torch.from_numpy(self._left.pop(0).copy()))
         weight = self._left.pop(0)

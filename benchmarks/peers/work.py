@@ -69,7 +69,7 @@ class Work:
         """Writes the work to `folder`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         fields = dict(vars(self))
-        leaves = {f"leaf_{i}": leaf for i, leaf in enumerate(fields.pop("leaves"))}
+        leaves = {f"weights_{i}": leaf for i, leaf in enumerate(fields.pop("leaves"))}
         del fields["folder"]
         arrays = {k: fields.pop(k) for k in list(fields) if isinstance(fields[k], np.ndarray)}
         (self.folder / "work.json").write_text(json.dumps(fields))
@@ -82,9 +82,8 @@ def load(folder: str | Path) -> Work:
     fields = json.loads((folder / "work.json").read_text())
     with np.load(folder / "work.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    leaves = [
-        arrays.pop(f"leaf_{i}") for i in range(sum(k.startswith("leaf_") for k in arrays) - 1)
-    ]
+    count = sum(name.startswith("weights_") for name in arrays)
+    leaves = [arrays.pop(f"weights_{i}") for i in range(count)]
     return Work(folder=folder, leaves=leaves, **{**fields, **arrays})
 
 
@@ -99,8 +98,8 @@ class Gate:
     def __init__(self, work: Work, name: str):
         self._work, self._name = work, name
         self._began = 0.0
-        self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
 
     def ready(self) -> None:
         """Everything is set up; the next line of code begins the first round."""
@@ -135,6 +134,7 @@ class Gate:
         path = self._work.folder / f"{self._name}.npz"
         np.savez(path, *(np.asarray(leaf) for leaf in leaves))
         self._say(event="done", weights=str(path))
+        self._out.close()
 
     def _say(self, **message: Any) -> None:
         self._out.write(json.dumps(message) + "\n")

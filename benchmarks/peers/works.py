@@ -116,7 +116,7 @@ def _digits(clients: int, each: int) -> FederatedData:
 
 
 def pfl_cifar() -> Setting:
-    """(a) 1,000 users of 50 samples, IID; 50 a round, one epoch, batches of 10; CNN with dropout."""
+    """(a) 1,000 users of 50 samples, IID; 50 a round, one epoch of batches of 10; with dropout."""
     problem = _problem("pfl_cnn", _images(load("cifar10"), iid(1000), 2000))
     training = {"learning_rate": 0.1, "batch_size": 10, "clients_per_round": 50}
     title = "pfl CNN, CIFAR-10, 50 x 50 samples"
@@ -222,7 +222,7 @@ def record(setting: Setting, folder: Path, blocks: int) -> Work:
     recorder = setting.algorithm()._replace(local=rows_only, update=note)
     evaluator: Any = _NoEvaluation()
     # "masked": a route leaves leaves out of a delta, and here nobody has one.
-    options_of_run = {"rounds": ends[-1], "seed": SEED, "execution": "masked"}
+    options_of_run: dict[str, Any] = {"rounds": ends[-1], "seed": SEED, "execution": "masked"}
     result = simulate(recorder, problem, evaluator=evaluator, **options_of_run)
     batches = np.stack([report.aux for report in seen])
     used, places = np.unique(batches[batches >= 0], return_inverse=True)

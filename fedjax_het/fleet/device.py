@@ -208,13 +208,8 @@ class Fleet:
         k = clients.size
         work = self._amount("flops", flops, k)
         down, up = self._amount("bytes_down", bytes_down, k), self._amount("bytes_up", bytes_up, k)
-        for name, value in (("bytes_down", down), ("bytes_up", up)):
-            require(
-                bool((value == np.floor(value)).all()),
-                lambda: f"{name} = {value}",  # noqa: B023  (called at once)
-                "must be whole bytes",
-                "round up",
-            )
+        self._require_whole("bytes_down", down)
+        self._require_whole("bytes_up", up)
         start_s = self._amount("now_s", now_s, k)
         if compute_s is None:
             factor = self._compute_factor(clients, rng)
@@ -321,6 +316,15 @@ class Fleet:
             "the fleet has one device per client",
         )
         return clients
+
+    @staticmethod
+    def _require_whole(name: str, value: np.ndarray) -> None:
+        require(
+            bool((value == np.floor(value)).all()),
+            lambda: f"{name} = {value}",
+            "must be whole bytes",
+            "round up",
+        )
 
     @staticmethod
     def _amount(name: str, value: Any, k: int) -> np.ndarray:
