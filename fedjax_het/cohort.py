@@ -205,7 +205,7 @@ class Cohort:
             arguments = (acc, start, data, rows, common)
             acc, out = self._program((route, chunk, size, versions), arguments)(*arguments)
             outputs.append((members, places, out))
-        return acc, _collect(len(plan.clients), jax.device_get(outputs))
+        return acc, _collect(len(plan.clients), outputs)
 
     def finalize(
         self, acc: PyTree, variables: Variables, shared: PyTree
@@ -355,13 +355,14 @@ class Cohort:
                 message = f"client {int(client)} failed in its {stage}: {error}"
                 raise ClientError(message) from error
             outputs.append(([i], np.arange(1), out))
-        return acc, _collect(len(plan.clients), jax.device_get(outputs))
+        return acc, _collect(len(plan.clients), outputs)
 
 
 def _collect(k: int, groups: list[tuple[list[int], np.ndarray, Outputs]]) -> Outputs:
-    """Puts the groups' outputs back into the plan's order."""
-    total = jax.tree.map(lambda a: np.zeros((k, *a.shape[1:]), a.dtype), groups[0][2])
-    for members, places, out in groups:
+    """Fetches the groups' outputs and puts them back into the plan's order."""
+    fetched = jax.device_get([out for _, _, out in groups])
+    total = jax.tree.map(lambda a: np.zeros((k, *a.shape[1:]), a.dtype), fetched[0])
+    for (members, places, _), out in zip(groups, fetched, strict=True):
         for target, source in zip(jax.tree.leaves(total), jax.tree.leaves(out), strict=True):
             target[members] = source[places]
     return total
