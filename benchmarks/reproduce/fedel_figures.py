@@ -61,6 +61,25 @@ def table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
+def at_equal_time(runs: Runs, labels: Sequence[str], budgets: Sequence[float]) -> str:
+    """Accuracy after so many budgets of virtual time, mean of the last three evaluations."""
+    lines = [
+        "| arm | " + " | ".join(f"after {t:g} T_th (%)" for t in budgets) + " |",
+        "|---|" + "---|" * len(budgets),
+    ]
+    for label in (label for label in labels if label in runs):
+        cells = []
+        for budget in budgets:
+            values = []
+            for r in runs[label]:
+                past = np.asarray(r["virtual_s"]) <= budget * r["budget_s"] * (1 + 1e-9)
+                values.append(float(100 * np.mean(np.asarray(r["accuracy"])[past][-3:])))
+            last = min(max(r["virtual_s"]) / r["budget_s"] for r in runs[label])
+            cells.append(_spread(values, ".1f") if last >= 0.95 * budget else "")
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
+
+
 def accuracy(runs: Runs, labels: Sequence[str]) -> Figure:
     """Accuracy against rounds and against virtual time, mean and range over seeds."""
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
@@ -112,6 +131,8 @@ def main(_: Sequence[str]) -> None:
     print(table(runs))
     main_labels = ["FedAvg", "FedEL", "ElasticTrainer", "FedPMT"]
     longer = [label for label in runs if label.startswith("FedEL, ") and "rounds" in label]
+    print()
+    print(at_equal_time(runs, [*main_labels, *longer], (30, 60, 115, 470)))
     accuracy(runs, [*main_labels, *longer]).savefig(out / "fedel_accuracy.png", dpi=130)
     coverage(runs, ["FedEL", "ElasticTrainer"]).savefig(out / "fedel_coverage.png", dpi=130)
 
