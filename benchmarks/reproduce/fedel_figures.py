@@ -105,7 +105,7 @@ def accuracy(runs: Runs, labels: Sequence[str]) -> Figure:
 
 def coverage(runs: Runs, labels: Sequence[str]) -> Figure:
     """Share of a device group's tasks that trained a tensor of each block."""
-    figure = Figure(figsize=(8.6, 2.6), layout="constrained")
+    figure = Figure(figsize=(11.0, 2.6), layout="constrained")
     columns = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
     for axes, label in zip(columns, labels):
         trained = np.sum([r["trained_blocks"] for r in runs[label]], axis=0)
@@ -134,7 +134,9 @@ def main(_: Sequence[str]) -> None:
     print()
     print(at_equal_time(runs, [*main_labels, *longer], (30, 60, 115, 470)))
     accuracy(runs, [*main_labels, *longer]).savefig(out / "fedel_accuracy.png", dpi=130)
-    coverage(runs, ["FedEL", "ElasticTrainer"]).savefig(out / "fedel_coverage.png", dpi=130)
+    coverage(runs, ["FedEL", "FedEL, real probe", "ElasticTrainer"]).savefig(
+        out / "fedel_coverage.png", dpi=130
+    )
 
 
 if __name__ == "__main__":

@@ -300,7 +300,7 @@ def test_10_the_compiled_programs_really_leave_work_out(cnn_problem, full_compil
         plan = make_plan(cnn_problem, clients=[0], rows=row, batch=32)
         shapes = cohort._mask_shapes(plan)
         acc = jax.eval_shape(lambda: methods[method].merge.init((), start, shapes))
-        _, rows = cohort._rows(plan, [0], 1)
+        _, rows = cohort._rows(plan, [0], 1, None)
         common = Round(jax.random.key(0), jnp.float32(1.0), None)
         program = group_program(methods[method], Route(4 - depth, 3), 1, None)
         compiled = jax.jit(program).lower(acc, start, data, rows, common).compile()
