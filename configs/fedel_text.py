@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
             "fleet": {"name": "fedel", "assignment": "cyclic"},
             "algorithm": {
                 "name": "fedel",
-                "learning_rate": 0.5,
+                "learning_rate": 0.2,
                 "batch_size": 8,
                 "local_steps": 5,
                 "clients_per_round": 8,
