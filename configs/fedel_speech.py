@@ -7,6 +7,7 @@ Dirichlet split.
 
 Command:   python -m launch.compare --config=configs/fedel_speech.py --workdir=runs/fedel_speech
 Data:      speech_commands_v2_test_8khz.npz in FEDJAX_HET_DATA
+Results:   docs/results/fedel.md: 25 % against FedAvg's 15 % at the end of the time; 5 minutes.
 """
 
 from ml_collections import ConfigDict

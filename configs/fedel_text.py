@@ -7,6 +7,7 @@ trained from scratch for a frozen ALBERT of which only the exits train.
 
 Command:   python -m launch.compare --config=configs/fedel_text.py --workdir=runs/fedel_text
 Data:      tinyshakespeare.txt in FEDJAX_HET_DATA
+Results:   docs/results/fedel.md: 25 % of the characters 2.55 times sooner than FedAvg; 3 minutes.
 """
 
 from ml_collections import ConfigDict
