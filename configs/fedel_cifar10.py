@@ -6,6 +6,7 @@ the channels for VGG16, 20 clients for 100, 60 samples a client for all of them.
 
 Command:   python -m launch.compare --config=configs/fedel_cifar10.py --workdir=runs/fedel_cifar10
 Data:      CIFAR-10 in FEDJAX_HET_DATA/cifar10 (the binary version)
+Results:   docs/results/fedel.md (seed 0): 20 % 2.7 times sooner than FedAvg; 4 minutes a method.
 """
 
 from ml_collections import ConfigDict
