@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.models.product import product
 
 Array = jax.Array
 Lowering = Literal["patches", "rows", "shift_add", "lax"]
@@ -169,8 +170,11 @@ def conv_general_dilated(
 
     def matmul(x: Array, weights: Array) -> Array:
         """`[..., k] x [k, o]`; flattened, which the CPU's matmul and its adjoint prefer."""
+        rows = x.reshape(-1, x.shape[-1])
+        if backend == "cpu" and precision is None and preferred_element_type is None:
+            return product(rows, weights).reshape(*x.shape[:-1], weights.shape[-1])
         y = lax.dot_general(
-            x.reshape(-1, x.shape[-1]),
+            rows,
             weights,
             (((1,), (0,)), ((), ())),
             precision=precision,
