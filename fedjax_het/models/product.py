@@ -9,8 +9,11 @@ with a small result. Which of its two factors is transposed on the way decides h
 XLA takes both for the same and makes the first of the second; a barrier keeps it.
 """
 
+from typing import Any
+
 import jax
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 Array = jax.Array
 
@@ -21,16 +24,24 @@ def product(x: Array, weights: Array) -> Array:
     return x @ weights
 
 
-def _forward(x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ weights, (x, weights)
+def _forward(x: Any, weights: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
+    # Only what a gradient is asked for is kept and computed: what a step costs is counted from it.
+    kept = (x.value if weights.perturbed else None, weights.value if x.perturbed else None)
+    return x.value @ weights.value, kept
 
 
-def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, weights = saved
-    over_rows = (((0,), (0,)), ((), ()))
+def _backward(kept: tuple[Array | None, Array | None], g: Any) -> tuple[Array | None, Array | None]:
+    x, weights = kept
+    if isinstance(g, SymbolicZero):
+        return None, None
+    return None if weights is None else g @ weights.T, None if x is None else _over_rows(x, g)
+
+
+def _over_rows(x: Array, g: Array) -> Array:
+    numbers = (((0,), (0,)), ((), ()))
     if x.shape[-1] > g.shape[-1]:
-        return g @ weights.T, lax.optimization_barrier(lax.dot_general(g, x, over_rows)).T
-    return g @ weights.T, lax.dot_general(x, g, over_rows)
+        return lax.optimization_barrier(lax.dot_general(g, x, numbers)).T
+    return lax.dot_general(x, g, numbers)
 
 
-product.defvjp(_forward, _backward)
+product.defvjp(_forward, _backward, symbolic_zeros=True)
