@@ -132,6 +132,7 @@ OPTIONS_OF_A_RUN: list[Case] = [
         "without a workdir | a place to write | set workdir",
     ),
     (ran(execution="fast"), "'fast' | must be one of debug | choose"),
+    (ran(convolution="fast"), "'fast' | must be one of table, tuned | choose"),
     (ran(chunk=0), "chunk = 0 | at least 1 client | choose automatically"),
     (ran(chunk=1.5), "'chunk' = 1.5 | must be a whole number or None | chunk"),
     (ran(max_routes=0), "max_routes = 0 | at least 1 | default of 32"),
