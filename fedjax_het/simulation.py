@@ -145,6 +145,7 @@ class Simulation:
             "run": {name: value for name, value in options.items() if name not in FREE},
             "algorithm": self._algorithm.name,
             "model": self._problem.model.name,
+            "compute_dtype": self._problem.model.compute_dtype,
             "parameters": self._problem.cost.param_count,
             "data": self._problem.data.fingerprint(),
             "fleet": self._problem.fleet.describe(),

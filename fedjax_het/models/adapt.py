@@ -61,6 +61,7 @@ def from_flax(
     (Pooling is a function in flax and cannot be replaced: `fedjax_het.models.conv.max_pool` is much
     faster on a CPU than `nn.max_pool`.) A module whose `__call__` takes `train`, `training`,
     `is_training` or `deterministic` is told the mode by it.
+    For bfloat16, hand the model to `with_compute_dtype`: it says so if a module cannot.
 
     Args:
       module: a sequence, input side first: every module is one block, called on the output of the

@@ -60,6 +60,11 @@ CONFIGURATIONS: list[Case] = [
         trained(model__hidden="64"),
         "'hidden' = '64' | must be a list, each a whole number | hidden = (200, 200)",
     ),
+    (
+        trained(model__compute_dtype="float16"),
+        "compute_dtype 'float16' | must be one of bfloat16, float32 | 'bfloat16'?",
+    ),
+    (trained(model__compute_dtype=16), "compute_dtype 16 | must be one of bfloat16 | choose"),
     (trained(model__input_shape=(8, 8)), "input_shape = [8, 8] | follows from | leave it out"),
     (trained(model__name="logistic"), "'hidden' | none to choose | leave it out"),
     (trained(fleet__name="speed_group"), "'speed_group' | must be one of adel | 'speed_groups'?"),
