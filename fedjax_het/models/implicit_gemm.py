@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
@@ -50,12 +51,16 @@ class Shape(NamedTuple):
     """What is compiled in.
 
     Attributes:
+      image: rows and columns of the input.
+      window: rows and columns of the kernel.
       strides: of the window, rows and columns.
       low: padding before the first row and column; negative cuts off.
       size: rows and columns of the output.
       interpret: runs the kernels in Pallas' interpreter, on any backend.
     """
 
+    image: tuple[int, int]
+    window: tuple[int, int]
     strides: tuple[int, int]
     low: tuple[int, int]
     size: tuple[int, int]
@@ -112,12 +117,14 @@ def conv(
     Returns:
       `[batch, height out, width out, channels out]`, dtype of `x`.
     """
+    image, window = (x.shape[1], x.shape[2]), (w.shape[0], w.shape[1])
     rows, columns = (
         (n + low + high - k) // s + 1
-        for n, k, s, (low, high) in zip(x.shape[1:3], w.shape[:2], strides, padding)
+        for n, k, s, (low, high) in zip(image, window, strides, padding)
     )
     low = (padding[0][0], padding[1][0])
-    return _conv(x, w, Shape((strides[0], strides[1]), low, (rows, columns), interpret))
+    stride = (strides[0], strides[1])
+    return _conv(x, w, Shape(image, window, stride, low, (rows, columns), interpret))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -131,21 +138,25 @@ def _conv(x: Array, w: Array, shape: Shape) -> Array:
     return _gather_product(x, w, taps, shape.size, shape.strides, False, shape.interpret)
 
 
-def _conv_forward(x: Array, w: Array, shape: Shape) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, w, shape), (x, w)
+def _conv_forward(x: Any, w: Any, shape: Shape) -> tuple[Array, tuple[Array | None, Array | None]]:
+    kept = (x.value if w.perturbed else None, w.value if x.perturbed else None)
+    return _conv(x.value, w.value, shape), kept
 
 
-def _conv_backward(shape: Shape, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _conv_backward(shape: Shape, kept: Any, g: Any) -> tuple[Array | None, Array | None]:
     x, w = kept
-    return _input_gradient(x, w, g, shape), _weight_gradient(x, w, g, shape)
+    if isinstance(g, SymbolicZero):
+        return None, None
+    dx = None if w is None else _input_gradient(w, g, shape)
+    return dx, None if x is None else _weight_gradient(x, g, shape)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(_conv_forward, _conv_backward, symbolic_zeros=True)
 
 
-def _input_gradient(x: Array, w: Array, g: Array, shape: Shape) -> Array:
+def _input_gradient(w: Array, g: Array, shape: Shape) -> Array:
     """`dx[h] = sum_i g[(h + low - i) / s] w[i]^T` over the i that leave no remainder."""
-    samples, height, width, channels = x.shape
+    (height, width), channels = shape.image, w.shape[2]
     (down, across), (top, left) = shape.strides, shape.low
     size = (-(-height // down), -(-width // across))
 
@@ -157,11 +168,11 @@ def _input_gradient(x: Array, w: Array, g: Array, shape: Shape) -> Array:
             for j in range((b + left) % across, w.shape[1], across)
         )
         if not taps:
-            return jnp.zeros((samples, *size, channels), x.dtype)
+            return jnp.zeros((g.shape[0], *size, channels), g.dtype)
         return _gather_product(g, w, taps, size, (1, 1), True, shape.interpret)
 
     phases = [jnp.stack([phase(a, b) for b in range(across)], 3) for a in range(down)]
-    dx = jnp.stack(phases, 2).reshape(samples, size[0] * down, size[1] * across, channels)
+    dx = jnp.stack(phases, 2).reshape(-1, size[0] * down, size[1] * across, channels)
     return dx[:, :height, :width]
 
 
@@ -284,16 +295,16 @@ def _gather_product(
     return y.reshape(samples, *size, out)
 
 
-def _weight_gradient(x: Array, w: Array, g: Array, shape: Shape) -> Array:
-    """`dw[i, j] = sum_{n, p, q} x[n, p s + i - low, q s + j - low]^T g[n, p, q]`, dtype of `w`.
+def _weight_gradient(x: Array, g: Array, shape: Shape) -> Array:
+    """`dw[i, j] = sum_{n, p, q} x[n, p s + i - low, q s + j - low]^T g[n, p, q]`, dtype of `x`.
 
     A program takes a row of the window, a tile of channels and a part of the sum.
     """
-    tall, wide, channels, out = w.shape
+    (tall, wide), channels, out = shape.window, x.shape[3], g.shape[3]
     borders = [
         (low, (n - 1) * s + k - low - there)
         for low, n, s, k, there in zip(
-            shape.low, shape.size, shape.strides, w.shape[:2], x.shape[1:3]
+            shape.low, shape.size, shape.strides, shape.window, shape.image
         )
     ]
     x = _pad(x, borders[0], borders[1])
@@ -340,4 +351,4 @@ def _weight_gradient(x: Array, w: Array, g: Array, shape: Shape) -> Array:
         interpret=shape.interpret,
         name="conv_weight_gradient",
     )(x.reshape(-1, channels), g.reshape(count, out))
-    return jnp.sum(parts, 0).reshape(w.shape).astype(w.dtype)
+    return jnp.sum(parts, 0).reshape(tall, wide, channels, out).astype(x.dtype)
