@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_het import allocation
+from fedjax_het import allocation, autotune
 from fedjax_het.algorithm import Algorithm, ClientResult, Plan, Variables
 from fedjax_het.chunking import choose_chunk, power_of_two
 from fedjax_het.compiling import Compiler
@@ -27,14 +27,18 @@ from fedjax_het.problem import Problem
 
 PyTree = Any
 Execution = Literal["routed", "masked", "debug"]
+ConvolutionChoice = Literal["table", "tuned"]
 
 
 class ClientError(RuntimeError):
     """A client's work failed in `debug` execution; the message names the client and the stage."""
 
 
-def check_engine(execution: str, chunk: int | None, max_routes: int, devices: int) -> None:
+def check_engine(
+    execution: str, chunk: int | None, max_routes: int, devices: int, convolution: str
+) -> None:
     """Raises `InputError` unless a `Cohort` can be made with these arguments."""
+    require_known(convolution, ("table", "tuned"), "convolution")
     require_known(execution, ("routed", "masked", "debug"), "execution")
     require(
         chunk is None or chunk >= 1,
@@ -70,6 +74,8 @@ class Cohort:
       max_routes: bound on the routes compiled; past it, routes are widened to the cheapest
         covering one.
       devices: shards the clients over this many local devices.
+      convolution: "table" takes the lowering of every convolution from a table of measurements,
+        "tuned" measures on this device (`autotune`); "debug" execution always takes the table.
 
     Attributes:
       programs: training programs compiled so far.
@@ -78,6 +84,7 @@ class Cohort:
       full: the route that covers every other.
       devices: see above.
       compiler: counts the seconds spent compiling.
+      tuner: what chooses the lowerings, and remembers them; None if the table does.
     """
 
     def __init__(
@@ -89,8 +96,9 @@ class Cohort:
         chunk: int | None = None,
         max_routes: int = 32,
         devices: int = 1,
+        convolution: ConvolutionChoice = "table",
     ):
-        check_engine(execution, chunk, max_routes, devices)
+        check_engine(execution, chunk, max_routes, devices, convolution)
         self._algorithm = algorithm
         self._problem = problem
         self._execution = execution
@@ -109,6 +117,7 @@ class Cohort:
         self._data = self._replicate(problem.data.device())
         self.routes: list[Route] = []
         self.compiler = Compiler()
+        self.tuner = autotune.Tuner(autotune.file()) if convolution == "tuned" else None
         if jax.default_backend() == "cpu":
             allocation.keep_freed()
 
@@ -347,7 +356,8 @@ class Cohort:
             function = group_program(
                 self._algorithm, kind[0], kind[1], self._mesh, checked=self._checked
             )
-            program = self.compiler.compile(function, *arguments, donate=(0,))
+            with autotune.choosing(self.tuner, kind[1]):
+                program = self.compiler.compile(function, *arguments, donate=(0,))
             self._programs[kind] = program
         return program
 

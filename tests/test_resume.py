@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from fedjax_het.algorithms import build
 from fedjax_het.cohort import Cohort
 from fedjax_het.errors import InputError
 from fedjax_het.evaluation import Evaluator
+from fedjax_het.models import with_compute_dtype
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation import simulate
@@ -196,7 +198,7 @@ def short():
     algorithm, problem = method()
     engines = {"cohort": Cohort(algorithm, problem, chunk=1), "evaluator": Evaluator(problem)}
 
-    def run(workdir, algorithm=algorithm, **changes):
+    def run(workdir, algorithm=algorithm, problem=problem, **changes):
         options = {**OPTIONS, "chunk": 1, "rounds": 6, "checkpoint_every": 2, **changes}
         return simulate(algorithm, problem, workdir=workdir, **engines, **options)
 
@@ -290,3 +292,11 @@ def test_another_algorithm_is_refused(short, tmp_path):
     algorithm, _ = method()
     with pytest.raises(InputError, match="algorithm: 'fedyogi' -> 'fedavg'"):
         short(tmp_path, algorithm=algorithm._replace(name="fedavg"))
+
+
+def test_another_precision_is_refused(short, tmp_path):
+    short(tmp_path, rounds=2)
+    _, problem = method()
+    mixed = replace(problem, model=with_compute_dtype(problem.model, "bfloat16"))
+    with pytest.raises(InputError, match="compute_dtype: 'float32' -> 'bfloat16'"):
+        short(tmp_path, problem=mixed)

@@ -30,7 +30,7 @@ from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.cohort import Cohort
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.fleet.presets import build as build_fleet
-from fedjax_het.models.conv import lowering
+from fedjax_het.models.lowering import lowering
 from fedjax_het.problem import Problem
 
 PyTree = Any
