@@ -32,8 +32,7 @@ from benchmarks import harness
 from benchmarks.micro.training import Engine, make_work
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.evaluation import Evaluator
-from fedjax_het.models import implicit_gemm
-from fedjax_het.models.lowering import Lowering, lowering
+from fedjax_het.models.lowering import Lowering, device_fits, lowering
 from fedjax_het.settings import Options
 from fedjax_het.simulation import make_cohort, simulate
 
@@ -75,7 +74,7 @@ SMALL: dict[str, Training | Rounds] = {
 def ways() -> tuple[str, ...]:
     """The table, the tuner, and the lowerings that this device has."""
     here = [name for name in get_args(Lowering) if name != "shift_add"]
-    if not implicit_gemm.device_fits():
+    if not device_fits():
         here.remove("implicit")
     return ("table", "tuned", *here)
 
