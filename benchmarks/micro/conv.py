@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import harness
-from fedjax_het.models import implicit_gemm
 from fedjax_het.models.conv import conv_general_dilated
-from fedjax_het.models.lowering import Convolution, Lowering, choose, lowering
+from fedjax_het.models.lowering import Convolution, Lowering, choose, device_fits, lowering
 
 _REPEATS = 5
 _ENOUGH_S = 2.0
@@ -48,7 +47,7 @@ class Case(NamedTuple):
         lhs = (batch, self.side, self.side, self.kernel[2])
         strides = (self.stride, self.stride)
         padding = jax.lax.padtype_to_pads(lhs[1:3], self.kernel[:2], strides, "SAME")
-        implicit = implicit_gemm.device_fits()
+        implicit = device_fits()
         return Convolution(dtype, lhs, self.kernel, strides, tuple(padding), implicit)
 
 
@@ -95,7 +94,7 @@ def conv_rate(
     Returns:
       The rate, forward and backward pass; None if this device does not have the lowering.
     """
-    if how == "implicit" and not implicit_gemm.device_fits():
+    if how == "implicit" and not device_fits():
         return None
     shape = (clients, batch, case.side, case.side, case.kernel[2])
     x = jax.random.normal(jax.random.key(0), shape).astype(dtype)

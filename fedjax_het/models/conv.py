@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_het.errors import require
-from fedjax_het.models import implicit_gemm
-from fedjax_het.models.lowering import Convolution, interpreted, lowering_of
+from fedjax_het.models.lowering import Convolution, implicit_fits, interpreted, lowering_of
 from fedjax_het.models.product import product
 
 Array = jax.Array
@@ -48,8 +47,8 @@ def conv_general_dilated(
     * `"shift_add"`: as `"rows"`, but one matmul gives the products of all window rows for every
       row of the input, and its outputs are shifted and added.
     * `"implicit"`: on a GPU, a matmul whose rows are gathered inside of the kernel
-      (`implicit_gemm`). Where that cannot run (another backend, an old GPU, other than two spatial
-      axes, float32 or bfloat16, a precision beyond TF32) the choice is made among the others.
+      (`implicit_gemm`). Where that cannot run (`implicit_fits`: another backend, an old GPU, other
+      than two spatial axes, ...) the choice is made among the others.
     * `"lax"`: `jax.lax.conv_general_dilated`. Also taken, whatever was chosen, for what the others
       do not do: dilation, groups, and layouts other than channels-last.
 
@@ -96,8 +95,6 @@ def conv_general_dilated(
     size = tuple((n - k) // s + 1 for n, k, s in zip(padded, window, strides))
     if min(size) < 1:
         return fallback()
-    interpret = interpreted()
-    fits = implicit_gemm.supported(lhs, rhs, precision, preferred_element_type)
     pairs = tuple((low, high) for low, high in padding)
     convolution = Convolution(
         lhs.dtype.name,
@@ -105,13 +102,16 @@ def conv_general_dilated(
         rhs.shape,
         strides,
         pairs,
-        implicit=fits and (interpret or implicit_gemm.device_fits()),
+        implicit=implicit_fits(lhs, rhs, precision, preferred_element_type),
     )
     how = lowering_of(convolution)
     if how == "lax":
         return fallback()
     if how == "implicit":
-        return implicit_gemm.conv(lhs, rhs, strides, pairs, interpret=interpret)
+        # Imported where it is used; see `device_fits`.
+        from fedjax_het.models import implicit_gemm
+
+        return implicit_gemm.conv(lhs, rhs, strides, pairs, interpret=interpreted())
     if any(low or high for low, high in padding):
         edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
         lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)

@@ -43,8 +43,6 @@ _SPLIT_ROWS = 1024
 # Shared memory that every GPU of compute capability 8.0 or more has, for loads that run ahead.
 _SHARED_BYTES = 96 * 1024
 _MOST_STAGES = 3
-# Taps are unrolled: more than those of a 7 x 7 window take long to compile.
-_MOST_TAPS = 49
 
 
 class Shape(NamedTuple):
@@ -65,36 +63,6 @@ class Shape(NamedTuple):
     low: tuple[int, int]
     size: tuple[int, int]
     interpret: bool
-
-
-def supported(lhs: Any, rhs: Any, precision: Any, preferred_element_type: Any) -> bool:
-    """Whether these kernels do this convolution: two dimensions, float32 or bfloat16, TF32 allowed.
-
-    Args:
-      lhs: `[batch, height, width, channels in]`.
-      rhs: `[*window, channels in, channels out]`, a window of at most 49 elements.
-      precision: as in lax; anything but None and the default is left to other lowerings.
-      preferred_element_type: as in lax; None or the dtype of `lhs`.
-    """
-    exact = jax.config.jax_default_matmul_precision in ("highest", "float32")  # type: ignore[attr-defined]
-    return (
-        lhs.ndim == 4
-        and lhs.dtype in (jnp.float32, jnp.bfloat16)
-        and preferred_element_type in (None, lhs.dtype)
-        and precision in (None, lax.Precision.DEFAULT)
-        and not exact
-        and rhs.shape[0] * rhs.shape[1] <= _MOST_TAPS
-    )
-
-
-@functools.cache
-def device_fits() -> bool:
-    """Whether the default device runs them: NVIDIA, compute capability 8.0 or more."""
-    if jax.default_backend() != "gpu":
-        return False
-    # AMD's are names such as gfx942.
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
-    return capability.replace(".", "", 1).isdecimal() and float(capability) >= 8.0
 
 
 def conv(
@@ -178,7 +146,7 @@ def _input_gradient(w: Array, g: Array, shape: Shape) -> Array:
 
 def _at_least(size: int, most: int) -> int:
     """The power of two that holds `size`, between `_LEAST` and `most`."""
-    return min(max(pl.next_power_of_2(size), _LEAST), most)
+    return min(max(1 << (size - 1).bit_length(), _LEAST), most)
 
 
 def _stages(bytes_ahead: int) -> int:

@@ -6,16 +6,23 @@ lowerings side by side). `fedjax_het.autotune` measures on the device at hand in
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
+from absl import logging
 
 from fedjax_het.errors import require_known
 
 Lowering = Literal["patches", "rows", "shift_add", "implicit", "lax"]
 
+# Window elements are unrolled: more than those of 7 x 7 take long to compile.
+_IMPLICIT_WINDOW = 49
+# NVIDIA GPUs have the matrix units and the shared memory from this compute capability on.
+_IMPLICIT_CAPABILITY = 8.0
 # The GPU's own kernels want this many channels in; with fewer their tiles are mostly empty.
 _GPU_IMPLICIT_CHANNELS = 16
 # bf16 on a GPU: from this many contracted values a row the sum of matmuls beats the concatenation.
@@ -145,3 +152,51 @@ def choose(backend: str, convolution: Convolution) -> Lowering:
     if few_channels and convolution.extra_rows <= _CPU_SHIFT_ADD_EXTRA_ROWS:
         return "shift_add"
     return "patches"
+
+
+def implicit_fits(lhs: Any, rhs: Any, precision: Any, preferred_element_type: Any) -> bool:
+    """Whether the lowering "implicit" does this convolution, on the default device if compiled.
+
+    It takes two spatial axes, float32 or bfloat16, a window of at most 49 elements, and products in
+    TF32: no other precision is asked for, neither here nor of JAX as a whole.
+
+    Args:
+      lhs: the input, channels last.
+      rhs: the kernel, channels last.
+      precision: as in lax.
+      preferred_element_type: as in lax.
+    """
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return (
+        lhs.ndim == 4
+        and lhs.dtype in (jnp.float32, jnp.bfloat16)
+        and preferred_element_type in (None, lhs.dtype)
+        and precision in (None, jax.lax.Precision.DEFAULT)
+        and asked not in ("highest", "float32")
+        and rhs.shape[0] * rhs.shape[1] <= _IMPLICIT_WINDOW
+        and (interpreted() or device_fits())
+    )
+
+
+@functools.cache
+def device_fits() -> bool:
+    """Whether the default device runs the kernels of "implicit"; a small one is compiled to see."""
+    if jax.default_backend() != "gpu":
+        return False
+    # AMD's are names such as gfx942.
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    numeric = capability.replace(".", "", 1).isdecimal()
+    if not numeric or float(capability) < _IMPLICIT_CAPABILITY:
+        return False
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 4, 4, 16), (2, 2, 16, 16)))
+    try:
+        # Here, and not above: JAX has announced that Pallas will lose Triton, and no other lowering
+        # must fail with it.
+        from fedjax_het.models import implicit_gemm
+
+        one = functools.partial(implicit_gemm.conv, strides=(1, 1), padding=((0, 0), (0, 0)))
+        jax.jit(one).lower(x, w).compile()
+    except Exception as error:
+        logging.warning("convolutions are left to XLA, for Pallas cannot be had: %s", error)
+        return False
+    return True
