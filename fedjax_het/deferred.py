@@ -185,7 +185,8 @@ class Deferred:
         """
         wanted, index = np.unique(version, return_inverse=True)
         if len(wanted) == 1:
-            return tuple(origins[int(wanted[0])]), None
+            origin = origins[int(wanted[0])]
+            return (origin.variables, origin.common), None
         size = 4 ** -(-int(len(wanted) - 1).bit_length() // 2)
         padded = np.concatenate([wanted, np.full(size - len(wanted), wanted[-1])])
         stacked = _stack(*(origins[int(v)] for v in padded))

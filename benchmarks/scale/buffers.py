@@ -71,7 +71,7 @@ def one_case(label: str, clients: int, hidden: int, merges: int) -> dict[str, An
     pages = np.ceil(room * clients * np.ceil(weights / page))
     return {
         "label": label,
-        "kept": int(np.sum(np.asarray(slots.count) > 0)),
+        "kept": int(np.sum(np.asarray(slots.size) > 0)),
         "buffers_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(slots)),
         "formula_bytes": 4 * (pages * page + clients * dense + RANKINGS * weights),
         "dense_bytes": 4 * clients * (weights + dense),

@@ -85,7 +85,7 @@ def everything(slots, booked):
     """All uploads, leading axis n, NaN where pruned."""
     like = jax.eval_shape(lambda: problem().model.init(jax.random.key(0))).params
     one = functools.partial(unpack, slots, booked, like=like, pruned=np.nan)
-    return jax.lax.map(lambda client: one(client), jnp.arange(len(slots.count)))
+    return jax.lax.map(lambda client: one(client), jnp.arange(len(slots.size)))
 
 
 @functools.cache
@@ -95,7 +95,7 @@ def watched_run():
 
     def watch(before, old, after, new, report):
         uploads = jax.device_get(everything(after.slots, after.booked))
-        meta = jax.device_get((after.slots.version, after.slots.count))
+        meta = jax.device_get((after.slots.version, after.slots.size))
         models = jax.device_get((old, new))
         seen.append((before.density.copy(), report, (uploads, *meta), after, models))
 
@@ -283,7 +283,7 @@ def test_uploads_without_room_are_merged_and_not_kept():
     seen = []
 
     def watch(before, old, after, new, report):
-        seen.append(jax.device_get((report.info["share_of_arrivals"], after.slots.count, new)))
+        seen.append(jax.device_get((report.info["share_of_arrivals"], after.slots.size, new)))
 
     grown = {"recover": True, "patience": 1, "interval": 1, "roll_back": False, "increment": 0.5}
     tight = run("prfl", 16, watch=watch, densities=(0.2,), buffer_density=0.25, **grown)

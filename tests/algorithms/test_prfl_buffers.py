@@ -183,7 +183,7 @@ class Server:
         used = self.state.booked.pages
         used = used[used < self.layout.pages]
         assert len(set(used.tolist())) == used.size
-        assert set(np.flatnonzero(self.state.slots.count)) == set(self.dense)
+        assert set(np.flatnonzero(self.state.slots.size)) == set(self.dense)
         for client, (_, _, own, _) in self.dense.items():
             booked = jax.tree.map(jnp.asarray, self.state.booked)
             got = unpack(self.state.slots, booked, jnp.int32(client), LIKE, np.nan)
@@ -272,7 +272,7 @@ def test_pages_are_given_to_the_small_first_and_given_back(rng, pages):
         assert len(np.unique(used)) == used.size
         back = clients[: rng.integers(0, clients.size + 1)]
         booked = release(booked, layout, back)
-        want = np.where(booked.ranking[back] >= 0, layout.needed(booked.count[back]), 0)
+        want = np.where(booked.ranking[back] >= 0, layout.needed(booked.size[back]), 0)
         np.testing.assert_array_equal(np.sum(booked.pages[back] < pages, axis=1), want)
 
 

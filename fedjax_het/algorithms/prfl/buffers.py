@@ -63,12 +63,12 @@ class Booked(NamedTuple):
     Attributes:
       pages: int32[n, J], places in the pool in the order of the ranking; the size of the pool where
         there is none.
-      count: int32[n], weights of the task that was sent out last.
+      size: int32[n], weights of the task that was sent out last.
       ranking: int32[n], its ranking; -1 if its upload will not be kept.
     """
 
     pages: np.ndarray
-    count: np.ndarray
+    size: np.ndarray
     ranking: np.ndarray
 
 
@@ -120,7 +120,7 @@ def release(booked: Booked, layout: Layout, clients: np.ndarray) -> Booked:
     """Gives back the pages that the uploads of these clients, now in place, do not need."""
     pages = booked.pages.copy()
     kept = booked.ranking[clients] >= 0
-    need = np.where(kept, layout.needed(booked.count[clients]), 0)
+    need = np.where(kept, layout.needed(booked.size[clients]), 0)
     beyond = np.arange(layout.per_model) >= need[:, None]
     pages[clients] = np.where(beyond, layout.pages, pages[clients])
     return booked._replace(pages=pages)
@@ -130,8 +130,9 @@ class Slots(NamedTuple):
     """What the server has of its clients (n of them).
 
     Attributes:
-      pool: float32[pages, P], weights of the latest uploads; see `Booked.pages`.
-      count: int32[n], how many of each; 0 before the first, and where it was not kept.
+      pool: float32[pages, P], weights of the latest uploads; see `Booked.pages`. It is (), as are
+        `ranks`, `rest` and `stats`, where nothing is kept.
+      size: int32[n], how many of each; 0 before the first, and where it was not kept.
       ranking: int32[n], in the order of which ranking.
       ranks: int32[RANKINGS, N], the rankings in use.
       rest: the leaves that are never pruned, leading axis n each.
@@ -142,7 +143,7 @@ class Slots(NamedTuple):
     """
 
     pool: jax.Array
-    count: jax.Array
+    size: jax.Array
     ranking: jax.Array
     ranks: jax.Array
     rest: list[jax.Array]
@@ -153,20 +154,27 @@ class Slots(NamedTuple):
 
 
 def no_slots(variables: Variables, layout: Layout, clients: int) -> Slots:
-    """Before the first upload; of a pool without pages, nothing is ever kept."""
-    kept = clients if layout.pages else 0
+    """Before the first upload; without pages, where nothing is ever kept, there are no arrays."""
 
     def room(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros((kept, *leaf.shape), leaf.dtype)
+        return jnp.zeros((clients, *leaf.shape), leaf.dtype)
 
-    whole = jnp.arange(layout.weights, dtype=jnp.int32)
+    pool: Any = ()
+    ranks: Any = ()
+    rest: list[jax.Array] = []
+    stats: PyTree = ()
+    if layout.pages:
+        pool = jnp.zeros((layout.pages, layout.page), jnp.float32)
+        ranks = jnp.tile(jnp.arange(layout.weights, dtype=jnp.int32), (RANKINGS, 1))
+        rest = [room(leaf) for leaf in never_pruned(variables.params)]
+        stats = jax.tree.map(room, variables.stats)
     return Slots(
-        jnp.zeros((layout.pages, layout.page), jnp.float32),
+        pool,
         jnp.zeros(clients, jnp.int32),
         jnp.zeros(clients, jnp.int32),
-        jnp.tile(whole, (RANKINGS if kept else 0, 1)),
-        [room(leaf) for leaf in never_pruned(variables.params)],
-        jax.tree.map(room, variables.stats),
+        ranks,
+        rest,
+        stats,
         jnp.full(clients, -1, jnp.int32),
         jnp.zeros(clients, jnp.float32),
         jnp.zeros(clients, jnp.float32),
@@ -212,16 +220,16 @@ def store(
       uploads: leading axis c.
       order: int32[c, N], weights by rank.
     """
-    nowhere = slots.count.shape[0]
+    nowhere = slots.size.shape[0]
     kept = keep & (booked.ranking[client] >= 0)
     at, there = jnp.where(keep, client, nowhere), jnp.where(kept, client, nowhere)
 
     def put(every: jax.Array, new: jax.Array, where: jax.Array = there) -> jax.Array:
         return every.at[where].set(new.astype(every.dtype), mode="drop")
 
-    pages, page = slots.pool.shape
     pool, rest, stats = slots.pool, slots.rest, slots.stats
-    if pages:
+    if jax.tree.leaves(pool):
+        pages, page = pool.shape
         packed = jnp.take_along_axis(jax.vmap(flat)(uploads.params), order, axis=1)
         places = jnp.where(kept[:, None], booked.pages[client], pages)
         room = places.shape[1] * page
@@ -231,7 +239,7 @@ def store(
         stats = jax.tree.map(put, stats, uploads.stats)
     return slots._replace(
         pool=pool,
-        count=put(slots.count, jnp.where(kept, booked.count[client], 0), at),
+        size=put(slots.size, jnp.where(kept, booked.size[client], 0), at),
         ranking=put(slots.ranking, booked.ranking[client]),
         rest=rest,
         stats=stats,
@@ -241,7 +249,7 @@ def store(
 def by_rank(slots: Slots, booked: Booked, client: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A client's weights in the order of its ranking, float32[J P], and which there are; traced."""
     values = slots.pool[booked.pages[client]].reshape(-1)
-    return values, jnp.arange(values.size) < slots.count[client]
+    return values, jnp.arange(values.size) < slots.size[client]
 
 
 def unpack(
@@ -274,7 +282,7 @@ def weighted_sums(
       like: structure and shapes of the parameters.
       masked: False counts a pruned coordinate as a zero.
     """
-    p = jnp.where(slots.count > 0, p, 0.0)
+    p = jnp.where(slots.size > 0, p, 0.0)
     weights = slots.ranks.shape[1]
     room = booked.pages.shape[1] * slots.pool.shape[1]
 
@@ -284,20 +292,20 @@ def weighted_sums(
         return total.at[slots.ranking[client]].add(own)
 
     sums = jnp.zeros((RANKINGS, room), jnp.float32)
-    sums = jax.lax.fori_loop(0, slots.count.shape[0], one, sums)
+    sums = jax.lax.fori_loop(0, slots.size.shape[0], one, sums)
 
     def of_ranking(r: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        here = (slots.ranking == r) & (slots.count > 0)
+        here = (slots.ranking == r) & (slots.size > 0)
 
-        def add(total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def add(_: Any, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             # Weight k counts for the sub-models that have more than k weights.
             by_count = jnp.zeros(weights + 1, jnp.float32)
-            by_count = by_count.at[slots.count].add(jnp.where(here, p, 0.0))
+            by_count = by_count.at[slots.size].add(jnp.where(here, p, 0.0))
             more = jnp.cumsum(by_count[::-1])[::-1][1:]
             ranks = slots.ranks[r]
             return total[0] + sums[r][ranks], total[1] + more[ranks]
 
-        return jax.lax.cond(jnp.any(here), add, lambda total: total, total)
+        return jax.lax.fori_loop(0, jnp.any(here).astype(jnp.int32), add, total)
 
     nothing = jnp.zeros(weights, jnp.float32)
     num, den = jax.lax.fori_loop(0, RANKINGS, of_ranking, (nothing, nothing))
@@ -314,7 +322,7 @@ def weighted_sums(
 
 def free_ranking(slots: Slots, booked: Booked) -> int | None:
     """The place of a ranking that nothing refers to, or None."""
-    held = np.asarray(slots.ranking)[np.asarray(slots.count) > 0]
+    held = np.asarray(slots.ranking)[np.asarray(slots.size) > 0]
     free = np.setdiff1d(np.arange(slots.ranks.shape[0]), [*held, *booked.ranking])
     return int(free[0]) if free.size else None
 
@@ -336,7 +344,7 @@ def rolled_back(
       The slots, the bookings, and the place of the newest ranking. Where there is no room for a
       ranking or a task, its uploads are not kept.
     """
-    held = np.asarray(slots.ranking)[np.asarray(slots.count) > 0]
+    held = np.asarray(slots.ranking)[np.asarray(slots.size) > 0]
     free = np.setdiff1d(np.arange(slots.ranks.shape[0]), held)
     wanted = np.setdiff1d([place, *tasks.ranking], [-1])
     moved = np.full(slots.ranks.shape[0] + 1, -1, np.int64)  # the last one for -1
@@ -344,6 +352,6 @@ def rolled_back(
     ranks = slots.ranks
     for old, new in zip(wanted, free, strict=False):
         ranks = ranks.at[int(new)].set(now.ranks[int(old)])
-    clients = np.arange(len(tasks.count))
-    booked = book(booked, layout, clients, tasks.count, moved[tasks.ranking])
+    clients = np.arange(len(tasks.size))
+    booked = book(booked, layout, clients, tasks.size, moved[tasks.ranking])
     return slots._replace(ranks=ranks), booked, int(moved[place])

@@ -115,7 +115,7 @@ class Scorer:
             def one(client: jax.Array) -> jax.Array:
                 return accuracy(unpack(slots, booked, client, structure), *samples)
 
-            return jax.lax.map(one, jnp.arange(slots.count.shape[0]))
+            return jax.lax.map(one, jnp.arange(slots.size.shape[0]))
 
         self._accuracy, self._of_slots = jax.jit(accuracy), jax.jit(of_slots)
 
@@ -124,7 +124,7 @@ class Scorer:
         samples = (self._x, self._y, self._counts)
         server = self._accuracy(variables, *samples)
         clients = self._of_slots(slots, jax.tree.map(jnp.asarray, booked), *samples)
-        known = np.asarray(slots.count) > 0
+        known = np.asarray(slots.size) > 0
         return np.append(np.where(known, np.asarray(clients, np.float64), np.nan), float(server))
 
 

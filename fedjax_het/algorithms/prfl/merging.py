@@ -121,12 +121,12 @@ def mask_fed_avg(
         def pass_on(total: tuple[Variables, Variables]) -> tuple[Variables, Variables]:
             p = jnp.where(passing, chunk.weight * discount, 0.0)
             both = jax.tree.map(lambda values: sums(p, values, masked), uploads)
-            return tuple(
-                jax.tree.map(lambda old, pair, i=i: old + pair[i], part, both)
-                for i, part in enumerate(total)
-            )
+            num = jax.tree.map(lambda old, pair: old + pair[0], total[0], both)
+            return num, jax.tree.map(lambda old, pair: old + pair[1], total[1], both)
 
-        num, den = jax.lax.cond(jnp.any(passing), pass_on, lambda total: total, (acc.num, acc.den))
+        # A loop of one turn or none: XLA's conditional crashed here (JAX 0.10.2, CPU, two devices).
+        turns = jnp.any(passing).astype(jnp.int32) if buffered else 1
+        num, den = jax.lax.fori_loop(0, turns, lambda _, total: pass_on(total), (acc.num, acc.den))
         slots = store(acc.slots, acc.booked, chunk.client, keep, uploads, chunk.shared["order"])
         slots = slots._replace(
             version=put(slots.version, acc.step - chunk.staleness),
@@ -153,7 +153,7 @@ def mask_fed_avg(
         if buffered:
             kept = weighted_sums(slots, acc.booked, p, variables.params, masked=masked)
             (num, den), step = jax.tree.map(jnp.add, (num, den), kept), jnp.float32(eta)
-        new = jax.tree.map(lambda *leaf: moved(*leaf, step), variables, num, den)
+        new = jax.tree.map(lambda old, n, d: moved(old, n, d, step), variables, num, den)
         return new, {"share_of_arrivals": share}
 
     return Aggregator(init, add, finalize)
