@@ -7,6 +7,7 @@ number of programs is bounded by the routes (a setting) times the logarithm of t
 
 import copy
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_het import autotune
+from fedjax_het import allocation, autotune
 from fedjax_het.algorithm import Algorithm, ClientResult, Plan, Variables
 from fedjax_het.chunking import choose_chunk, power_of_two
 from fedjax_het.compiling import Compiler
@@ -81,6 +82,7 @@ class Cohort:
       routes: routes used so far in this run. With the bound they decide which later ones are
         widened, so a new run starts with none and a resumed one with those of its checkpoint.
       full: the route that covers every other.
+      devices: see above.
       compiler: counts the seconds spent compiling.
       tuner: what chooses the lowerings, and remembers them; None if the table does.
     """
@@ -102,11 +104,12 @@ class Cohort:
         self._execution = execution
         self._chunk = chunk
         self._max_routes = max_routes
-        self._devices = devices
+        self.devices = devices
         self.full = full_route(problem.model.num_blocks, bool(problem.model.exits))
         self._finalize: Callable | None = None
         self._programs: dict[tuple[Route, int, int, int], Callable] = {}
         self._twins: dict[str, Cohort] = {}
+        self._checked = False
         self._result: ClientResult | None = None
         self._mesh: jax.sharding.Mesh | None = None
         if devices > 1:
@@ -115,6 +118,8 @@ class Cohort:
         self.routes: list[Route] = []
         self.compiler = Compiler()
         self.tuner = autotune.Tuner(autotune.file()) if convolution == "tuned" else None
+        if jax.default_backend() == "cpu":
+            allocation.keep_freed()
 
     @property
     def programs(self) -> int:
@@ -122,24 +127,31 @@ class Cohort:
         return len(self._programs) + sum(twin.programs for twin in self._twins.values())
 
     def twin(
-        self, name: str, change: Callable[[Algorithm], Algorithm], *, alone: bool = False
+        self,
+        name: str,
+        change: Callable[[Algorithm], Algorithm],
+        *,
+        alone: bool = False,
+        checked: bool = False,
     ) -> "Cohort":
         """An engine for a changed algorithm on the same data and devices, made at the first call.
 
-        Its programs and compile time are counted here as well.
+        Its programs and compile time are counted here as well. It runs the routes that it is
+        handed, which are to be among those of this engine (`executed_routes`).
 
         Args:
           name: of the twin.
           change: makes its algorithm.
           alone: runs on one device, whatever this engine does.
+          checked: its updates are known to be finite.
         """
         if name not in self._twins:
             other = self._twins[name] = copy.copy(self)
             other._algorithm, other._finalize = change(self._algorithm), None
             other._programs, other._twins, other.routes = {}, {}, []
-            other._result = None
+            other._result, other._checked, other._max_routes = None, checked, sys.maxsize
             if alone:
-                other._mesh, other._devices = None, 1
+                other._mesh, other.devices = None, 1
         return self._twins[name]
 
     def train(
@@ -169,7 +181,7 @@ class Cohort:
     def shapes(self, plan: Plan, start: Variables, common: Round) -> ClientResult:
         """What the local update returns for a client of the plan, as `ShapeDtypeStruct`s."""
         if self._result is None:
-            rows = jax.tree.map(lambda a: a[0], self._rows(plan, [0], 1, None)[1])
+            rows = jax.tree.map(lambda a: a[0], self._rows(plan, [0], 1)[1])
             work = functools.partial(train_one, self._algorithm, self.full)
             arguments = (start, self._data, rows, jnp.int32(1), common)
             self._result = jax.eval_shape(work, *arguments)[0]
@@ -182,6 +194,7 @@ class Cohort:
         start: Variables,
         common: Round,
         version: np.ndarray | None = None,
+        staleness: np.ndarray | None = None,
         data: PyTree = None,
         room: int = 1,
     ) -> tuple[PyTree, Outputs]:
@@ -193,6 +206,7 @@ class Cohort:
           start: the model, or several, stacked.
           common: what the clients of a round share, or that of several rounds, stacked alike.
           version: int32[k], which of the stacked models a client starts from; None for one model.
+          staleness: int32[k], server steps since that model was made; None for none.
           data: what the local update reads in place of the samples.
           room: clients that later calls may bring; programs are compiled for as many.
 
@@ -201,17 +215,17 @@ class Cohort:
         """
         data = self._data if data is None else data
         if self._execution == "debug":
-            return self._run_debug(acc, plan, start, common, version, data)
+            return self._run_debug(acc, plan, start, common, version, staleness, data)
         groups: dict[Route, list[int]] = {}
-        for i, route in enumerate(self._executed_routes(plan.routes)):
+        for i, route in enumerate(self.executed_routes(plan.routes)):
             groups.setdefault(route, []).append(i)
         acc, start, common, data = self._replicate((acc, start, common, data))
         versions = 0 if version is None else len(jax.tree.leaves(common)[0])
         outputs = []
         for route, members in groups.items():
-            chunk = self._chunk_for(plan, len(members), versions)
+            chunk = self._chunk_for(plan, len(members), varied=room > 1)
             size = self._bucket(route, chunk, max(len(members), room), versions)
-            places, rows = self._rows(plan, members, size, version)
+            places, rows = self._rows(plan, members, size, version, staleness)
             arguments = (acc, start, data, rows, common)
             acc, out = self._program((route, chunk, size, versions), arguments)(*arguments)
             outputs.append((members, places, out))
@@ -243,7 +257,7 @@ class Cohort:
         row = jax.tree.map(lambda a: jnp.asarray(a[0]), plan.rows)
         return jax.eval_shape(self._algorithm.mask, row, jax.tree.map(jnp.asarray, plan.shared))
 
-    def _executed_routes(self, planned: Any) -> list[Route]:
+    def executed_routes(self, planned: Any) -> list[Route]:
         """The route every client runs on: its own, or the cheapest covering one past the bound."""
         if self._execution == "masked":
             return [self.full] * len(planned)
@@ -270,20 +284,26 @@ class Cohort:
         exits = np.arange(self._problem.model.num_blocks)
         return float(np.sum(self._problem.cost.step_flops(np.zeros_like(exits), exits))), cut
 
-    def _chunk_for(self, plan: Plan, members: int, versions: int) -> int:
+    def side_by_side(self, batch: np.ndarray) -> int:
+        """How many clients with such mini-batches to train at once, if there are as many."""
         if self._chunk is not None:
             return self._chunk
         cost = self._problem.cost
         last = self._problem.model.num_blocks - 1
-        step_flops = float(cost.step_flops(0, last)) * float(np.max(plan.batch))
-        backend = jax.default_backend()
-        chunk = choose_chunk(backend, step_flops, int(np.sum(cost.param_bytes)))
-        members = -(-members // self._devices)
-        if versions == 0:
+        step_flops = float(cost.step_flops(0, last)) * float(np.max(batch))
+        return choose_chunk(jax.default_backend(), step_flops, int(np.sum(cost.param_bytes)))
+
+    def _chunk_for(self, plan: Plan, members: int, *, varied: bool) -> int:
+        chunk = self.side_by_side(plan.batch)
+        if self._chunk is not None:
+            return chunk
+        members = -(-members // self.devices)
+        if not varied:
             return min(chunk, power_of_two(members, up=True))
         # Batches of asynchronous clients are of all sizes: 1, 8, 64 keeps the programs few.
         eights = np.log2(members) / 3
-        fill = 8 ** int(np.floor(eights) if backend == "cpu" else np.ceil(eights))
+        on_cpu = jax.default_backend() == "cpu"
+        fill = 8 ** int(np.floor(eights) if on_cpu else np.ceil(eights))
         return min(chunk, fill)
 
     def _bucket(self, route: Route, chunk: int, members: int, versions: int) -> int:
@@ -291,18 +311,23 @@ class Cohort:
 
         Padding is never computed, so a bucket is only an upper bound.
         """
-        per_device = -(-members // self._devices)
-        need = self._devices * chunk * power_of_two(-(-per_device // chunk), up=True)
+        per_device = -(-members // self.devices)
+        need = self.devices * chunk * power_of_two(-(-per_device // chunk), up=True)
         kind = (route, chunk, versions)
         compiled = [b for r, c, b, v in self._programs if (r, c, v) == kind and b >= need]
         return min(compiled, default=need)
 
     def _rows(
-        self, plan: Plan, members: list[int], size: int, version: np.ndarray | None
+        self,
+        plan: Plan,
+        members: list[int],
+        size: int,
+        version: np.ndarray | None = None,
+        staleness: np.ndarray | None = None,
     ) -> tuple[np.ndarray, Rows]:
         """Deals the members out over the devices and pads; returns their places and the rows."""
         order = np.arange(len(members))
-        places = (order % self._devices) * (size // self._devices) + order // self._devices
+        places = (order % self.devices) * (size // self.devices) + order // self.devices
         # Padding repeats a real client: a partly filled chunk never computes on nonsense.
         source = np.full(size, members[0])
         source[places] = members
@@ -310,6 +335,7 @@ class Cohort:
         valid[places] = True
         last = self._problem.model.num_blocks - 1
         exits = np.asarray([last if r.exit is None else r.exit for r in plan.routes], np.int32)
+        late = np.zeros(len(exits), np.int32) if staleness is None else staleness.astype(np.int32)
         rows = Rows(
             valid=valid,
             client=plan.clients.astype(np.int32)[source],
@@ -318,6 +344,7 @@ class Cohort:
             weight=plan.weight.astype(np.float32)[source],
             exit=exits[source],
             row=jax.tree.map(lambda a: np.asarray(a)[source], plan.rows),
+            staleness=late[source],
             version=None if version is None else version.astype(np.int32)[source],
         )
         return places, rows
@@ -326,7 +353,9 @@ class Cohort:
         """The program for (route, chunk, rows, versions), compiled at its first use and counted."""
         program = self._programs.get(kind)
         if program is None:
-            function = group_program(self._algorithm, kind[0], kind[1], self._mesh)
+            function = group_program(
+                self._algorithm, kind[0], kind[1], self._mesh, checked=self._checked
+            )
             with autotune.choosing(self.tuner, kind[1]):
                 program = self.compiler.compile(function, *arguments, donate=(0,))
             self._programs[kind] = program
@@ -339,11 +368,12 @@ class Cohort:
         start: Variables,
         common: Round,
         version: np.ndarray | None,
+        staleness: np.ndarray | None,
         data: PyTree,
     ) -> tuple[PyTree, Outputs]:
         outputs = []
         for i, client in enumerate(plan.clients):
-            _, rows = self._rows(plan, [i], 1, version)
+            _, rows = self._rows(plan, [i], 1, version, staleness)
             one = jax.tree.map(lambda a: jnp.asarray(a[0]), rows)
             stage = "local training"
             try:
@@ -359,7 +389,16 @@ class Cohort:
                     )
                     stage = "merge"
                     row, result, mask = jax.tree.map(lambda a: a[None], (one, result, mask))
-                    acc, out = merge_chunk(self._algorithm, acc, start, row, result, mask, common)
+                    acc, out = merge_chunk(
+                        self._algorithm,
+                        acc,
+                        start,
+                        row,
+                        result,
+                        mask,
+                        common,
+                        checked=self._checked,
+                    )
             except InputError:
                 raise
             except Exception as error:

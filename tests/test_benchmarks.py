@@ -12,7 +12,7 @@ from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import training, winograd
 from benchmarks.reproduce import dtfl_timing
-from benchmarks.scale import accelerator, overlap
+from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from fedjax_het import algorithms, models
 from fedjax_het.fleet.cost import cost_table
@@ -93,6 +93,18 @@ def test_scale_reports_memory_and_programs():
     text = scale.report({**facts, "peak_ratio": 1.0, "compiles": [counts]})
     assert "flat within 10 %" in text
     assert "NOT FLAT" in scale.report({**facts, "peak_ratio": 1.2, "compiles": []})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_buffers_take_what_the_formula_says(quick_compile):
+    labels = ("room for whole models", "the author's densities")
+    rows = [buffers.one_case(label, 12, hidden=16, merges=3) for label in labels]
+    for row in rows:
+        assert row["kept"] == 12
+        assert row["buffers_bytes"] == pytest.approx(row["formula_bytes"], rel=0.02, abs=400)
+    assert "12 clients" in buffers.report(
+        {"machine": harness.machine(), "clients": 12, "rows": rows}
+    )
 
 
 def test_roofline_counts_the_products_of_the_cost_table(quick_compile):

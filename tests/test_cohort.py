@@ -149,18 +149,18 @@ def test_widening_keeps_to_the_cheapest_covering_route():
     problem = exits_problem()
     cohort = Cohort(windows(problem), problem, max_routes=3)
     planned = [Route(2, 2), Route(1, 2), Route(0, 2), Route(0, 0), Route(2, 2)]
-    executed = cohort._executed_routes(planned)
+    executed = cohort.executed_routes(planned)
     for route, chosen in zip(planned, executed, strict=True):
         assert chosen.covers(route)
     assert set(executed) <= {Route(0, None), *planned}
     assert len(set(executed)) == 3
     # What was chosen before is taken again, and what it covers goes along with it.
-    assert cohort._executed_routes(planned) == executed
+    assert cohort.executed_routes(planned) == executed
     cohort.routes = []
-    assert cohort._executed_routes([Route(1, 2)]) == [Route(1, 2)]
-    assert cohort._executed_routes([Route(0, 2)]) == [Route(0, 2)]
-    assert cohort._executed_routes([Route(2, 2)]) == [Route(1, 2)]
-    assert cohort._executed_routes([Route(0, 0)]) == [Route(0, None)]
+    assert cohort.executed_routes([Route(1, 2)]) == [Route(1, 2)]
+    assert cohort.executed_routes([Route(0, 2)]) == [Route(0, 2)]
+    assert cohort.executed_routes([Route(2, 2)]) == [Route(1, 2)]
+    assert cohort.executed_routes([Route(0, 0)]) == [Route(0, None)]
 
 
 def test_masked_execution_runs_one_route(suffixes):
