@@ -18,11 +18,15 @@ from fedjax_het.evaluation import Evaluator
 from fedjax_het.journal import Journal, require_own
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
-from fedjax_het.server import Server, require_available
+from fedjax_het.server import Record, Records, Server, require_available
 from fedjax_het.settings import FREE, Options
 from fedjax_het.tracking import tensorboard_writer
 
 PyTree = Any
+
+# Rounds of the longest block, and seconds that one should stay below: a block is shown and recorded
+# only when it is over.
+_BLOCK, _BLOCK_S = 32, 0.5
 
 
 class Result(NamedTuple):
@@ -130,7 +134,8 @@ class Simulation:
         self._cohort = cohort or make_cohort(algorithm, problem, options)
         self._evaluate = evaluator or Evaluator(problem)
         self._compiled_before_s = self._compile_s()
-        self._server = Server(algorithm, problem, self._cohort, options.seed)
+        room = _BLOCK if options.eval_every_s is not None else min(options.eval_every, _BLOCK)
+        self._server = Server(algorithm, problem, self._cohort, options.seed, room)
 
     def _identify(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint: all but how long to go on."""
@@ -167,7 +172,8 @@ class Simulation:
         self._began = time.perf_counter()
         if not self._resume():
             self._journal.begin({})
-            self._record({}, [], evaluate=True)
+            start = Record(0, 0.0, {}, [])
+            self._write(lambda: [start], self._measure(evaluate=True))
         with tqdm(
             total=options.rounds,
             initial=self._server.step,
@@ -175,12 +181,23 @@ class Simulation:
             unit="round",
             desc=self._name,
         ) as bar:
+            most, unwritten = 1, None
+            self._server.look_ahead(self._ends)
             while not self._done():
-                metrics, rows = self._server.advance()
-                self._record(metrics, rows, evaluate=self._due() or self._out_of_time())
+                began = time.perf_counter()
+                taken, records = self._server.advance(most, self._stops)
+                if unwritten is not None:
+                    self._write(*unwritten)  # while the device is at work
+                self._server.look_ahead(self._ends)
+                self._server.wait()
+                block_s = time.perf_counter() - began
+                most = min(2 * most, _BLOCK) if block_s < _BLOCK_S else max(most // 2, 1)
+                unwritten = records, self._measure(evaluate=self._due())
                 if self._done() or self._server.step % options.checkpoint_every == 0:
+                    self._write(*unwritten)
+                    unwritten = None
                     self._save()
-                bar.update()
+                bar.update(taken)
         targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
         return self._journal.finish(
             self._problem, self._name, self._algorithm.name, options.seed, targets
@@ -193,31 +210,37 @@ class Simulation:
     def _done(self) -> bool:
         options = self._options
         reached = options.target is not None and self._accuracy >= options.target
-        return reached or self._out_of_time()
+        return reached or self._ends(self._server.step, self._server.now_s)
 
-    def _out_of_time(self) -> bool:
+    def _ends(self, step: int, now_s: float) -> bool:
+        """Whether the run ends with a step, unless an evaluation ends it before."""
         limit_s = self._options.max_virtual_s
-        server = self._server
-        return server.step >= self._options.rounds or (
-            limit_s is not None and server.now_s >= limit_s
-        )
+        return step >= self._options.rounds or (limit_s is not None and now_s >= limit_s)
+
+    def _stops(self, step: int, now_s: float) -> bool:
+        """Whether there is an evaluation or a checkpoint between a step and the next."""
+        at_checkpoint = step % self._options.checkpoint_every == 0
+        return at_checkpoint or self._evaluates(step, now_s)
 
     # ---- records, evaluation, checkpoints ----------------------------------------------------
 
-    def _due(self) -> bool:
-        options = self._options
-        if options.eval_every_s is None:
-            return self._server.step % options.eval_every == 0
-        if self._server.now_s < self._next_eval_s:
-            return False
-        passed = np.floor(self._server.now_s / options.eval_every_s)
-        self._next_eval_s = float((passed + 1) * options.eval_every_s)
-        return True
+    def _evaluates(self, step: int, now_s: float) -> bool:
+        if self._ends(step, now_s):
+            return True
+        if self._options.eval_every_s is None:
+            return step % self._options.eval_every == 0
+        return now_s >= self._next_eval_s
 
-    def _record(
-        self, row: dict[str, Any], clients: list[dict[str, Any]], *, evaluate: bool
-    ) -> None:
-        """Evaluates if it is time, and writes the step's rows."""
+    def _due(self) -> bool:
+        """Whether to evaluate the model as it is, once."""
+        step, now_s = self._server.step, self._server.now_s
+        due, every_s = self._evaluates(step, now_s), self._options.eval_every_s
+        if every_s is not None and now_s >= self._next_eval_s:
+            self._next_eval_s = float((np.floor(now_s / every_s) + 1) * every_s)
+        return due
+
+    def _measure(self, *, evaluate: bool) -> dict[str, Any]:
+        """What is known now that the device has come back; evaluates if it is time."""
         server, measured = self._server, {}
         if evaluate:
             evaluated = self._algorithm.evaluated
@@ -227,17 +250,17 @@ class Simulation:
                 else self._evaluate.mean(evaluated(server.state, server.variables))
             )
             self._accuracy = server.news = measured["accuracy"]
-        metrics = {
-            "step": server.step,
-            "virtual_s": server.now_s,
-            **self._walls(),
-            **row,
-            "compiled_programs": self._cohort.programs,
-            **measured,
-        }
-        self._journal.write(metrics, clients)
-        if self._tensorboard is not None:
-            self._tensorboard.write(metrics)
+        return {**self._walls(), "compiled_programs": self._cohort.programs, **measured}
+
+    def _write(self, records: Records, measured: dict[str, Any]) -> None:
+        """Writes the rows of the newest steps; what was measured belongs to the last of them."""
+        *earlier, last = records()
+        now = {name: measured[name] for name in ("wall_s", "compile_s", "compiled_programs")}
+        for record, more in [*((one, now) for one in earlier), (last, measured)]:
+            metrics = {"step": record.step, "virtual_s": record.now_s, **record.metrics, **more}
+            self._journal.write(metrics, record.clients)
+            if self._tensorboard is not None:
+                self._tensorboard.write(metrics)
 
     def _walls(self) -> dict[str, float]:
         """Wall seconds so far, compilation apart."""
