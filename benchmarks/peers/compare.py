@@ -28,9 +28,9 @@ from fedjax_het.fleet.cost import CostTable
 # Largest difference of two accuracies that counts as the same: twice the standard error of the
 # difference of two models on 1,000 test samples, at worst.
 _SAME_ACCURACY = 0.045
-# Largest distance of two models, over the distance that training moved them; other samples or seeds
-# give 1 and more, rounding on its own up to 0.02 in a ResNet.
-_SAME_WEIGHTS = 0.05
+# Largest distance of two models, over the distance that training moved them. Other samples or seeds
+# give 1 and more; rounding on its own 0.07 between two of the PyTorch contenders in (b).
+_SAME_WEIGHTS = 0.15
 
 
 def step_gflop(setting: Setting, work: Work, ends: Sequence[int]) -> list[float]:

@@ -140,8 +140,8 @@ def leaf_femnist() -> Setting:
 def many_small() -> Setting:
     """(c) 1,000 clients of 20 digits, all in every round, one epoch, batches of 10."""
     problem = _problem("digits_mlp", _digits(1000, 20))
-    training = {"learning_rate": 0.1, "batch_size": 10}
-    return Setting("digits MLP, 1,000 clients", "digits_mlp", problem, fedavg, training, 1)
+    training = {"learning_rate": 0.3, "batch_size": 10}
+    return Setting("digits MLP, 1,000 clients", "digits_mlp", problem, fedavg, training, 3)
 
 
 def resnet_cifar() -> Setting:

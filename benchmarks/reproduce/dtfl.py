@@ -2,12 +2,13 @@
 
     python -m benchmarks.reproduce.dtfl --arms=iid,skewed --seeds=0,1,2 --out=runs/dtfl
 
-CIFAR-10 averaged down to 16 x 16, 200 images a client, AMSGrad, and one of two networks with batch
-norm and the eight modules md1..md8: "resnet", bottlenecks with one unit per group (20 layers) at
-half the width; "plain", seven convolutions of 4 to 32 channels and a head. The fleet is DTFL's,
-scaled so that a batch of 100 takes the reference machine 0.16 s as in the authors' code, and that
-sending it takes as long against that as it does with ResNet-56. Results go to one JSON file per
-run; `benchmarks.reproduce.dtfl_figures` makes tables and figures of them.
+CIFAR-10 averaged down to 16 x 16, `--per_client` images each (batches of 20, so 200 are 10 local
+steps a round and 1,000 the paper's 50), AMSGrad, and one of two networks with batch norm and the
+eight modules md1..md8: "resnet", bottlenecks with one unit per group (20 layers) at half the width;
+"plain", seven convolutions of 4 to 32 channels and a head. The fleet is DTFL's, scaled so that a
+batch of 100 takes the reference machine 0.16 s as in the authors' code, and that sending it takes
+as long against that as it does with ResNet-56. Results go to one JSON file per run;
+`benchmarks.reproduce.dtfl_figures` makes tables and figures of them.
 """
 
 import functools
@@ -114,11 +115,9 @@ def network(name: str) -> BlockModel:
     return models.with_exits(models.from_flax([*blocks, Head(10)], shape, 10, name="plain8"))
 
 
-def samples(clients: int, alpha: float | None) -> FederatedData:
+def samples(clients: int, alpha: float | None, per_client: int = PER_CLIENT) -> FederatedData:
     """The same images and the same partition whatever the seed of the run, as in the paper."""
-    test_x, test_y, x, y = _images(PER_CLIENT * 10)
-    if clients > 10:  # more clients of as many images each
-        test_x, test_y, x, y = _images(PER_CLIENT * clients)
+    test_x, test_y, x, y = _images(per_client * clients)
     split = (
         partitioner("iid", num_clients=clients)
         if alpha is None
@@ -135,9 +134,10 @@ def setting(
     participation: float = 1.0,
     profiles: Sequence[int] = (1, 2, 3, 4, 5),
     redraw_every: int | None = None,
+    per_client: int = PER_CLIENT,
 ) -> tuple[Problem, float, int]:
     """The problem, the server's speed and the clients per round of an arm."""
-    data = samples(clients, alpha)
+    data = samples(clients, alpha, per_client)
     model = network(net)
     speed = float(Problem(model, data, presets.build("uniform", clients)).cost.step_flops())
     speed *= BATCH / BATCH_S
@@ -153,13 +153,21 @@ def setting(
     return Problem(model, data, fleet), speed, max(1, round(participation * clients))
 
 
-def run_arm(label: str, arm: Arm, net: str, seeds: Sequence[int], rounds: int, out: Path) -> None:
+def run_arm(
+    label: str,
+    arm: Arm,
+    net: str,
+    seeds: Sequence[int],
+    rounds: int,
+    per_client: int,
+    out: Path,
+) -> None:
     """Runs the missing seeds of an arm with one compiled engine, a JSON file each."""
     missing = [seed for seed in seeds if not _path(out, label, seed).exists()]
     if not missing:
         return
     name, options, where = arm
-    problem, speed, per_round = setting(net, **where)
+    problem, speed, per_round = setting(net, per_client=per_client, **where)
     options = {**TRAINING, **options, "clients_per_round": per_round}
     if "server_flops_per_s" in algorithms.registry.option_names(name):
         options["server_flops_per_s"] = speed
@@ -220,7 +228,15 @@ def main(_: Sequence[str]) -> None:
         chosen |= ARMS.get(name) or {name: every[name]}
     for label, arm in chosen.items():
         seeds = [int(seed) for seed in flags.FLAGS.seeds]
-        run_arm(label.replace("_", ","), arm, flags.FLAGS.net, seeds, flags.FLAGS.rounds, out)
+        run_arm(
+            label.replace("_", ","),
+            arm,
+            flags.FLAGS.net,
+            seeds,
+            flags.FLAGS.rounds,
+            flags.FLAGS.per_client,
+            out,
+        )
 
 
 if __name__ == "__main__":
@@ -229,4 +245,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/dtfl", "Directory of the results.")
     flags.DEFINE_enum("net", "resnet", ["resnet", "plain"], "Network.")
     flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
+    flags.DEFINE_integer("per_client", PER_CLIENT, "Training images of a client.")
     app.run(main)

@@ -13,13 +13,15 @@ import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 
-from benchmarks.reproduce.dtfl import ARMS, TRAINING, setting
+from benchmarks.reproduce.dtfl import ARMS, PER_CLIENT, TRAINING, setting
 from benchmarks.reproduce.dtfl_timing import TABLE_3, markdown, rounds_of
 from fedjax_het import algorithms
 
 _RUNS = flags.DEFINE_string("runs", "runs/dtfl", "Directory of results.")
 _NET = flags.DEFINE_enum("net", "resnet", ["resnet", "plain"], "Network of the runs.")
 _OUT = flags.DEFINE_string("out", "docs/results/images", "Where the figures go.")
+_PER_CLIENT = flags.DEFINE_integer("per_client", PER_CLIENT, "Images of a client in the runs.")
+_NAME = flags.DEFINE_string("name", None, "Of the figures; the default is the network.")
 _TARGETS = flags.DEFINE_list("targets", ["0.3", "0.35", "0.4"], "Accuracies.")
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE")
 Runs = Mapping[str, list[dict[str, Any]]]
@@ -34,12 +36,12 @@ def read(directory: str) -> Runs:
     return found
 
 
-def with_splitfed(runs: Runs, net: str) -> Runs:
+def with_splitfed(runs: Runs, net: str, per_client: int) -> Runs:
     """Adds SplitFed: FedAvg's model round by round (a test holds them equal) on its own clock."""
     found = dict(runs)
     for where in ("IID", "Dirichlet"):
         name, options, place = (ARMS["iid"] | ARMS["skewed"])[f"SplitFed, {where}"]
-        problem, speed, _ = setting(net, **place)
+        problem, speed, _ = setting(net, per_client=per_client, **place)
         options = {**TRAINING, **options, "server_flops_per_s": speed}
         algorithm = algorithms.build(name, problem, **options)
         ((_, lasts, _),) = rounds_of(algorithm, problem, 1)
@@ -131,7 +133,7 @@ def accuracy(runs: Runs, where: str) -> Figure:
 
 def main(_: Sequence[str]) -> None:
     """Prints the tables and writes the figures."""
-    runs = with_splitfed(read(_RUNS.value), _NET.value)
+    runs = with_splitfed(read(_RUNS.value), _NET.value, _PER_CLIENT.value)
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     targets = [float(t) for t in _TARGETS.value]
@@ -139,7 +141,7 @@ def main(_: Sequence[str]) -> None:
     for target in targets:
         print(f"\n{order(runs, target)}")
     for where, name in (("IID", "iid"), ("Dirichlet", "dirichlet")):
-        accuracy(runs, where).savefig(out / f"dtfl_{_NET.value}_{name}.png", dpi=130)
+        accuracy(runs, where).savefig(out / f"dtfl_{_NAME.value or _NET.value}_{name}.png", dpi=130)
 
 
 if __name__ == "__main__":

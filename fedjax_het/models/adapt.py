@@ -58,8 +58,8 @@ def from_flax(
     """Makes a model of blocks from one linen module, or from a sequence of them.
 
     Convolutions that did not choose their own lowering get that of `fedjax_het.models.conv`.
-    (Pooling is a function in flax and cannot be replaced: `fedjax_het.models.conv.max_pool` is much
-    faster on a CPU than `nn.max_pool`.) A module whose `__call__` takes `train`, `training`,
+    (Pooling is a function in flax and cannot be replaced: `fedjax_het.models.pooling.max_pool` is
+    much faster on a CPU than `nn.max_pool`.) A module whose `__call__` takes `train`, `training`,
     `is_training` or `deterministic` is told the mode by it.
 
     Args:

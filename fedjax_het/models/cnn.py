@@ -7,8 +7,9 @@ import jax
 
 from fedjax_het.errors import require
 from fedjax_het.models.base import BlockModel, flax_block
-from fedjax_het.models.conv import conv_general_dilated, max_pool
+from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.mlp import Dense
+from fedjax_het.models.pooling import max_pool
 
 
 class Conv(nn.Module):

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.errors import require, require_known
+from fedjax_het.models.product import product
 
 Array = jax.Array
 Lowering = Literal["patches", "rows", "shift_add", "lax"]
@@ -169,8 +170,11 @@ def conv_general_dilated(
 
     def matmul(x: Array, weights: Array) -> Array:
         """`[..., k] x [k, o]`; flattened, which the CPU's matmul and its adjoint prefer."""
+        rows = x.reshape(-1, x.shape[-1])
+        if backend == "cpu" and precision is None and preferred_element_type is None:
+            return product(rows, weights).reshape(*x.shape[:-1], weights.shape[-1])
         y = lax.dot_general(
-            x.reshape(-1, x.shape[-1]),
+            rows,
             weights,
             (((1,), (0,)), ((), ())),
             precision=precision,
@@ -284,37 +288,4 @@ def _check(lhs: Array, rhs: Array, strides: Sequence[int], padding: Any) -> None
         f"strides {strides}, padding {padding}",
         f"must have {space} entries",
         "give one a spatial axis",
-    )
-
-
-def max_pool(x: Array, window: int | tuple[int, ...] = 2) -> Array:
-    """Maximum over disjoint windows; what does not fill a window at the far edge is dropped.
-
-    Written as elementwise maxima of a reshaped array, because the gradient of a windowed reduction
-    is ten times slower on a CPU. Between equal maxima the gradient is shared.
-
-    Args:
-      x: `[batch, *space, channels]`.
-      window: size and stride, one integer or one a spatial axis.
-
-    Returns:
-      `[batch, *(space // window), channels]`.
-    """
-    space = x.shape[1:-1]
-    sizes = (window,) * len(space) if isinstance(window, int) else tuple(window)
-    if len(sizes) != len(space) or not all(1 <= w <= n for w, n in zip(sizes, space)):
-        raise InputError(
-            f"window = {window}: must be 1..{list(space)} along the spatial axes of "
-            f"{list(x.shape)}; use a smaller window or larger inputs"
-        )
-    counts = tuple(n // w for n, w in zip(space, sizes))
-    x = x[(slice(None), *(slice(0, c * w) for c, w in zip(counts, sizes)))]
-    split = [d for c, w in zip(counts, sizes) for d in (c, w)]
-    x = x.reshape(x.shape[0], *split, x.shape[-1])
-    return functools.reduce(
-        jnp.maximum,
-        [
-            x[(slice(None), *(part for i in offset for part in (slice(None), i)))]
-            for offset in _offsets(sizes)
-        ],
     )

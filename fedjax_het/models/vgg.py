@@ -9,9 +9,10 @@ import jax
 
 from fedjax_het.errors import require, require_known
 from fedjax_het.models.base import BlockModel, flax_block
-from fedjax_het.models.conv import conv_general_dilated, max_pool
+from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.mlp import Dense
 from fedjax_het.models.norm import Norm, Normalize
+from fedjax_het.models.pooling import max_pool
 
 # Channels of the convolutions of each stage; a stage ends in 2x2 pooling.
 _STAGES = {

@@ -152,19 +152,3 @@ def test_bad_arguments_name_the_remedy():
         call(x, draw((3, 3, 2, 4), 1))
     with pytest.raises(ValueError, match="one dtype"):
         call(x, draw((3, 3, 3, 4), 1).astype(jnp.bfloat16))
-
-
-@pytest.mark.parametrize(("shape", "window"), [((2, 6, 6, 3), 2), ((2, 7, 9, 1), (3, 2))])
-def test_max_pool_equals_flax(shape, window):
-    x = draw(shape, 3)
-    sizes = (window, window) if isinstance(window, int) else window
-    y, pullback = jax.vjp(lambda x: conv.max_pool(x, window), x)
-    expected, expected_pullback = jax.vjp(lambda x: nn.max_pool(x, sizes, sizes), x)
-    np.testing.assert_array_equal(y, expected)
-    probe = draw(y.shape, 4)
-    np.testing.assert_array_equal(pullback(probe)[0], expected_pullback(probe)[0])
-
-
-def test_max_pool_rejects_a_window_that_does_not_fit():
-    with pytest.raises(ValueError, match="smaller window"):
-        conv.max_pool(draw((2, 3, 3, 1), 0), 4)
