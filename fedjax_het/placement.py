@@ -29,11 +29,6 @@ def check_devices(devices: int) -> None:
     )
 
 
-def is_leader() -> bool:
-    """Whether this process writes what a run leaves behind; the first one does."""
-    return jax.process_index() == 0
-
-
 class Placement(NamedTuple):
     """The devices of an engine.
 
@@ -52,14 +47,14 @@ class Placement(NamedTuple):
         """The tree on every device."""
         if self.mesh is None:
             return tree
-        sharding = NamedSharding(self.mesh, PartitionSpec())
+        mesh, sharding = self.mesh, NamedSharding(self.mesh, PartitionSpec())
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
 
         def put(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
                 return leaf
-            own = [jax.device_put(leaf, device) for device in sharding.addressable_devices]
+            own = [jax.device_put(leaf, device) for device in mesh.local_devices]
             return jax.make_array_from_single_device_arrays(np.shape(leaf), sharding, own)
 
         return jax.tree.map(put, tree)

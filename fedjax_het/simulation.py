@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from fedjax_het import processes
 from fedjax_het.algorithm import Algorithm, Variables
 from fedjax_het.checkpoint import Checkpoints
 from fedjax_het.clock import verify
@@ -127,10 +128,20 @@ class Simulation:
         if workdir is not None:
             require_own(workdir, self._identity)
         self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
+        # Of several processes the first one writes; the others read what it has left in order.
+        self._writes = processes.is_leader() or workdir is None
+        if not self._writes:
+            processes.meet("checkpoints")
         if self._checkpoints is not None:
             self._checkpoints.newest(self._identity)
-        self._journal = Journal(workdir, {**config, "identity": self._identity})
-        self._tensorboard = tensorboard_writer(workdir) if options.tensorboard else None
+        if self._writes and workdir is not None:
+            processes.meet("checkpoints")
+        self._workdir = workdir
+        self._journal = Journal(
+            workdir if self._writes else None, {**config, "identity": self._identity}
+        )
+        log = options.tensorboard and self._writes
+        self._tensorboard = tensorboard_writer(workdir) if log else None
         self._cohort = cohort or make_cohort(algorithm, problem, options)
         self._evaluate = evaluator or Evaluator(problem)
         self._compiled_before_s = self._compile_s()
@@ -144,7 +155,9 @@ class Simulation:
         if "data" in settings:
             # Where the files lie does not matter; what is in them is the fingerprint's business.
             settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
+        several = {"processes": processes.count()} if processes.count() > 1 else {}
         return {
+            **several,
             "settings": settings,
             "run": {name: value for name, value in options.items() if name not in FREE},
             "algorithm": self._algorithm.name,
@@ -177,7 +190,7 @@ class Simulation:
         with tqdm(
             total=options.rounds,
             initial=self._server.step,
-            disable=None,
+            disable=None if processes.is_leader() else True,
             unit="round",
             desc=self._name,
         ) as bar:
@@ -190,7 +203,7 @@ class Simulation:
                     self._write(*unwritten)  # while the device is at work
                 self._server.look_ahead(self._ends)
                 self._server.wait()
-                block_s = time.perf_counter() - began
+                block_s = processes.leaders(time.perf_counter() - began)
                 most = min(2 * most, _BLOCK) if block_s < _BLOCK_S else max(most // 2, 1)
                 unwritten = records, self._measure(evaluate=self._due())
                 if self._done() or self._server.step % options.checkpoint_every == 0:
@@ -198,10 +211,17 @@ class Simulation:
                     unwritten = None
                     self._save()
                 bar.update(taken)
+        if not self._writes:
+            assert self._workdir is not None
+            processes.meet("finished")
+            return RunRecord.load(self._workdir)
         targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
-        return self._journal.finish(
+        record = self._journal.finish(
             self._problem, self._name, self._algorithm.name, options.seed, targets
         )
+        if self._workdir is not None:
+            processes.meet("finished")
+        return record
 
     @property
     def _name(self) -> str:
@@ -254,6 +274,8 @@ class Simulation:
 
     def _write(self, records: Records, measured: dict[str, Any]) -> None:
         """Writes the rows of the newest steps; what was measured belongs to the last of them."""
+        if not self._writes:
+            return
         *earlier, last = records()
         now = {name: measured[name] for name in ("wall_s", "compile_s", "compiled_programs")}
         for record, more in [*((one, now) for one in earlier), (last, measured)]:
@@ -275,7 +297,7 @@ class Simulation:
         return self._cohort.compiler.seconds + self._evaluate.compiler.seconds
 
     def _save(self) -> None:
-        if self._checkpoints is None:
+        if self._checkpoints is None or not self._writes:
             return
         arrays, meta = self._server.saved()
         meta |= {
