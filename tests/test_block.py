@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_close, assert_same, digits_problem, fleet, scalar_problem
+from problems import assert_close, assert_same, digits_problem, fleet, one_by_one, scalar_problem
 
 from fedjax_het.algorithm import ClientResult, Schedule, ServerStep
 from fedjax_het.algorithms import build, common
@@ -43,14 +43,6 @@ def rows_of(result, *names):
 
 
 MEASURED = ("accuracy", "loss", "client_accuracy_mean", "client_accuracy_worst_decile")
-
-
-def one_by_one(algorithm):
-    """The method with a plan and an update that say nothing of themselves: no blocks."""
-    return algorithm._replace(
-        plan=lambda *arguments: algorithm.plan(*arguments),
-        update=lambda *arguments: algorithm.update(*arguments),
-    )
 
 
 @pytest.mark.parametrize("name", METHODS)
