@@ -27,7 +27,7 @@ from fedjax_het.inflight import InFlight
 from fedjax_het.journal import client_rows, step_row
 from fedjax_het.masks import Route
 from fedjax_het.problem import Problem
-from fedjax_het.sampling import Sampler
+from fedjax_het.sampling import Sampler, fold_in
 
 PyTree = Any
 
@@ -183,7 +183,7 @@ class Server:
         self.now_s, out, info = one.closing.at_s, None, {}
         if one.ran.size:
             plan = one.executed
-            key = jax.random.fold_in(self._round_key, self.step)
+            key = fold_in(self._round_key, self.step)
             acc, out = self._cohort.train(self.state, self.variables, plan, key)
             info = self._update(acc, plan, out, np.zeros(one.ran.size, np.int64))
         return self._rows(one, out), {**info, **(one.plan.info or {})}
