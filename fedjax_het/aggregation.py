@@ -54,6 +54,12 @@ def weighted_sum(coefficient: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.sum(jnp.broadcast_to(coefficient.reshape(shape), values.shape) * values, axis=0)
 
 
+@jax.jit
+def zeros(tree: PyTree) -> PyTree:
+    """Zeros of the shapes and types of these arrays, made at once."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
 def align(coefficient: jax.Array, like: jax.Array) -> jax.Array:
     """Broadcasts a mask-shaped array to the shape of a parameter, from the right."""
     shape = (1,) * (like.ndim - coefficient.ndim) + coefficient.shape

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from fedjax_het.algorithm import Algorithm, ServerStep, Variables
+from fedjax_het.autotune import Tuner, choosing
 from fedjax_het.errors import require
 from fedjax_het.group import Outputs, Round, Rows, group_loop
 from fedjax_het.masks import Route
@@ -62,6 +63,7 @@ def block_program(
     algorithm: Algorithm,
     groups: Sequence[tuple[Route, int]],
     mesh: jax.sharding.Mesh | None,
+    tuner: Tuner | None = None,
 ) -> Callable[..., tuple[PyTree, Variables, BlockOutputs]]:
     """The function `(state, variables, data, key, Block) -> (state, variables, outputs)`.
 
@@ -69,6 +71,7 @@ def block_program(
       algorithm: the method; its `update` is a `ServerStep`.
       groups: route and chunk of every group.
       mesh: shards the rows over its `clients` axis; None runs on one device.
+      tuner: chooses the lowerings of convolutions; None leaves them to the table.
     """
     trainers = [group_loop(algorithm, route, chunk, aux=False) for route, chunk in groups]
     update = algorithm.update
@@ -78,8 +81,9 @@ def block_program(
         acc: PyTree, start: Variables, data: PyTree, rows: Sequence[Rows], common: Round
     ) -> tuple[PyTree, tuple[Outputs, ...]]:
         outputs = []
-        for trainer, group in zip(trainers, rows, strict=True):
-            acc, out = trainer(acc, start, data, group, common)
+        for (_, chunk), trainer, group in zip(groups, trainers, rows, strict=True):
+            with choosing(tuner, chunk):
+                acc, out = trainer(acc, start, data, group, common)
             outputs.append(out)
         return acc, tuple(outputs)
 

@@ -116,6 +116,7 @@ def training_loop(
     measures: Sequence[str] = (),
     observe: Callable[[PyTree], PyTree] | None = None,
     parts: int = 1,
+    proximal: float = 0.0,
 ) -> ClientResult:
     """Mini-batch descent of one client: `task.steps` steps of the optimiser on the objective.
 
@@ -135,6 +136,8 @@ def training_loop(
       measures: names of the scalars that the objective reports.
       observe: what to report of the masked gradients of the last step, in place of those.
       parts: runs the mini-batch in so many; for objectives that are means over samples.
+      proximal: adds this times the distance from `trained` to the gradient: one pass over the
+        parameters where differentiating the square would take several. The loss is without it.
 
     Returns:
       The result; `aux` holds the means of what the objective reported, None if nothing.
@@ -147,6 +150,8 @@ def training_loop(
         gradient = jax.value_and_grad(objective, has_aux=True)
         key = jax.random.fold_in(noise_key, t)
         (loss, (new_stats, measured)), grads = _in_parts(gradient, parts, params, stats, batch, key)
+        if proximal:
+            grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, params, trained)
         grads = masks.apply(mask, grads)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         scale = task.learning_rate_scale
@@ -197,7 +202,8 @@ def local_training(
       optimizer: the client optimiser, e.g. `optax.sgd(0.05)`.
       max_batch: samples a mini-batch has room for; `Task.batch` may be less. It may be run in
         parts, which changes rounding only (`chunking.choose_parts`).
-      proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out.
+      proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out. The loss that is reported is
+        without the term.
       observe: what to return as `ClientResult.aux` of the masked gradients of the last step.
 
     Returns:
@@ -216,9 +222,6 @@ def local_training(
             variables = Variables(masks.join(params, frozen), stats)
             logits, stats = _logits(model, route, variables, batch.x, key, live, task.exit)
             loss = cross_entropy(logits, batch)
-            if proximal:
-                moved = jax.tree.map(jnp.subtract, params, trained)
-                loss = loss + 0.5 * proximal * optax.tree.norm(moved, squared=True)
             return loss, (stats, {})
 
         return training_loop(
@@ -233,6 +236,7 @@ def local_training(
             task=task,
             observe=observe,
             parts=parts,
+            proximal=proximal,
         )
 
     return local

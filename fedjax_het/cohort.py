@@ -7,6 +7,7 @@ the chunks chosen, powers of two. A block of rounds is one program for all route
 
 import copy
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het import routing
+from fedjax_het import allocation, autotune, processes, routing
 from fedjax_het.algorithm import Algorithm, ClientResult, Plan, Variables
 from fedjax_het.block import BlockOutputs, block_program
 from fedjax_het.chunking import choose_chunk, power_of_two
@@ -28,14 +29,24 @@ from fedjax_het.problem import Problem
 
 PyTree = Any
 Execution = Literal["routed", "masked", "debug"]
+ConvolutionChoice = Literal["table", "tuned"]
 
 
 class ClientError(RuntimeError):
     """A client's work failed in `debug` execution; the message names the client and the stage."""
 
 
-def check_engine(execution: str, chunk: int | None, max_routes: int, devices: int) -> None:
+def check_engine(
+    execution: str, chunk: int | None, max_routes: int, devices: int, convolution: str
+) -> None:
     """Raises `InputError` unless a `Cohort` can be made with these arguments."""
+    require_known(convolution, ("table", "tuned"), "convolution")
+    require(
+        convolution == "table" or processes.count() == 1,
+        f"convolution = {convolution!r} with {processes.count()} processes",
+        "is measured by each, and they could disagree",
+        "use 'table'",
+    )
     require_known(execution, ("routed", "masked", "debug"), "execution")
     require(
         chunk is None or chunk >= 1,
@@ -65,6 +76,8 @@ class Cohort:
       max_routes: bound on the routes compiled; past it, routes are widened to the cheapest
         covering one.
       devices: shards the clients over this many local devices of every process.
+      convolution: "table" takes the lowering of every convolution from a table of measurements,
+        "tuned" measures on this device (`autotune`); "debug" execution always takes the table.
 
     Attributes:
       execution: as given.
@@ -72,7 +85,9 @@ class Cohort:
       routes: routes used so far in this run. With the bound they decide which later ones are
         widened, so a new run starts with none and a resumed one with those of its checkpoint.
       full: the route that covers every other.
+      devices: those of all processes.
       compiler: counts the seconds spent compiling.
+      tuner: what chooses the lowerings, and remembers them; None if the table does.
     """
 
     def __init__(
@@ -84,8 +99,9 @@ class Cohort:
         chunk: int | None = None,
         max_routes: int = 32,
         devices: int = 1,
+        convolution: ConvolutionChoice = "table",
     ):
-        check_engine(execution, chunk, max_routes, devices)
+        check_engine(execution, chunk, max_routes, devices, convolution)
         self._algorithm = algorithm
         self._problem = problem
         self.execution = execution
@@ -97,11 +113,20 @@ class Cohort:
         self._programs: dict[Any, Callable] = {}
         self._groups: set[tuple[Route, int]] = set()
         self._twins: dict[str, Cohort] = {}
+        self._checked = False
         self._result: ClientResult | None = None
         self._place = place(devices)
         self._data = self._place.whole(problem.data.device())
         self.routes: list[Route] = []
         self.compiler = Compiler()
+        self.tuner = autotune.Tuner(autotune.file()) if convolution == "tuned" else None
+        if jax.default_backend() == "cpu":
+            allocation.keep_freed()
+
+    @property
+    def devices(self) -> int:
+        """Devices of all processes."""
+        return self._place.size
 
     @property
     def programs(self) -> int:
@@ -109,22 +134,29 @@ class Cohort:
         return len(self._programs) + sum(twin.programs for twin in self._twins.values())
 
     def twin(
-        self, name: str, change: Callable[[Algorithm], Algorithm], *, alone: bool = False
+        self,
+        name: str,
+        change: Callable[[Algorithm], Algorithm],
+        *,
+        alone: bool = False,
+        checked: bool = False,
     ) -> "Cohort":
         """An engine for a changed algorithm on the same data and devices, made at the first call.
 
-        Its programs and compile time are counted here as well.
+        Its programs and compile time are counted here as well. It runs the routes that it is
+        handed, which are to be among those of this engine (`executed_routes`).
 
         Args:
           name: of the twin.
           change: makes its algorithm.
           alone: runs on one device, whatever this engine does.
+          checked: its updates are known to be finite.
         """
         if name not in self._twins:
             other = self._twins[name] = copy.copy(self)
             other._algorithm, other._finalize = change(self._algorithm), None
             other._programs, other._groups, other._twins, other.routes = {}, set(), {}, []
-            other._result = None
+            other._result, other._checked, other._max_routes = None, checked, sys.maxsize
             if alone:
                 other._place = Placement()
         return self._twins[name]
@@ -169,6 +201,7 @@ class Cohort:
         start: Variables,
         common: Round,
         version: np.ndarray | None = None,
+        staleness: np.ndarray | None = None,
         data: PyTree = None,
         room: int = 1,
     ) -> tuple[PyTree, Outputs]:
@@ -180,6 +213,7 @@ class Cohort:
           start: the model, or several, stacked.
           common: what the clients of a round share, or that of several rounds, stacked alike.
           version: int32[k], which of the stacked models a client starts from; None for one model.
+          staleness: int32[k], server steps since that model was made; None for none.
           data: what the local update reads in place of the samples.
           room: clients that later calls may bring; programs are compiled for as many.
 
@@ -188,18 +222,22 @@ class Cohort:
         """
         data = self._data if data is None else data
         if self.execution == "debug":
-            return self._run_debug(acc, plan, start, common, version, data)
-        groups, self.routes = self._grouped(plan, self.routes)
+            return self._run_debug(acc, plan, start, common, version, staleness, data)
+        groups = _members(self.executed_routes(plan.routes))
         acc, start, common, data = self._place.whole((acc, start, common, data))
         versions = 0 if version is None else len(jax.tree.leaves(common)[0])
         dealt, outputs = [], []
         for route, members in groups.items():
-            chunk = self._chunk_for(plan, len(members), versions)
+            chunk = self._chunk_for(plan, len(members), varied=room > 1)
             size = self._size(chunk, max(len(members), room))
-            own, rows = deal(plan, members, size, self._last, self._place.size, version)
+            own, rows = deal(plan, members, size, self._last, self._place.size, version, staleness)
             arguments = (acc, start, data, self._place.split(rows), common)
-            function = group_program(self._algorithm, route, chunk, self._place.mesh)
-            program = self._program((route, chunk, size, versions), function, arguments, (0,))
+            function = group_program(
+                self._algorithm, route, chunk, self._place.mesh, checked=self._checked
+            )
+            kind = (route, chunk, size, versions)
+            with autotune.choosing(self.tuner, chunk):
+                program = self._program(kind, function, arguments, (0,))
             acc, out = program(*arguments)
             dealt.append(own)
             outputs.append(out)
@@ -254,7 +292,7 @@ class Cohort:
             whole(key),
             whole(block._replace(rows=()))._replace(rows=self._place.split(block.rows, axis=1)),
         )
-        function = block_program(self._algorithm, kinds, self._place.mesh)
+        function = block_program(self._algorithm, kinds, self._place.mesh, self.tuner)
         program = self._program((*kinds, *sizes, room), function, arguments)
         state, variables, outputs = program(*arguments)
         return *self._place.local((state, variables)), outputs, dealt
@@ -268,10 +306,10 @@ class Cohort:
         """
         rounds = []
         for plan in plans:
-            groups, known = self._grouped(plan, known)
+            routes, known = self._execute(plan.routes, known)
             share = -(-self._algorithm.cohort_size // max(len(known), 1))
             chunk = self._chunk_for(plan, share)
-            rounds.append({(route, chunk): members for route, members in groups.items()})
+            rounds.append({(r, chunk): members for r, members in _members(routes).items()})
         return rounds, known
 
     def finalize(
@@ -293,33 +331,39 @@ class Cohort:
         row = jax.tree.map(lambda a: jnp.asarray(a[0]), plan.rows)
         return jax.eval_shape(self._algorithm.mask, row, jax.tree.map(jnp.asarray, plan.shared))
 
-    def _grouped(
-        self, plan: Plan, known: list[Route]
-    ) -> tuple[dict[Route, list[int]], list[Route]]:
-        """The tasks of a plan by the route they run on; also the routes known then."""
-        chosen: Sequence[Route] = [self.full] * len(plan.routes)
-        if self.execution != "masked":
-            cost = self._problem.cost
-            chosen, known = routing.execute(plan.routes, known, self._max_routes, self.full, cost)
-        groups: dict[Route, list[int]] = {}
-        for i, route in enumerate(chosen):
-            groups.setdefault(route, []).append(i)
-        return groups, known
+    def executed_routes(self, planned: Sequence[Route]) -> list[Route]:
+        """The route every client runs on: its own, or the cheapest covering one past the bound."""
+        chosen, self.routes = self._execute(planned, self.routes)
+        return chosen
 
-    def _chunk_for(self, plan: Plan, members: int, versions: int = 0) -> int:
-        """Clients of a group of so many members to train side by side, on each device."""
+    def _execute(
+        self, planned: Sequence[Route], known: list[Route]
+    ) -> tuple[list[Route], list[Route]]:
+        """The routes that clients run on, and the routes known then."""
+        if self.execution == "masked":
+            return [self.full] * len(planned), known
+        return routing.execute(planned, known, self._max_routes, self.full, self._problem.cost)
+
+    def side_by_side(self, batch: np.ndarray) -> int:
+        """How many clients with such mini-batches to train at once, if there are as many."""
         if self._chunk is not None:
             return self._chunk
         cost = self._problem.cost
-        step_flops = float(cost.step_flops(0, self._last)) * float(np.max(plan.batch))
-        backend = jax.default_backend()
-        chunk = choose_chunk(backend, step_flops, int(np.sum(cost.param_bytes)))
+        step_flops = float(cost.step_flops(0, self._last)) * float(np.max(batch))
+        return choose_chunk(jax.default_backend(), step_flops, int(np.sum(cost.param_bytes)))
+
+    def _chunk_for(self, plan: Plan, members: int, *, varied: bool = False) -> int:
+        """Clients of a group of so many members to train side by side, on each device."""
+        chunk = self.side_by_side(plan.batch)
+        if self._chunk is not None:
+            return chunk
         members = -(-members // self._place.size)
-        if versions == 0:
+        if not varied:
             return min(chunk, power_of_two(members, up=True))
         # Batches of asynchronous clients are of all sizes: 1, 8, 64 keeps the programs few.
         eights = np.log2(members) / 3
-        fill = 8 ** int(np.floor(eights) if backend == "cpu" else np.ceil(eights))
+        on_cpu = jax.default_backend() == "cpu"
+        fill = 8 ** int(np.floor(eights) if on_cpu else np.ceil(eights))
         return min(chunk, fill)
 
     def _size(self, chunk: int, members: int) -> int:
@@ -345,11 +389,12 @@ class Cohort:
         start: Variables,
         common: Round,
         version: np.ndarray | None,
+        staleness: np.ndarray | None,
         data: PyTree,
     ) -> tuple[PyTree, Outputs]:
         dealt, outputs = [], []
         for i, client in enumerate(plan.clients):
-            own, rows = deal(plan, [i], 1, self._last, version=version)
+            own, rows = deal(plan, [i], 1, self._last, version=version, staleness=staleness)
             one = jax.tree.map(lambda a: jnp.asarray(a[0]), rows)
             stage = "local training"
             try:
@@ -365,7 +410,16 @@ class Cohort:
                     )
                     stage = "merge"
                     row, result, mask = jax.tree.map(lambda a: a[None], (one, result, mask))
-                    acc, out = merge_chunk(self._algorithm, acc, start, row, result, mask, common)
+                    acc, out = merge_chunk(
+                        self._algorithm,
+                        acc,
+                        start,
+                        row,
+                        result,
+                        mask,
+                        common,
+                        checked=self._checked,
+                    )
             except InputError:
                 raise
             except Exception as error:
@@ -374,3 +428,11 @@ class Cohort:
             dealt.append(own)
             outputs.append(out)
         return acc, collect(dealt, jax.device_get(outputs))
+
+
+def _members(routes: Sequence[Route]) -> dict[Route, list[int]]:
+    """The places at which each route stands."""
+    groups: dict[Route, list[int]] = {}
+    for i, route in enumerate(routes):
+        groups.setdefault(route, []).append(i)
+    return groups

@@ -185,7 +185,8 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
         filled = defaults(models.MODELS[full["model"]["name"]])
         for name in ("input_shape", "num_classes"):
             filled.pop(name, None)
-        full["model"] = {**filled, "exits": False, **full["model"]}
+        built = {"exits": False, "compute_dtype": "float32"}
+        full["model"] = {**filled, **built, **full["model"]}
     if "fleet" in full:
         full["fleet"] = {**defaults(FLEETS[full["fleet"]["name"]]), **full["fleet"]}
     if "name" in full.get("algorithm", {}):

@@ -32,6 +32,7 @@ def deal(
     last: int,
     devices: int = 1,
     version: np.ndarray | None = None,
+    staleness: np.ndarray | None = None,
 ) -> tuple[Dealt, Rows]:
     """Deals tasks out over the devices, and pads.
 
@@ -42,6 +43,7 @@ def deal(
       last: the network's deepest block, where tasks leave whose route names no exit.
       devices: how many share the rows, in equal contiguous parts.
       version: int32[k], which of several starts each task of the plan has.
+      staleness: int32[k], server steps since that start was made; None for none.
 
     Returns:
       Where the tasks lie, and the rows.
@@ -52,6 +54,7 @@ def deal(
     source = np.full(size, members[0] if len(members) else 0)
     source[places] = members
     exits = np.asarray([last if r.exit is None else r.exit for r in plan.routes], np.int32)
+    late = np.zeros(len(exits), np.int32) if staleness is None else staleness.astype(np.int32)
     valid = np.zeros(size, bool)
     valid[places] = True
     rows = Rows(
@@ -62,6 +65,7 @@ def deal(
         weight=plan.weight.astype(np.float32)[source],
         exit=exits[source],
         row=jax.tree.map(lambda a: np.asarray(a)[source], plan.rows),
+        staleness=late[source],
         version=None if version is None else version.astype(np.int32)[source],
     )
     return Dealt(np.asarray(members, np.int64), places), rows

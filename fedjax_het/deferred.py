@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.algorithm import Algorithm, Chunk, ClientResult, Plan, Task, Variables
+from fedjax_het.chunking import power_of_two
 from fedjax_het.cohort import Cohort
 from fedjax_het.group import Outputs, Round
 from fedjax_het.masks import Route
@@ -53,11 +54,11 @@ def _trainer(algorithm: Algorithm) -> Algorithm:
         return algorithm.local(route, start, data, task._replace(row=task.row["own"]))
 
     def add(acc: Results, chunk: Chunk) -> Results:
-        # Slots are empty before, and what must not count is zero already: this is a sum.
-        slot = chunk.row["slot"]
+        # Padding, and what is not finite, goes nowhere.
+        slot = jnp.where(chunk.weight > 0, chunk.row["slot"], _slots(acc))
 
         def store(every: jax.Array, new: jax.Array | None) -> jax.Array:
-            return every if new is None else every.at[slot].add(new)
+            return every.at[slot].set(0 if new is None else new, mode="drop")
 
         new = Results(chunk.delta, chunk.stats_delta, chunk.aux)
         return Results(*(jax.tree.map(store, *pair) for pair in zip(acc, new, strict=True)))
@@ -77,9 +78,7 @@ def _merger(algorithm: Algorithm) -> Algorithm:
         return ClientResult(result.delta, stats, *nothing, result.aux)
 
     def add(acc: PyTree, chunk: Chunk) -> PyTree:
-        row = chunk.row
-        chunk = chunk._replace(row=row["own"], staleness=row["staleness"])
-        return algorithm.merge.add(acc, chunk)
+        return algorithm.merge.add(acc, chunk._replace(row=chunk.row["own"]))
 
     merge = algorithm.merge._replace(add=add)
     return algorithm._replace(local=local, mask=_own_mask(algorithm), merge=merge)
@@ -109,19 +108,21 @@ class Deferred:
 
     Args:
       cohort: the algorithm's engine; compiled programs are kept with it.
-
-    Attributes:
-      trainer: the engine that trains; its `routes` are those of the run.
     """
 
     def __init__(self, cohort: Cohort):
-        self.trainer = cohort.twin("trainer", _trainer)
-        self._merger = cohort.twin("merger", _merger, alone=True)
+        self._cohort = cohort
+        self._trainer = cohort.twin("trainer", _trainer)
+        self._merger = cohort.twin("merger", _merger, alone=True, checked=True)
+
+    def one_by_one(self, batch: np.ndarray) -> bool:
+        """Whether clients with mini-batches of these sizes gain nothing from company."""
+        return self._cohort.devices == 1 and self._cohort.side_by_side(batch) == 1
 
     def empty(self, slots: int, plan: Plan, origin: Origin) -> Results:
         """Room for the results of `slots` tasks like those of the plan."""
         rows = self._rows(plan, np.zeros(len(plan.clients)))
-        result = self.trainer.shapes(rows, *origin)
+        result = self._trainer.shapes(rows, *origin)
         like = Results(origin.variables.params, origin.variables.stats, result.aux)
         return jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
 
@@ -142,15 +143,16 @@ class Deferred:
           version: int64[k].
           slot: int64[k].
         """
-        # Padding with a slot that does not exist: few sizes, few programs.
-        size = 1 << int(len(slot) - 1).bit_length()
         room = _slots(results)
-        padded = np.full(size, room, np.int32)
-        padded[: len(slot)] = slot
-        results = _clear(results, padded)
+        if self._cohort.devices > 1:
+            # Each device starts from nothing, and what they hold is added to what there is.
+            # Padding with a slot that does not exist: few sizes, few programs.
+            padded = np.full(power_of_two(len(slot), up=True), room, np.int32)
+            padded[: len(slot)] = slot
+            results = _clear(results, padded)
         stacked, index = self._stacked(origins, version)
-        rows = self._rows(plan, slot)
-        return self.trainer.run(results, rows, *stacked, version=index, room=room)
+        rows = self._rows(plan, slot)._replace(routes=self._cohort.executed_routes(plan.routes))
+        return self._trainer.run(results, rows, *stacked, version=index, room=room)
 
     def merge(
         self,
@@ -164,25 +166,26 @@ class Deferred:
     ) -> PyTree:
         """Adds the results in these slots to the accumulator of the algorithm's merge."""
         stacked, index = self._stacked(origins, version)
-        routes = [self._merger.full] * len(plan.clients)
-        rows = self._rows(plan, slot, staleness)._replace(routes=routes)
-        room, results = _slots(results), self.trainer.on_one_device(results)
-        return self._merger.run(acc, rows, *stacked, version=index, data=results, room=room)[0]
+        rows = self._rows(plan, slot)._replace(routes=[self._merger.full] * len(plan.clients))
+        room, results = _slots(results), self._cohort.on_one_device(results)
+        return self._merger.run(
+            acc, rows, *stacked, version=index, staleness=staleness, data=results, room=room
+        )[0]
 
-    def _rows(self, plan: Plan, slot: np.ndarray, staleness: np.ndarray | None = None) -> Plan:
-        rows = {"own": plan.rows, "slot": np.asarray(slot, np.int32)}
-        if staleness is not None:
-            rows["staleness"] = np.asarray(staleness, np.int32)
-        return plan._replace(rows=rows)
+    def _rows(self, plan: Plan, slot: np.ndarray) -> Plan:
+        return plan._replace(rows={"own": plan.rows, "slot": np.asarray(slot, np.int32)})
 
     def _stacked(
         self, origins: dict[int, Origin], version: np.ndarray
-    ) -> tuple[tuple[Variables, Round], np.ndarray]:
+    ) -> tuple[tuple[Variables, Round], np.ndarray | None]:
         """The models behind some tasks, stacked, and which of them each starts from.
 
-        Their number is padded to a power of four: programs are compiled for few of them.
+        Their number is padded to a power of four: programs are compiled for few of them. A single
+        one is not stacked.
         """
         wanted, index = np.unique(version, return_inverse=True)
+        if len(wanted) == 1:
+            return tuple(origins[int(wanted[0])]), None
         size = 4 ** -(-int(len(wanted) - 1).bit_length() // 2)
         padded = np.concatenate([wanted, np.full(size - len(wanted), wanted[-1])])
         stacked = _stack(*(origins[int(v)] for v in padded))

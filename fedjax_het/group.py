@@ -34,6 +34,7 @@ class Rows(NamedTuple):
     weight: Any  # float32[b]
     exit: Any  # int32[b]
     row: Any  # pytree, leading axis b
+    staleness: Any  # int32[b], server steps since the model it starts from was made
     version: Any = None  # int32[b], which of several stacked starts; None where there is one
 
 
@@ -51,7 +52,7 @@ class Outputs(NamedTuple):
     loss: Any  # float32
     samples: Any  # int32
     finite: Any  # bool
-    aux: Any  # `ClientResult.aux`; None where clients start from several models: see `Chunk.aux`
+    aux: Any  # `ClientResult.aux`; None under a pace that leaves tasks waiting: see `Report.aux`
 
 
 def origin(start: Variables, common: Round, rows: Rows) -> tuple[Variables, Round]:
@@ -96,8 +97,20 @@ def merge_chunk(
     result: ClientResult,
     mask: PyTree,
     common: Round,
+    *,
+    checked: bool = False,
 ) -> tuple[PyTree, Outputs]:
     """Merges stacked results; a client whose update is not finite is left out whole.
+
+    Args:
+      algorithm: the method.
+      acc: its accumulator.
+      start: the model, or several, stacked.
+      rows: of the chunk.
+      result: of its clients.
+      mask: of its clients, or None.
+      common: what they share, or stacked as `start`.
+      checked: the updates are known to be finite.
 
     Returns:
       The accumulator, and the chunk's `Outputs` with leading axis c.
@@ -105,12 +118,18 @@ def merge_chunk(
     own, common = origin(start, common, rows)
     if rows.version is None:
         clients = rows.client.shape
-        own = jax.tree.map(lambda a: jnp.broadcast_to(a[None], clients + a.shape), start)
+        shared = common.shared if algorithm.pace.waits else None
+        own, shared = jax.tree.map(
+            lambda a: jnp.broadcast_to(a[None], clients + a.shape), (start, shared)
+        )
+        common = common._replace(shared=shared if algorithm.pace.waits else common.shared)
     stats_delta = jax.tree.map(jnp.subtract, result.stats, own.stats)
-    leaves = [*jax.tree.leaves(result.delta), *jax.tree.leaves(stats_delta), result.loss]
-    finite = jnp.stack(
-        [jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in leaves]
-    ).all(axis=0)
+    finite = jnp.ones_like(rows.valid)
+    if not checked:
+        leaves = [*jax.tree.leaves(result.delta), *jax.tree.leaves(stats_delta), result.loss]
+        finite = jnp.stack(
+            [jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in leaves]
+        ).all(axis=0)
     keep = rows.valid & finite
 
     def clean(x: jax.Array) -> jax.Array:
@@ -127,15 +146,20 @@ def merge_chunk(
         row=rows.row,
         shared=common.shared,
         aux=jax.tree.map(clean, result.aux),
-        staleness=jnp.zeros_like(rows.client),
+        staleness=rows.staleness,
     )
-    aux = result.aux if rows.version is None else None
+    aux = None if algorithm.pace.waits else result.aux
     out = Outputs(result.loss, result.samples, finite, aux)
     return algorithm.merge.add(acc, chunk), out
 
 
 def group_loop(
-    algorithm: Algorithm, route: Route, chunk: int, *, aux: bool = True
+    algorithm: Algorithm,
+    route: Route,
+    chunk: int,
+    *,
+    aux: bool = True,
+    checked: bool = False,
 ) -> Callable[..., tuple[PyTree, Outputs]]:
     """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group on one device.
 
@@ -143,7 +167,8 @@ def group_loop(
       algorithm: the method.
       route: the group's route, compiled in.
       chunk: clients trained side by side; the rows' length is a multiple of it.
-      aux: whether the outputs hold `ClientResult.aux`.
+      aux: whether the outputs hold `ClientResult.aux`, if the pace leaves it on the host.
+      checked: see `merge_chunk`.
     """
 
     def train_chunk(
@@ -170,7 +195,9 @@ def group_loop(
             acc, outputs = carry
             part = part_of(i)
             result, mask = train_chunk(start, data, part, common)
-            acc, out = merge_chunk(algorithm, acc, start, part, result, mask, common)
+            acc, out = merge_chunk(
+                algorithm, acc, start, part, result, mask, common, checked=checked
+            )
             out = out if aux else out._replace(aux=None)
             outputs = jax.tree.map(
                 lambda every, new: jax.lax.dynamic_update_slice_in_dim(every, new, i * chunk, 0),
@@ -181,7 +208,7 @@ def group_loop(
 
         result = jax.eval_shape(lambda part: train_chunk(start, data, part, common)[0], part_of(0))
         finite = jax.ShapeDtypeStruct((chunk,), bool)
-        seen = result.aux if aux and rows.version is None else None
+        seen = result.aux if aux and not algorithm.pace.waits else None
         report = Outputs(result.loss, result.samples, finite, seen)
         size = rows.valid.shape[0]
         outputs = jax.tree.map(lambda s: jnp.zeros((size, *s.shape[1:]), s.dtype), report)
@@ -192,7 +219,12 @@ def group_loop(
 
 
 def group_program(
-    algorithm: Algorithm, route: Route, chunk: int, mesh: jax.sharding.Mesh | None
+    algorithm: Algorithm,
+    route: Route,
+    chunk: int,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    checked: bool = False,
 ) -> Callable[..., tuple[PyTree, Outputs]]:
     """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group, to be jitted.
 
@@ -201,8 +233,9 @@ def group_program(
       route: the group's route, compiled in.
       chunk: clients trained side by side; the rows' length is a multiple of it (per device).
       mesh: shards the rows over its `clients` axis; None runs on one device.
+      checked: see `merge_chunk`.
     """
-    run = group_loop(algorithm, route, chunk)
+    run = group_loop(algorithm, route, chunk, checked=checked)
     if mesh is None:
         return run
 

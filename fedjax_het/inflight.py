@@ -2,8 +2,10 @@
 
 What is kept is a table with a row per task, the models that tasks in the table started from, and
 the results of those that are trained already. Training waits until a merge needs a result that is
-not there; then everything untrained is trained side by side, each from its own version, as far as
-there are slots for results. Memory is that of (versions in flight + slots) models.
+not there. Where clients are trained one by one, those that the merge needs are trained then, and
+merged on the way as in a synchronous round. Else everything untrained is trained side by side, each
+from its own version, as far as there are slots for results. Memory is that of (versions in flight +
+slots) models.
 """
 
 import itertools
@@ -218,6 +220,8 @@ class InFlight:
         chosen = order[~waits]
         acc = self._cohort.begin(state, variables, self._shape)
         todo = chosen
+        if self.engine.one_by_one(self._tasks.batch[chosen]):
+            acc, todo = self._train_and_merge(acc, todo, step), todo[:0]
         while todo.size:
             if np.any(self._tasks.slot[todo] < 0):
                 self._train(todo, variables)
@@ -245,6 +249,23 @@ class InFlight:
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
         own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
         return taken, own, acc, taken.plan()._replace(shared=shared)
+
+    def _train_and_merge(self, acc: PyTree, todo: np.ndarray, step: int) -> PyTree:
+        """Trains tasks straight into the accumulator, version by version: nothing is stacked."""
+        tasks = self._tasks
+        assert tasks is not None
+        for version in np.unique(tasks.flight.version[todo]):
+            own = todo[tasks.flight.version[todo] == version]
+            acc, out = self._cohort.run(
+                acc,
+                tasks.rows_of(own).plan(),
+                *self._origins[int(version)],
+                staleness=np.full(own.size, step - version),
+                room=self._capacity,
+            )
+            tasks.loss[own], tasks.samples[own] = out.loss, out.samples
+            tasks.finite[own] = out.finite
+        return acc
 
     def _train(self, todo: np.ndarray, variables: Variables) -> None:
         """Trains what `todo` lacks and, in the order of arrival, all else there is room for."""
@@ -288,7 +309,9 @@ class InFlight:
         ]
         arrays = {"tasks": self._tasks, "origins": origins, "results": self._results}
         trained = self._results is not None
-        return arrays, {"tasks": self.size, "versions": versions, "trained": trained}
+        waiting = 0 if self._tasks is None else int(np.sum(self._tasks.slot >= 0))
+        meta = {"tasks": self.size, "versions": versions, "trained": trained, "waiting": waiting}
+        return arrays, meta
 
     def template(self, meta: dict[str, Any], plan: Plan, variables: Variables) -> PyTree:
         """What `saved` gave, with other values: for reading a checkpoint with this `meta`.

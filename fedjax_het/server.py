@@ -110,8 +110,7 @@ class Server:
             # While a refilling pace waits, those that are back lie beside those at work.
             most = algorithm.cohort_size * (2 if algorithm.pace.refills else 1)
             self._flight = InFlight(cohort, self._round_key, most)
-        self._trainer = cohort if self._flight is None else self._flight.engine.trainer
-        self._trainer.routes = []
+        cohort.routes = []
         self._room = room
         self._in_blocks = (
             isinstance(algorithm.plan, Schedule)
@@ -284,7 +283,7 @@ class Server:
             "step": self.step,
             "now_s": self.now_s,
             "news": self.news,
-            "routes": self._trainer.routes,
+            "routes": self._cohort.routes,
         }
         arrays: tuple[PyTree, ...] = (self.variables, self.state)
         if self._flight is not None:
@@ -307,7 +306,7 @@ class Server:
         if self._flight is not None:
             self._flight.restore(waiting[0], meta["flight"])
         self.step, self.now_s, self.news = meta["step"], meta["now_s"], meta["news"]
-        self._trainer.routes = [Route(*route) for route in meta["routes"]]
+        self._cohort.routes = [Route(*route) for route in meta["routes"]]
 
 
 def require_available(algorithm: Algorithm, problem: Problem, seed: int) -> None:

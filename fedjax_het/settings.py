@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedjax_het.cohort import Execution, check_engine
+from fedjax_het.cohort import ConvolutionChoice, Execution, check_engine
 from fedjax_het.errors import require
 from fedjax_het.options import check_options, check_types
 
@@ -42,6 +42,7 @@ class Options:
       chunk: clients trained side by side; None chooses per backend.
       max_routes: bound on compiled routes.
       devices: local devices to shard clients over.
+      convolution: "table" or "tuned", which measures the lowerings on this device; see `Cohort`.
       tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra "tracking").
     """
 
@@ -59,6 +60,7 @@ class Options:
     chunk: int | None = None
     max_routes: int = 32
     devices: int = 1
+    convolution: ConvolutionChoice = "table"
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Options:
             "needs a place to write to",
             "set workdir",
         )
-        check_engine(self.execution, self.chunk, self.max_routes, self.devices)
+        check_engine(self.execution, self.chunk, self.max_routes, self.devices, self.convolution)
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> "Options":

@@ -103,6 +103,7 @@ def make_cohort(algorithm: Algorithm, problem: Problem, options: Options) -> Coh
         chunk=options.chunk,
         max_routes=options.max_routes,
         devices=options.devices,
+        convolution=options.convolution,
     )
 
 
@@ -162,6 +163,7 @@ class Simulation:
             "run": {name: value for name, value in options.items() if name not in FREE},
             "algorithm": self._algorithm.name,
             "model": self._problem.model.name,
+            "compute_dtype": self._problem.model.compute_dtype,
             "parameters": self._problem.cost.param_count,
             "data": self._problem.data.fingerprint(),
             "fleet": self._problem.fleet.describe(),
@@ -305,6 +307,7 @@ class Simulation:
             "accuracy": self._accuracy,
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
+            "lowerings": None if self._cohort.tuner is None else self._cohort.tuner.used,
             "identity": self._identity,
             **self._walls(),
         }
@@ -319,6 +322,8 @@ class Simulation:
             return False
         arrays, meta = found
         self._server.restore(arrays, meta)
+        if self._cohort.tuner is not None:
+            self._cohort.tuner.used.update(meta["lowerings"])
         self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
         self._earlier = {name: meta[name] for name in self._earlier}
         self._journal.begin(meta["offsets"], meta["totals"])

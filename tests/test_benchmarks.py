@@ -1,5 +1,6 @@
 """The benchmarks run at tiny sizes and report what they say they report; never how fast."""
 
+import functools
 import sys
 
 import jax
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks import harness, roofline
+from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import training, winograd
 from benchmarks.reproduce import dtfl_timing
+from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
-from benchmarks.scale import overlap
 from fedjax_het import algorithms, models
 from fedjax_het.fleet.cost import cost_table
 
@@ -93,6 +95,18 @@ def test_scale_reports_memory_and_programs():
     assert "NOT FLAT" in scale.report({**facts, "peak_ratio": 1.2, "compiles": []})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_buffers_take_what_the_formula_says(quick_compile):
+    labels = ("room for whole models", "the author's densities")
+    rows = [buffers.one_case(label, 12, hidden=16, merges=3) for label in labels]
+    for row in rows:
+        assert row["kept"] == 12
+        assert row["buffers_bytes"] == pytest.approx(row["formula_bytes"], rel=0.02, abs=400)
+    assert "12 clients" in buffers.report(
+        {"machine": harness.machine(), "clients": 12, "rows": rows}
+    )
+
+
 def test_roofline_counts_the_products_of_the_cost_table(quick_compile):
     model = models.build("adel_cnn2", input_shape=(28, 28, 1), num_classes=10)
     found = roofline.products(model, batch=4)
@@ -155,3 +169,38 @@ def test_overlapping_rounds_are_measured_against_synchronous_ones(monkeypatch):
     assert [row["label"] for row in results["rows"]] == list(few)
     assert all(row["update_s"]["median"] > 0 for row in results["rows"])
     assert "limit of the ratio 1.3" in overlap.report(results)
+
+
+def test_accelerator_reports_every_precision_and_what_failed(monkeypatch, quick_compile):
+    monkeypatch.setattr(accelerator, "make_work", functools.partial(tiny, accelerator.make_work))
+    works = {"train": accelerator.Training("logistic", 2, 1, 2)}
+    works["loop"] = accelerator.Rounds(users=3, samples=4, per_round=2, batch=2, rounds=2)
+    results = accelerator.measure(works, ["float32", "bfloat16"], ["table", "nonsense"], repeats=1)
+    rows = results["works"]["train"]["rows"]
+    assert [row["label"] for row in rows if "failed" not in row] == [
+        "float32, table",
+        "bfloat16, table",
+    ]
+    assert 0 == rows[2]["apart"] < rows[3]["apart"] < 0.05
+    assert [row["faults"] for row in results["works"]["loop"]["rows"]] == [0, 0]
+    text = accelerator.report(results)
+    assert "float32, nonsense: failed" in text
+    assert results["date"] in text
+    assert set(accelerator.ways()) == {"table", "tuned", "patches", "rows", "lax"}
+
+
+def tiny(make_work, model, *size, **options):
+    """The same work with a network that compiles fast."""
+    return make_work("logistic", *size, **options)
+
+
+def test_convolutions_are_timed_by_lowering(monkeypatch):
+    case = micro_conv.Case("small", 4, (3, 3, 2, 3), False, 2)
+    monkeypatch.setattr(micro_conv, "CASES", (case,))
+    monkeypatch.setattr(micro_conv, "_REPEATS", 1)
+    assert case.flops(5) == 3 * 2 * 5 * 2 * 2 * 3 * 3 * 2 * 3
+    lines = list(micro_conv.report(2, 2, ["float32"], 16))
+    named = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert set(named) == {"lowering", "patches", "rows", "shift_add", "implicit", "lax"}
+    assert named["implicit"].split()[1:] == ["-", "-"]
+    assert sum("<- chosen" in line for line in lines) == 1

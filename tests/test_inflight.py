@@ -1,6 +1,7 @@
 """Clients at work across merges: deferred training is exact, and a kill in mid-flight is too."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -38,19 +39,19 @@ METHODS = {
 
 
 class Setting:
-    """A method on devices whose speeds vary from task to task."""
+    """A method on devices whose speeds vary from task to task, and so many side by side."""
 
-    def __init__(self, name):
+    def __init__(self, name, chunk):
         base = digits_problem(hidden=(8,))
         self.problem = Problem(base.model, base.data, fleet(8, compute_jitter=0.4))
         options, self.rounds = METHODS[name]
-        self.name, self.options = name, options
+        self.name, self.options, self.chunk = name, options, chunk
         self.algorithm = build(name, self.problem, **TRAINING, **options)
-        self.cohort = Cohort(self.algorithm, self.problem, chunk=1)
+        self.cohort = Cohort(self.algorithm, self.problem, chunk=chunk)
         self.evaluator = Evaluator(self.problem)
 
     def run(self, **options):
-        engines = {"cohort": self.cohort, "evaluator": self.evaluator, "chunk": 1}
+        engines = {"cohort": self.cohort, "evaluator": self.evaluator, "chunk": self.chunk}
         return simulate(
             self.algorithm, self.problem, **{"rounds": self.rounds, **engines, **options}
         )
@@ -60,9 +61,21 @@ class Setting:
         return self.run()
 
 
-@pytest.fixture(scope="module", params=sorted(METHODS))
+@functools.cache
+def made(name, chunk):
+    return Setting(name, chunk)
+
+
+@pytest.fixture(params=sorted(METHODS))
+def slotted(request):
+    """Where results wait in slots."""
+    return made(request.param, 4)
+
+
+@pytest.fixture(params=[(name, chunk) for name in sorted(METHODS) for chunk in (1, 4)])
 def setting(request):
-    return Setting(request.param)
+    """The same, and where clients are trained one by one, at the merge that needs them."""
+    return made(*request.param)
 
 
 def coefficients(name, options, problem, tasks):
@@ -122,20 +135,20 @@ def test_a_kill_in_mid_flight_changes_no_bit(setting, tmp_path):
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_fewer_slots_than_clients_change_nothing(setting, slots, monkeypatch):
+def test_fewer_slots_than_clients_change_nothing(slotted, slots, monkeypatch):
     """Results that give way are trained again; here a model takes 5 kB or so."""
-    params = sum(leaf.nbytes for leaf in jax.tree.leaves(setting.base.variables))
+    params = sum(leaf.nbytes for leaf in jax.tree.leaves(slotted.base.variables))
     monkeypatch.setitem(inflight.RESULT_BYTES, "cpu", params * (slots + 0.5))
     tight = simulate(
-        setting.algorithm,
-        setting.problem,
-        rounds=setting.rounds,
-        evaluator=setting.evaluator,
-        chunk=1,
+        slotted.algorithm,
+        slotted.problem,
+        rounds=slotted.rounds,
+        evaluator=slotted.evaluator,
+        chunk=4,
     )
-    assert_close(tight.variables, setting.base.variables)
+    assert_close(tight.variables, slotted.base.variables)
     virtual = lambda result: [row["virtual_s"] for row in result.record.metrics]
-    assert virtual(tight) == virtual(setting.base)
+    assert virtual(tight) == virtual(slotted.base)
 
 
 def test_as_many_are_at_work_as_the_method_wants(setting):
@@ -149,6 +162,15 @@ def test_as_many_are_at_work_as_the_method_wants(setting):
         working = [t for t in tasks if t["dispatched_s"] <= now_s < t["arrived_s"]]
         if max(t["dispatched_s"] for t in tasks) > now_s:  # else some are not in the log yet
             assert len(working) <= 4
+
+
+def test_nothing_waits_where_clients_are_trained_one_by_one(tmp_path):
+    for chunk in (1, 4):
+        place = tmp_path / str(chunk)
+        made("fedbuff", chunk).run(workdir=place, rounds=3, checkpoint_every=3)
+        meta = json.loads((place / "checkpoints" / "00000003" / "meta.json").read_text())
+        assert (meta["flight"]["waiting"] > 0) == (chunk == 4)
+        assert meta["flight"]["tasks"] > 0
 
 
 def test_versions_are_kept_only_while_somebody_needs_them(monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from fedjax_het.algorithms import build
 from fedjax_het.cohort import Cohort
 from fedjax_het.errors import InputError
 from fedjax_het.evaluation import Evaluator
+from fedjax_het.models import with_compute_dtype
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation import simulate
@@ -24,22 +26,32 @@ from fedjax_het.simulation import simulate
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ROUNDS = 60
-OPTIONS = {"rounds": ROUNDS, "checkpoint_every": 3, "eval_every": 2, "seed": 3, "chunk": 1}
+OPTIONS = {"checkpoint_every": 3, "eval_every": 2, "seed": 3}
 UNSTABLE = ("wall_s", "compile_s", "compiled_programs")
 
 
-def method():
-    """Sampling, jitter and a server optimiser: randomness and state of every kind."""
+# Options, steps, and clients trained side by side: with more than one, results wait in slots.
+METHODS = {
+    "fedyogi": ({"clients_per_round": 3}, ROUNDS, 1),
+    "fedbuff": ({"clients_per_round": 6, "buffer_size": 2}, 24, 4),
+    "prfl": ({"recover": False, "interval": 3, "interval_s": 0.02, "slack_s": 0.0}, 24, 4),
+}
+
+
+def method(name="fedyogi"):
+    """Sampling, jitter and a server optimiser or buffers: randomness and state of every kind."""
     base = digits_problem(hidden=(8,))
     problem = Problem(base.model, base.data, fleet(8, compute_jitter=0.3))
-    training = {"learning_rate": 0.1, "batch_size": 4, "clients_per_round": 3}
-    return build("fedyogi", problem, **training), problem
+    training = {"learning_rate": 0.1, "batch_size": 4}
+    return build(name, problem, **training, **METHODS[name][0]), problem
 
 
-def run(workdir, **changes):
-    algorithm, problem = method()
-    config = {"algorithm": {"name": "fedyogi", "learning_rate": 0.1}}
-    return simulate(algorithm, problem, workdir=workdir, **{"config": config, **OPTIONS, **changes})
+def run(workdir, name="fedyogi", **changes):
+    algorithm, problem = method(name)
+    config = {"algorithm": {"name": name, "learning_rate": 0.1}}
+    _, rounds, chunk = METHODS[name]
+    options = {"config": config, "rounds": rounds, "chunk": chunk, **OPTIONS, **changes}
+    return simulate(algorithm, problem, workdir=workdir, **options)
 
 
 def stable(workdir):
@@ -73,20 +85,21 @@ def pausing(function, seconds):
 
 journal.Journal.write = pausing(journal.Journal.write, 0.01)
 checkpoint._digest = pausing(checkpoint._digest, 0.05)
-result = test_resume.run({workdir!r})
+result = test_resume.run({workdir!r}, {name!r})
 test_resume.save({workdir!r}, result)
 """
 
 
-def start(workdir):
+def start(workdir, name="fedyogi"):
     tests = str(Path(__file__).parent)
-    program = PROGRAM.format(tests=tests, workdir=str(workdir))
+    program = PROGRAM.format(tests=tests, workdir=str(workdir), name=name)
     path = os.pathsep.join([*sys.path, tests])
     environment = {
         **os.environ,
         "PYTHONPATH": path,
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     }
     return subprocess.Popen(
         [sys.executable, "-c", program],
@@ -122,8 +135,16 @@ def in_checkpoint(workdir, step):
     return target.exists() and not (target / "digest.json").exists()
 
 
-def finish(workdir):
-    process = start(workdir)
+def waiting(workdir):
+    """Results that wait in the newest whole checkpoint."""
+    whole = sorted((workdir / "checkpoints").glob("*/digest.json"))
+    if not whole:
+        return 0
+    return json.loads((whole[-1].parent / "meta.json").read_text())["flight"]["waiting"]
+
+
+def finish(workdir, name="fedyogi", process=None):
+    process = process or start(workdir, name)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()
     with np.load(workdir / "final.npz") as arrays:
@@ -155,14 +176,30 @@ def test_killed_at_any_moment(tmp_path):
         assert records[0].summary[name] == records[1].summary[name]
 
 
+@pytest.mark.parametrize("name", ["fedbuff", "prfl"])
+def test_killed_with_results_in_flight(name, tmp_path):
+    """Killed when trained results wait in slots that a checkpoint holds."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process, other = start(killed, name), start(whole, name)
+    wait_for(process, lambda: lines(killed) >= 10 and waiting(killed) > 0)
+    kill(process)
+    assert lines(killed) <= METHODS[name][1]
+    resumed, uninterrupted = finish(killed, name), finish(whole, name, other)
+    for one, two in zip(resumed, uninterrupted, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert stable(killed) == stable(whole)
+    assert (killed / "clients.jsonl").read_bytes() == (whole / "clients.jsonl").read_bytes()
+    assert max(row["in_flight"] for row in stable(killed)[1:]) > 0
+
+
 @pytest.fixture(scope="module")
 def short():
     """Six rounds of the same method on one compiled engine."""
     algorithm, problem = method()
     engines = {"cohort": Cohort(algorithm, problem, chunk=1), "evaluator": Evaluator(problem)}
 
-    def run(workdir, algorithm=algorithm, **changes):
-        options = {**OPTIONS, "rounds": 6, "checkpoint_every": 2, **changes}
+    def run(workdir, algorithm=algorithm, problem=problem, **changes):
+        options = {**OPTIONS, "chunk": 1, "rounds": 6, "checkpoint_every": 2, **changes}
         return simulate(algorithm, problem, workdir=workdir, **engines, **options)
 
     return run
@@ -255,3 +292,11 @@ def test_another_algorithm_is_refused(short, tmp_path):
     algorithm, _ = method()
     with pytest.raises(InputError, match="algorithm: 'fedyogi' -> 'fedavg'"):
         short(tmp_path, algorithm=algorithm._replace(name="fedavg"))
+
+
+def test_another_precision_is_refused(short, tmp_path):
+    short(tmp_path, rounds=2)
+    _, problem = method()
+    mixed = replace(problem, model=with_compute_dtype(problem.model, "bfloat16"))
+    with pytest.raises(InputError, match="compute_dtype: 'float32' -> 'bfloat16'"):
+        short(tmp_path, problem=mixed)

@@ -14,7 +14,7 @@ from fedjax_het.algorithm import Variables
 from fedjax_het.client import cross_entropy
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
 from fedjax_het.models.base import BlockModel
-from fedjax_het.models.conv import lowering
+from fedjax_het.models.lowering import lowering
 
 PyTree = Any
 

@@ -16,7 +16,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -27,10 +27,10 @@ from fedjax_het import models
 from fedjax_het.algorithm import Algorithm, Situation
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
-from fedjax_het.cohort import Cohort
+from fedjax_het.cohort import Cohort, ConvolutionChoice
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.fleet.presets import build as build_fleet
-from fedjax_het.models.conv import lowering
+from fedjax_het.models.lowering import lowering
 from fedjax_het.problem import Problem
 
 PyTree = Any
@@ -41,6 +41,7 @@ INPUT_SHAPES = {
     "mlp": (28, 28, 1),
     "logistic": (28, 28, 1),
     "cifar_cnn": (32, 32, 3),
+    "pfl_cnn": (32, 32, 3),
     "resnet20": (32, 32, 3),
 }
 _LEARNING_RATE = 0.01
@@ -68,7 +69,13 @@ class Work:
         return clients * steps * self.batch
 
 
-def make_work(model: str, clients: int, steps: int, batch: int) -> Work:
+def make_work(
+    model: str,
+    clients: int,
+    steps: int,
+    batch: int,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Work:
     """Random images in random classes: what is timed does not depend on what they show."""
     shape, each = INPUT_SHAPES[model], steps * batch
     rng = np.random.default_rng(0)
@@ -76,7 +83,7 @@ def make_work(model: str, clients: int, steps: int, batch: int) -> Work:
     y = rng.integers(0, 10, clients * each + 1)
     owner = np.repeat(np.arange(clients), each)
     data = from_arrays(x[:-1], y[:-1], x[-1:], y[-1:], clients=owner, num_classes=10)
-    network = models.build(model, input_shape=shape, num_classes=10)
+    network = models.build(model, shape, 10, compute_dtype=compute_dtype)
     return Work(Problem(network, data, build_fleet("uniform", clients)), clients, steps, batch)
 
 
@@ -88,13 +95,21 @@ class Engine:
       work: the clients.
       chunk: clients side by side; None chooses.
       devices: local devices to shard the clients over.
+      convolution: see `Cohort`.
     """
 
     def __init__(
-        self, algorithm: Algorithm, work: Work, chunk: int | None = None, devices: int = 1
+        self,
+        algorithm: Algorithm,
+        work: Work,
+        chunk: int | None = None,
+        devices: int = 1,
+        convolution: ConvolutionChoice = "table",
     ):
         self._algorithm, self._work = algorithm, work
-        self._cohort = Cohort(algorithm, work.problem, chunk=chunk, devices=devices)
+        self._cohort = Cohort(
+            algorithm, work.problem, chunk=chunk, devices=devices, convolution=convolution
+        )
         self._variables = work.problem.model.init(jax.random.key(0))
         self._state = algorithm.init(self._variables, jax.random.key(0))
 

@@ -108,8 +108,17 @@ def network(name: str) -> BlockModel:
     """The network "resnet" or "plain", with exit heads."""
     shape = (SIDE, SIDE, 3)
     if name == "resnet":
-        options = {"units_per_group": 1, "norm": "batch", "granularity": "module", "width": 8}
-        return models.build("resnet", shape, 10, exits=True, bottleneck=True, **options)
+        return models.build(
+            "resnet",
+            shape,
+            10,
+            exits=True,
+            bottleneck=True,
+            units_per_group=1,
+            norm="batch",
+            granularity="module",
+            width=8,
+        )
     layers = ((4, False), (8, False), (8, True), (16, False), (16, True), (32, False), (32, False))
     blocks = [ConvNorm(channels, "batch", pool) for channels, pool in layers]
     return models.with_exits(models.from_flax([*blocks, Head(10)], shape, 10, name="plain8"))

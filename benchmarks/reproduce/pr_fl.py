@@ -1,7 +1,7 @@
 """PR-FL's claims at a size that two CPU cores run in minutes; see docs/results/pr_fl.md.
 
     python -m benchmarks.reproduce.pr_fl --data=femnist --split=noniid --seeds=0,1,2
-    python -m benchmarks.reproduce.pr_fl --table --out=runs/pr_fl
+    python -m benchmarks.reproduce.pr_fl_figures --runs=runs/pr_fl
 
 Ten clients on the author's links, whose rates are scaled with the model such that the whole model
 takes as long as the author's VGG-11. CIFAR-10 (10,000 training images averaged down to 16 x 16; IID
@@ -39,7 +39,6 @@ CLIENTS, VGG11 = 10, 9_747_136
 TRAINING: dict[str, Any] = {"batch_size": 20, "local_steps": 5, "learning_rate": 0.1}
 # Adjustments come oftener than the author's 50 rounds: runs are a tenth as long.
 CONTROL: dict[str, Any] = {"interval": 40, "patience": 5}
-TARGETS = {"cifar10": (0.4, 0.45), "femnist": (0.5, 0.6), "digits": (0.85, 0.9)}
 
 
 def network(shape: tuple[int, ...], classes: int) -> BlockModel:
@@ -217,110 +216,32 @@ def run_arm(label: str, arm: Arm, name: str, split: str, seed: int, total_s: flo
     }
 
 
-def reached_s(run: dict[str, Any], target: float) -> float:
-    """Virtual seconds until an evaluation shows the target; inf if none does."""
-    hits = [t for t, a in zip(run["virtual_s"], run["accuracy"], strict=True) if a >= target]
-    return hits[0] if hits else float("inf")
-
-
-def cut(run: dict[str, Any], until_s: float) -> dict[str, Any]:
-    """A run as if it had ended then; runs of a table may have been given different times."""
-    seen = [(t, a) for t, a in zip(run["virtual_s"], run["accuracy"], strict=True) if t <= until_s]
-    return {**run, "virtual_s": [t for t, _ in seen], "accuracy": [a for _, a in seen]}
-
-
-def _spread(values: list[float]) -> float:
-    """Sample standard deviation; 0 for a single run."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def table(runs: list[dict[str, Any]], name: str, split: str, total_s: float) -> str:
-    """A Markdown table of one setting: times to the targets, speed-ups, participation."""
-    targets = TARGETS[name]
-    factors = {label: arm[2] for arms in ARMS.values() for label, arm in arms.items()}
-    labels = list(factors)
-    chosen = [
-        cut(run, 1.01 * total_s * factors[run["label"]])
-        for run in runs
-        if (run["data"], run["split"]) == (name, split)
-    ]
-    by_label = {
-        label: [run for run in chosen if run["label"] == label]
-        for label in labels
-        if any(run["label"] == label for run in chosen)
-    }
-
-    def middle(label: str, target: float) -> float:
-        return float(np.mean([reached_s(run, target) for run in by_label[label]]))
-
-    lines = [
-        "| method | seeds | "
-        + " | ".join(f"s to {100 * t:g} %" for t in targets)
-        + " | over FedAsyn | final accuracy % | slowest / fastest trainings | staleness |",
-        "|---" * (6 + len(targets)) + "|",
-    ]
-    base = "FedAsyn of the author"
-    for label, own in by_label.items():
-        cells = []
-        for target in targets:
-            times = [reached_s(run, target) for run in own]
-            there = [t for t in times if np.isfinite(t)]
-            text = f"{np.mean(there):.0f} ± {_spread(there):.0f}" if there else "-"
-            cells.append(text if len(there) == len(own) else f"{text} ({len(there)} of {len(own)})")
-        ratios = [middle(base, t) / middle(label, t) for t in targets if base in by_label]
-        final = [100 * float(np.mean(run["accuracy"][-5:])) for run in own]
-        share = [min(run["trained"]) / max(run["trained"]) for run in own]
-        lines.append(
-            f"| {label} | {len(own)} | "
-            + " | ".join(cells)
-            + f" | {', '.join(f'{r:.2f}' if np.isfinite(r) else '-' for r in ratios)} | "
-            + f"{np.mean(final):.1f} ± {_spread(final):.1f} | {np.mean(share):.2f} | "
-            + f"{np.mean([run['staleness'] for run in own]):.1f} |"
-        )
-    return "\n".join(lines)
-
-
-_DATA = flags.DEFINE_enum("data", "femnist", list(TARGETS), "Data set.")
-_SPLIT = flags.DEFINE_enum("split", "noniid", ["iid", "noniid"], "How it is dealt.")
-_NAMES = flags.DEFINE_list("arms", ["methods"], "methods, ablations, early, study, or labels.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-_OUT = flags.DEFINE_string("out", "runs/pr_fl", "Directory of the results.")
-_TOTAL_S = flags.DEFINE_float("total_s", 7000.0, "Virtual seconds of PR-FL.")
-_TABLE = flags.DEFINE_bool("table", False, "Print the tables of what is there.")
-
-
 def main(_: Sequence[str]) -> None:
-    """Runs the arms, or prints the tables."""
-    out = Path(_OUT.value)
+    """Runs the arms."""
+    out = Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
-    if _TABLE.value:
-        runs = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
-        for name, split in sorted({(run["data"], run["split"]) for run in runs}):
-            print(f"\n{name}, {split}\n\n{table(runs, name, split, _TOTAL_S.value)}")
-        return
     every = {label: arm for arms in ARMS.values() for label, arm in arms.items()}
     labels: list[str] = []
-    for chosen in _NAMES.value:
+    for chosen in flags.FLAGS.arms:
         labels += list(ARMS.get(chosen, {chosen: every.get(chosen)}))
-    for seed in map(int, _SEEDS.value):
+    data, split = flags.FLAGS.data, flags.FLAGS.split
+    for seed in map(int, flags.FLAGS.seeds):
         for label in labels:
-            words = (
-                f"{_DATA.value}-{_SPLIT.value}-{label.replace(' ', '_').replace(',', '')}-{seed}"
-            )
+            words = f"{data}-{split}-{label.replace(' ', '_').replace(',', '')}-{seed}"
             path = out / f"{words}.json"
             if path.exists():
                 continue
-            run = run_arm(label, every[label], _DATA.value, _SPLIT.value, seed, _TOTAL_S.value)
+            run = run_arm(label, every[label], data, split, seed, flags.FLAGS.total_s)
             path.write_text(json.dumps(run))
-            print(
-                label,
-                seed,
-                max(run["accuracy"]),
-                run["steps"],
-                f"{run['wall_s']:.0f} s",
-                flush=True,
-            )
+            best, wall = max(run["accuracy"]), f"{run['wall_s']:.0f} s"
+            print(label, seed, best, run["steps"], wall, flush=True)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("data", "femnist", ["femnist", "cifar10", "digits"], "Data set.")
+    flags.DEFINE_enum("split", "noniid", ["iid", "noniid"], "How it is dealt.")
+    flags.DEFINE_list("arms", ["methods"], "methods, ablations, early, study, or labels.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+    flags.DEFINE_string("out", "runs/pr_fl", "Directory of the results.")
+    flags.DEFINE_float("total_s", 7000.0, "Virtual seconds of PR-FL.")
     app.run(main)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.aggregation import weighted_sum
+from fedjax_het.aggregation import weighted_sum, zeros
 from fedjax_het.algorithm import Aggregator, Chunk, PyTree, Variables
 from fedjax_het.errors import require, require_known
 
@@ -61,7 +61,7 @@ def discounted_sum(late: Discount, scale: float = 1.0) -> Aggregator:
 
     def init(state: PyTree, variables: Variables, mask_shapes: PyTree) -> Variables:
         del state, mask_shapes
-        return jax.tree.map(jnp.zeros_like, variables)
+        return zeros(variables)
 
     def add(acc: Variables, chunk: Chunk) -> Variables:
         coefficient = chunk.weight * late(chunk.staleness)
@@ -94,7 +94,7 @@ def mixing(late: Discount, alpha: float) -> Aggregator:
 
     def init(state: PyTree, variables: Variables, mask_shapes: PyTree) -> Any:
         del state, mask_shapes
-        return jax.tree.map(jnp.zeros_like, variables), jnp.zeros((), jnp.float32)
+        return zeros((variables, jnp.float32(0.0)))
 
     def add(acc: Any, chunk: Chunk) -> Any:
         coefficient = jnp.where(chunk.weight > 0, alpha * late(chunk.staleness), 0.0)

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from fedjax_het.errors import InputError
 from fedjax_het.models.base import Block
-from fedjax_het.models.conv import lowering
+from fedjax_het.models.lowering import lowering
 
 PyTree = Any
 

@@ -8,6 +8,7 @@ from fedjax_het.models.adapt import from_flax
 from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
 from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
 from fedjax_het.models.mlp import logistic, mlp
+from fedjax_het.models.precision import with_compute_dtype
 from fedjax_het.models.resnet import resnet, resnet20, resnet56, resnet110
 from fedjax_het.models.transformer import transformer
 from fedjax_het.models.vgg import vgg11, vgg13, vgg16
@@ -37,6 +38,7 @@ def build(
     num_classes: int,
     *,
     exits: bool | Literal["shared"] = False,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
     **options: Any,
 ) -> BlockModel:
     """Makes a model by name, for configuration files.
@@ -47,6 +49,7 @@ def build(
       num_classes: size of the last axis of the logits.
       exits: adds a head after every block but the last (`with_exits`), as FedEL needs; "shared"
         adds one for all of them.
+      compute_dtype: of activations and matrix products; what is kept is float32 (`precision`).
       **options: keyword arguments of the factory, e.g. `norm="batch"`.
 
     Returns:
@@ -67,7 +70,18 @@ def build(
         "use True",
     )
     model = factory(input_shape=tuple(input_shape), num_classes=num_classes, **options)
-    return with_exits(model, shared=exits == "shared") if exits else model
+    if exits:
+        model = with_exits(model, shared=exits == "shared")
+    return with_compute_dtype(model, compute_dtype)
 
 
-__all__ = ["MODELS", "Block", "BlockModel", "build", "flax_block", "from_flax", "with_exits"]
+__all__ = [
+    "MODELS",
+    "Block",
+    "BlockModel",
+    "build",
+    "flax_block",
+    "from_flax",
+    "with_compute_dtype",
+    "with_exits",
+]

@@ -60,7 +60,8 @@ def from_flax(
     Convolutions that did not choose their own lowering get that of `fedjax_het.models.conv`.
     (Pooling is a function in flax and cannot be replaced: `fedjax_het.models.pooling.max_pool` is
     much faster on a CPU than `nn.max_pool`.) A module whose `__call__` takes `train`, `training`,
-    `is_training` or `deterministic` is told the mode by it.
+    `is_training` or `deterministic` is told the mode by it. For bfloat16, hand the model to
+    `with_compute_dtype`, which names a module that cannot.
 
     Args:
       module: a sequence, input side first: every module is one block, called on the output of the

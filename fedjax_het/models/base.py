@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.algorithm import Variables
-from fedjax_het.errors import require
-from fedjax_het.models.block import Block, ExitHead, flax_block
+from fedjax_het.errors import require, require_known
+from fedjax_het.models.block import Block, ExitHead, cast, flax_block
 
 __all__ = ["Block", "BlockModel", "flax_block", "with_exits"]
 
@@ -39,6 +39,8 @@ class BlockModel:
       input_dtype: float32, or int32 for models of tokens.
       stats_policy: `"mean"`: running statistics (BatchNorm) are updated in training and averaged
         over the clients that trained the block. `"frozen"`: they are always used and never updated.
+      compute_dtype: of activations and matrix products, "float32" or "bfloat16"; parameters,
+        statistics and whatever leaves the model are float32 (`precision.with_compute_dtype`).
     """
 
     name: str
@@ -49,6 +51,7 @@ class BlockModel:
     input_dtype: Any = jnp.float32
     stats_policy: Literal["mean", "frozen"] = "mean"
     shared_exit: bool = False
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         require(len(self.blocks) > 0, f"model {self.name!r} has no blocks", "needs one", "add one")
@@ -58,6 +61,7 @@ class BlockModel:
             "must be 'mean' or 'frozen'",
             "use 'mean' unless the statistics were trained elsewhere",
         )
+        require_known(self.compute_dtype, ("float32", "bfloat16"), "compute_dtype")
         require(
             len(self.exits) in (0, self.num_blocks - 1),
             f"model {self.name!r} has {len(self.exits)} exit heads",
@@ -186,8 +190,8 @@ class BlockModel:
         Args:
           variables: from `init`.
           x: `[batch, *input_shape]`.
-          visit: `(b, z) -> z`: what block b + 1 is given in place of the output z of block b; for
-            the last block, the logits.
+          visit: `(b, z) -> z`, float32: what block b + 1 is given in place of the output z of
+            block b; for the last block, the logits.
           train: as in `apply`.
           key: as in `apply`.
 
@@ -224,11 +228,12 @@ class BlockModel:
           live: as in `apply`.
 
         Returns:
-          `(z, stats)`; statistics of the blocks that were not run come back unchanged.
+          `(z, stats)`, z float32; statistics of the blocks that were not run come back unchanged.
         """
         self._check_boundary(block)
         self._check(x, first, block)
-        return self._run(variables, x, range(block + 1), train, key, first, live)
+        z, stats = self._run(variables, x, range(block + 1), train, key, first, live)
+        return z.astype(jnp.float32), stats
 
     def forward_from(
         self,
@@ -272,7 +277,7 @@ class BlockModel:
         return self._head(variables, z, block, train, key).astype(jnp.float32)
 
     def activation_shapes(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shape and dtype of each block's output for a batch; nothing is computed."""
+        """Shape of each block's output for a batch, and its dtype outside; nothing is computed."""
         variables = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         x = jax.ShapeDtypeStruct((batch, *self.input_shape), self.input_dtype)
         shapes: list[jax.ShapeDtypeStruct] = []
@@ -294,12 +299,13 @@ class BlockModel:
         key: Array | None,
         first: int,
         live: Array | None,
-        visit: Callable[[int, Array], Array] = lambda b, x: x,
+        visit: Callable[[int, Array], Array] | None = None,
     ) -> tuple[Array, PyTree]:
         """Runs the blocks `which`; goes on with `visit(b, output of b)` after each."""
         stats = list(variables.stats["blocks"])
         for b in which:
-            block, params = self.blocks[b], variables.params["blocks"][b]
+            block = self.blocks[b]
+            params, x = self._operands(variables.params["blocks"][b], x)
             block_key = None if key is None else jax.random.fold_in(key, b)
             run = functools.partial(block.apply, params, stats[b], x, key=block_key)
             if not train or not jax.tree.leaves(stats[b]):
@@ -316,7 +322,8 @@ class BlockModel:
                 )
             if b < first:
                 x = jax.lax.stop_gradient(x)
-            x = visit(b, x)
+            if visit is not None:
+                x = visit(b, x.astype(jnp.float32))
         return x, {**variables.stats, "blocks": tuple(stats)}
 
     def _head(
@@ -331,7 +338,14 @@ class BlockModel:
         head_key = None if key is None else jax.random.fold_in(key, _EXIT_KEY + b)
         slot = self.exit_slot(b)
         params, stats = variables.params["exits"][slot], variables.stats["exits"][slot]
+        params, z = self._operands(params, z)
         return self.exits[b].apply(params, stats, z, train=train, key=head_key)[0]
+
+    def _operands(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """What a block is given to compute with."""
+        if self.compute_dtype == "float32":
+            return params, x
+        return cast((params, x), self.compute_dtype)
 
     def _check(self, x: Array, first: int, exit: int) -> None:
         kind = jnp.integer if jnp.issubdtype(self.input_dtype, jnp.integer) else jnp.floating

@@ -99,6 +99,15 @@ def _checked(name: str, apply: Callable[..., Any], *args: Any, **kwargs: Any) ->
         ) from error
 
 
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+    """The floating-point arrays of a pytree in `dtype`; tokens, flags and keys as they are."""
+
+    def one(a: Any) -> Any:
+        return a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+    return jax.tree.map(one, tree)
+
+
 class ExitHead(nn.Module):
     """Mean over all axes between batch and channels, then one linear layer (FedEL, section 2.4).
 

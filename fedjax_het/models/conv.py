@@ -1,4 +1,4 @@
-"""One convolution, four lowerings: which one is fast depends on backend, dtype and shape.
+"""One convolution, five lowerings: which one is fast depends on backend, dtype and shape.
 
 Under `vmap` with one kernel per client `lax.conv_general_dilated` becomes a grouped convolution,
 and inside a loop XLA's CPU backend leaves its fast kernels; both are slower by an order of
@@ -6,88 +6,20 @@ magnitude than the same arithmetic written as slices and matrix products. `bench
 prints them side by side.
 """
 
-import contextlib
-import contextvars
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_het.errors import require, require_known
+from fedjax_het.errors import require
+from fedjax_het.models.lowering import Convolution, implicit_fits, interpreted, lowering_of
 from fedjax_het.models.product import product
 
 Array = jax.Array
-Lowering = Literal["patches", "rows", "shift_add", "lax"]
-
-_forced: contextvars.ContextVar[Lowering | None] = contextvars.ContextVar("lowering", default=None)
-
-# bf16 on a GPU: from this many contracted values a row the sum of matmuls beats the concatenation.
-_GPU_BF16_ROWS_FROM = 48
-# On a CPU large patches cost more than the sum of a few long contractions.
-_CPU_ROWS_WINDOW = 25
-_CPU_ROWS_FROM = 80
-# A CPU adds shifted products where they are few against the patches they save: with this many
-# channels in, and at most this share of rows computed for the padding or skipped by a stride.
-_CPU_SHIFT_ADD_CHANNELS = range(4, 65)
-_CPU_SHIFT_ADD_EXTRA_ROWS = 0.2
-
-
-@contextlib.contextmanager
-def lowering(name: Lowering) -> Iterator[None]:
-    """Forces one lowering on every convolution that is traced inside, for comparisons.
-
-    What was compiled before keeps the lowering it was traced with: jit a fresh function inside.
-
-    Args:
-      name: `"patches"`, `"rows"`, `"shift_add"` or `"lax"`.
-    """
-    require_known(name, get_args(Lowering), "lowering")
-    token = _forced.set(name)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
-
-
-def choose(
-    backend: str, dtype: Any, kernel_shape: Sequence[int], extra_rows: float = 0.0
-) -> Lowering:
-    """The fastest lowering by measurement (2-core CPU; NVIDIA H200 with 64-128 clients at once).
-
-    Args:
-      backend: `"cpu"`, `"gpu"` or `"tpu"`.
-      dtype: of the activations.
-      kernel_shape: `[*window, channels in, channels out]`.
-      extra_rows: rows of the padded input per row of the output, minus one.
-
-    Returns:
-      The name of the lowering.
-    """
-    channels = kernel_shape[-2]
-    row = kernel_shape[-3] * channels
-    if backend == "tpu":
-        # The TPU's compiler batches convolutions over clients well by itself.
-        return "lax"
-    if backend == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
-        return "rows" if row >= _GPU_BF16_ROWS_FROM else "patches"
-    if (
-        backend == "cpu"
-        and math.prod(kernel_shape[:-2]) >= _CPU_ROWS_WINDOW
-        and row >= _CPU_ROWS_FROM
-    ):
-        return "rows"
-    if (
-        backend == "cpu"
-        and channels in _CPU_SHIFT_ADD_CHANNELS
-        and extra_rows <= _CPU_SHIFT_ADD_EXTRA_ROWS
-    ):
-        return "shift_add"
-    return "patches"
 
 
 def conv_general_dilated(
@@ -103,7 +35,7 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """Drop-in for `jax.lax.conv_general_dilated` that is fast per client; see `choose`.
+    """Drop-in for `jax.lax.conv_general_dilated` that is fast per client; see `lowering.choose`.
 
         y[n, p, o] = sum_{i, c} x[n, p * stride + i - pad, c] w[i, c, o]
 
@@ -114,6 +46,9 @@ def conv_general_dilated(
       less memory traffic, shorter contractions.
     * `"shift_add"`: as `"rows"`, but one matmul gives the products of all window rows for every
       row of the input, and its outputs are shifted and added.
+    * `"implicit"`: on a GPU, a matmul whose rows are gathered inside of the kernel
+      (`implicit_gemm`). Where that cannot run (`implicit_fits`: another backend, an old GPU, other
+      than two spatial axes, ...) the choice is made among the others.
     * `"lax"`: `jax.lax.conv_general_dilated`. Also taken, whatever was chosen, for what the others
       do not do: dilation, groups, and layouts other than channels-last.
 
@@ -160,10 +95,23 @@ def conv_general_dilated(
     size = tuple((n - k) // s + 1 for n, k, s in zip(padded, window, strides))
     if min(size) < 1:
         return fallback()
-    backend = jax.default_backend()
-    how = _forced.get() or choose(backend, lhs.dtype, rhs.shape, padded[0] / size[0] - 1.0)
+    pairs = tuple((low, high) for low, high in padding)
+    convolution = Convolution(
+        lhs.dtype.name,
+        lhs.shape,
+        rhs.shape,
+        strides,
+        pairs,
+        implicit=implicit_fits(lhs, rhs, precision, preferred_element_type),
+    )
+    how = lowering_of(convolution)
     if how == "lax":
         return fallback()
+    if how == "implicit":
+        # Imported where it is used; see `device_fits`.
+        from fedjax_het.models import implicit_gemm
+
+        return implicit_gemm.conv(lhs, rhs, strides, pairs, interpret=interpreted())
     if any(low or high for low, high in padding):
         edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
         lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
@@ -171,7 +119,8 @@ def conv_general_dilated(
     def matmul(x: Array, weights: Array) -> Array:
         """`[..., k] x [k, o]`; flattened, which the CPU's matmul and its adjoint prefer."""
         rows = x.reshape(-1, x.shape[-1])
-        if backend == "cpu" and precision is None and preferred_element_type is None:
+        plain = precision is None and preferred_element_type is None
+        if plain and jax.default_backend() == "cpu":
             return product(rows, weights).reshape(*x.shape[:-1], weights.shape[-1])
         y = lax.dot_general(
             rows,

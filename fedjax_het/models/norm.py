@@ -45,6 +45,31 @@ class GroupNorm(nn.Module):
         return _affine(x, gain, bias.astype(jnp.float32)[None] - mean * gain)
 
 
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al., 2016): zero mean and unit variance per position.
+
+    That of flax mixes dtypes where the input is not float32.
+
+    Attributes:
+      eps: added to the variance; that of flax.
+    """
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Same shape as `x` `[..., channels]`."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        wide = x.astype(jnp.float32).reshape(-1, channels)
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        var = jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean)
+        gain = jax.lax.rsqrt(jnp.maximum(var, 0.0) + self.eps) * scale.astype(jnp.float32)[None]
+        y = (wide - mean) * gain + bias.astype(jnp.float32)[None]
+        return y.astype(x.dtype).reshape(x.shape)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation whose mode may be chosen per client inside one program.
 
@@ -93,12 +118,12 @@ def _moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def _affine(x: Array, gain: Array, shift: Array) -> Array:
-    """`x * gain + shift` in the dtype of `x`; `gain` and `shift` are `[batch or 1, channels]`."""
+    """`x * gain + shift`, in float32 inside; `gain` and `shift` are `[batch or 1, channels]`."""
 
     def spread(a: Array) -> Array:
-        return a.astype(x.dtype).reshape(a.shape[0], *(1,) * (x.ndim - 2), a.shape[1])
+        return a.reshape(a.shape[0], *(1,) * (x.ndim - 2), a.shape[1])
 
-    return x * spread(gain) + spread(shift)
+    return (x.astype(jnp.float32) * spread(gain) + spread(shift)).astype(x.dtype)
 
 
 class Normalize(nn.Module):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from fedjax_het.errors import require
 from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.norm import LayerNorm
 
 Array = jax.Array
 
@@ -48,7 +49,7 @@ class Encoder(nn.Module):
     def __call__(self, x: Array) -> Array:
         """`float32[batch, T, width]`, same out; position t sees positions up to t."""
         batch, length, _ = x.shape
-        z = nn.LayerNorm()(x)
+        z = LayerNorm()(x)
 
         def split(name: str) -> Array:
             parts = nn.Dense(self.width, name=name)(z)
@@ -58,9 +59,10 @@ class Encoder(nn.Module):
         scores = jnp.einsum("bthd,bshd->bhts", query, key) / (self.width // self.heads) ** 0.5
         past = jnp.tril(jnp.ones((length, length), bool))
         scores = jnp.where(jnp.broadcast_to(past[None, None], scores.shape), scores, -1e9)
-        mixed = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1), value)
+        shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(value.dtype)
+        mixed = jnp.einsum("bhts,bshd->bthd", shares, value)
         x = x + nn.Dense(self.width, name="out")(mixed.reshape(batch, length, self.width))
-        z = nn.Dense(self.hidden, name="expand")(nn.LayerNorm()(x))
+        z = nn.Dense(self.hidden, name="expand")(LayerNorm()(x))
         return x + nn.Dense(self.width, name="contract")(nn.gelu(z))
 
 
@@ -76,7 +78,7 @@ class Output(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`float32[batch, T, width] -> float32[batch, T, symbols]`."""
-        return nn.Dense(self.symbols)(nn.LayerNorm()(x))
+        return nn.Dense(self.symbols)(LayerNorm()(x))
 
 
 def transformer(

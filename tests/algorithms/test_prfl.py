@@ -11,7 +11,10 @@ from problems import assert_close, assert_same, differ, digits, digits_problem
 
 from fedjax_het.algorithm import Task
 from fedjax_het.algorithms import build
+from fedjax_het.algorithms.prfl.buffers import unpack
+from fedjax_het.algorithms.prfl.merging import moved, sums
 from fedjax_het.algorithms.prfl.ranking import prunable
+from fedjax_het.algorithms.staleness import discount
 from fedjax_het.cohort import Cohort
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.errors import InputError
@@ -77,16 +80,24 @@ def run(name, rounds, *, watch=None, **changes):
     )
 
 
+@jax.jit
+def everything(slots, booked):
+    """All uploads, leading axis n, NaN where pruned."""
+    like = jax.eval_shape(lambda: problem().model.init(jax.random.key(0))).params
+    one = functools.partial(unpack, slots, booked, like=like, pruned=np.nan)
+    return jax.lax.map(lambda client: one(client), jnp.arange(len(slots.count)))
+
+
 @functools.cache
 def watched_run():
     """Forty merges with adjustments every five; what was seen at each."""
     seen = []
 
     def watch(before, old, after, new, report):
-        host = jax.device_get(after.slots)
-        seen.append(
-            (before.density.copy(), report, host, after.density.copy(), jax.device_get(new))
-        )
+        uploads = jax.device_get(everything(after.slots, after.booked))
+        meta = jax.device_get((after.slots.version, after.slots.count))
+        models = jax.device_get((old, new))
+        seen.append((before.density.copy(), report, (uploads, *meta), after, models))
 
     result = run("prfl", 40, watch=watch, interval=5, patience=2)
     return result, seen
@@ -104,13 +115,27 @@ def test_the_log_is_sound_and_windows_overlap():
 def test_8_14_uploads_hold_exactly_their_mask():
     """Pruned coordinates are NaN in the buffers: as many as the density says, biases none."""
     _, seen = watched_run()
-    for _, report, slots, _, _ in seen[1:]:
-        kernels = [leaf for leaf in jax.tree.leaves(slots.params) if leaf.ndim >= 3]
+    assert not np.any(seen[0][2][2])  # whole models of the first training are not kept
+    for _, report, (uploads, _, _), _, _ in seen[1:]:
+        kernels = [leaf for leaf in jax.tree.leaves(uploads.params) if leaf.ndim >= 3]
         kept = sum(np.sum(~np.isnan(k), axis=tuple(range(1, k.ndim))) for k in kernels)
         for client, count in zip(report.plan.clients, report.plan.rows["count"], strict=True):
             assert kept[client] == count
-        biases = [leaf for leaf in jax.tree.leaves(slots.params) if leaf.ndim == 2]
+        biases = [leaf for leaf in jax.tree.leaves(uploads.params) if leaf.ndim == 2]
         assert all(np.all(np.isfinite(leaf)) for leaf in biases)
+
+
+def test_packed_buffers_merge_as_dense_ones():
+    """Every merge is MaskFedAvg over all uploads, written out dense."""
+    _, seen = watched_run()
+    late = discount("polynomial", a=0.6)
+    for _, report, (uploads, version, _), _, (old, new) in seen[1:]:
+        p = late(report.round - version)
+
+        def dense(before, every, p=p):
+            return moved(before, *sums(p, every, True), 1.0)
+
+        assert_close(new, jax.tree.map(dense, old, uploads), rtol=1e-5, atol=1e-6)
 
 
 def test_15_a_slot_changes_only_when_its_client_arrives():
@@ -120,8 +145,10 @@ def test_15_a_slot_changes_only_when_its_client_arrives():
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
             np.testing.assert_array_equal(a[still], b[still])
         fresh = report.staleness == 0
-        assert np.all(after.version[report.plan.clients[fresh]] == report.round)
-        assert np.all(after.version >= 0)
+        _, version, count = after
+        assert np.all(version[report.plan.clients[fresh]] == report.round)
+        assert np.all(version >= 0)
+        assert np.all(count > 0)
 
 
 def test_14_pruned_weights_do_not_move():
@@ -209,7 +236,7 @@ def test_densities_follow_the_times_and_are_recorded():
     info = result.record.metrics[5]["info"]
     assert len(info["densities"]) == 10
     assert info["validation_accuracy"] >= 0
-    assert any(np.any(before != after) for before, _, _, after, _ in seen)
+    assert any(np.any(before != after.density) for before, _, _, after, _ in seen)
 
 
 def test_ablations_differ_from_the_method():
@@ -238,6 +265,32 @@ def test_one_at_a_time_moves_by_a_share():
 def test_buffers_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match=r"buffers of 10 clients .* bytes: exceed memory_bytes"):
         build("prfl", problem(), **options(memory_bytes=1e5))
+    with pytest.raises(InputError, match=r"buffer_density = 0.3: is below the mean density 0\.4"):
+        build("prfl", problem(), **options(buffer_density=0.3))
+
+
+def test_room_for_the_sub_models_is_enough():
+    """As much memory as the first densities take changes no bit."""
+    assert_same(
+        run("prfl", 8, interval=100, buffer_density=0.45).variables,
+        run("prfl", 8, interval=100).variables,
+    )
+
+
+def test_uploads_without_room_are_merged_and_not_kept():
+    result = run("prfl", 12, interval=100, adapt=False, densities=(0.5,), buffer_density=0.51)
+    assert all(row["info"]["kept"] == row["merged"] for row in result.record.metrics[2:])
+    seen = []
+
+    def watch(before, old, after, new, report):
+        seen.append(jax.device_get((report.info["share_of_arrivals"], after.slots.count, new)))
+
+    grown = {"recover": True, "patience": 1, "interval": 1, "roll_back": False, "increment": 0.5}
+    tight = run("prfl", 16, watch=watch, densities=(0.2,), buffer_density=0.25, **grown)
+    assert tight.faults == []
+    kept = [np.sum(count > 0) for _, count, _ in seen[1:]]
+    assert min(kept) < 10
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(seen[-1][2]))
 
 
 def test_recovery_needs_validation_samples():

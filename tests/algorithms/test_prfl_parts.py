@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_het.algorithm import Variables
 from fedjax_het.algorithms.prfl import density as rules
+from fedjax_het.algorithms.prfl.buffers import Layout, no_bookings, no_slots
 from fedjax_het.algorithms.prfl.controller import Settings, State, adjust
 from fedjax_het.algorithms.prfl.merging import moved, sums
 from fedjax_het.algorithms.prfl.ranking import core_sizes, nested_mask, prunable, rank_weights
@@ -183,13 +185,20 @@ def test_11_early_stopping_golden():
     assert stops.best[0] == 0.61
 
 
+NETWORK = Variables({"blocks": (jnp.ones((2, 2)),)}, {})
+POOL = Layout(4, 1, 8)
+
+
 def controlled(density, mode="code", **options):
     n = len(density)
     state = State(
         step=np.asarray(1),
-        slots=None,
+        slots=no_slots(NETWORK, POOL, n),
+        booked=no_bookings(POOL, n),
         importance=None,
         rank=[],
+        order=None,
+        place=np.asarray(0),
         density=np.asarray(density, float),
         floor=np.full(n, 0.1),
         lowest=np.asarray(0.1),
@@ -203,7 +212,8 @@ def controlled(density, mode="code", **options):
         best=(),
     )
     given = {"adapt": True, "roll_back": False, "remask": "always", **options}
-    return state, Settings(mode=mode, core=0.05, increment=0.2, patience=1, recover=True, **given)
+    common = {"core": 0.05, "increment": 0.2, "patience": 1, "recover": True, "layout": POOL}
+    return state, Settings(mode=mode, **common, **given)
 
 
 @pytest.mark.parametrize("mode", ["code", "paper"])
@@ -237,14 +247,17 @@ def test_12_times_are_not_looked_at_after_the_first_recovery():
 def test_the_server_arms_then_raises_the_floor_and_rolls_back():
     state, options = controlled([0.1, 0.6], adapt=False, roll_back=True)
     best = jnp.asarray([1.0])
-    state = state._replace(best=({"w": best}, {"s": best}, {"i": best}))
+    buffers = state.slots._replace(weight=state.slots.weight + 7.0), state.booked
+    state = state._replace(best=({"w": best}, *buffers, {"i": best}))
     seen = []
     for i, server in enumerate((0.5, 0.4, 0.45, 0.44)):
         model = {"w": jnp.asarray([float(i)])}
-        state = state._replace(slots={"s": jnp.asarray([float(i)])}, importance={"i": best})
+        slots = state.slots._replace(weight=state.slots.weight * 0.0 + i)
+        state = state._replace(slots=slots, importance={"i": best})
         clients = [0.1 * i, 0.1 * i]  # always better
         state, model, info = adjust(state, model, options, np.asarray([*clients, server]))
         seen.append((bool(state.armed), float(state.lowest), float(model["w"][0])))
+        assert float(state.slots.weight[0]) == float(model["w"][0])  # buffers go with the model
         assert info["recovered"] == []
     # Best at the first evaluation; armed at the second; rolled back at the third and fourth.
     assert [row[0] for row in seen] == [False, True, True, True]

@@ -18,6 +18,7 @@ from fedjax_het.algorithms import ALGORITHMS, TRAINING_OPTIONS, build
 from fedjax_het.algorithms.registry import option_names
 from fedjax_het.cohort import Cohort
 from fedjax_het.evaluation import Evaluator
+from fedjax_het.models import with_compute_dtype
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation import simulate
 
@@ -55,9 +56,11 @@ EVALUATED += ("client_accuracy_mean", "client_accuracy_worst_decile", "nonfinite
 class Case:
     """One method, its compiled engines, and its reference run."""
 
-    def __init__(self, name):
+    def __init__(self, name, compute_dtype="float32"):
         make_problem, self.options = SETTINGS.get(name, (digits_problem, TRAINING))
-        self.name, self.problem = name, make_problem()
+        self.name, problem = name, make_problem()
+        model = with_compute_dtype(problem.model, compute_dtype)
+        self.problem = dataclasses.replace(problem, model=model)
         self.algorithm = build(name, self.problem, **self.options)
         self.evaluator = Evaluator(self.problem)
 
@@ -178,6 +181,21 @@ def test_the_order_of_the_clients_does_not_matter(case):
 def test_a_seed_decides_everything(case):
     assert_identical(case.run(), case.base)
     assert differ(case.run(seed=1).variables.params, case.base.variables.params)
+
+
+@pytest.mark.parametrize("name", ["dtfl", "fedavg", "fedel", "prfl"])
+def test_bfloat16_changes_updates_by_its_rounding_and_nothing_else(name):
+    plain, mixed = (Case(name, dtype).run(rounds=1) for dtype in ("float32", "bfloat16"))
+    exact, ours = (jax.tree.leaves(run.variables) for run in (plain, mixed))
+    assert {leaf.dtype.name for leaf in ours} == {"float32"}
+    exact, ours = (np.concatenate([leaf.ravel() for leaf in leaves]) for leaves in (exact, ours))
+    assert 0 < np.linalg.norm(ours - exact) < 0.02 * np.linalg.norm(exact)
+    clock = ("step", "virtual_s", "bytes_up", "bytes_down", "merged", "dropped")
+    told = [
+        [[row.get(name) for name in clock] for row in run.record.metrics] for run in (plain, mixed)
+    ]
+    assert told[0] == told[1]
+    assert mixed.faults == []
 
 
 def test_records_are_written_and_a_checkpoint_resumes_bit_for_bit(case, tmp_path):

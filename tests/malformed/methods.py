@@ -192,6 +192,14 @@ METHODS: list[Case] = [
         "buffers of 4 clients | exceed memory_bytes = 1 | roll_back = False",
     ),
     (
+        method("prfl", recover=False, buffer_density=0),
+        "buffer_density = 0 | must lie in (0, 1] | leave it out",
+    ),
+    (
+        method("prfl", recover=False, buffer_density=0.2),
+        "buffer_density = 0.2 | is below the mean density | raise it, or lower densities",
+    ),
+    (
         method("fedyogi", server_learning_rate=0),
         "server_learning_rate = 0 | must be positive | 0.01",
     ),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_het.models import conv
+from fedjax_het.models.lowering import Convolution, choose, lowering
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -40,7 +41,7 @@ def compare(shape, kernel_shape, strides, padding, numbers=NUMBERS, **options):
     def run():
         results = []
         for name in ("lax", "patches", "rows", "shift_add"):
-            with conv.lowering(name):
+            with lowering(name):
                 results.append(everything(call, x, kernel, probe))
         return results
 
@@ -84,7 +85,7 @@ def test_equals_lax_in_one_and_three_dimensions():
 def test_what_slices_cannot_do_is_left_to_lax(kernel_shape, numbers, options):
     x, kernel = draw((2, 7, 7, 2), 0), draw(kernel_shape, 1)
     arguments = (x, kernel, (1, 1), ((1, 1), (1, 1)))
-    with conv.lowering("patches"):
+    with lowering("patches"):
         y = conv.conv_general_dilated(*arguments, dimension_numbers=numbers, **options)
     expected = jax.lax.conv_general_dilated(*arguments, dimension_numbers=numbers, **options)
     np.testing.assert_array_equal(y, expected)
@@ -118,23 +119,40 @@ def test_lowering_is_forced_inside_the_context_only():
     def run(x, kernel):
         return conv.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NUMBERS)
 
-    with conv.lowering("lax"):
+    with lowering("lax"):
         assert "conv_general_dilated" in primitives(lambda *a: run(*a), x, kernel)
     assert "conv_general_dilated" not in primitives(run, x, kernel)
-    with pytest.raises(ValueError, match="patches"), conv.lowering("patch"):
+    with pytest.raises(ValueError, match="patches"), lowering("patch"):
         pass
+
+
+def convolution(kernel_shape, side=32, padding=(1, 1), dtype="float32", **options):
+    lhs = (20, side, side, kernel_shape[-2])
+    return Convolution(dtype, lhs, kernel_shape, (1, 1), (padding, padding), **options)
 
 
 def test_choice_by_backend_dtype_and_shape():
     wide, narrow = (3, 3, 32, 64), (3, 3, 3, 16)
-    assert conv.choose("tpu", jnp.float32, wide) == "lax"
-    assert conv.choose("gpu", jnp.float32, wide) == "patches"
-    assert conv.choose("gpu", jnp.bfloat16, wide) == "rows"
-    assert conv.choose("gpu", jnp.bfloat16, narrow) == "patches"
-    assert conv.choose("cpu", jnp.float32, wide, extra_rows=0.1) == "shift_add"
-    assert conv.choose("cpu", jnp.float32, wide, extra_rows=1.0) == "patches"
-    assert conv.choose("cpu", jnp.float32, (5, 5, 32, 64), extra_rows=0.3) == "rows"
-    assert conv.choose("cpu", jnp.float32, narrow) == "patches"
+    assert choose("tpu", convolution(wide)) == "lax"
+    for dtype in ("float32", "bfloat16"):
+        assert choose("gpu", convolution(wide, dtype=dtype, implicit=True)) == "implicit"
+        assert choose("gpu", convolution(narrow, dtype=dtype, implicit=True)) == "patches"
+        one = convolution((1, 1, 32, 64), padding=(0, 0), dtype=dtype, implicit=True)
+        assert choose("gpu", one) == "patches"
+    assert choose("gpu", convolution(wide)) == "patches"
+    assert choose("gpu", convolution(wide, dtype="bfloat16")) == "rows"
+    assert choose("gpu", convolution(narrow, dtype="bfloat16")) == "patches"
+    assert choose("cpu", convolution(wide)) == "shift_add"
+    assert choose("cpu", convolution(wide, side=4, padding=(2, 2))) == "patches"
+    assert choose("cpu", convolution((5, 5, 32, 64), side=14, padding=(2, 2))) == "rows"
+    assert choose("cpu", convolution(narrow)) == "patches"
+
+
+def test_extra_rows_are_those_of_padding_and_stride():
+    same = Convolution("float32", (1, 10, 10, 3), (3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)))
+    assert same.extra_rows == pytest.approx(0.2)
+    strided = same._replace(strides=(2, 1), padding=((0, 0), (1, 1)))
+    assert strided.extra_rows == pytest.approx(10 / 4 - 1)
 
 
 def test_one_by_one_is_a_single_matmul():

@@ -31,7 +31,7 @@ from fedjax_het.errors import require, require_known
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.fleet.flops import jaxpr_flops
 from fedjax_het.models.base import Block, BlockModel
-from fedjax_het.models.conv import lowering
+from fedjax_het.models.lowering import lowering
 
 PyTree = Any
 Chain = Literal["exclusive", "inclusive"]

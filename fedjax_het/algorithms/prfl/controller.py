@@ -1,5 +1,6 @@
 """The server's side of PR-FL between merges: densities, recovery, ranking, roll-back."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,16 @@ import numpy as np
 
 from fedjax_het.algorithm import Variables
 from fedjax_het.algorithms.prfl import density as rules
+from fedjax_het.algorithms.prfl.buffers import (
+    Booked,
+    Layout,
+    Slots,
+    flat,
+    free_ranking,
+    rolled_back,
+    unpack,
+)
 from fedjax_het.algorithms.prfl.density import Stops, Times
-from fedjax_het.algorithms.prfl.merging import Slots
 from fedjax_het.algorithms.prfl.ranking import Importance, close_interval, rank_weights
 from fedjax_het.data.batches import prepare
 from fedjax_het.problem import Problem
@@ -23,8 +32,11 @@ class State(NamedTuple):
     Attributes:
       step: int64[], merges so far.
       slots: latest uploads.
+      booked: what is set aside for the next ones.
       importance: of the weights.
       rank: int32 per prunable leaf.
+      order: int32[N], its inverse: the weights by rank.
+      place: int64[], of this ranking among those of the slots; -1 before the first.
       density: float64[n], rho of the next sub-models.
       floor: float64[n], smallest density the time rule may give.
       lowest: float64[], smallest floor of all.
@@ -34,13 +46,16 @@ class State(NamedTuple):
       armed, finished: bool[], the server's automaton has fired once; with the floor at 1.
       sent_s: float64[n, 2], when the last task of each client was sent out, and when it arrives.
       uplink: float64[n, 3], its upload as (from, to, mean rate).
-      best: `(variables, slots, importance)` of the best score of an armed server, or ().
+      best: `(variables, slots, booked, importance)` of the best score of an armed server, or ().
     """
 
     step: np.ndarray
     slots: Slots
+    booked: Booked
     importance: Importance
     rank: list[jax.Array]
+    order: jax.Array
+    place: np.ndarray
     density: np.ndarray
     floor: np.ndarray
     lowest: np.ndarray
@@ -55,7 +70,7 @@ class State(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The options of the controller; see `prfl`."""
+    """The options of the controller, see `prfl`, and the layout of its buffers."""
 
     mode: str
     core: float
@@ -65,6 +80,7 @@ class Settings(NamedTuple):
     recover: bool
     roll_back: bool
     remask: str
+    layout: Layout
 
 
 class Scorer:
@@ -93,42 +109,63 @@ class Scorer:
 
             return jnp.sum(jax.lax.map(right, samples)) / jnp.sum(samples[2])
 
-        def of_slots(slots: Slots, *samples: jax.Array) -> jax.Array:
-            def one(own: Variables) -> jax.Array:
-                whole = jax.tree.map(lambda v: jnp.where(jnp.isnan(v), 0.0, v), own.params)
-                return accuracy(Variables(whole, own.stats), *samples)
+        structure = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
 
-            return jax.lax.map(one, Variables(slots.params, slots.stats))
+        def of_slots(slots: Slots, booked: Booked, *samples: jax.Array) -> jax.Array:
+            def one(client: jax.Array) -> jax.Array:
+                return accuracy(unpack(slots, booked, client, structure), *samples)
+
+            return jax.lax.map(one, jnp.arange(slots.count.shape[0]))
 
         self._accuracy, self._of_slots = jax.jit(accuracy), jax.jit(of_slots)
 
-    def __call__(self, variables: Variables, slots: Slots) -> np.ndarray:
+    def __call__(self, variables: Variables, slots: Slots, booked: Booked) -> np.ndarray:
         """float64[n + 1], the clients' and the server's; NaN before the first upload."""
         samples = (self._x, self._y, self._counts)
         server = self._accuracy(variables, *samples)
-        clients = self._of_slots(slots, *samples)
-        known = np.asarray(slots.version) >= 0
+        clients = self._of_slots(slots, jax.tree.map(jnp.asarray, booked), *samples)
+        known = np.asarray(slots.count) > 0
         return np.append(np.where(known, np.asarray(clients, np.float64), np.nan), float(server))
 
 
 def rerank(
     state: State, variables: Variables, settings: Settings, cost: np.ndarray, *, changed: bool
 ) -> State:
-    """Closes the interval of the importances and ranks the weights anew."""
+    """Closes the interval of the importances and ranks the weights anew.
+
+    While uploads refer to all rankings that there is room for, the newest stays.
+    """
     importance = _close(state.importance)
     state = state._replace(importance=importance)
     if settings.remask == "on_density_change" and not changed:
         return state
-    return state._replace(
-        rank=_rank(variables.params, importance.table, settings.core, tuple(cost.tolist()))
+    kept = settings.layout.pages > 0
+    place = free_ranking(state.slots, state.booked) if kept else -1
+    if place is None:
+        return state
+    rank, by_weight, order = _rank(
+        variables.params, importance.table, settings.core, tuple(cost.tolist())
     )
+    slots = state.slots
+    if kept:
+        slots = slots._replace(ranks=slots.ranks.at[place].set(by_weight))
+    return state._replace(slots=slots, rank=rank, order=order, place=np.asarray(place))
 
 
 _close = jax.jit(close_interval)
-_rank = jax.jit(
-    lambda params, table, core, cost: rank_weights(params, table, core, np.asarray(cost)),
-    static_argnums=(2, 3),
-)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _rank(
+    params: PyTree, table: list[jax.Array], core: float, cost: tuple[float, ...]
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """The ranking by leaf and by weight, and the weights by rank."""
+    rank = rank_weights(params, table, core, np.asarray(cost))
+    by_weight = flat(rank)
+    places = jnp.arange(by_weight.size, dtype=jnp.int32)
+    return rank, by_weight, jnp.zeros_like(by_weight).at[by_weight].set(places)
+
+
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
@@ -160,15 +197,25 @@ def adjust(
         stops, fire = rules.check(state.stops, score, patience)
         armed, finished, best = state.armed, state.finished, state.best
         if settings.roll_back and not score[-1] <= state.stops.best[-1]:
-            best = _copy((variables, state.slots, state.importance))
+            best = _copy((variables, state.slots, state.booked, state.importance))
         if fire[-1] and not armed:
             armed = np.asarray(True)
         elif fire[-1]:
             finished = np.asarray(lowest >= 1.0)
             lowest = min(lowest + settings.increment, 1.0)
             if settings.roll_back:
-                variables, slots, importance = _copy(best)
-                state = state._replace(slots=slots, importance=importance)
+                variables, slots, booked, importance = _copy(best)
+                slots, booked, place = rolled_back(
+                    slots,
+                    jax.tree.map(np.asarray, booked),
+                    state.slots,
+                    state.booked,
+                    int(state.place),
+                    settings.layout,
+                )
+                state = state._replace(
+                    slots=slots, booked=booked, importance=importance, place=np.asarray(place)
+                )
                 info["rolled_back"] = True
         raised = np.minimum(density + settings.increment, 1.0)
         if settings.mode == "code":

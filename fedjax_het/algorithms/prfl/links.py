@@ -89,24 +89,25 @@ def upload_s(
     rate = sizes / np.maximum(own_s, 1e-12)
     if np.sum(rate) + np.sum(busy[:, 2]) <= server_bytes_per_s:
         return own_s
-    taken = [tuple(row) for row in busy]
+    # What is taken of the server's rate: constant from each edge to the next one.
+    edges = np.append(-np.inf, np.unique(busy[:, :2]))
+    during = (busy[:, :1] <= edges) & (edges < busy[:, 1:2])
+    taken = busy[:, 2] @ during
     lasts_s = np.zeros(len(sizes))
     for i in np.lexsort((np.arange(len(sizes)), start_s)):
-        left, now = float(sizes[i]), float(start_s[i])
-        ends = np.unique([t for part in taken for t in part[:2]])
-        while True:
-            used = sum(r for begin, end, r in taken if begin <= now < end)
-            free = max(min(rate[i], server_bytes_per_s - used), 0.0)
-            later = ends[ends > now]
-            until = later[0] if later.size else np.inf
-            if free * (until - now) >= left or (free > 0 and not later.size):
-                done = now + left / free
-                taken.append((now, done, free))
-                break
-            if free > 0:
-                taken.append((now, until, free))
-            left, now = left - free * (until - now), until
-        lasts_s[i] = done - start_s[i]
+        first = int(np.searchsorted(edges, start_s[i], side="right"))
+        edges = np.insert(edges, first, start_s[i])
+        taken = np.insert(taken, first, taken[first - 1])
+        free = np.clip(server_bytes_per_s - taken[first:], 0.0, rate[i])
+        free[-1] = min(rate[i], server_bytes_per_s)  # when all the others are done
+        so_far = np.cumsum(free * np.diff(edges[first:], append=np.inf))
+        last = int(np.searchsorted(so_far, sizes[i]))
+        left = sizes[i] - (so_far[last - 1] if last else 0.0)
+        done_s = edges[first + last] + left / free[last]
+        edges = np.insert(edges, first + last + 1, done_s)
+        taken = np.insert(taken, first + last + 1, taken[first + last])
+        taken[first : first + last + 1] += free[: last + 1]
+        lasts_s[i] = done_s - start_s[i]
     return lasts_s
 
 

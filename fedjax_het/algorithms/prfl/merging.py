@@ -4,9 +4,9 @@ r"""MaskFedAvg: every coordinate averaged over the uploads that have it.
 
     num = sum_i p_i m_i W_i      den = sum_i p_i m_i      new = W + eta (num / den - W)   (den > 0)
 
-over the buffers, one slot per client with its latest upload, weighted by staleness. A slot holds
-its own mask: coordinates that were pruned are NaN. So weights that happen to be zero count, no mask
-is stored, and a slot keeps the mask it came with when the ranking changes.
+over the buffers (`buffers.py`), one slot per client with its latest upload, weighted by staleness,
+and over the arrivals that are not kept. An upload keeps the mask it came with when the ranking
+changes.
 """
 
 from typing import Any, NamedTuple
@@ -15,29 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het import masks
+from fedjax_het.aggregation import zeros
 from fedjax_het.algorithm import Aggregator, Chunk, Variables
+from fedjax_het.algorithms.prfl.buffers import Booked, Slots, store, weighted_sums
 from fedjax_het.algorithms.prfl.ranking import Importance, observe
 from fedjax_het.algorithms.staleness import Discount
 
 PyTree = Any
-
-
-class Slots(NamedTuple):
-    """What the server has of its clients (leading axis n).
-
-    Attributes:
-      params: latest uploads, NaN where pruned or before the first; () where uploads are not kept.
-      stats: their running statistics; () likewise.
-      version: int32[n], server step behind the model each upload started from; -1 before the first.
-      weight: float32[n], aggregation weight n_i of each upload.
-      discount: float32[n], its staleness weight when it arrived.
-    """
-
-    params: PyTree
-    stats: PyTree
-    version: jax.Array
-    weight: jax.Array
-    discount: jax.Array
 
 
 class Acc(NamedTuple):
@@ -45,33 +29,20 @@ class Acc(NamedTuple):
 
     Attributes:
       slots: with the arrivals in place.
+      booked: what is set aside for them.
       importance: with theirs.
       arrived: bool[n].
-      num, den: sums over the arrivals, where uploads are not kept.
+      num, den: sums over the arrivals that are not kept; over all where buffers are not merged.
       step: int32[], server step, from 0.
     """
 
     slots: Slots
+    booked: Booked
     importance: Importance
     arrived: jax.Array
     num: PyTree
     den: PyTree
     step: jax.Array
-
-
-def no_slots(variables: Variables, clients: int, *, kept: bool) -> Slots:
-    """Before the first upload."""
-
-    def room(leaf: jax.Array, value: float) -> jax.Array:
-        return jnp.full((clients, *leaf.shape), value, leaf.dtype)
-
-    return Slots(
-        jax.tree.map(lambda leaf: room(leaf, jnp.nan), variables.params) if kept else (),
-        jax.tree.map(lambda leaf: room(leaf, 0.0), variables.stats) if kept else (),
-        jnp.full(clients, -1, jnp.int32),
-        jnp.zeros(clients, jnp.float32),
-        jnp.zeros(clients, jnp.float32),
-    )
 
 
 def sums(weight: jax.Array, values: jax.Array, masked: bool) -> tuple[jax.Array, jax.Array]:
@@ -109,19 +80,19 @@ def mask_fed_avg(
       eta: the server's step.
 
     Returns:
-      An `Aggregator` over a state with the fields `slots`, `importance` and `step`.
+      An `Aggregator` over a state with the fields `slots`, `booked`, `importance` and `step`.
     """
 
     def init(state: Any, variables: Variables, mask_shapes: PyTree) -> Acc:
         del mask_shapes
         slots = state.slots
-        empty = () if buffered else jax.tree.map(jnp.zeros_like, variables)
         return Acc(
             slots,
+            jax.tree.map(jnp.asarray, state.booked),
             state.importance,
             jnp.zeros(slots.version.shape, bool),
-            empty,
-            jax.tree.map(jnp.zeros_like, empty),
+            zeros(variables),
+            zeros(variables),
             jnp.asarray(state.step, jnp.int32),
         )
 
@@ -144,17 +115,19 @@ def mask_fed_avg(
             mask = jax.tree.map(lambda _: everyone, chunk.delta)
         params = jax.tree.map(upload, chunk.start.params, chunk.delta, mask)
         stats = jax.tree.map(jnp.add, chunk.start.stats, chunk.stats_delta)
-        slots, num, den = acc.slots, acc.num, acc.den
-        if slots.params != ():
-            slots = slots._replace(
-                params=jax.tree.map(put, slots.params, params),
-                stats=jax.tree.map(put, slots.stats, stats),
+        uploads = Variables(params, stats)
+        passing = keep & (acc.booked.ranking[chunk.client] < 0) if buffered else keep
+
+        def pass_on(total: tuple[Variables, Variables]) -> tuple[Variables, Variables]:
+            p = jnp.where(passing, chunk.weight * discount, 0.0)
+            both = jax.tree.map(lambda values: sums(p, values, masked), uploads)
+            return tuple(
+                jax.tree.map(lambda old, pair, i=i: old + pair[i], part, both)
+                for i, part in enumerate(total)
             )
-        if not buffered:
-            p = jnp.where(keep, chunk.weight * discount, 0.0)
-            both = jax.tree.map(lambda v: sums(p, v, masked), Variables(params, stats))
-            num = jax.tree.map(lambda total, pair: total + pair[0], num, both)
-            den = jax.tree.map(lambda total, pair: total + pair[1], den, both)
+
+        num, den = jax.lax.cond(jnp.any(passing), pass_on, lambda total: total, (acc.num, acc.den))
+        slots = store(acc.slots, acc.booked, chunk.client, keep, uploads, chunk.shared["order"])
         slots = slots._replace(
             version=put(slots.version, acc.step - chunk.staleness),
             weight=put(slots.weight, chunk.weight),
@@ -176,16 +149,11 @@ def mask_fed_avg(
         discount = late(jnp.maximum(acc.step - slots.version, 0)) if live else slots.discount
         p = jnp.where(slots.version >= 0, slots.weight * discount, 0.0)
         share = jnp.sum(jnp.where(acc.arrived, p, 0.0)) / jnp.maximum(jnp.sum(p), 1e-30)
+        num, den, step = acc.num, acc.den, eta * share
         if buffered:
-            new = jax.tree.map(
-                lambda old, every: moved(old, *sums(p, every, masked), eta),
-                variables,
-                Variables(slots.params, slots.stats),
-            )
-        else:
-            new = jax.tree.map(
-                lambda old, num, den: moved(old, num, den, eta * share), variables, acc.num, acc.den
-            )
+            kept = weighted_sums(slots, acc.booked, p, variables.params, masked=masked)
+            (num, den), step = jax.tree.map(jnp.add, (num, den), kept), jnp.float32(eta)
+        new = jax.tree.map(lambda *leaf: moved(*leaf, step), variables, num, den)
         return new, {"share_of_arrivals": share}
 
     return Aggregator(init, add, finalize)

@@ -20,9 +20,10 @@ from fedjax_het.algorithm import (
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.prfl import links
+from fedjax_het.algorithms.prfl.buffers import book, no_bookings, no_slots, release
 from fedjax_het.algorithms.prfl.controller import Scorer, Settings, State, adjust, rerank
 from fedjax_het.algorithms.prfl.density import no_stops, no_times, record
-from fedjax_het.algorithms.prfl.merging import mask_fed_avg, no_slots, start_masked
+from fedjax_het.algorithms.prfl.merging import mask_fed_avg, start_masked
 from fedjax_het.algorithms.prfl.pace import WARM_UP, everyone, window_rule
 from fedjax_het.algorithms.prfl.ranking import (
     core_sizes,
@@ -30,9 +31,14 @@ from fedjax_het.algorithms.prfl.ranking import (
     no_importance,
     prunable,
 )
-from fedjax_het.algorithms.prfl.setup import check_control, check_server, time_per_weight
+from fedjax_het.algorithms.prfl.setup import (
+    buffer_layout,
+    check_control,
+    check_server,
+    time_per_weight,
+)
 from fedjax_het.algorithms.staleness import discount
-from fedjax_het.errors import require, require_known
+from fedjax_het.errors import require_known
 from fedjax_het.fleet.cost import price
 from fedjax_het.fleet.published import MIB
 from fedjax_het.masks import Route
@@ -74,6 +80,7 @@ def prfl(
     server_jitter: float = 0.1,
     dense_share: float = 0.1,
     validate_on: Literal["validation", "test"] = "validation",
+    buffer_density: float | None = None,
     memory_bytes: float = 16e9,
     weighting: str = "uniform",
     **training: Any,
@@ -85,8 +92,9 @@ def prfl(
     at every window with an arrival (`mask_fed_avg`), fits the densities to the clients' times every
     `interval` merges, and raises those of clients that have stopped improving.
 
-    Memory: n slots of a model and 2 (versions in flight + n results) models more; four times the
-    slots with `roll_back`.
+    Memory: of every client the weights of its sub-model, see `buffers`, twice with `roll_back`; and
+    2 (versions in flight + results that wait) + 20 models. The whole models of the very first
+    training are merged and not kept: those that come next replace them.
 
     Args:
       problem: model, data and fleet.
@@ -121,7 +129,9 @@ def prfl(
       dense_share: share of the FLOPs that pruning does not save.
       validate_on: where recovery looks: "validation" (`validation_fraction` of the data), or
         "test", as the author's code does.
-      memory_bytes: limit for the buffers.
+      buffer_density: mean density that the buffers have room for, which recovery may exceed; what
+        finds no room is merged when it arrives and not kept. None for 1, or for what fits.
+      memory_bytes: limit for all of this memory but the results.
       weighting: "uniform", or "samples" for the number of samples a client processes.
       **training: see `Training`.
 
@@ -149,19 +159,23 @@ def prfl(
         {"server_step": server_step, "dense_share": dense_share},
     )
     common.require_memory(problem, options, 0)
-    kept = 4 * n * (weights + dense) * (2 if roll_back and recover else 1)
-    kept = kept if buffered or recover else 0
-    need = kept + 4 * options.cohort_size(problem) * (2 * weights + dense)
-    require(
-        need <= memory_bytes,
-        f"buffers of {n} clients and a model of {weights + dense} parameters: {need:.4g} bytes",
-        f"exceed memory_bytes = {memory_bytes:.4g}",
-        "raise it if there is as much, set roll_back = False, or take fewer clients",
+    least = int(np.sum(core_sizes(sizes_of_leaves, core)))
+
+    def counts(density: np.ndarray) -> np.ndarray:
+        return np.maximum(np.floor(density * weights + 1e-9).astype(np.int64), least)
+
+    at_first = np.maximum(np.resize(np.asarray(densities, np.float64), n), lowest)
+    layout = buffer_layout(
+        counts(at_first),
+        weights,
+        dense,
+        buffer_density,
+        memory_bytes,
+        copies=(2 if roll_back and recover else 1) if buffered or recover else 0,
     )
     settings = Settings(
-        mode, core, increment, patience, adapt, recover, roll_back and recover, remask
+        mode, core, increment, patience, adapt, recover, roll_back and recover, remask, layout
     )
-    least = int(np.sum(core_sizes(sizes_of_leaves, core)))
     cost = time_per_weight(problem, options, structure) if cost_aware else np.ones(len(leaves))
     scorer: Scorer | None = None
     if recover:
@@ -169,23 +183,22 @@ def prfl(
         held = (data.test_x, data.test_y) if validate_on == "test" else (data.val_x, data.val_y)
         scorer = Scorer(problem, *held)  # type: ignore[arg-type]
 
-    def counts(density: np.ndarray) -> np.ndarray:
-        return np.maximum(np.floor(density * weights + 1e-9).astype(np.int64), least)
-
     def init(variables: Variables, key: jax.Array) -> State:
         del key
-        slots = no_slots(variables, n, kept=buffered or recover)
+        slots, booked = no_slots(variables, layout, n), no_bookings(layout, n)
         importance = no_importance(variables.params)
-        density = np.maximum(np.resize(np.asarray(densities, np.float64), n), lowest)
         best = ()
         if settings.roll_back:
-            best = jax.tree.map(jnp.copy, (variables, slots, importance))
+            best = jax.tree.map(jnp.array, (variables, slots, booked, importance))
         return State(
             step=np.asarray(0),
             slots=slots,
+            booked=booked,
             importance=importance,
+            order=jnp.arange(weights, dtype=jnp.int32),
+            place=np.asarray(-1 if pruning else 0),
             rank=[jnp.zeros(leaf.shape, jnp.int32) for leaf in leaves] if pruning else [],
-            density=density,
+            density=at_first,
             floor=np.full(n, float(lowest)),
             lowest=np.asarray(float(lowest)),
             first_stage=np.asarray(True),
@@ -244,11 +257,12 @@ def prfl(
             ),
             timing=timing,
             rows={"count": count.astype(np.int32)},
-            shared={"rank": state.rank},
+            shared={"rank": state.rank, "order": state.order},
             # The author's FedAsyn has no shortest window.
             deadline_s=broadcast_s if pace == "single" else max(interval_s, broadcast_s),
         )
-        return tasks, state._replace(sent_s=sent_s, uplink=uplink)
+        booked = book(state.booked, layout, clients, count, int(state.place))
+        return tasks, state._replace(booked=booked, sent_s=sent_s, uplink=uplink)
 
     def mask(row: PyTree, shared: PyTree) -> PyTree:
         return nested_mask(structure, shared["rank"], jnp.asarray(row["count"]))
@@ -273,13 +287,17 @@ def prfl(
         state = state._replace(
             step=np.asarray(int(state.step) + 1),
             slots=acc.slots,
+            booked=release(state.booked, layout, clients[report.merged]),
             importance=acc.importance,
             times=times,
         )
-        info: dict[str, Any] = {"mean_density": float(np.mean(state.density))}
+        info: dict[str, Any] = {
+            "mean_density": float(np.mean(state.density)),
+            "kept": int(np.sum(state.booked.ranking[clients] >= 0)),
+        }
         if state.step % interval == 0:
             before = state.density
-            score = None if scorer is None else scorer(merged, state.slots)
+            score = None if scorer is None else scorer(merged, state.slots, state.booked)
             state, merged, news = adjust(state, merged, settings, score)
             changed = bool(np.any(before != state.density))
             if pruning:

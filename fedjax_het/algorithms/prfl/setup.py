@@ -7,6 +7,7 @@ import numpy as np
 
 from fedjax_het.algorithm import PyTree
 from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.prfl.buffers import Layout, page_size
 from fedjax_het.algorithms.prfl.ranking import prunable
 from fedjax_het.errors import require, require_known
 from fedjax_het.problem import Problem
@@ -34,6 +35,61 @@ def time_per_weight(problem: Problem, training: Training, structure: PyTree) -> 
         cost.append(float(np.mean(cost)))
         size.append(leaf.size)
     return np.asarray(cost) / np.average(cost, weights=size)
+
+
+def buffer_layout(
+    counts: np.ndarray,
+    weights: int,
+    dense: int,
+    density: float | None,
+    memory_bytes: float,
+    *,
+    copies: int,
+) -> Layout:
+    """How much room the buffers have; see `buffers`.
+
+    Args:
+      counts: int64[n], weights of the first sub-models.
+      weights: of the whole model that can be pruned.
+      dense: parameters that cannot.
+      density: mean density to have room for; None for what fits, up to all.
+      memory_bytes: limit.
+      copies: of the buffers; 0 keeps nothing.
+
+    Raises:
+      InputError: the first sub-models do not fit, or more is asked for than fits.
+    """
+    require(
+        density is None or 0 < density <= 1,
+        f"buffer_density = {density}",
+        "must lie in (0, 1]",
+        "leave it out for as much as fits",
+    )
+    n = len(counts)
+    layout = Layout(weights, page_size(weights), 0)
+    if copies == 0:
+        return layout
+    # Rankings, importances, sums, and where the pages of each client are.
+    fixed = 4 * (20 * (weights + dense) + n * layout.per_model)
+    each = 4 * copies * layout.page
+    first, most = int(np.sum(layout.needed(counts))), n * layout.per_model
+    room = memory_bytes - fixed - 4 * copies * n * dense
+    wanted = most if density is None else int(np.ceil(density * most))
+    require(
+        density is None or wanted >= first,
+        f"buffer_density = {density}",
+        f"is below the mean density {first / most:.3g} of the first sub-models",
+        "raise it, or lower densities",
+    )
+    least = first if density is None else wanted
+    need = least * each + memory_bytes - room
+    require(
+        least * each <= room,
+        f"buffers of {n} clients and a model of {weights + dense} parameters: {need:.4g} bytes",
+        f"exceed memory_bytes = {memory_bytes:.4g}",
+        "raise it if there is as much, set roll_back = False, or take smaller densities",
+    )
+    return layout._replace(pages=min(wanted, int(room // each)))
 
 
 def check_control(

@@ -1,0 +1,202 @@
+"""Which way to write a convolution: forced, chosen by a function of the run, or by a table.
+
+The table is by backend, dtype and shape, from measurements (`benchmarks/micro/conv.py` prints the
+lowerings side by side). `fedjax_het.autotune` measures on the device at hand instead.
+"""
+
+import contextlib
+import contextvars
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from fedjax_het.errors import require_known
+
+Lowering = Literal["patches", "rows", "shift_add", "implicit", "lax"]
+
+# Window elements are unrolled: more than those of 7 x 7 take long to compile.
+_IMPLICIT_WINDOW = 49
+# NVIDIA GPUs have the matrix units and the shared memory from this compute capability on.
+_IMPLICIT_CAPABILITY = 8.0
+# The GPU's own kernels want this many channels in; with fewer their tiles are mostly empty.
+_GPU_IMPLICIT_CHANNELS = 16
+# bf16 on a GPU: from this many contracted values a row the sum of matmuls beats the concatenation.
+_GPU_BF16_ROWS_FROM = 48
+# On a CPU large patches cost more than the sum of a few long contractions.
+_CPU_ROWS_WINDOW = 25
+_CPU_ROWS_FROM = 80
+# A CPU adds shifted products where they are few against the patches they save: with this many
+# channels in, and at most this share of rows computed for the padding or skipped by a stride.
+_CPU_SHIFT_ADD_CHANNELS = range(4, 65)
+_CPU_SHIFT_ADD_EXTRA_ROWS = 0.2
+
+
+class Convolution(NamedTuple):
+    """One convolution as a client runs it; what a choice between lowerings may depend on.
+
+    Attributes:
+      dtype: of the operands, e.g. `"float32"`.
+      lhs: `(batch, *space, channels in)`.
+      rhs: `(*window, channels in, channels out)`.
+      strides: one integer a spatial axis.
+      padding: pairs (low, high), one a spatial axis.
+      implicit: whether `"implicit"` can do it on this device.
+    """
+
+    dtype: str
+    lhs: tuple[int, ...]
+    rhs: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    implicit: bool = False
+
+    @property
+    def window(self) -> int:
+        """Elements of the window."""
+        return math.prod(self.rhs[:-2])
+
+    @property
+    def extra_rows(self) -> float:
+        """Rows of the padded input per row of the output, minus one."""
+        padded = self.lhs[1] + sum(self.padding[0])
+        return padded / ((padded - self.rhs[0]) // self.strides[0] + 1) - 1.0
+
+
+Chooser = Callable[[Convolution], Lowering]
+
+
+class _Forced(NamedTuple):
+    name: Lowering | None = None
+    interpret: bool = False
+
+
+_NOTHING = _Forced()
+_forced: contextvars.ContextVar[_Forced] = contextvars.ContextVar("forced", default=_NOTHING)
+_chooser: contextvars.ContextVar[Chooser | None] = contextvars.ContextVar("chooser", default=None)
+
+
+@contextlib.contextmanager
+def lowering(name: Lowering, *, interpret: bool = False) -> Iterator[None]:
+    """Forces one lowering on every convolution that is traced inside, for comparisons.
+
+    What was compiled before keeps the lowering it was traced with: jit a fresh function inside.
+
+    Args:
+      name: `"patches"`, `"rows"`, `"shift_add"`, `"implicit"` or `"lax"`.
+      interpret: runs the kernels of `"implicit"` in Pallas' interpreter, on any backend: for tests.
+    """
+    require_known(name, get_args(Lowering), "lowering")
+    with _set(_forced, _Forced(name, interpret)):
+        yield
+
+
+def chosen_by(chooser: Chooser) -> contextlib.AbstractContextManager[None]:
+    """Lets a function choose, in place of the table, for what is traced inside and not forced."""
+    return _set(_chooser, chooser)
+
+
+@contextlib.contextmanager
+def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def interpreted() -> bool:
+    """Whether kernels that are traced here are to run in the interpreter."""
+    return _forced.get().interpret
+
+
+def lowering_of(convolution: Convolution) -> Lowering:
+    """The lowering of a convolution that is traced here."""
+    forced, chooser = _forced.get().name, _chooser.get()
+    if forced is not None and (forced != "implicit" or convolution.implicit):
+        return forced
+    if chooser is not None and forced is None:
+        return chooser(convolution)
+    return choose(jax.default_backend(), convolution)
+
+
+def choose(backend: str, convolution: Convolution) -> Lowering:
+    """The fastest lowering by measurement (2-core CPU; NVIDIA H200 with 64-128 clients at once).
+
+    Args:
+      backend: `"cpu"`, `"gpu"` or `"tpu"`.
+      convolution: what is to be done.
+
+    Returns:
+      The name of the lowering.
+    """
+    channels = convolution.rhs[-2]
+    row = convolution.rhs[-3] * channels
+    if backend == "tpu":
+        # The TPU's compiler batches convolutions over clients well by itself.
+        return "lax"
+    if backend == "gpu":
+        # A window of one element is a plain matmul, which the vendor's library does best.
+        wide = convolution.window > 1 and channels >= _GPU_IMPLICIT_CHANNELS
+        if convolution.implicit and wide:
+            return "implicit"
+        rows = convolution.dtype == "bfloat16" and row >= _GPU_BF16_ROWS_FROM
+        return "rows" if rows else "patches"
+    if convolution.window >= _CPU_ROWS_WINDOW and row >= _CPU_ROWS_FROM:
+        return "rows"
+    few_channels = channels in _CPU_SHIFT_ADD_CHANNELS
+    if few_channels and convolution.extra_rows <= _CPU_SHIFT_ADD_EXTRA_ROWS:
+        return "shift_add"
+    return "patches"
+
+
+def implicit_fits(lhs: Any, rhs: Any, precision: Any, preferred_element_type: Any) -> bool:
+    """Whether the lowering "implicit" does this convolution, on the default device if compiled.
+
+    It takes two spatial axes, float32 or bfloat16, a window of at most 49 elements, and products in
+    TF32: no other precision is asked for, neither here nor of JAX as a whole.
+
+    Args:
+      lhs: the input, channels last.
+      rhs: the kernel, channels last.
+      precision: as in lax.
+      preferred_element_type: as in lax.
+    """
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return (
+        lhs.ndim == 4
+        and lhs.dtype in (jnp.float32, jnp.bfloat16)
+        and preferred_element_type in (None, lhs.dtype)
+        and precision in (None, jax.lax.Precision.DEFAULT)
+        and asked not in ("highest", "float32")
+        and rhs.shape[0] * rhs.shape[1] <= _IMPLICIT_WINDOW
+        and (interpreted() or device_fits())
+    )
+
+
+@functools.cache
+def device_fits() -> bool:
+    """Whether the default device runs the kernels of "implicit"; a small one is compiled to see."""
+    if jax.default_backend() != "gpu":
+        return False
+    # AMD's are names such as gfx942.
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    numeric = capability.replace(".", "", 1).isdecimal()
+    if not numeric or float(capability) < _IMPLICIT_CAPABILITY:
+        return False
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 4, 4, 16), (2, 2, 16, 16)))
+    try:
+        # Here, and not above: JAX has announced that Pallas will lose Triton, and no other lowering
+        # must fail with it.
+        from fedjax_het.models import implicit_gemm
+
+        one = functools.partial(implicit_gemm.conv, strides=(1, 1), padding=((0, 0), (0, 0)))
+        jax.jit(one).lower(x, w).compile()
+    except Exception as error:
+        logging.warning("convolutions are left to XLA, for Pallas cannot be had: %s", error)
+        return False
+    return True

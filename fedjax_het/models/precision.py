@@ -1,0 +1,74 @@
+"""Mixed precision: the arithmetic of a model in bfloat16, all that is kept in float32.
+
+Blocks are given a bfloat16 copy of their parameters and of their input, so that activations and
+matrix products are bfloat16 (sums inside a product float32). Parameters, their gradients and
+updates, losses, the statistics of norms, and what leaves a model are float32.
+"""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import jax
+
+from fedjax_het.errors import InputError, require
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block, cast
+
+PyTree = Any
+
+
+def with_compute_dtype(
+    model: BlockModel, compute_dtype: Literal["float32", "bfloat16"]
+) -> BlockModel:
+    """`model` with its arithmetic in another precision; parameters and prices are those of before.
+
+    A block that fixes a dtype of its own (`nn.Dense(..., dtype=jnp.float32)`) keeps it.
+
+    Args:
+      model: a model.
+      compute_dtype: "float32" or "bfloat16".
+
+    Returns:
+      The model.
+
+    Raises:
+      InputError: an unknown dtype, or a block that cannot compute in it.
+    """
+    model = replace(model, compute_dtype=compute_dtype)
+    if compute_dtype == "float32":
+        return model
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(model.init, key)
+    params, stats = variables.params, variables.stats
+    x: Any = jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)
+    for b, block in enumerate(model.blocks):
+        x = _output(block, params["blocks"][b], stats["blocks"][b], x, key, compute_dtype)
+        if b < len(model.exits):
+            slot = model.exit_slot(b)
+            head = (model.exits[b], params["exits"][slot], stats["exits"][slot])
+            _output(*head, x, key, compute_dtype)
+    return model
+
+
+def _output(block: Block, params: PyTree, stats: PyTree, x: Any, key: Any, dtype: str) -> Any:
+    """Shape of what the block gives in training; `InputError` if it cannot."""
+
+    def run(params: PyTree, stats: PyTree, x: Any, key: Any) -> tuple[PyTree, PyTree]:
+        params, x = cast((params, x), dtype)
+        return block.apply(params, stats, x, train=True, key=key)
+
+    limit = f"cannot compute in {dtype}"
+    remedy = "use compute_dtype = 'float32', or a module that takes its dtype from its input"
+    try:
+        y, new = jax.eval_shape(run, params, stats, x, key)
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"block {block.name!r}: {limit} ({reason}); {remedy}") from error
+    kept = [s.dtype for s in jax.tree.leaves(stats)]
+    require(
+        [s.dtype for s in jax.tree.leaves(new)] == kept,
+        f"block {block.name!r} with statistics {[str(s.dtype) for s in jax.tree.leaves(new)]}",
+        f"{limit}: running statistics must stay {[str(each) for each in kept]}",
+        remedy,
+    )
+    return y
