@@ -8,7 +8,8 @@ The factory of an algorithm takes the `Problem` (model, data, fleet) and its hyp
 closes over both, and returns an `Algorithm`; nothing in it is mutable.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
       shared: pytree broadcast to every client and to `merge` (a ranking, a bias correction ...).
       learning_rate_scale: factor on the local updates of this round.
       deadline_s: seconds after dispatch at which a deadline pace closes the round.
+      info: what there is to record of the plan, names to numbers.
     """
 
     clients: np.ndarray
@@ -76,6 +78,7 @@ class Plan(NamedTuple):
     shared: PyTree = None
     learning_rate_scale: float = 1.0
     deadline_s: float = float("inf")
+    info: Mapping[str, Any] | None = None
 
 
 class Task(NamedTuple):
@@ -219,6 +222,45 @@ class Report(NamedTuple):
     acc: PyTree = None
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """A plan that looks at nothing learned, neither the model nor the state nor an accuracy.
+
+    With a `ServerStep` for `update`, whole blocks of rounds are planned first and then run in one
+    program, without coming back to the host in between.
+
+    Attributes:
+      tasks: `(Situation) -> Plan`.
+    """
+
+    tasks: Callable[[Situation], Plan]
+
+    def __call__(
+        self, state: PyTree, variables: Variables, situation: Situation
+    ) -> tuple[Plan, PyTree]:
+        """`Algorithm.plan`."""
+        del variables
+        return self.tasks(situation), state
+
+
+@dataclass(frozen=True)
+class ServerStep:
+    """A server's step that looks at no report, in pure JAX; see `Schedule`.
+
+    Attributes:
+      step: `(state, variables, merged) -> (state, variables)`, traceable.
+    """
+
+    step: Callable[[PyTree, Variables, Variables], tuple[PyTree, Variables]]
+
+    def __call__(
+        self, state: PyTree, variables: Variables, merged: Variables, report: Report
+    ) -> tuple[PyTree, Variables, dict[str, Any]]:
+        """`Algorithm.update`."""
+        del report
+        return *self.step(state, variables, merged), {}
+
+
 class Algorithm(NamedTuple):
     """A federated method, as pure functions (in the manner of an optax transformation).
 
@@ -226,12 +268,13 @@ class Algorithm(NamedTuple):
       name: for records and plots.
       init: `(variables, key) -> state`, a pytree of arrays; state per client has a leading client
         axis.
-      plan: `(state, variables, Situation) -> (Plan, state)`.
+      plan: `(state, variables, Situation) -> (Plan, state)`; a `Schedule` if it can be.
       mask: `(row, shared) -> mask` pytree of bools broadcasting against the parameters (traced, one
         client), or None when every client trains everything.
       local: `(route, start, data, Task) -> ClientResult`, one client; the cohort vmaps it.
       merge: the `Aggregator`.
-      update: `(state, variables, merged, Report) -> (state, variables, info)`; the server's step.
+      update: `(state, variables, merged, Report) -> (state, variables, info)`; the server's step, a
+        `ServerStep` if it can be.
       pace: when the server merges; see `fedjax_het.clock`.
       cohort_size: clients sampled per round; clients at work at any time, under a pace that leaves
         tasks waiting.

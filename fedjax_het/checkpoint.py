@@ -46,7 +46,7 @@ class Checkpoints:
         target = self._directory / f"{step:08d}"
         if target.exists():
             shutil.rmtree(target)
-        with ocp.StandardCheckpointer() as writer:
+        with _checkpointer() as writer:
             writer.save(target / "arrays", _storable(arrays))
         write_json(target / "meta.json", meta)
         write_json(target / _DIGEST, _digest(target))
@@ -103,7 +103,7 @@ class Checkpoints:
         meta = read_json(target / "meta.json")
         like = template(meta)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
-        with ocp.StandardCheckpointer() as reader:
+        with _checkpointer() as reader:
             arrays = reader.restore(target / "arrays", abstract)
         return _like(like, arrays), meta
 
@@ -135,6 +135,15 @@ def differences(old: Any, new: Any, path: str = "") -> str:
         ]
         return ", ".join(part for part in parts if part)
     return "" if old == new else f"{path}: {old!r} -> {new!r}"
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Reads and writes for this process alone: of several, each reads and the first one writes."""
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _storable(tree: Any) -> Any:

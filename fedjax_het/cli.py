@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fedjax_het import experiment
+from fedjax_het import experiment, processes
 from fedjax_het.algorithms.adel import preview as plans
 from fedjax_het.errors import InputError, require, require_known
 from fedjax_het.fleet import profile as profiles
@@ -84,13 +84,23 @@ def train() -> None:
         _config_flag(flag_values)
         flags.DEFINE_string("workdir", None, "Where records, checkpoints and report go.")
         flags.mark_flag_as_required("workdir", flag_values)
+        flags.DEFINE_bool("distributed", False, "Be one of several processes, as a cluster says.")
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes.")
+        flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
     def program(values: flags.FlagValues) -> None:
+        where = (values.coordinator, values.num_processes, values.process_id)
+        if values.distributed or where != (None, None, None):
+            processes.join(*where)
+
         def announce(settings: dict[str, Any]) -> None:
-            print(json.dumps(jsonable(settings), indent=2), flush=True)
+            if processes.is_leader():
+                print(json.dumps(jsonable(settings), indent=2), flush=True)
 
         result = experiment.train(_config(values), values.workdir, announce=announce)
-        print(_outcome(result.record.summary, values.workdir))
+        if processes.is_leader():
+            print(_outcome(result.record.summary, values.workdir))
 
     _run(program, define)
 

@@ -1,28 +1,30 @@
-"""Runs a cohort: groups clients by route, pads groups to buckets, compiles, and collects.
+"""Runs cohorts: groups clients by route, pads the groups, compiles, and collects.
 
-Steps, batch sizes, cohort sizes and depths are data, not shapes, so they never recompile; the
-number of programs is bounded by the routes (a setting) times the logarithm of the largest cohort
-(its square where the chunk is chosen, for the chunk may then vary with the batch size).
+Steps, batch sizes, cohort sizes and depths are data, not shapes, so they never recompile. Every
+group has room for the whole cohort, so programs are counted as routes (a setting bounds them) times
+the chunks chosen, powers of two. A block of rounds is one program for all routes together.
 """
 
 import copy
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_het import allocation, autotune
+from fedjax_het import allocation, autotune, processes, routing
 from fedjax_het.algorithm import Algorithm, ClientResult, Plan, Variables
+from fedjax_het.block import BlockOutputs, block_program
 from fedjax_het.chunking import choose_chunk, power_of_two
 from fedjax_het.compiling import Compiler
+from fedjax_het.dealing import Dealt, collect, deal, stack
 from fedjax_het.errors import InputError, require, require_known
-from fedjax_het.group import AXIS, Outputs, Round, Rows, group_program, merge_chunk, train_one
+from fedjax_het.group import Outputs, Round, group_program, merge_chunk, train_one
 from fedjax_het.masks import Route, full_route
+from fedjax_het.placement import Placement, check_devices, place
 from fedjax_het.problem import Problem
 
 PyTree = Any
@@ -39,6 +41,12 @@ def check_engine(
 ) -> None:
     """Raises `InputError` unless a `Cohort` can be made with these arguments."""
     require_known(convolution, ("table", "tuned"), "convolution")
+    require(
+        convolution == "table" or processes.count() == 1,
+        f"convolution = {convolution!r} with {processes.count()} processes",
+        "is measured by each, and they could disagree",
+        "use 'table'",
+    )
     require_known(execution, ("routed", "masked", "debug"), "execution")
     require(
         chunk is None or chunk >= 1,
@@ -52,13 +60,7 @@ def check_engine(
         "must be at least 1",
         "leave it at its default of 32",
     )
-    available = jax.local_device_count()
-    require(
-        1 <= devices <= available,
-        f"devices = {devices}",
-        f"must be between 1 and the {available} local device(s)",
-        "use fewer, or start with XLA_FLAGS=--xla_force_host_platform_device_count=N",
-    )
+    check_devices(devices)
 
 
 class Cohort:
@@ -73,16 +75,17 @@ class Cohort:
       chunk: clients trained side by side; None chooses per backend (`choose_chunk`).
       max_routes: bound on the routes compiled; past it, routes are widened to the cheapest
         covering one.
-      devices: shards the clients over this many local devices.
+      devices: shards the clients over this many local devices of every process.
       convolution: "table" takes the lowering of every convolution from a table of measurements,
         "tuned" measures on this device (`autotune`); "debug" execution always takes the table.
 
     Attributes:
+      execution: as given.
       programs: training programs compiled so far.
       routes: routes used so far in this run. With the bound they decide which later ones are
         widened, so a new run starts with none and a resumed one with those of its checkpoint.
       full: the route that covers every other.
-      devices: see above.
+      devices: those of all processes.
       compiler: counts the seconds spent compiling.
       tuner: what chooses the lowerings, and remembers them; None if the table does.
     """
@@ -101,25 +104,29 @@ class Cohort:
         check_engine(execution, chunk, max_routes, devices, convolution)
         self._algorithm = algorithm
         self._problem = problem
-        self._execution = execution
+        self.execution = execution
         self._chunk = chunk
         self._max_routes = max_routes
-        self.devices = devices
+        self._last = problem.model.num_blocks - 1
         self.full = full_route(problem.model.num_blocks, bool(problem.model.exits))
         self._finalize: Callable | None = None
-        self._programs: dict[tuple[Route, int, int, int], Callable] = {}
+        self._programs: dict[Any, Callable] = {}
+        self._groups: set[tuple[Route, int]] = set()
         self._twins: dict[str, Cohort] = {}
         self._checked = False
         self._result: ClientResult | None = None
-        self._mesh: jax.sharding.Mesh | None = None
-        if devices > 1:
-            self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
-        self._data = self._replicate(problem.data.device())
+        self._place = place(devices)
+        self._data = self._place.whole(problem.data.device())
         self.routes: list[Route] = []
         self.compiler = Compiler()
         self.tuner = autotune.Tuner(autotune.file()) if convolution == "tuned" else None
         if jax.default_backend() == "cpu":
             allocation.keep_freed()
+
+    @property
+    def devices(self) -> int:
+        """Devices of all processes."""
+        return self._place.size
 
     @property
     def programs(self) -> int:
@@ -148,10 +155,10 @@ class Cohort:
         if name not in self._twins:
             other = self._twins[name] = copy.copy(self)
             other._algorithm, other._finalize = change(self._algorithm), None
-            other._programs, other._twins, other.routes = {}, {}, []
+            other._programs, other._groups, other._twins, other.routes = {}, set(), {}, []
             other._result, other._checked, other._max_routes = None, checked, sys.maxsize
             if alone:
-                other._mesh, other.devices = None, 1
+                other._place = Placement()
         return self._twins[name]
 
     def train(
@@ -181,7 +188,7 @@ class Cohort:
     def shapes(self, plan: Plan, start: Variables, common: Round) -> ClientResult:
         """What the local update returns for a client of the plan, as `ShapeDtypeStruct`s."""
         if self._result is None:
-            rows = jax.tree.map(lambda a: a[0], self._rows(plan, [0], 1)[1])
+            rows = jax.tree.map(lambda a: a[0], deal(plan, [0], 1, self._last)[1])
             work = functools.partial(train_one, self._algorithm, self.full)
             arguments = (start, self._data, rows, jnp.int32(1), common)
             self._result = jax.eval_shape(work, *arguments)[0]
@@ -214,22 +221,96 @@ class Cohort:
           The accumulator, and `Outputs` as NumPy arrays of length k in the plan's order.
         """
         data = self._data if data is None else data
-        if self._execution == "debug":
+        if self.execution == "debug":
             return self._run_debug(acc, plan, start, common, version, staleness, data)
-        groups: dict[Route, list[int]] = {}
-        for i, route in enumerate(self.executed_routes(plan.routes)):
-            groups.setdefault(route, []).append(i)
-        acc, start, common, data = self._replicate((acc, start, common, data))
+        groups = _members(self.executed_routes(plan.routes))
+        acc, start, common, data = self._place.whole((acc, start, common, data))
         versions = 0 if version is None else len(jax.tree.leaves(common)[0])
-        outputs = []
+        dealt, outputs = [], []
         for route, members in groups.items():
             chunk = self._chunk_for(plan, len(members), varied=room > 1)
-            size = self._bucket(route, chunk, max(len(members), room), versions)
-            places, rows = self._rows(plan, members, size, version, staleness)
-            arguments = (acc, start, data, rows, common)
-            acc, out = self._program((route, chunk, size, versions), arguments)(*arguments)
-            outputs.append((members, places, out))
-        return acc, _collect(len(plan.clients), outputs)
+            size = self._size(chunk, max(len(members), room))
+            own, rows = deal(plan, members, size, self._last, self._place.size, version, staleness)
+            arguments = (acc, start, data, self._place.split(rows), common)
+            function = group_program(
+                self._algorithm, route, chunk, self._place.mesh, checked=self._checked
+            )
+            kind = (route, chunk, size, versions)
+            with autotune.choosing(self.tuner, chunk):
+                program = self._program(kind, function, arguments, (0,))
+            acc, out = program(*arguments)
+            dealt.append(own)
+            outputs.append(out)
+        return acc, collect(dealt, jax.device_get(outputs))
+
+    def train_block(
+        self,
+        state: PyTree,
+        variables: Variables,
+        steps: Sequence[int],
+        plans: Sequence[Plan],
+        key: jax.Array,
+        *,
+        room: int,
+        ahead: Sequence[Plan] = (),
+    ) -> tuple[PyTree, Variables, BlockOutputs, list[list[Dealt]]]:
+        """Runs whole rounds, the server's step included, without waiting for them.
+
+        Args:
+          state: the algorithm's.
+          variables: the global model.
+          steps: server steps of the rounds.
+          plans: what to train in each; at least one client.
+          key: typed PRNG key of the run's rounds; a round's is folded with its step.
+          room: rounds of the longest block to come.
+          ahead: plans of rounds to come; their routes are compiled along.
+
+        Returns:
+          The state and the model after the block, and what `dealing.unstack` wants.
+        """
+        rounds, self.routes = self._kinds(plans, self.routes)
+        if not all(self._groups.issuperset(groups) for groups in rounds):
+            # What will be wanted soon is compiled along.
+            self._groups = self._groups.union(*rounds, *self._kinds(ahead, self.routes)[0])
+        # In an order of their own: that of their discovery would decide how sums are rounded.
+        kinds = sorted(self._groups, key=repr)
+        most = max(len(plan.clients) for plan in plans)
+        sizes = [self._size(chunk, most) for _, chunk in kinds]
+        dealt, rows = [], []
+        for plan, groups in zip(plans, rounds, strict=True):
+            pairs = [
+                deal(plan, groups.get(kind, []), size, self._last, self._place.size)
+                for kind, size in zip(kinds, sizes, strict=True)
+            ]
+            dealt.append([own for own, _ in pairs])
+            rows.append([padded for _, padded in pairs])
+        block = stack(steps, plans, rows, room)
+        whole = self._place.whole
+        arguments = (
+            *whole((state, variables)),
+            self._data,
+            whole(key),
+            whole(block._replace(rows=()))._replace(rows=self._place.split(block.rows, axis=1)),
+        )
+        function = block_program(self._algorithm, kinds, self._place.mesh, self.tuner)
+        program = self._program((*kinds, *sizes, room), function, arguments)
+        state, variables, outputs = program(*arguments)
+        return *self._place.local((state, variables)), outputs, dealt
+
+    def _kinds(
+        self, plans: Sequence[Plan], known: list[Route]
+    ) -> tuple[list[dict[tuple[Route, int], list[int]]], list[Route]]:
+        """The tasks of every plan by route and chunk; also the routes known then.
+
+        The chunk suits an equal share of the cohort: few programs, whatever the groups' sizes.
+        """
+        rounds = []
+        for plan in plans:
+            routes, known = self._execute(plan.routes, known)
+            share = -(-self._algorithm.cohort_size // max(len(known), 1))
+            chunk = self._chunk_for(plan, share)
+            rounds.append({(r, chunk): members for r, members in _members(routes).items()})
+        return rounds, known
 
     def finalize(
         self, acc: PyTree, variables: Variables, shared: PyTree
@@ -241,15 +322,8 @@ class Cohort:
         return self._finalize(*arguments)
 
     def on_one_device(self, tree: PyTree) -> PyTree:
-        """What lies on all devices, on the first of them."""
-        if self._mesh is None:
-            return tree
-        return jax.device_put(tree, self._mesh.devices.flat[0])
-
-    def _replicate(self, tree: PyTree) -> PyTree:
-        if self._mesh is None:
-            return tree
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+        """What lies on all devices, on the first of this process."""
+        return self._place.local(tree)
 
     def _mask_shapes(self, plan: Plan) -> PyTree:
         if self._algorithm.mask is None:
@@ -257,47 +331,33 @@ class Cohort:
         row = jax.tree.map(lambda a: jnp.asarray(a[0]), plan.rows)
         return jax.eval_shape(self._algorithm.mask, row, jax.tree.map(jnp.asarray, plan.shared))
 
-    def executed_routes(self, planned: Any) -> list[Route]:
+    def executed_routes(self, planned: Sequence[Route]) -> list[Route]:
         """The route every client runs on: its own, or the cheapest covering one past the bound."""
-        if self._execution == "masked":
-            return [self.full] * len(planned)
-        known = set(self.routes)
-        chosen: dict[Route, Route] = {}
-        for route in sorted(set(planned), key=self._route_price):
-            # The last place is kept for the full route, which covers whatever comes later.
-            room = self._max_routes - len(known | {self.full})
-            if route in known or route == self.full or room > 0:
-                chosen[route] = route
-            else:
-                covering = [r for r in known | {self.full} if r.covers(route)]
-                chosen[route] = min(covering, key=self._route_price)
-            known.add(chosen[route])
-        self.routes += sorted(known - set(self.routes), key=self._route_price)
-        return [chosen[route] for route in planned]
+        chosen, self.routes = self._execute(planned, self.routes)
+        return chosen
 
-    def _route_price(self, route: Route) -> tuple[float, int]:
-        """What orders routes: their work, and among equally dear ones the cut."""
-        cut = -1 if route.cut is None else route.cut
-        if route.exit is not None:
-            return float(self._problem.cost.step_flops(route.first, route.exit)), cut
-        # All exits are computed: dearer than any single one.
-        exits = np.arange(self._problem.model.num_blocks)
-        return float(np.sum(self._problem.cost.step_flops(np.zeros_like(exits), exits))), cut
+    def _execute(
+        self, planned: Sequence[Route], known: list[Route]
+    ) -> tuple[list[Route], list[Route]]:
+        """The routes that clients run on, and the routes known then."""
+        if self.execution == "masked":
+            return [self.full] * len(planned), known
+        return routing.execute(planned, known, self._max_routes, self.full, self._problem.cost)
 
     def side_by_side(self, batch: np.ndarray) -> int:
         """How many clients with such mini-batches to train at once, if there are as many."""
         if self._chunk is not None:
             return self._chunk
         cost = self._problem.cost
-        last = self._problem.model.num_blocks - 1
-        step_flops = float(cost.step_flops(0, last)) * float(np.max(batch))
+        step_flops = float(cost.step_flops(0, self._last)) * float(np.max(batch))
         return choose_chunk(jax.default_backend(), step_flops, int(np.sum(cost.param_bytes)))
 
-    def _chunk_for(self, plan: Plan, members: int, *, varied: bool) -> int:
+    def _chunk_for(self, plan: Plan, members: int, *, varied: bool = False) -> int:
+        """Clients of a group of so many members to train side by side, on each device."""
         chunk = self.side_by_side(plan.batch)
         if self._chunk is not None:
             return chunk
-        members = -(-members // self.devices)
+        members = -(-members // self._place.size)
         if not varied:
             return min(chunk, power_of_two(members, up=True))
         # Batches of asynchronous clients are of all sizes: 1, 8, 64 keeps the programs few.
@@ -306,58 +366,19 @@ class Cohort:
         fill = 8 ** int(np.floor(eights) if on_cpu else np.ceil(eights))
         return min(chunk, fill)
 
-    def _bucket(self, route: Route, chunk: int, members: int, versions: int) -> int:
-        """Padded length of a group: a power of two of chunks, or a larger one compiled already.
+    def _size(self, chunk: int, members: int) -> int:
+        """Rows of a group: for a whole cohort, since padding is never computed."""
+        side_by_side = self._place.size * chunk
+        chunks = -(-max(members, self._algorithm.cohort_size) // side_by_side)
+        return side_by_side * power_of_two(chunks, up=True)
 
-        Padding is never computed, so a bucket is only an upper bound.
-        """
-        per_device = -(-members // self.devices)
-        need = self.devices * chunk * power_of_two(-(-per_device // chunk), up=True)
-        kind = (route, chunk, versions)
-        compiled = [b for r, c, b, v in self._programs if (r, c, v) == kind and b >= need]
-        return min(compiled, default=need)
-
-    def _rows(
-        self,
-        plan: Plan,
-        members: list[int],
-        size: int,
-        version: np.ndarray | None = None,
-        staleness: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, Rows]:
-        """Deals the members out over the devices and pads; returns their places and the rows."""
-        order = np.arange(len(members))
-        places = (order % self.devices) * (size // self.devices) + order // self.devices
-        # Padding repeats a real client: a partly filled chunk never computes on nonsense.
-        source = np.full(size, members[0])
-        source[places] = members
-        valid = np.zeros(size, bool)
-        valid[places] = True
-        last = self._problem.model.num_blocks - 1
-        exits = np.asarray([last if r.exit is None else r.exit for r in plan.routes], np.int32)
-        late = np.zeros(len(exits), np.int32) if staleness is None else staleness.astype(np.int32)
-        rows = Rows(
-            valid=valid,
-            client=plan.clients.astype(np.int32)[source],
-            steps=plan.steps.astype(np.int32)[source],
-            batch=plan.batch.astype(np.int32)[source],
-            weight=plan.weight.astype(np.float32)[source],
-            exit=exits[source],
-            row=jax.tree.map(lambda a: np.asarray(a)[source], plan.rows),
-            staleness=late[source],
-            version=None if version is None else version.astype(np.int32)[source],
-        )
-        return places, rows
-
-    def _program(self, kind: tuple[Route, int, int, int], arguments: tuple) -> Callable:
-        """The program for (route, chunk, rows, versions), compiled at its first use and counted."""
+    def _program(
+        self, kind: Any, function: Callable, arguments: tuple, donate: tuple[int, ...] = ()
+    ) -> Callable:
+        """The program of a kind, compiled at its first use and counted."""
         program = self._programs.get(kind)
         if program is None:
-            function = group_program(
-                self._algorithm, kind[0], kind[1], self._mesh, checked=self._checked
-            )
-            with autotune.choosing(self.tuner, kind[1]):
-                program = self.compiler.compile(function, *arguments, donate=(0,))
+            program = self.compiler.compile(function, *arguments, donate=donate)
             self._programs[kind] = program
         return program
 
@@ -371,9 +392,9 @@ class Cohort:
         staleness: np.ndarray | None,
         data: PyTree,
     ) -> tuple[PyTree, Outputs]:
-        outputs = []
+        dealt, outputs = [], []
         for i, client in enumerate(plan.clients):
-            _, rows = self._rows(plan, [i], 1, version, staleness)
+            own, rows = deal(plan, [i], 1, self._last, version=version, staleness=staleness)
             one = jax.tree.map(lambda a: jnp.asarray(a[0]), rows)
             stage = "local training"
             try:
@@ -404,15 +425,14 @@ class Cohort:
             except Exception as error:
                 message = f"client {int(client)} failed in its {stage}: {error}"
                 raise ClientError(message) from error
-            outputs.append(([i], np.arange(1), out))
-        return acc, _collect(len(plan.clients), outputs)
+            dealt.append(own)
+            outputs.append(out)
+        return acc, collect(dealt, jax.device_get(outputs))
 
 
-def _collect(k: int, groups: list[tuple[list[int], np.ndarray, Outputs]]) -> Outputs:
-    """Fetches the groups' outputs and puts them back into the plan's order."""
-    fetched = jax.device_get([out for _, _, out in groups])
-    total = jax.tree.map(lambda a: np.zeros((k, *a.shape[1:]), a.dtype), fetched[0])
-    for (members, places, _), out in zip(groups, fetched, strict=True):
-        for target, source in zip(jax.tree.leaves(total), jax.tree.leaves(out), strict=True):
-            target[members] = source[places]
-    return total
+def _members(routes: Sequence[Route]) -> dict[Route, list[int]]:
+    """The places at which each route stands."""
+    groups: dict[Route, list[int]] = {}
+    for i, route in enumerate(routes):
+        groups.setdefault(route, []).append(i)
+    return groups

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_het import algorithms
+from fedjax_het import algorithms, processes
 from fedjax_het.algorithm import Algorithm
 from fedjax_het.algorithms.adel import preview as plans
 from fedjax_het.checkpoint import differences
@@ -74,7 +74,7 @@ def _run(
     """Simulates, and writes the run's page if there is a work directory."""
     recorded = _recorded(settings, problem)
     result = simulate(algorithm, problem, config=recorded, **engine, **settings["run"])
-    if settings["run"].get("workdir"):
+    if settings["run"].get("workdir") and processes.is_leader():
         write_report(result.record, Path(settings["run"]["workdir"]) / "report.html")
     return result
 

@@ -16,10 +16,9 @@ from jax.sharding import PartitionSpec
 
 from fedjax_het.algorithm import Algorithm, Chunk, ClientResult, Task, Variables
 from fedjax_het.masks import Route
+from fedjax_het.placement import AXIS
 
 PyTree = Any
-
-AXIS = "clients"
 
 
 class Rows(NamedTuple):
@@ -154,21 +153,21 @@ def merge_chunk(
     return algorithm.merge.add(acc, chunk), out
 
 
-def group_program(
+def group_loop(
     algorithm: Algorithm,
     route: Route,
     chunk: int,
-    mesh: jax.sharding.Mesh | None,
     *,
+    aux: bool = True,
     checked: bool = False,
 ) -> Callable[..., tuple[PyTree, Outputs]]:
-    """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group, to be jitted.
+    """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group on one device.
 
     Args:
       algorithm: the method.
       route: the group's route, compiled in.
-      chunk: clients trained side by side; the rows' length is a multiple of it (per device).
-      mesh: shards the rows over its `clients` axis; None runs on one device.
+      chunk: clients trained side by side; the rows' length is a multiple of it.
+      aux: whether the outputs hold `ClientResult.aux`, if the pace leaves it on the host.
       checked: see `merge_chunk`.
     """
 
@@ -199,6 +198,7 @@ def group_program(
             acc, out = merge_chunk(
                 algorithm, acc, start, part, result, mask, common, checked=checked
             )
+            out = out if aux else out._replace(aux=None)
             outputs = jax.tree.map(
                 lambda every, new: jax.lax.dynamic_update_slice_in_dim(every, new, i * chunk, 0),
                 outputs,
@@ -208,13 +208,34 @@ def group_program(
 
         result = jax.eval_shape(lambda part: train_chunk(start, data, part, common)[0], part_of(0))
         finite = jax.ShapeDtypeStruct((chunk,), bool)
-        aux = None if algorithm.pace.waits else result.aux
-        report = Outputs(result.loss, result.samples, finite, aux)
+        seen = result.aux if aux and not algorithm.pace.waits else None
+        report = Outputs(result.loss, result.samples, finite, seen)
         size = rows.valid.shape[0]
         outputs = jax.tree.map(lambda s: jnp.zeros((size, *s.shape[1:]), s.dtype), report)
         count = (jnp.sum(rows.valid.astype(jnp.int32)) + (chunk - 1)) // chunk
         return jax.lax.fori_loop(0, count, step, (acc, outputs))
 
+    return run
+
+
+def group_program(
+    algorithm: Algorithm,
+    route: Route,
+    chunk: int,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    checked: bool = False,
+) -> Callable[..., tuple[PyTree, Outputs]]:
+    """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group, to be jitted.
+
+    Args:
+      algorithm: the method.
+      route: the group's route, compiled in.
+      chunk: clients trained side by side; the rows' length is a multiple of it (per device).
+      mesh: shards the rows over its `clients` axis; None runs on one device.
+      checked: see `merge_chunk`.
+    """
+    run = group_loop(algorithm, route, chunk, checked=checked)
     if mesh is None:
         return run
 
@@ -222,13 +243,15 @@ def group_program(
         acc: PyTree, start: Variables, data: PyTree, rows: Rows, common: Round
     ) -> tuple[PyTree, Outputs]:
         own, outputs = run(jax.tree.map(jnp.zeros_like, acc), start, data, rows, common)
-        return jax.tree.map(jnp.add, acc, jax.lax.psum(own, AXIS)), outputs
+        acc = jax.tree.map(jnp.add, acc, jax.lax.psum(own, AXIS))
+        # Everybody is given all outputs: another process's devices cannot be read from here.
+        return acc, jax.lax.all_gather(outputs, AXIS, tiled=True)
 
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
     return jax.shard_map(
         shard,
         mesh=mesh,
         in_specs=(whole, whole, whole, split, whole),
-        out_specs=(whole, split),
+        out_specs=whole,
         check_vma=False,
     )

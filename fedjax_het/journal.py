@@ -60,41 +60,36 @@ def client_rows(
       last: the deepest block's index.
       outcome: `loss`, `samples` and `finite` per task; only read where the task was run.
     """
-    rows = []
-    timing = flight.timing
-    for i, client in enumerate(flight.client.tolist()):
-        status, steps = closing.status[i], int(closing.steps[i])
-        done = steps / int(flight.steps[i]) if status is Status.PARTIAL else 1.0
-        run = status is not Status.DROPPED
-        bad = run and not outcome["finite"][i]
-        download_s, upload_s = float(timing.download_s[i]), float(timing.upload_s[i])
-        compute_s = float(timing.compute_s[i]) * done
-        dispatched_s = float(flight.dispatched_s[i])
-        exit = plan.routes[i].exit
-        rows.append(
-            {
-                "step": step,
-                "client": client,
-                "version": int(flight.version[i]),
-                "staleness": step - 1 - int(flight.version[i]),
-                "dispatched_s": dispatched_s,
-                "arrived_s": dispatched_s + (download_s + compute_s + upload_s),
-                "download_s": download_s,
-                "compute_s": compute_s,
-                "upload_s": upload_s,
-                "bytes_down": int(timing.bytes_down[i]),
-                "bytes_up": int(timing.bytes_up[i]),
-                "flops": float(timing.flops[i]) * done,
-                "first_block": plan.routes[i].first,
-                "exit_block": last if exit is None else exit,
-                "cut_block": plan.routes[i].cut,
-                "samples": int(outcome["samples"][i]) if run else 0,
-                "steps": steps if run else 0,
-                "loss": float(outcome["loss"][i]) if run else None,
-                "status": "nonfinite" if bad else status.value,
-            }
-        )
-    return rows
+    timing, statuses = flight.timing, closing.status
+    partial = np.asarray([status is Status.PARTIAL for status in statuses])
+    ran = np.asarray([status is not Status.DROPPED for status in statuses])
+    done = np.where(partial, closing.steps / flight.steps, 1.0)
+    compute_s = timing.compute_s * done
+    whole_s = timing.download_s + compute_s + timing.upload_s
+    bad = ran & ~np.asarray(outcome["finite"])
+    columns = {
+        "client": flight.client,
+        "version": flight.version,
+        "staleness": step - 1 - flight.version,
+        "dispatched_s": flight.dispatched_s,
+        "arrived_s": flight.dispatched_s + whole_s,
+        "download_s": timing.download_s,
+        "compute_s": compute_s,
+        "upload_s": timing.upload_s,
+        "bytes_down": timing.bytes_down,
+        "bytes_up": timing.bytes_up,
+        "flops": timing.flops * done,
+        "first_block": [route.first for route in plan.routes],
+        "exit_block": [last if route.exit is None else route.exit for route in plan.routes],
+        "cut_block": [route.cut for route in plan.routes],
+        "samples": np.where(ran, outcome["samples"], 0),
+        "steps": np.where(ran, closing.steps, 0),
+        "loss": np.where(ran, outcome["loss"].astype(np.float64), None),
+        "status": ["nonfinite" if b else s.value for b, s in zip(bad, statuses, strict=True)],
+    }
+    lists = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns.values()]
+    names = ("step", *columns)
+    return [dict(zip(names, (step, *values), strict=True)) for values in zip(*lists, strict=True)]
 
 
 def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

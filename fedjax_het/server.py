@@ -1,27 +1,83 @@
-"""The server: the model, the method's state, and the step that changes both.
+"""The server: the model, the method's state, and the steps that change both.
 
 ::
 
     sample -> plan -> clock -> train -> merge -> update
+
+Where the plans look at nothing learned (`Schedule`), several rounds are planned first and then
+run as one block on the device.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_het.algorithm import Algorithm, Plan, Report, Timing
-from fedjax_het.clock import Closing, Status, dispatch
+from fedjax_het.algorithm import Algorithm, Plan, Report, Schedule, ServerStep, Timing
+from fedjax_het.block import BlockOutputs
+from fedjax_het.clock import Closing, Flight, Status, dispatch
 from fedjax_het.cohort import Cohort
+from fedjax_het.dealing import Dealt, unstack
+from fedjax_het.errors import InputError
 from fedjax_het.group import Outputs
 from fedjax_het.inflight import InFlight
 from fedjax_het.journal import client_rows, step_row
 from fedjax_het.masks import Route
 from fedjax_het.problem import Problem
-from fedjax_het.sampling import Sampler
+from fedjax_het.sampling import Sampler, fold_in
 
 PyTree = Any
+
+# Rounds that lie planned, so that programs are compiled for their routes too.
+_AHEAD = 32
+
+
+class Record(NamedTuple):
+    """What there is to record of a server step.
+
+    Attributes:
+      step: from 1.
+      now_s: virtual time at its end.
+      metrics: of the step.
+      clients: rows of its tasks.
+    """
+
+    step: int
+    now_s: float
+    metrics: dict[str, Any]
+    clients: list[dict[str, Any]]
+
+
+class _Round(NamedTuple):
+    """A round whose end is known and whose training is not done.
+
+    Attributes:
+      step: server steps before it.
+      plan: who was to do what.
+      flight: the tasks.
+      closing: what becomes of them.
+      ran: int64[r], those whose work counts.
+    """
+
+    step: int
+    plan: Plan
+    flight: Flight
+    closing: Closing
+    ran: np.ndarray
+
+    @property
+    def executed(self) -> Plan:
+        """The tasks whose work counts, with the steps that count."""
+        return _take(self.plan, self.ran, self.closing.steps)
+
+
+# What a step leaves; calling it waits for the device.
+Records = Callable[[], list[Record]]
+# `(step, now_s) -> bool`, of a step from 1 and its end.
+Ends = Callable[[int, float], bool]
 
 
 class Server:
@@ -32,6 +88,7 @@ class Server:
       problem: model, data and fleet.
       cohort: the engine.
       seed: of everything random.
+      room: rounds of the longest block.
 
     Attributes:
       step: server steps so far.
@@ -41,7 +98,9 @@ class Server:
       news: the accuracy of an evaluation that no plan has seen yet, or None.
     """
 
-    def __init__(self, algorithm: Algorithm, problem: Problem, cohort: Cohort, seed: int):
+    def __init__(
+        self, algorithm: Algorithm, problem: Problem, cohort: Cohort, seed: int, room: int
+    ):
         keys = _keys(seed)
         self._algorithm, self._cohort, self._round_key = algorithm, cohort, keys["round"]
         self._last = problem.model.num_blocks - 1
@@ -52,33 +111,131 @@ class Server:
             most = algorithm.cohort_size * (2 if algorithm.pace.refills else 1)
             self._flight = InFlight(cohort, self._round_key, most)
         cohort.routes = []
+        self._room = room
+        self._in_blocks = (
+            isinstance(algorithm.plan, Schedule)
+            and isinstance(algorithm.update, ServerStep)
+            and self._flight is None
+            and cohort.execution != "debug"
+        )
+        self._planned: deque[_Round] = deque()
         self.step, self.now_s, self.news = 0, 0.0, None
         self.variables = problem.model.init(keys["model"])
         self.state = algorithm.init(self.variables, keys["state"])
 
-    def advance(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """One server step; returns what there is to record of it, and of its tasks."""
+    def look_ahead(self, ends: Ends) -> None:
+        """Plans the rounds to come, where plans look at nothing learned.
+
+        Args:
+          ends: whether the run ends with a step.
+        """
+        if not self._in_blocks:
+            return
+        # What cannot be planned is reported when its turn comes, if it comes.
+        with contextlib.suppress(InputError):
+            while len(self._planned) < _AHEAD and not ends(*self._frontier):
+                self._planned.append(self._plan_round(*self._frontier))
+
+    @property
+    def _frontier(self) -> tuple[int, float]:
+        """Step and virtual time behind everything planned."""
+        if self._planned:
+            return self._planned[-1].step + 1, self._planned[-1].closing.at_s
+        return self.step, self.now_s
+
+    def advance(self, most: int, ends: Ends) -> tuple[int, Records]:
+        """One or several server steps, without waiting for the device where that is possible.
+
+        Args:
+          most: steps to take at most; 1 is taken in any case.
+          ends: whether nothing may come after a step before the caller has seen to it.
+
+        Returns:
+          How many steps, and what there is to record of them.
+        """
+        if self._in_blocks:
+            return self._block(most, ends)
         table = self._flight
         rows, info = self._barrier_round() if table is None else self._overlapping_round(table)
         self.step += 1
         metrics = {**step_row(rows), "info": info}
         if table is not None:
             metrics["in_flight"] = table.size
-        return metrics, rows
+        record = Record(self.step, self.now_s, metrics, rows)
+        return 1, lambda: [record]
 
-    def _barrier_round(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """A round at whose end nobody is at work; returns the rows of its tasks."""
-        clients, start_s = self._sampler.draw(self.step, self.now_s)
+    def _plan_round(self, step: int, now_s: float) -> _Round:
+        """The plan of a round at whose end nobody is at work, and its end."""
+        clients, start_s = self._sampler.draw(step, now_s)
         plan, self.state = self._sampler.plan(
-            self.state, self.variables, self.step, clients, start_s, accuracy=self.news
+            self.state, self.variables, step, clients, start_s, accuracy=self.news
         )
         self.news = None
-        flight = dispatch(plan, start_s, self.step)
+        flight = dispatch(plan, start_s, step)
         closing = self._algorithm.pace.close(flight)
-        key = jax.random.fold_in(self._round_key, self.step)
-        outcome, info = self._train(plan, closing, key)
-        self.now_s = closing.at_s
-        return client_rows(self.step + 1, flight, closing, plan, self._last, outcome), info
+        ran = np.flatnonzero([status is not Status.DROPPED for status in closing.status])
+        return _Round(step, plan, flight, closing, ran)
+
+    def _barrier_round(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """A round on its own; the model is unchanged if nobody's work counts."""
+        one = self._plan_round(self.step, self.now_s)
+        self.now_s, out, info = one.closing.at_s, None, {}
+        if one.ran.size:
+            plan = one.executed
+            key = fold_in(self._round_key, self.step)
+            acc, out = self._cohort.train(self.state, self.variables, plan, key)
+            info = self._update(acc, plan, out, np.zeros(one.ran.size, np.int64))
+        return self._rows(one, out), {**info, **(one.plan.info or {})}
+
+    def _block(self, most: int, ends: Ends) -> tuple[int, Records]:
+        """Rounds planned ahead, as one program."""
+        rounds: list[_Round] = []
+        while True:
+            if not self._planned:
+                self._planned.append(self._plan_round(self.step, self.now_s))
+            rounds.append(self._planned.popleft())
+            self.step, self.now_s = rounds[-1].step + 1, rounds[-1].closing.at_s
+            if len(rounds) == min(most, self._room) or ends(self.step, self.now_s):
+                break
+        ran = [one for one in rounds if one.ran.size]
+        outputs: BlockOutputs | None = None
+        dealt: list[list[Dealt]] = []
+        if ran:
+            self.state, self.variables, outputs, dealt = self._cohort.train_block(
+                self.state,
+                self.variables,
+                [one.step for one in ran],
+                [one.executed for one in ran],
+                self._round_key,
+                room=self._room,
+                ahead=[one.plan for one in self._planned],
+            )
+
+        def records() -> list[Record]:
+            seen = iter([] if outputs is None else unstack(outputs, dealt))
+            return [
+                self._record(one, *(next(seen) if one.ran.size else (None, {}))) for one in rounds
+            ]
+
+        return len(rounds), records
+
+    def _record(self, one: _Round, out: Outputs | None, info: dict[str, Any]) -> Record:
+        rows = self._rows(one, out)
+        metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
+        return Record(one.step + 1, one.closing.at_s, metrics, rows)
+
+    def _rows(self, one: _Round, out: Outputs | None) -> list[dict[str, Any]]:
+        """Rows of a round's tasks; `out` are the outputs of those whose work counts."""
+        k = len(one.plan.clients)
+        outcome: dict[str, np.ndarray] = {
+            "loss": np.full(k, np.nan, np.float32),
+            "samples": np.zeros(k, np.int64),
+            "finite": np.ones(k, bool),
+        }
+        if out is not None:
+            for name, column in outcome.items():
+                column[one.ran] = getattr(out, name)
+        return client_rows(one.step + 1, one.flight, one.closing, one.plan, self._last, outcome)
 
     def _overlapping_round(self, table: InFlight) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """A merge of some tasks while others are at work; returns the rows of those merged."""
@@ -91,26 +248,6 @@ class Server:
         self.now_s = closing.at_s
         rows = client_rows(self.step + 1, tasks.flight, closing, plan, self._last, out._asdict())
         return rows, info
-
-    def _train(
-        self, plan: Plan, closing: Closing, key: jax.Array
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Trains and merges the tasks that count; the model is unchanged if there are none."""
-        k = len(plan.clients)
-        outcome: dict[str, np.ndarray] = {
-            "loss": np.full(k, np.nan, np.float32),
-            "samples": np.zeros(k, np.int64),
-            "finite": np.ones(k, bool),
-        }
-        ran = np.flatnonzero([status is not Status.DROPPED for status in closing.status])
-        if ran.size == 0:
-            return outcome, {}
-        executed = _take(plan, ran, closing.steps)
-        acc, out = self._cohort.train(self.state, self.variables, executed, key)
-        info = self._update(acc, executed, out, np.zeros(ran.size, np.int64))
-        for name, column in outcome.items():
-            column[ran] = getattr(out, name)
-        return outcome, info
 
     def _update(
         self, acc: PyTree, plan: Plan, out: Outputs, staleness: np.ndarray
@@ -133,6 +270,10 @@ class Server:
             self.state, self.variables, merged, report
         )
         return {**jax.device_get(info), **extra}
+
+    def wait(self) -> None:
+        """Returns when the device has done all that `advance` asked of it."""
+        jax.block_until_ready((self.variables, self.state))
 
     # ---- checkpoints -------------------------------------------------------------------------
 

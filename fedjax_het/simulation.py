@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from fedjax_het import processes
 from fedjax_het.algorithm import Algorithm, Variables
 from fedjax_het.checkpoint import Checkpoints
 from fedjax_het.clock import verify
@@ -18,11 +19,15 @@ from fedjax_het.evaluation import Evaluator
 from fedjax_het.journal import Journal, require_own
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
-from fedjax_het.server import Server, require_available
+from fedjax_het.server import Record, Records, Server, require_available
 from fedjax_het.settings import FREE, Options
 from fedjax_het.tracking import tensorboard_writer
 
 PyTree = Any
+
+# Rounds of the longest block, and seconds that one should stay below: a block is shown and recorded
+# only when it is over.
+_BLOCK, _BLOCK_S = 32, 0.5
 
 
 class Result(NamedTuple):
@@ -124,14 +129,25 @@ class Simulation:
         if workdir is not None:
             require_own(workdir, self._identity)
         self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
+        # Of several processes the first one writes; the others read what it has left in order.
+        self._writes = processes.is_leader() or workdir is None
+        if not self._writes:
+            processes.meet("checkpoints")
         if self._checkpoints is not None:
             self._checkpoints.newest(self._identity)
-        self._journal = Journal(workdir, {**config, "identity": self._identity})
-        self._tensorboard = tensorboard_writer(workdir) if options.tensorboard else None
+        if self._writes and workdir is not None:
+            processes.meet("checkpoints")
+        self._workdir = workdir
+        self._journal = Journal(
+            workdir if self._writes else None, {**config, "identity": self._identity}
+        )
+        log = options.tensorboard and self._writes
+        self._tensorboard = tensorboard_writer(workdir) if log else None
         self._cohort = cohort or make_cohort(algorithm, problem, options)
         self._evaluate = evaluator or Evaluator(problem)
         self._compiled_before_s = self._compile_s()
-        self._server = Server(algorithm, problem, self._cohort, options.seed)
+        room = _BLOCK if options.eval_every_s is not None else min(options.eval_every, _BLOCK)
+        self._server = Server(algorithm, problem, self._cohort, options.seed, room)
 
     def _identify(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint: all but how long to go on."""
@@ -140,7 +156,9 @@ class Simulation:
         if "data" in settings:
             # Where the files lie does not matter; what is in them is the fingerprint's business.
             settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
+        several = {"processes": processes.count()} if processes.count() > 1 else {}
         return {
+            **several,
             "settings": settings,
             "run": {name: value for name, value in options.items() if name not in FREE},
             "algorithm": self._algorithm.name,
@@ -169,24 +187,43 @@ class Simulation:
         self._began = time.perf_counter()
         if not self._resume():
             self._journal.begin({})
-            self._record({}, [], evaluate=True)
+            start = Record(0, 0.0, {}, [])
+            self._write(lambda: [start], self._measure(evaluate=True))
         with tqdm(
             total=options.rounds,
             initial=self._server.step,
-            disable=None,
+            disable=None if processes.is_leader() else True,
             unit="round",
             desc=self._name,
         ) as bar:
+            most, unwritten = 1, None
+            self._server.look_ahead(self._ends)
             while not self._done():
-                metrics, rows = self._server.advance()
-                self._record(metrics, rows, evaluate=self._due() or self._out_of_time())
+                began = time.perf_counter()
+                taken, records = self._server.advance(most, self._stops)
+                if unwritten is not None:
+                    self._write(*unwritten)  # while the device is at work
+                self._server.look_ahead(self._ends)
+                self._server.wait()
+                block_s = processes.leaders(time.perf_counter() - began)
+                most = min(2 * most, _BLOCK) if block_s < _BLOCK_S else max(most // 2, 1)
+                unwritten = records, self._measure(evaluate=self._due())
                 if self._done() or self._server.step % options.checkpoint_every == 0:
+                    self._write(*unwritten)
+                    unwritten = None
                     self._save()
-                bar.update()
+                bar.update(taken)
+        if not self._writes:
+            assert self._workdir is not None
+            processes.meet("finished")
+            return RunRecord.load(self._workdir)
         targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
-        return self._journal.finish(
+        record = self._journal.finish(
             self._problem, self._name, self._algorithm.name, options.seed, targets
         )
+        if self._workdir is not None:
+            processes.meet("finished")
+        return record
 
     @property
     def _name(self) -> str:
@@ -195,31 +232,37 @@ class Simulation:
     def _done(self) -> bool:
         options = self._options
         reached = options.target is not None and self._accuracy >= options.target
-        return reached or self._out_of_time()
+        return reached or self._ends(self._server.step, self._server.now_s)
 
-    def _out_of_time(self) -> bool:
+    def _ends(self, step: int, now_s: float) -> bool:
+        """Whether the run ends with a step, unless an evaluation ends it before."""
         limit_s = self._options.max_virtual_s
-        server = self._server
-        return server.step >= self._options.rounds or (
-            limit_s is not None and server.now_s >= limit_s
-        )
+        return step >= self._options.rounds or (limit_s is not None and now_s >= limit_s)
+
+    def _stops(self, step: int, now_s: float) -> bool:
+        """Whether there is an evaluation or a checkpoint between a step and the next."""
+        at_checkpoint = step % self._options.checkpoint_every == 0
+        return at_checkpoint or self._evaluates(step, now_s)
 
     # ---- records, evaluation, checkpoints ----------------------------------------------------
 
-    def _due(self) -> bool:
-        options = self._options
-        if options.eval_every_s is None:
-            return self._server.step % options.eval_every == 0
-        if self._server.now_s < self._next_eval_s:
-            return False
-        passed = np.floor(self._server.now_s / options.eval_every_s)
-        self._next_eval_s = float((passed + 1) * options.eval_every_s)
-        return True
+    def _evaluates(self, step: int, now_s: float) -> bool:
+        if self._ends(step, now_s):
+            return True
+        if self._options.eval_every_s is None:
+            return step % self._options.eval_every == 0
+        return now_s >= self._next_eval_s
 
-    def _record(
-        self, row: dict[str, Any], clients: list[dict[str, Any]], *, evaluate: bool
-    ) -> None:
-        """Evaluates if it is time, and writes the step's rows."""
+    def _due(self) -> bool:
+        """Whether to evaluate the model as it is, once."""
+        step, now_s = self._server.step, self._server.now_s
+        due, every_s = self._evaluates(step, now_s), self._options.eval_every_s
+        if every_s is not None and now_s >= self._next_eval_s:
+            self._next_eval_s = float((np.floor(now_s / every_s) + 1) * every_s)
+        return due
+
+    def _measure(self, *, evaluate: bool) -> dict[str, Any]:
+        """What is known now that the device has come back; evaluates if it is time."""
         server, measured = self._server, {}
         if evaluate:
             evaluated = self._algorithm.evaluated
@@ -229,17 +272,19 @@ class Simulation:
                 else self._evaluate.mean(evaluated(server.state, server.variables))
             )
             self._accuracy = server.news = measured["accuracy"]
-        metrics = {
-            "step": server.step,
-            "virtual_s": server.now_s,
-            **self._walls(),
-            **row,
-            "compiled_programs": self._cohort.programs,
-            **measured,
-        }
-        self._journal.write(metrics, clients)
-        if self._tensorboard is not None:
-            self._tensorboard.write(metrics)
+        return {**self._walls(), "compiled_programs": self._cohort.programs, **measured}
+
+    def _write(self, records: Records, measured: dict[str, Any]) -> None:
+        """Writes the rows of the newest steps; what was measured belongs to the last of them."""
+        if not self._writes:
+            return
+        *earlier, last = records()
+        now = {name: measured[name] for name in ("wall_s", "compile_s", "compiled_programs")}
+        for record, more in [*((one, now) for one in earlier), (last, measured)]:
+            metrics = {"step": record.step, "virtual_s": record.now_s, **record.metrics, **more}
+            self._journal.write(metrics, record.clients)
+            if self._tensorboard is not None:
+                self._tensorboard.write(metrics)
 
     def _walls(self) -> dict[str, float]:
         """Wall seconds so far, compilation apart."""
@@ -254,7 +299,7 @@ class Simulation:
         return self._cohort.compiler.seconds + self._evaluate.compiler.seconds
 
     def _save(self) -> None:
-        if self._checkpoints is None:
+        if self._checkpoints is None or not self._writes:
             return
         arrays, meta = self._server.saved()
         meta |= {

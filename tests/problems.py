@@ -162,6 +162,14 @@ def windows(
     )
 
 
+def one_by_one(algorithm: Algorithm) -> Algorithm:
+    """The method with a plan and an update that say nothing of themselves: no blocks."""
+    return algorithm._replace(
+        plan=lambda *arguments: algorithm.plan(*arguments),
+        update=lambda *arguments: algorithm.update(*arguments),
+    )
+
+
 def make_plan(
     problem: Problem,
     *,

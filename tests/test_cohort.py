@@ -1,5 +1,7 @@
 """The engine: three executions with one answer, few programs, and nobody's NaN in the model."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from problems import (
     windows,
 )
 
-from fedjax_het import masks
+from fedjax_het import masks, routing
 from fedjax_het.aggregation import masked_mean
 from fedjax_het.algorithm import ClientResult
 from fedjax_het.chunking import choose_chunk
@@ -121,11 +123,10 @@ def test_sizes_steps_batches_and_cohorts_do_not_recompile(suffixes):
     assert cohort.programs == 1
     run(first=[0, 1, 1], clients=[0, 1, 2])
     assert cohort.programs == 2  # one more route
-    run(first=[1, 1, 1], clients=[5, 6, 7])
-    assert cohort.programs == 3  # and one more bucket of that route
     seconds = cohort.compiler.seconds
+    run(first=[1] * 9)  # a small group has left room for the whole cohort
     run(first=[1, 0, 1, 0], clients=[5, 6, 7, 8])
-    assert cohort.programs == 3
+    assert cohort.programs == 2
     assert cohort.compiler.seconds == seconds
 
 
@@ -146,21 +147,26 @@ def test_the_bound_on_routes_changes_nothing_but_the_programs(suffixes, bound):
 
 
 def test_widening_keeps_to_the_cheapest_covering_route():
-    problem = exits_problem()
-    cohort = Cohort(windows(problem), problem, max_routes=3)
+    full = Route(0, None)
+    execute = functools.partial(routing.execute, bound=3, full=full, cost=exits_problem().cost)
     planned = [Route(2, 2), Route(1, 2), Route(0, 2), Route(0, 0), Route(2, 2)]
-    executed = cohort.executed_routes(planned)
+    executed, known = execute(planned, [])
     for route, chosen in zip(planned, executed, strict=True):
         assert chosen.covers(route)
-    assert set(executed) <= {Route(0, None), *planned}
-    assert len(set(executed)) == 3
+    assert set(executed) <= {full, *planned}
+    assert set(executed) == set(known)
+    assert len(known) == 3
     # What was chosen before is taken again, and what it covers goes along with it.
-    assert cohort.executed_routes(planned) == executed
-    cohort.routes = []
-    assert cohort.executed_routes([Route(1, 2)]) == [Route(1, 2)]
-    assert cohort.executed_routes([Route(0, 2)]) == [Route(0, 2)]
-    assert cohort.executed_routes([Route(2, 2)]) == [Route(1, 2)]
-    assert cohort.executed_routes([Route(0, 0)]) == [Route(0, None)]
+    assert execute(planned, known) == (executed, known)
+    known = []
+    for route, chosen in [
+        (Route(1, 2), Route(1, 2)),
+        (Route(0, 2), Route(0, 2)),
+        (Route(2, 2), Route(1, 2)),
+        (Route(0, 0), full),
+    ]:
+        (own,), known = execute([route], known)
+        assert own == chosen
 
 
 def test_masked_execution_runs_one_route(suffixes):

@@ -83,7 +83,7 @@ def test_recorded_work_is_what_the_simulation_does(one, tmp_path):
 def test_work_survives_the_disk(recorded):
     _, work = recorded
     again = load(work.folder)
-    assert again.blocks == list(work.blocks) == [1, 3]
+    assert again.blocks == list(work.blocks) == [2, 4]
     for name in ("x", "y", "test_x", "cohort", "steps", "batches", "first", "leaf_block"):
         np.testing.assert_array_equal(getattr(again, name), getattr(work, name))
     for a, b in zip(again.leaves, work.leaves, strict=True):
@@ -109,7 +109,7 @@ def test_gate_reports_at_the_ends_of_blocks_only(recorded, monkeypatch, capfd):
     try:
         gate.ready()
         evaluated = []
-        for done in (1, 2, 3):
+        for done in (1, 2, 3, 4):
             gate.after_round(done, lambda: evaluated.append(1) or 0.5, compile_s=1.0)
         with pytest.raises(SystemExit):
             gate.ready()
@@ -119,7 +119,7 @@ def test_gate_reports_at_the_ends_of_blocks_only(recorded, monkeypatch, capfd):
         os.close(before)
     said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [message["event"] for message in said] == ["ready", "block", "block", "ready", "done"]
-    assert [message.get("rounds") for message in said[1:3]] == [1, 3]
+    assert [message.get("rounds") for message in said[1:3]] == [2, 4]
     assert said[1]["accuracy"] == 0.5
     assert len(evaluated) == 2
 
@@ -147,7 +147,7 @@ def test_report_names_who_failed_and_who_differs():
     row = {
         "name": "other",
         "setup_s": 1.0,
-        "first_round_s": 1.0,
+        "first_block_s": 1.0,
         "block_s": spread,
         "time_over_ours": spread,
         "gflop_per_s": spread,

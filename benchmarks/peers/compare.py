@@ -3,7 +3,7 @@
     python -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/peers/requirements.txt
     python -m benchmarks.peers.compare --python .venv-peers/bin/python --json peers.json
 
-A first block of one round warms everyone up and shows what compiling costs; the ratios are taken
+A first block warms everyone up and shows what compiling costs; the ratios are taken
 within the blocks after it. Accuracies must agree at the end and, where the work leaves nothing to
 chance, the weights too. A contender that fails is named with the reason and the rest goes on.
 """
@@ -109,7 +109,7 @@ def _row(
     done = [g / s for g, s in zip(gflop, seconds[1:], strict=True)]
     same_method = process.contender.partial or not mixed
     row |= {
-        "first_round_s": process.blocks[0]["train_s"],
+        "first_block_s": process.blocks[0]["train_s"],
         "block_s": harness.spread(seconds[1:])._asdict(),
         "eval_s": harness.spread([block["eval_s"] for block in process.blocks[1:]])._asdict(),
         "time_over_ours": harness.spread([a / b for a, b in pairs])._asdict(),
@@ -152,7 +152,7 @@ def report(results: dict[str, Any]) -> str:
             " GFLOP/s",
             "",
             "| | time, ours = 1 | s a block | GFLOP/s | % of matrix product | set-up s | "
-            "first round s | compiling s | accuracy | same |",
+            "first block s | compiling s | accuracy | same |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in work["contenders"]:
@@ -172,7 +172,7 @@ def report(results: dict[str, Any]) -> str:
                 show(row["gflop_per_s"]),
                 show(row["share_of_matrix_product"], 100.0),
                 f"{row['setup_s']:.1f}",
-                f"{row['first_round_s']:.1f}",
+                f"{row['first_block_s']:.1f}",
                 "" if row["compile_s"] is None else f"{row['compile_s']:.1f}",
                 f"{row['accuracy'][-1]:.3f}",
                 same,

@@ -16,23 +16,24 @@ from fedjax_het.simulation import make_cohort, simulate
 
 
 class GatedEvaluator(Evaluator):
-    """Evaluates at the ends of the blocks only, and waits there.
+    """Evaluates and waits at the end of every block.
 
     Args:
       problem: model and data.
       gate: holds the process between blocks.
+      every: rounds of a block.
       compile_s: gives the seconds spent compiling the training programs so far.
     """
 
-    def __init__(self, problem: Problem, gate: Gate, compile_s: Any):
+    def __init__(self, problem: Problem, gate: Gate, every: int, compile_s: Any):
         super().__init__(problem)
-        self._gate, self._compile_s = gate, compile_s
-        self._rounds = -1
+        self._gate, self._every, self._compile_s = gate, every, compile_s
+        self._rounds = -every
         self._last: dict[str, Any] = {}
 
     def __call__(self, variables: Variables) -> dict[str, Any]:
         """The newest evaluation."""
-        self._rounds += 1
+        self._rounds += self._every
         if self._rounds == 0:
             self._last = super().__call__(variables)
             self._gate.ready()
@@ -54,9 +55,10 @@ def main() -> None:
     gate = Gate(work, name)
     setting = SETTINGS[key]()
     algorithm = setting.algorithm()
-    options: dict[str, Any] = {"rounds": work.rounds, "seed": SEED}
+    every = work.blocks[0]
+    options: dict[str, Any] = {"rounds": work.rounds, "seed": SEED, "eval_every": every}
     cohort = make_cohort(algorithm, setting.problem, Options.parse(options))
-    evaluator = GatedEvaluator(setting.problem, gate, lambda: cohort.compiler.seconds)
+    evaluator = GatedEvaluator(setting.problem, gate, every, lambda: cohort.compiler.seconds)
     result = simulate(algorithm, setting.problem, cohort=cohort, evaluator=evaluator, **options)
     gate.finish([np.asarray(a) for a in jax.tree.leaves(result.variables.params["blocks"])])
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.peers.work import Work
 
-# Nothing is read back that an earlier run compiled: the first round shows what compiling costs.
+# Nothing is read back that an earlier run compiled: the first block shows what compiling costs.
 _ENVIRONMENT = {
     "PYTHONPATH": str(Path(__file__).parents[2]),
     "FEDJAX_HET_COMPILATION_CACHE": "off",

@@ -49,7 +49,7 @@ class Setting(NamedTuple):
       problem: model, data and fleet.
       method: makes the algorithm from the problem and training options.
       training: those options.
-      block_rounds: rounds of a measured block; the warm-up block is a single round.
+      block_rounds: rounds of a block; the first one warms up.
       exact: whether equal arithmetic must give equal weights; not with dropout.
     """
 
@@ -194,7 +194,7 @@ def record(setting: Setting, folder: Path, blocks: int) -> Work:
       blocks: measured blocks.
     """
     problem, options = setting.problem, setting.options
-    ends = (1, *(1 + (b + 1) * setting.block_rounds for b in range(blocks)))
+    ends = tuple((b + 1) * setting.block_rounds for b in range(blocks + 1))
     sizes = problem.data.sizes
     most = int(np.max(options.steps(sizes)))
     width = min(options.batch_size, int(np.max(sizes)))

@@ -1,15 +1,20 @@
-"""One cohort over 1 to 8 devices: equal results, and what the sharding itself costs.
+"""One cohort over 1 to 8 devices and over two processes: equal results, and what sharding costs.
 
-    python -m benchmarks.scale.devices --counts 1,2,4,8
+    python -m benchmarks.scale.devices --models mlp,leaf_cnn --counts 1,2,4,8
 
-Every number of devices runs in its own process. On a CPU the devices are virtual and share the same
-cores, so that the best to be had is the time of one device: efficiency is that time over the
-measured one. On a machine with that many accelerators it is over their number as well.
+Every number of devices runs in its own process, the last row in two of half as many devices each,
+which exchange their sums over the loopback address. On a CPU the devices are virtual and share the
+same cores: efficiency is the time of one device over the measured one, and what lies above 1 comes
+from cores that one device leaves idle. On a machine with that many accelerators it is over their
+number as well.
 """
 
 import argparse
 import json
 import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 from benchmarks import harness
@@ -18,7 +23,7 @@ _FLAG = "--xla_force_host_platform_device_count"
 
 
 def one(model: str, clients: int, devices: int, repeats: int) -> dict[str, Any]:
-    """A round on `devices` devices, in this process: seconds, and the merged model's norms."""
+    """A round on `devices` devices of this process: seconds, and the merged model's norms."""
     import jax
     import numpy as np
 
@@ -32,13 +37,36 @@ def one(model: str, clients: int, devices: int, repeats: int) -> dict[str, Any]:
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(engine(clients, 2))]
     virtual = jax.default_backend() == "cpu"
     return {
-        "devices": devices,
+        "devices": devices * jax.process_count(),
+        "processes": jax.process_count(),
         "virtual": virtual,
         "seconds": times.samples_s,
         "compile_s": times.compile_s,
         "sums": [float(np.sum(leaf)) for leaf in leaves],
         "norms": [float(np.linalg.norm(leaf)) for leaf in leaves],
     }
+
+
+def in_two(arguments: list[str]) -> Any:
+    """`harness.in_child` in two processes at once; what the first one found."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "benchmarks.scale.devices", *arguments]
+    pair = [
+        subprocess.Popen(
+            [*command, "--coordinator", address, "--process", str(process)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    said = [process.communicate() for process in pair]
+    for process, (_, errors) in zip(pair, said, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+    return next(json.loads(line) for line in said[0][0].splitlines() if line.startswith("{"))
 
 
 def measure(model: str, clients: int, counts: list[int], repeats: int) -> dict[str, Any]:
@@ -53,10 +81,16 @@ def measure(model: str, clients: int, counts: list[int], repeats: int) -> dict[s
     facts = harness.machine()
     earlier = os.environ.get("XLA_FLAGS", "")
     rows = []
-    for devices in counts:
-        os.environ["XLA_FLAGS"] = f"{earlier} {_FLAG}={devices}".strip()
-        own = ["--child", str(devices), "--model", model, "--clients", str(clients)]
-        rows.append(harness.in_child("benchmarks.scale.devices", [*own, "--repeats", str(repeats)]))
+    size = ["--models", model, "--clients", str(clients), "--repeats", str(repeats)]
+    for devices, processes in [*((count, 1) for count in counts), (max(counts), 2)]:
+        own = max(devices // processes, 1)
+        os.environ["XLA_FLAGS"] = f"{earlier} {_FLAG}={own}".strip()
+        arguments = ["--child", str(own), *size]
+        rows.append(
+            harness.in_child("benchmarks.scale.devices", arguments)
+            if processes == 1
+            else in_two(arguments)
+        )
     os.environ["XLA_FLAGS"] = earlier
     reference = rows[0]
     for row in rows:
@@ -71,10 +105,11 @@ def measure(model: str, clients: int, counts: list[int], repeats: int) -> dict[s
 
 def report(results: dict[str, Any]) -> str:
     """The table as text."""
-    header = ("devices", "s a round", "efficiency", "norms apart", "compile s")
+    header = ("devices", "processes", "s a round", "efficiency", "norms apart", "compile s")
     rows = [
         [
             f"{row['devices']}",
+            f"{row['processes']}",
             str(harness.spread(row["seconds"])),
             f"{row['efficiency']:.2f}",
             f"{row['apart']:.0e}",
@@ -89,20 +124,26 @@ def report(results: dict[str, Any]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="leaf_cnn", help="as in benchmarks.micro.training")
+    parser.add_argument("--models", default="mlp,leaf_cnn", help="as in benchmarks.micro.training")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--counts", default="1,2,4,8", help="numbers of devices")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="also write the results here")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--coordinator", help=argparse.SUPPRESS)
+    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    size = (arguments.model, arguments.clients)
+    clients, repeats = arguments.clients, arguments.repeats
     if arguments.child:
-        print(json.dumps(one(*size, arguments.child, arguments.repeats)))
+        if arguments.coordinator:
+            from fedjax_het import processes
+
+            processes.join(arguments.coordinator, 2, arguments.process)
+        print(json.dumps(one(arguments.models, clients, arguments.child, repeats)))
         return
     counts = [int(count) for count in arguments.counts.split(",")]
-    results = measure(*size, counts, arguments.repeats)
-    print(report(results))
+    results = [measure(m, clients, counts, repeats) for m in arguments.models.split(",")]
+    print("\n\n".join(map(report, results)))
     harness.write(arguments.json, results)
 
 

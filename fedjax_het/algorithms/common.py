@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_het.algorithm import Plan, PyTree, Report, Situation, Timing, Variables
+from fedjax_het.algorithm import Plan, PyTree, ServerStep, Situation, Timing, Variables
 from fedjax_het.client import LocalUpdate, local_training
 from fedjax_het.errors import require, require_known
 from fedjax_het.fleet.cost import price
@@ -207,9 +207,10 @@ def plan_tasks(
             situation.rng,
         )
     by_samples = training.weighting == "samples"
+    routes = {f: Route(f, last) for f in np.unique(first).tolist()}
     return Plan(
         clients=clients,
-        routes=[Route(int(f), last) for f in first],
+        routes=[routes[f] for f in first.tolist()],
         steps=steps,
         batch=np.minimum(training.batch_size, sizes),
         weight=sizes.astype(np.float32) if by_samples else np.ones(k, np.float32),
@@ -284,12 +285,13 @@ def step_scale(schedule: str, t: Any, decay_rounds: float) -> Any:
     return 1.0 / (1.0 + t / decay_rounds) if schedule == "inverse" else 1.0 + 0.0 * t
 
 
-def replace(
-    state: PyTree, variables: Variables, merged: Variables, report: Report
-) -> tuple[PyTree, Variables, dict[str, Any]]:
-    """The plain server step: the merged model is the new model."""
-    del variables, report
-    return state, merged, {}
+def _replace(state: PyTree, variables: Variables, merged: Variables) -> tuple[PyTree, Variables]:
+    del variables
+    return state, merged
+
+
+# The plain server step: the merged model is the new model.
+replace = ServerStep(_replace)
 
 
 def stateless(variables: Variables, key: Any) -> PyTree:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, Plan, PyTree, Situation, Variables
+from fedjax_het.algorithm import Algorithm, Plan, Schedule, Situation
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.clock import Pace, barrier, deadline
@@ -37,14 +37,13 @@ def full_model(
     if check_memory:
         common.require_memory(problem, training, 0)
 
-    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
-        del variables
-        return common.plan_tasks(problem, training, situation, deadline_s=deadline_s), state
+    def tasks(situation: Situation) -> Plan:
+        return common.plan_tasks(problem, training, situation, deadline_s=deadline_s)
 
     return Algorithm(
         name=name,
         init=common.stateless,
-        plan=plan,
+        plan=Schedule(tasks),
         mask=None,
         local=training.local_update(problem, proximal=proximal),
         merge=masked_mean(),

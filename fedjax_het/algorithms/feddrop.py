@@ -9,7 +9,16 @@ import numpy as np
 from scipy.optimize import brentq
 
 from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, ClientResult, Plan, PyTree, Situation, Task, Variables
+from fedjax_het.algorithm import (
+    Algorithm,
+    ClientResult,
+    Plan,
+    PyTree,
+    Schedule,
+    Situation,
+    Task,
+    Variables,
+)
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.clock import barrier
@@ -216,8 +225,7 @@ def feddrop(
 
         return jax.vmap(one)(clients, keep)
 
-    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
-        del variables
+    def tasks(situation: Situation) -> Plan:
         clients = situation.clients
         keep = (1.0 - rates[clients]).astype(np.float32)
         kept = jax.device_get(draw(situation.key, jnp.asarray(clients, jnp.int32), keep))
@@ -236,7 +244,7 @@ def feddrop(
             situation.rng,
         )
         factors = {b: units / keep[:, None] for b, units in kept.items()}
-        return common.plan_tasks(problem, options, situation, rows=factors, timing=timing), state
+        return common.plan_tasks(problem, options, situation, rows=factors, timing=timing)
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
         train = options.local_update(problem, model=thinned(model, task.row))
@@ -245,7 +253,7 @@ def feddrop(
     return Algorithm(
         name="feddrop",
         init=common.stateless,
-        plan=plan,
+        plan=Schedule(tasks),
         mask=None,
         local=local,
         merge=masked_mean(),

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.aggregation import Sums, align, masked_mean
-from fedjax_het.algorithm import Aggregator, Algorithm, Chunk, Plan, Situation, Variables
+from fedjax_het.algorithm import (
+    Aggregator,
+    Algorithm,
+    Chunk,
+    Plan,
+    Schedule,
+    Situation,
+    Variables,
+)
+from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import full_model
 from fedjax_het.clock import barrier
@@ -26,13 +35,14 @@ def fednova(problem: Problem, **training: Any) -> Algorithm:
     References:
       Wang et al., *Tackling the Objective Inconsistency Problem*, 2020, for plain SGD.
     """
-    base = full_model("fednova", problem, Training.parse(training), pace=barrier())
+    options = Training.parse(training)
+    base = full_model("fednova", problem, options, pace=barrier())
 
-    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
-        tasks, state = base.plan(state, variables, situation)
-        return tasks._replace(rows={"steps": np.asarray(tasks.steps, np.float32)}), state
+    def tasks(situation: Situation) -> Plan:
+        plan = common.plan_tasks(problem, options, situation)
+        return plan._replace(rows={"steps": np.asarray(plan.steps, np.float32)})
 
-    return base._replace(plan=plan, merge=nova())
+    return base._replace(plan=Schedule(tasks), merge=nova())
 
 
 def nova() -> Aggregator:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_het.algorithm import Algorithm, PyTree, Report, Variables
+from fedjax_het.algorithm import Algorithm, PyTree, ServerStep, Variables
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import full_model
 from fedjax_het.clock import barrier
@@ -105,20 +105,13 @@ def fedopt(
         return server.init(variables.params)
 
     @jax.jit
-    def step(state: PyTree, old: PyTree, merged: PyTree) -> tuple[PyTree, PyTree]:
-        pseudo_gradient = jax.tree.map(jnp.subtract, old, merged)
-        updates, state = server.update(pseudo_gradient, state, old)
-        return state, optax.apply_updates(old, updates)
-
-    def update(
-        state: PyTree, variables: Variables, merged: Variables, report: Report
-    ) -> tuple[PyTree, Variables, dict[str, Any]]:
-        del report
-        state, params = step(state, variables.params, merged.params)
-        return state, Variables(params, merged.stats), {}
+    def step(state: PyTree, old: Variables, merged: Variables) -> tuple[PyTree, Variables]:
+        pseudo_gradient = jax.tree.map(jnp.subtract, old.params, merged.params)
+        updates, state = server.update(pseudo_gradient, state, old.params)
+        return state, Variables(optax.apply_updates(old.params, updates), merged.stats)
 
     base = full_model(name, problem, Training.parse(training), pace=barrier())
-    return base._replace(init=init, update=update)
+    return base._replace(init=init, update=ServerStep(step))
 
 
 fedyogi = functools.partial(fedopt, server_optimizer="yogi")

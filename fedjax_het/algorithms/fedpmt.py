@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_het import masks
 from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, Plan, PyTree, Situation, Variables
+from fedjax_het.algorithm import Algorithm, Plan, PyTree, Schedule, Situation
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.clock import barrier
@@ -110,11 +110,10 @@ def fedpmt(
 
     common.require_memory(problem, options, blocks - depths_at(0)[0])
 
-    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
-        del variables
-        depth = depths_at(situation.round)[0][situation.clients]
-        first = blocks - depth
-        tasks = common.plan_tasks(
+    def tasks(situation: Situation) -> Plan:
+        depth, feasible = depths_at(situation.round)
+        first = blocks - depth[situation.clients]
+        plan = common.plan_tasks(
             problem,
             options,
             situation,
@@ -122,7 +121,7 @@ def fedpmt(
             rows={"first": first.astype(np.int32)},
             learning_rate_scale=common.step_scale(schedule, situation.round, decay_rounds),
         )
-        return tasks, state
+        return plan._replace(info={"infeasible_clients": int(np.sum(~feasible))})
 
     structure = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
 
@@ -130,19 +129,14 @@ def fedpmt(
         del shared
         return masks.suffix(structure, jnp.asarray(row["first"]))
 
-    def update(state: PyTree, variables: Any, merged: Variables, report: Any) -> Any:
-        del variables
-        feasible = depths_at(report.round)[1]
-        return state, merged, {"infeasible_clients": int(np.sum(~feasible))}
-
     return Algorithm(
         name="fedpmt",
         init=common.stateless,
-        plan=plan,
+        plan=Schedule(tasks),
         mask=mask,
         local=options.local_update(problem),
         merge=masked_mean(),
-        update=update,
+        update=common.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
     )

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_het.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.algorithm import Algorithm, Plan, Report, Schedule, Situation, Variables
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.adel.depths import depths_reached
 from fedjax_het.algorithms.adel.layers import on_batch_statistics
@@ -179,17 +179,16 @@ def adel_wait(problem: Problem, **layered: Any) -> Algorithm:
     scale = options.batch_scale * setting.unit_s
     room = setting.largest_batch(np.full(1, np.inf), scale)
 
-    def plan(state: Any, variables: Variables, situation: Situation) -> tuple[Plan, Any]:
-        del variables
+    def tasks(situation: Situation) -> Plan:
         work = setting.workload(situation.clients, np.inf, scale, room)
         whole_s = setting.layer_times(situation, work)[:, -1]
         full = np.full(len(situation.clients), setting.layers.number)
-        return setting.tasks(situation, work, full, whole_s), state
+        return setting.tasks(situation, work, full, whole_s)
 
     return Algorithm(
         name="adel_wait",
         init=common.stateless,
-        plan=plan,
+        plan=Schedule(tasks),
         mask=None,
         local=setting.local_update(room),
         merge=merge_rule("mean", setting.layers.ids),

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_het.algorithm import Algorithm, Plan, PyTree, Situation, Variables
+from fedjax_het.algorithm import Algorithm, Plan, Schedule, Situation
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.dtfl import timing
@@ -58,8 +58,7 @@ def splitfed(
     speed = timing.server_speed(server_flops_per_s, problem.fleet)
     labels = int(np.prod(problem.data.y.shape[1:]))
 
-    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
-        del variables
+    def tasks(situation: Situation) -> Plan:
         clients = situation.clients
         sizes = problem.data.sizes[clients]
         samples = options.samples(sizes, options.steps(sizes))
@@ -74,7 +73,7 @@ def splitfed(
             situation.rng,
             parallel=False,
         )
-        return common.plan_tasks(problem, options, situation, timing=prices), state
+        return common.plan_tasks(problem, options, situation, timing=prices)
 
     algorithm = full_model("splitfed", problem, options, pace=barrier(), check_memory=False)
-    return on_plateau(algorithm._replace(plan=plan), plateau)
+    return on_plateau(algorithm._replace(plan=Schedule(tasks)), plateau)
