@@ -124,6 +124,11 @@ class Cohort:
             allocation.keep_freed()
 
     @property
+    def algorithm(self) -> Algorithm:
+        """The method whose programs these are."""
+        return self._algorithm
+
+    @property
     def devices(self) -> int:
         """Devices of all processes."""
         return self._place.size

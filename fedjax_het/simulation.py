@@ -15,6 +15,7 @@ from fedjax_het.algorithm import Algorithm, Variables
 from fedjax_het.checkpoint import Checkpoints
 from fedjax_het.clock import verify
 from fedjax_het.cohort import Cohort
+from fedjax_het.errors import require
 from fedjax_het.evaluation import Evaluator
 from fedjax_het.journal import Journal, require_own
 from fedjax_het.problem import Problem
@@ -119,9 +120,16 @@ class Simulation:
         cohort: Cohort | None = None,
         evaluator: Evaluator | None = None,
     ):
+        require(
+            cohort is None or cohort.algorithm is algorithm,
+            f"cohort of another {'algorithm' if cohort is None else cohort.algorithm.name}",
+            f"must have been made for this {algorithm.name}: its programs hold the whole method",
+            "leave it out, or make it with `make_cohort(algorithm, problem, options)`",
+        )
         self._algorithm, self._problem, self._options = algorithm, problem, options
         self._next_eval_s, self._accuracy = 0.0, 0.0
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
+        self._pending: tuple[Records, dict[str, Any]] | None = None
         self._identity = self._identify(config)
         # What can be found wrong is found wrong first: even copying the data compiles something.
         require_available(algorithm, problem, options.seed)
@@ -196,23 +204,11 @@ class Simulation:
             unit="round",
             desc=self._name,
         ) as bar:
-            most, unwritten = 1, None
-            self._server.look_ahead(self._ends)
-            while not self._done():
-                began = time.perf_counter()
-                taken, records = self._server.advance(most, self._stops)
-                if unwritten is not None:
-                    self._write(*unwritten)  # while the device is at work
-                self._server.look_ahead(self._ends)
-                self._server.wait()
-                block_s = processes.leaders(time.perf_counter() - began)
-                most = min(2 * most, _BLOCK) if block_s < _BLOCK_S else max(most // 2, 1)
-                unwritten = records, self._measure(evaluate=self._due())
-                if self._done() or self._server.step % options.checkpoint_every == 0:
-                    self._write(*unwritten)
-                    unwritten = None
-                    self._save()
-                bar.update(taken)
+            try:
+                self._rounds(bar)
+            finally:
+                # Also when something failed: what was computed before is kept.
+                self._write_pending()
         if not self._writes:
             assert self._workdir is not None
             processes.meet("finished")
@@ -224,6 +220,26 @@ class Simulation:
         if self._workdir is not None:
             processes.meet("finished")
         return record
+
+    def _rounds(self, bar: tqdm) -> None:
+        """Block after block; records of one are written while the next one runs."""
+        most = 1
+        self._server.look_ahead(self._ends)
+        while not self._done():
+            began = time.perf_counter()
+            taken, records = self._server.advance(most, self._stops)
+            self._write_pending()
+            self._server.look_ahead(self._ends)
+            self._server.wait()
+            block_s = processes.leaders(time.perf_counter() - began)
+            most = min(2 * most, _BLOCK) if block_s < _BLOCK_S else max(most // 2, 1)
+            self._pending = records, self._measure(evaluate=False)
+            if self._due():
+                self._pending = records, self._measure(evaluate=True)
+            if self._done() or self._server.step % self._options.checkpoint_every == 0:
+                self._write_pending()
+                self._save()
+            bar.update(taken)
 
     @property
     def _name(self) -> str:
@@ -273,6 +289,12 @@ class Simulation:
             )
             self._accuracy = server.news = measured["accuracy"]
         return {**self._walls(), "compiled_programs": self._cohort.programs, **measured}
+
+    def _write_pending(self) -> None:
+        """Writes the records that wait, if any do."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._write(*pending)
 
     def _write(self, records: Records, measured: dict[str, Any]) -> None:
         """Writes the rows of the newest steps; what was measured belongs to the last of them."""

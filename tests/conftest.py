@@ -1,8 +1,10 @@
 """Every test runs with strict promotion: a silent cast or broadcast is a bug here."""
 
 import atexit
+import gc
 import os
 import tempfile
+from pathlib import Path
 
 # Two virtual devices, so that sharded cohorts are tested on a machine without accelerators.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -22,6 +24,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Processes that the tests start keep their programs here, not in the user's home.
     os.environ.setdefault("FEDJAX_HET_COMPILATION_CACHE", os.path.join(_cache.name, "store"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Lets programs go before there are more than a process may map (65,530 areas on Linux)."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Blocks of rounds: the same records and models as one round after another, bit for bit."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def test_a_run_is_planned_no_further_than_it_goes():
     assert result.record.metrics[-1]["step"] == 3
 
 
-def test_a_round_that_can_never_start_is_reported_when_its_turn_comes():
+def test_a_round_that_can_never_start_is_reported_when_its_turn_comes(tmp_path):
     base = scalar_problem((3, 4))
     algorithm = nudging(base)
     refuse = InputError("no more rounds")
@@ -107,7 +108,10 @@ def test_a_round_that_can_never_start_is_reported_when_its_turn_comes():
     reached = simulate(halting, base, rounds=9, target=1.0, eval_every=2, evaluator=scores)
     assert reached.record.metrics[-1]["step"] == 2
     with pytest.raises(InputError, match="no more rounds"):
-        simulate(halting, base, rounds=9, eval_every=100)
+        simulate(halting, base, rounds=9, eval_every=100, workdir=tmp_path)
+    # What was computed before is on record.
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
 
 
 class Scores(Evaluator):

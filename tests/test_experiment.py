@@ -35,13 +35,14 @@ def lines(path):
 
 @pytest.fixture
 def rounds(monkeypatch):
-    """Counts the server steps that are really computed."""
+    """Names the method of every server step that is really computed."""
     done = []
     step = server.Server.advance
 
-    def counted(self):
-        done.append(self._algorithm.name)
-        return step(self)
+    def counted(self, most, ends):
+        taken, records = step(self, most, ends)
+        done.extend([self._algorithm.name] * taken)
+        return taken, records
 
     monkeypatch.setattr(server.Server, "advance", counted)
     return done

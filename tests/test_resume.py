@@ -200,7 +200,8 @@ def short():
 
     def run(workdir, algorithm=algorithm, problem=problem, **changes):
         options = {**OPTIONS, "chunk": 1, "rounds": 6, "checkpoint_every": 2, **changes}
-        return simulate(algorithm, problem, workdir=workdir, **engines, **options)
+        own = engines if algorithm is engines["cohort"].algorithm else {}
+        return simulate(algorithm, problem, workdir=workdir, **own, **options)
 
     return run
 

@@ -354,3 +354,10 @@ def test_the_final_model_is_what_the_last_evaluation_saw(run):
     seen = evaluate(result.variables)
     assert seen["accuracy"] == result.record.metrics[-1]["accuracy"]
     assert_close(seen["loss"], result.record.metrics[-1]["loss"])
+
+
+def test_an_engine_of_another_method_is_refused():
+    problem = scalar_problem()
+    fedavg, fedadam = (build(name, problem, learning_rate=0.1) for name in ("fedavg", "fedadam"))
+    with pytest.raises(InputError, match=r"cohort of another fedavg.*make_cohort"):
+        simulate(fedadam, problem, rounds=1, cohort=Cohort(fedavg, problem))

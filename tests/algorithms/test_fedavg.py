@@ -231,9 +231,9 @@ def test_fedprox_keeps_partial_work_and_the_drop_arm_drops_it(problem):
         before.append(variables)
         return state, merged, {}
 
+    kept = simulate(prox._replace(update=update), setting, rounds=1, chunk=1)
+    dropped = simulate(drop, setting, rounds=1, chunk=1)
     cohort = Cohort(prox, setting, chunk=1)
-    kept = simulate(prox._replace(update=update), setting, rounds=1, cohort=cohort)
-    dropped = simulate(drop, setting, rounds=1, cohort=cohort)
     statuses = {r["client"]: (r["status"], r["steps"]) for r in kept.record.clients}
     assert statuses == {k: ("partial", 2) if k == 2 else ("merged", 4) for k in range(8)}
     statuses = {r["client"]: (r["status"], r["steps"]) for r in dropped.record.clients}

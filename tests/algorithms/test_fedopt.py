@@ -9,7 +9,6 @@ from problems import assert_close, differ, digits_problem, scalar_problem, scala
 
 from fedjax_het.algorithms import build, fedopt
 from fedjax_het.algorithms.fedopt import scale_by_fedopt
-from fedjax_het.cohort import Cohort
 from fedjax_het.errors import InputError
 from fedjax_het.simulation import simulate
 
@@ -66,9 +65,8 @@ def test_plain_descent_on_the_server_is_fedavg():
     fedavg = build("fedavg", problem, **TRAINING)
     plain = fedopt(problem, server_optimizer=optax.sgd(1.0), **TRAINING)
     momentum = fedopt(problem, server_optimizer=optax.sgd(1.0, momentum=0.9), **TRAINING)
-    cohort = Cohort(fedavg, problem, chunk=1)
     wanted, same, other = (
-        simulate(a, problem, rounds=2, cohort=cohort).variables for a in (fedavg, plain, momentum)
+        simulate(a, problem, rounds=2, chunk=1).variables for a in (fedavg, plain, momentum)
     )
     assert_close(same, wanted, atol=1e-6)
     assert differ(other.params, wanted.params)

@@ -20,6 +20,7 @@ from fedjax_het.algorithms import build
 from fedjax_het.algorithms.fedpmt import assign_depths
 from fedjax_het.cohort import Cohort
 from fedjax_het.data.federated import from_arrays
+from fedjax_het.dealing import deal
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.group import Round, group_program
 from fedjax_het.masks import Route
@@ -129,7 +130,7 @@ def test_10_the_compiled_programs_really_leave_work_out(cnn_problem, full_compil
         plan = make_plan(cnn_problem, clients=[0], rows=row, batch=32)
         shapes = cohort._mask_shapes(plan)
         acc = jax.eval_shape(lambda: methods[method].merge.init((), start, shapes))
-        _, rows = cohort._rows(plan, [0], 1, None)
+        _, rows = deal(plan, [0], 1, 3)
         common = Round(jax.random.key(0), jnp.float32(1.0), None)
         program = group_program(methods[method], Route(4 - depth, 3), 1, None)
         compiled = jax.jit(program).lower(acc, start, data, rows, common).compile()
