@@ -123,10 +123,10 @@ class Cohort:
         if jax.default_backend() == "cpu":
             allocation.keep_freed()
 
-    @property
-    def algorithm(self) -> Algorithm:
-        """The method whose programs these are."""
-        return self._algorithm
+    def holds(self, algorithm: Algorithm) -> bool:
+        """Whether the programs are those of a method; its plans and its pace are not in them."""
+        parts = ("name", "local", "mask", "merge", "update")
+        return all(getattr(algorithm, part) == getattr(self._algorithm, part) for part in parts)
 
     @property
     def devices(self) -> int:

@@ -121,9 +121,9 @@ class Simulation:
         evaluator: Evaluator | None = None,
     ):
         require(
-            cohort is None or cohort.algorithm is algorithm,
-            f"cohort of another {'algorithm' if cohort is None else cohort.algorithm.name}",
-            f"must have been made for this {algorithm.name}: its programs hold the whole method",
+            cohort is None or cohort.holds(algorithm),
+            "cohort of another algorithm",
+            f"must have been made for this {algorithm.name}, whose steps are in its programs",
             "leave it out, or make it with `make_cohort(algorithm, problem, options)`",
         )
         self._algorithm, self._problem, self._options = algorithm, problem, options

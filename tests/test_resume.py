@@ -200,7 +200,7 @@ def short():
 
     def run(workdir, algorithm=algorithm, problem=problem, **changes):
         options = {**OPTIONS, "chunk": 1, "rounds": 6, "checkpoint_every": 2, **changes}
-        own = engines if algorithm is engines["cohort"].algorithm else {}
+        own = engines if engines["cohort"].holds(algorithm) else {}
         return simulate(algorithm, problem, workdir=workdir, **own, **options)
 
     return run

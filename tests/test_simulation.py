@@ -359,5 +359,5 @@ def test_the_final_model_is_what_the_last_evaluation_saw(run):
 def test_an_engine_of_another_method_is_refused():
     problem = scalar_problem()
     fedavg, fedadam = (build(name, problem, learning_rate=0.1) for name in ("fedavg", "fedadam"))
-    with pytest.raises(InputError, match=r"cohort of another fedavg.*make_cohort"):
+    with pytest.raises(InputError, match=r"cohort of another algorithm.*this fedadam.*make_cohort"):
         simulate(fedadam, problem, rounds=1, cohort=Cohort(fedavg, problem))
