@@ -15,7 +15,6 @@ from problems import (
     situation,
 )
 
-from fedjax_het import masks
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.fedpmt import assign_depths
 from fedjax_het.cohort import Cohort
@@ -47,23 +46,6 @@ def start(problem):
 def depths_of(algorithm, problem, start, round=0):
     plan, _ = algorithm.plan((), start, situation(problem, round=round))
     return L - plan.rows["first"], plan
-
-
-@pytest.fixture(scope="module")
-def clients(problem, start):
-    """Every client's own parameters after training at its depth, and the merged model."""
-    algorithm = build("fedpmt", problem, **TRAINING)
-    depth, plan = depths_of(algorithm, problem, start)
-
-    def local(route, start, data, task):
-        result = algorithm.local(route, start, data, task)
-        trained, _ = masks.split(start.params, route)
-        own = masks.join(jax.tree.map(jnp.add, trained, result.delta), start.params)
-        return result._replace(aux=own)
-
-    cohort = Cohort(algorithm._replace(local=local), problem, execution="masked")
-    merged, outputs = one_round(algorithm, problem, start, plan, cohort=cohort)
-    return depth, plan, merged, outputs.aux
 
 
 # ---- 8-10: what it costs ---------------------------------------------------------------------
