@@ -23,6 +23,7 @@ import numpy as np
 from absl import logging
 
 from fedjax_het import compilation_cache
+from fedjax_het.compiling import compiler_options
 from fedjax_het.errors import InputError
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.lowering import Convolution, Lowering, chosen_by, lowering
@@ -170,7 +171,8 @@ def measure(convolution: Convolution, clients: int) -> dict[Lowering, float]:
         for name in candidates(convolution):
             try:
                 with lowering(name):
-                    run = jax.jit(_steps(convolution, clients)).lower(1, *arrays).compile()
+                    lowered = jax.jit(_steps(convolution, clients)).lower(1, *arrays)
+                run = lowered.compile(compiler_options=compiler_options())
                 jax.block_until_ready(run(1, *arrays))
                 programs[name] = run
                 times[name] = _seconds(run, 1, arrays)

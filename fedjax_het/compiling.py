@@ -1,12 +1,32 @@
 """Ahead-of-time compilation, timed and counted apart from the run, and kept between processes."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging
 
 from fedjax_het import compilation_cache
+
+# Of what XLA would hand to its library YNNPACK on a CPU, reductions alone; products are Eigen's.
+# YNNPACK leaves a product of few columns, as those of narrow convolutions are, to one core
+# (`benchmarks/micro/products.py`).
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """What XLA is told beyond its flags on the default backend; nothing where it does not know."""
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=_CPU_OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+        logging.info("products are left to XLA's choice of library: %s", error)
+        return {}
+    return _CPU_OPTIONS
 
 
 class Compiler:
@@ -31,7 +51,8 @@ class Compiler:
           donate: positions of arguments whose memory the result may take over.
         """
         began = time.perf_counter()
-        compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+        lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+        compiled = lowered.compile(compiler_options=compiler_options())
         if self._cache is not None:
             self._cache.publish()
         self.seconds += time.perf_counter() - began

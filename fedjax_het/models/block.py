@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.errors import InputError, require
+from fedjax_het.models.product import dot_general
 
 Array = jax.Array
 PyTree = Any
@@ -123,4 +124,4 @@ class ExitHead(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Logits `[batch, *kept, num_classes]` of `x` `[batch, *kept, ..., channels]`."""
         x = jnp.mean(x, axis=tuple(range(1 + self.positions, x.ndim - 1)))
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes, dot_general=dot_general)(x)

@@ -8,6 +8,7 @@ prints them side by side.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +19,12 @@ from jax import lax
 from fedjax_het.errors import require
 from fedjax_het.models.lowering import Convolution, implicit_fits, interpreted, lowering_of
 from fedjax_het.models.product import product
+from fedjax_het.models.shifts import shifted_sum
 
 Array = jax.Array
+
+# Slices of so many bytes stay in a CPU's cache until they are multiplied.
+_CPU_SLICES_BYTES = 1.7e6
 
 
 def conv_general_dilated(
@@ -133,7 +138,35 @@ def conv_general_dilated(
 
     if how == "shift_add" and window[0] > 1:
         return _shift_add(lhs, rhs, size, strides, matmul)
-    return _by_slices(lhs, rhs, size, strides, len(size) - 1 if how == "rows" else 0, matmul)
+    if how == "rows":
+        slices = math.prod(lhs.shape[1:]) // lhs.shape[-2] * size[-1] * window[-1]
+        by_rows = functools.partial(
+            _by_slices, size=size, strides=strides, summed=len(size) - 1, matmul=matmul
+        )
+        return _in_parts(by_rows, lhs, rhs, slices)
+    return _by_slices(lhs, rhs, size, strides, 0, matmul)
+
+
+def _in_parts(run: Callable[[Array, Array], Array], x: Array, kernel: Array, slices: int) -> Array:
+    """`run(x, kernel)`; on a CPU part of the batch by part, if its slices outgrow the cache.
+
+    The parts' slices are made anew for the gradient, which is cheaper than fetching them.
+
+    Args:
+      run: a convolution.
+      x: its input.
+      kernel: its kernel.
+      slices: elements of the slices of one sample.
+    """
+    batch = x.shape[0]
+    divisors = [parts for parts in range(1, batch + 1) if batch % parts == 0]
+    each = slices * x.dtype.itemsize
+    parts = next((n for n in divisors if each * batch <= n * _CPU_SLICES_BYTES), batch)
+    if parts == 1 or jax.default_backend() != "cpu":
+        return run(x, kernel)
+    one = jax.checkpoint(lambda part: run(part, kernel))
+    y = lax.map(one, x.reshape(parts, batch // parts, *x.shape[1:]))
+    return y.reshape(batch, *y.shape[2:])
 
 
 def _by_slices(
@@ -162,16 +195,12 @@ def _shift_add(
     strides: tuple[int, ...],
     matmul: Callable[[Array, Array], Array],
 ) -> Array:
-    """Valid convolution; all window rows times all input rows, then shifted sums."""
+    """Valid convolution; all window rows times all input rows, then a sum of shifted outputs."""
     window, features = kernel.shape[:-2], kernel.shape[-1]
     x = _concatenate(x, 1, window, size, strides)
     weights = jnp.moveaxis(kernel.reshape(window[0], -1, features), 0, 1)
     products = matmul(x, weights.reshape(x.shape[-1], window[0] * features))
-    parts = [
-        _window(products[..., i * features : (i + 1) * features], 1, (i,), size[:1], strides[:1])
-        for i in range(window[0])
-    ]
-    return functools.reduce(jnp.add, parts)
+    return shifted_sum(products, window[0], size[0], strides[0])
 
 
 def _concatenate(

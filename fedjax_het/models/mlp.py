@@ -7,6 +7,7 @@ import jax
 
 from fedjax_het.errors import require
 from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.product import dot_general
 
 
 class Dense(nn.Module):
@@ -28,7 +29,7 @@ class Dense(nn.Module):
         x = x.reshape(x.shape[0], -1)
         if self.dropout > 0.0:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Dense(self.features)(x)
+        x = nn.Dense(self.features, dot_general=dot_general)(x)
         return nn.relu(x) if self.relu else x
 
 

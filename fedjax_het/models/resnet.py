@@ -11,6 +11,7 @@ from fedjax_het.errors import require, require_known
 from fedjax_het.models.base import Block, BlockModel, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.norm import Norm, Normalize
+from fedjax_het.models.product import dot_general
 
 Array = jax.Array
 
@@ -127,7 +128,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[batch, height, width, channels] -> [batch, num_classes]`."""
-        return nn.Dense(self.num_classes)(jnp.mean(x, axis=(1, 2)))
+        return nn.Dense(self.num_classes, dot_general=dot_general)(jnp.mean(x, axis=(1, 2)))
 
 
 def resnet(

@@ -26,7 +26,7 @@ def everything(call, x, kernel, probe):
     return (y, *pullback(probe))
 
 
-def compare(shape, kernel_shape, strides, padding, numbers=NUMBERS, **options):
+def compare(shape, kernel_shape, strides, padding, numbers=NUMBERS, atol=1e-4, **options):
     x, kernel = draw(shape, 0), draw(kernel_shape, 1)
     call = functools.partial(
         conv.conv_general_dilated,
@@ -48,7 +48,7 @@ def compare(shape, kernel_shape, strides, padding, numbers=NUMBERS, **options):
     exact, *others = run()
     for result in others:
         for value, expected in zip(result, exact):
-            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=atol)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -71,6 +71,22 @@ def test_equals_lax_in_one_and_three_dimensions():
     compare(
         (1, 4, 5, 4, 2), (2, 3, 2, 2, 3), (1, 2, 1), "SAME", numbers=("NDHWC", "DHWIO", "NDHWC")
     )
+
+
+def test_large_batches_run_in_parts_on_a_cpu():
+    shape, kernel = (6, 40, 40, 16), (5, 5, 16, 2)
+    # Sums of 9,600 products of normal numbers.
+    compare(shape, kernel, (1, 1), "SAME", atol=2e-3)
+    call = functools.partial(
+        conv.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=NUMBERS,
+    )
+    with lowering("rows"):
+        traced = str(jax.make_jaxpr(call)(draw(shape, 0), draw(kernel, 1)))
+    # 6 samples of 44 x 40 x 5 x 16 values are 3.4 MB; halves of them fit.
+    assert ("f32[2,3,44,44,16]" in traced) == (jax.default_backend() == "cpu")
 
 
 @pytest.mark.parametrize(

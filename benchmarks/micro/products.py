@@ -1,0 +1,108 @@
+"""Matrix products of training steps in a loop, by XLA's default library for a CPU and by Eigen.
+
+The library compiles its programs with `compiling.compiler_options`, which leave products to Eigen;
+this shows what that is worth, on one core (`taskset -c 0`) and on all.
+
+    python -m benchmarks.micro.products
+"""
+
+import argparse
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import harness
+from fedjax_het.compiling import compiler_options
+from fedjax_het.models.product import product
+
+# Name, rows, contracted, columns.
+CASES = (
+    ("LEAF conv1", 15680, 25, 32),
+    ("LEAF conv2, a window row, half a batch", 1960, 160, 64),
+    ("LEAF linear, 20 samples", 20, 3136, 512),
+    ("ResNet-20, 16 channels, 5 samples", 5440, 48, 48),
+    ("ResNet-20, 32 channels, 5 samples", 1440, 96, 96),
+    ("ResNet-20, 64 channels, 5 samples", 320, 576, 64),
+    ("2NN of 200 units, 10 samples", 10, 784, 200),
+)
+_LOOP_FLOPS = 1e9
+
+Step = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def forward(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """The product; `[rows, k] x [k, n]`."""
+    return product(x, weights)
+
+
+def backward(g: jax.Array, weights: jax.Array) -> jax.Array:
+    """The gradient of its left factor, `[rows, n] x [k, n]^T`, as XLA is given it plainly."""
+    return g @ weights.T
+
+
+def backward_as_written(g: jax.Array, weights: jax.Array) -> jax.Array:
+    """The same as `models.product` writes it."""
+    x = jnp.zeros((g.shape[0], weights.shape[0]), g.dtype)
+    return jax.vjp(lambda x: product(x, weights), x)[1](g)[0]
+
+
+def loop(step: Step, count: int) -> Step:
+    """The step so many times, as in training; none of them can be left out."""
+
+    def run(x: jax.Array, weights: jax.Array) -> jax.Array:
+        def body(_: jax.Array, y: jax.Array) -> jax.Array:
+            # The smaller factor changes, which costs next to nothing.
+            if x.size < weights.size:
+                return step(x + 0.0 * y[0, 0], weights)
+            return step(x, weights + 0.0 * y[0, 0])
+
+        return jax.lax.fori_loop(0, count, body, jnp.zeros(jax.eval_shape(step, x, weights).shape))
+
+    return run
+
+
+def measure(repeats: int) -> list[list[str]]:
+    """Rows of the table: GFLOP/s, median and range of alternating repeats."""
+    rows = []
+    for name, m, k, n in CASES:
+        count = max(1, int(_LOOP_FLOPS / (2 * m * k * n)))
+        weights = jnp.ones((k, n))
+        for label, step, width in (
+            ("forward", forward, k),
+            ("input gradient, g w^T", backward, n),
+            ("input gradient, models.product", backward_as_written, n),
+        ):
+            run, arguments = loop(step, count), (jnp.ones((m, width)), weights)
+            programs = {
+                library: jax.jit(run).lower(*arguments).compile(compiler_options=options)
+                for library, options in (("default", {}), ("eigen", compiler_options()))
+            }
+            timed = harness.interleave(
+                {
+                    library: lambda p=p, a=arguments: jax.block_until_ready(p(*a))
+                    for library, p in programs.items()
+                },
+                repeats,
+            )
+            flops = 2 * m * k * n * count
+            rates = [
+                harness.spread([flops / s / 1e9 for s in timed[library].samples_s])
+                for library in programs
+            ]
+            rows.append([name, label, *map(str, rates)])
+    return rows
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7, help="turns")
+    arguments = parser.parse_args()
+    print(harness.describe(harness.machine()))
+    header = ("product", "which", "XLA's choice, GFLOP/s", "Eigen, GFLOP/s")
+    print(harness.table(header, measure(arguments.repeats)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""What the compiler is told, and what happens where it does not understand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het import compiling
+from fedjax_het.compiling import Compiler, compiler_options
+
+
+def test_products_on_a_cpu_are_eigens():
+    x = np.ones((64, 64), np.float32)
+    compiled = Compiler().compile(lambda x: x @ x, x)
+    assert "__ynn_fusion" not in compiled.as_text()
+    np.testing.assert_array_equal(compiled(x), np.full((64, 64), 64, np.float32))
+
+
+def test_options_that_this_compiler_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(compiling, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    compiler_options.cache_clear()
+    try:
+        assert compiler_options() == {}
+        assert Compiler().compile(jnp.sin, np.float32(0))(np.float32(0)) == 0
+    finally:
+        monkeypatch.undo()
+        compiler_options.cache_clear()
+    assert (compiler_options() != {}) == (jax.default_backend() == "cpu")
