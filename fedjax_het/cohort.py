@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het import allocation, autotune, processes, routing
-from fedjax_het.algorithm import Algorithm, ClientResult, Plan, Variables
+from fedjax_het.algorithm import Algorithm, ClientResult, Plan, ServerStep, Variables
 from fedjax_het.block import BlockOutputs, block_program
 from fedjax_het.chunking import choose_chunk, power_of_two
 from fedjax_het.compiling import Compiler
 from fedjax_het.dealing import Dealt, collect, deal, stack
 from fedjax_het.errors import InputError, require, require_known
-from fedjax_het.group import Outputs, Round, group_program, merge_chunk, train_one
+from fedjax_het.group import Outputs, Round, group_program, lone_program, merge_chunk, train_one
 from fedjax_het.masks import Route, full_route
 from fedjax_het.placement import Placement, check_devices, place
 from fedjax_het.problem import Problem
@@ -108,6 +108,8 @@ class Cohort:
         self._chunk = chunk
         self._max_routes = max_routes
         self._last = problem.model.num_blocks - 1
+        self._sample_flops = float(problem.cost.step_flops(0, self._last))
+        self._param_bytes = int(np.sum(problem.cost.param_bytes))
         self.full = full_route(problem.model.num_blocks, bool(problem.model.exits))
         self._finalize: Callable | None = None
         self._programs: dict[Any, Callable] = {}
@@ -127,6 +129,11 @@ class Cohort:
         """Whether the programs are those of a method; its plans and its pace are not in them."""
         parts = ("name", "local", "mask", "merge", "update")
         return all(getattr(algorithm, part) == getattr(self._algorithm, part) for part in parts)
+
+    @property
+    def merges_alone(self) -> bool:
+        """Whether `run_alone` may stand in: nobody looks at the accumulator."""
+        return self.execution != "debug" and isinstance(self._algorithm.update, ServerStep)
 
     @property
     def devices(self) -> int:
@@ -248,6 +255,39 @@ class Cohort:
             outputs.append(out)
         return acc, collect(dealt, jax.device_get(outputs))
 
+    def run_alone(
+        self,
+        state: PyTree,
+        variables: Variables,
+        shared: PyTree,
+        plan: Plan,
+        start: Variables,
+        common: Round,
+        staleness: int,
+    ) -> tuple[Variables, dict[str, Any], Outputs]:
+        """`begin`, `run` and `finalize` of a single client as one program, on one device.
+
+        Args:
+          state: the algorithm's.
+          variables: the server's model.
+          shared: for `merge.finalize`.
+          plan: what to train; one client.
+          start: the model it starts from.
+          common: what the clients of that model's round share.
+          staleness: server steps since.
+
+        Returns:
+          The merged model, what `merge.finalize` reports, and `Outputs` as NumPy arrays.
+        """
+        route = self.executed_routes(plan.routes)[0]
+        rows = deal(plan, [0], 1, self._last, staleness=np.asarray([staleness]))[1]
+        arguments = (state, variables, shared, start, self._data, rows, common)
+        function = lone_program(self._algorithm, route, self._mask_shapes(plan))
+        with autotune.choosing(self.tuner, 1):
+            program = self._program(("alone", route), function, arguments)
+        merged, info, outputs = program(*arguments)
+        return merged, info, jax.device_get(outputs)
+
     def train_block(
         self,
         state: PyTree,
@@ -353,9 +393,8 @@ class Cohort:
         """How many clients with such mini-batches to train at once, if there are as many."""
         if self._chunk is not None:
             return self._chunk
-        cost = self._problem.cost
-        step_flops = float(cost.step_flops(0, self._last)) * float(np.max(batch))
-        return choose_chunk(jax.default_backend(), step_flops, int(np.sum(cost.param_bytes)))
+        step_flops = self._sample_flops * float(np.max(batch))
+        return choose_chunk(jax.default_backend(), step_flops, self._param_bytes)
 
     def _chunk_for(self, plan: Plan, members: int, *, varied: bool = False) -> int:
         """Clients of a group of so many members to train side by side, on each device."""

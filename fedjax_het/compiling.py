@@ -13,11 +13,13 @@ from fedjax_het import compilation_cache
 # Of what XLA would hand to its library YNNPACK on a CPU, reductions alone; products are Eigen's.
 # YNNPACK leaves a product of few columns, as those of narrow convolutions are, to one core
 # (`benchmarks/micro/products.py`).
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+_CPU_OPTIONS: dict[str, str | bool] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
+}
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str | bool]:
     """What XLA is told beyond its flags on the default backend; nothing where it does not know."""
     if jax.default_backend() != "cpu":
         return {}

@@ -218,6 +218,42 @@ def group_loop(
     return run
 
 
+def lone_program(
+    algorithm: Algorithm, route: Route, mask_shapes: PyTree
+) -> Callable[..., tuple[Variables, dict[str, Any], Outputs]]:
+    """A merge of a single client as one function, to be jitted; it runs on one device.
+
+    What lies between training and the new model is one pass over the parameters: no accumulator is
+    cleared, filled and read back.
+
+    Args:
+      algorithm: the method.
+      route: the client's, compiled in.
+      mask_shapes: for `merge.init`.
+
+    Returns:
+      `(state, variables, shared, start, data, rows, common) -> (merged, info, outputs)`.
+    """
+
+    def run(
+        state: PyTree,
+        variables: Variables,
+        shared: PyTree,
+        start: Variables,
+        data: PyTree,
+        rows: Rows,
+        common: Round,
+    ) -> tuple[Variables, dict[str, Any], Outputs]:
+        acc = algorithm.merge.init(state, variables, mask_shapes)
+        row = jax.tree.map(lambda a: a[0], rows)
+        result, mask = train_one(algorithm, route, start, data, row, row.steps, common)
+        result, mask = jax.tree.map(lambda a: a[None], (result, mask))
+        acc, outputs = merge_chunk(algorithm, acc, start, rows, result, mask, common)
+        return *algorithm.merge.finalize(acc, variables, shared), outputs
+
+    return run
+
+
 def group_program(
     algorithm: Algorithm,
     route: Route,

@@ -12,84 +12,32 @@ import itertools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithm import Plan, PyTree, Timing, Variables
+from fedjax_het.algorithm import Plan, PyTree, Variables
 from fedjax_het.clock import Closing, Flight, Status, arrival_order, dispatch
 from fedjax_het.cohort import Cohort
 from fedjax_het.deferred import Deferred, Origin, Results
-from fedjax_het.group import Round
-from fedjax_het.masks import Route
-from fedjax_het.sampling import Sampler
+from fedjax_het.group import Outputs, Round
+from fedjax_het.sampling import Sampler, fold_in
+from fedjax_het.tasks import Tasks, table_of
 
 # Memory that results may take while they wait; more clients at work share the slots.
 RESULT_BYTES = {"cpu": 2e9, "other": 16e9}
 
 
-class Tasks(NamedTuple):
-    """The table: what is in flight, and what it takes to train and merge it; one row a task.
+class Merged(NamedTuple):
+    """What a merge makes of the server's model.
 
     Attributes:
-      flight: who, since when, until when.
-      first, exit, cut: int64[m], the planned route; -1 for None.
-      batch, weight, rows: as in `Plan`.
-      slot: int64[m], where the result lies; -1 while untrained.
-      loss, samples, finite: what training reported; NaN, 0 and True while untrained.
+      variables: the merged model.
+      info: what `merge.finalize` reports.
+      acc: the accumulator; None where the method's update does not look at it.
     """
 
-    flight: Flight
-    first: np.ndarray
-    exit: np.ndarray
-    cut: np.ndarray
-    batch: np.ndarray
-    weight: np.ndarray
-    rows: PyTree
-    slot: np.ndarray
-    loss: np.ndarray
-    samples: np.ndarray
-    finite: np.ndarray
-
-    @property
-    def size(self) -> int:
-        """The number of rows, m."""
-        return len(self.slot)
-
-    def rows_of(self, index: np.ndarray) -> "Tasks":
-        """The rows at these places."""
-        return jax.tree.map(lambda a: a[index], self)
-
-    def plan(self) -> Plan:
-        """The tasks in the form of a plan; what their version shared is not in it."""
-        return Plan(
-            clients=self.flight.client,
-            routes=[
-                Route(int(first), *(None if place < 0 else int(place) for place in rest))
-                for first, *rest in zip(self.first, self.exit, self.cut, strict=True)
-            ],
-            steps=self.flight.steps,
-            batch=self.batch,
-            weight=self.weight,
-            timing=self.flight.timing,
-            rows=self.rows,
-        )
-
-
-def _table(plan: Plan, flight: Flight) -> Tasks:
-    k = len(plan.clients)
-    return Tasks(
-        flight=flight._replace(timing=Timing(*map(np.asarray, flight.timing))),
-        first=np.asarray([route.first for route in plan.routes], np.int64),
-        exit=np.asarray([-1 if r.exit is None else r.exit for r in plan.routes], np.int64),
-        cut=np.asarray([-1 if r.cut is None else r.cut for r in plan.routes], np.int64),
-        batch=np.asarray(plan.batch),
-        weight=np.asarray(plan.weight),
-        rows=jax.tree.map(np.asarray, plan.rows),
-        slot=np.full(k, -1, np.int64),
-        loss=np.full(k, np.nan, np.float32),
-        samples=np.zeros(k, np.int64),
-        finite=np.ones(k, bool),
-    )
+    variables: Variables
+    info: dict[str, Any]
+    acc: PyTree = None
 
 
 class InFlight:
@@ -183,12 +131,12 @@ class InFlight:
 
     def send(self, plan: Plan, now_s: float, version: int, variables: Variables) -> None:
         """Puts the tasks of a plan into the table."""
-        new = _table(plan, dispatch(plan, now_s, version))
+        new = table_of(plan, dispatch(plan, now_s, version))
         if version not in self._origins:
             common = Round(
-                jax.random.fold_in(self._key, version),
-                jnp.float32(plan.learning_rate_scale),
-                jax.tree.map(jnp.asarray, plan.shared),
+                fold_in(self._key, version),
+                np.float32(plan.learning_rate_scale),
+                jax.tree.map(np.asarray, plan.shared),
             )
             self._origins[version] = Origin(variables, common)
         self._shape = plan
@@ -200,7 +148,7 @@ class InFlight:
 
     def merge(
         self, closing: Closing, state: PyTree, variables: Variables, step: int
-    ) -> tuple[Tasks, Closing, PyTree, Plan]:
+    ) -> tuple[Tasks, Closing, Plan, Merged]:
         """Trains what is missing, merges the tasks that do not wait, and takes them out.
 
         Args:
@@ -210,18 +158,37 @@ class InFlight:
           step: the server's step, from 0.
 
         Returns:
-          The rows taken out, in the order of arrival, what became of them, the accumulator of the
-          algorithm's merge, and the rows as a plan, with what is shared of the newest one.
+          The rows taken out, in the order of arrival, what became of them, the rows as a plan, with
+          what is shared of the newest one, and what they were merged to.
         """
         assert self._tasks is not None
-        assert self._shape is not None
         order = arrival_order(self._tasks.flight)
         waits = np.asarray([status is Status.WAITING for status in closing.status])[order]
         chosen = order[~waits]
+        newest = max(self._origins)
+        shared = self._origins[newest].common.shared
+        alone = chosen.size == 1 and self._cohort.merges_alone
+        if alone and self.engine.one_by_one(self._tasks.batch[chosen]):
+            merged = self._merge_alone(int(chosen[0]), state, variables, shared, step)
+        else:
+            acc = self._accumulate(chosen, state, variables, step)
+            merged = Merged(*self._cohort.finalize(acc, variables, shared), acc)
+        taken = self._tasks.rows_of(chosen)
+        self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
+        alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
+        self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
+        own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
+        return taken, own, taken.plan()._replace(shared=shared), merged
+
+    def _accumulate(
+        self, todo: np.ndarray, state: PyTree, variables: Variables, step: int
+    ) -> PyTree:
+        """The accumulator of the algorithm's merge with these tasks in it."""
+        assert self._tasks is not None
+        assert self._shape is not None
         acc = self._cohort.begin(state, variables, self._shape)
-        todo = chosen
-        if self.engine.one_by_one(self._tasks.batch[chosen]):
-            acc, todo = self._train_and_merge(acc, todo, step), todo[:0]
+        if self.engine.one_by_one(self._tasks.batch[todo]):
+            return self._train_and_merge(acc, todo, step)
         while todo.size:
             if np.any(self._tasks.slot[todo] < 0):
                 self._train(todo, variables)
@@ -241,14 +208,32 @@ class InFlight:
                     step - version,
                 )
             self._tasks.slot[ready] = -1
-        taken = self._tasks.rows_of(chosen)
-        newest = max(self._origins)
-        self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
-        alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
-        shared = self._origins[newest].common.shared
-        self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
-        own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
-        return taken, own, acc, taken.plan()._replace(shared=shared)
+        return acc
+
+    def _merge_alone(
+        self, task: int, state: PyTree, variables: Variables, shared: PyTree, step: int
+    ) -> Merged:
+        """Trains and merges a single task in one go."""
+        tasks = self._tasks
+        assert tasks is not None
+        own = np.asarray([task])
+        version = int(tasks.flight.version[task])
+        merged, info, out = self._cohort.run_alone(
+            state,
+            variables,
+            shared,
+            tasks.rows_of(own).plan(),
+            *self._origins[version],
+            step - version,
+        )
+        self._note(own, out)
+        return Merged(merged, info)
+
+    def _note(self, tasks: np.ndarray, out: Outputs) -> None:
+        """Puts what training reported into the table."""
+        assert self._tasks is not None
+        self._tasks.loss[tasks], self._tasks.samples[tasks] = out.loss, out.samples
+        self._tasks.finite[tasks] = out.finite
 
     def _train_and_merge(self, acc: PyTree, todo: np.ndarray, step: int) -> PyTree:
         """Trains tasks straight into the accumulator, version by version: nothing is stacked."""
@@ -263,8 +248,7 @@ class InFlight:
                 staleness=np.full(own.size, step - version),
                 room=self._capacity,
             )
-            tasks.loss[own], tasks.samples[own] = out.loss, out.samples
-            tasks.finite[own] = out.finite
+            self._note(own, out)
         return acc
 
     def _train(self, todo: np.ndarray, variables: Variables) -> None:
@@ -289,8 +273,8 @@ class InFlight:
         self._results, out = self.engine.train(
             self._results, part.plan(), self._origins, version, slot
         )
-        tasks.slot[batch], tasks.finite[batch] = slot, out.finite
-        tasks.loss[batch], tasks.samples[batch] = out.loss, out.samples
+        tasks.slot[batch] = slot
+        self._note(batch, out)
 
     def _slots(self, variables: Variables) -> int:
         each = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
@@ -322,9 +306,9 @@ class InFlight:
           variables: any model, for shapes.
         """
         self._shape = plan
-        row = _table(plan, dispatch(plan, 0.0, 0)).rows_of(np.zeros(meta["tasks"], np.int64))
-        shared = jax.tree.map(jnp.asarray, plan.shared)
-        common = Round(self._key, jnp.float32(1.0), shared)
+        row = table_of(plan, dispatch(plan, 0.0, 0)).rows_of(np.zeros(meta["tasks"], np.int64))
+        shared = jax.tree.map(np.asarray, plan.shared)
+        common = Round(self._key, np.float32(1.0), shared)
         origin = Origin(variables, common)
         results = self.engine.empty(self._slots(variables), plan, origin)
         return {
@@ -339,7 +323,7 @@ class InFlight:
         self._tasks = None if tasks is None else jax.tree.map(np.array, tasks)
         self._results = arrays["results"]
         self._origins = {
-            version: Origin(model, Round(jax.random.fold_in(self._key, version), scale, shared))
+            version: Origin(model, Round(fold_in(self._key, version), scale, shared))
             for version, (model, scale, shared) in zip(
                 meta["versions"], arrays["origins"], strict=True
             )

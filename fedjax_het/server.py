@@ -23,7 +23,7 @@ from fedjax_het.cohort import Cohort
 from fedjax_het.dealing import Dealt, unstack
 from fedjax_het.errors import InputError
 from fedjax_het.group import Outputs
-from fedjax_het.inflight import InFlight
+from fedjax_het.inflight import InFlight, Merged
 from fedjax_het.journal import client_rows, step_row
 from fedjax_het.masks import Route
 from fedjax_het.problem import Problem
@@ -184,7 +184,8 @@ class Server:
             plan = one.executed
             key = fold_in(self._round_key, self.step)
             acc, out = self._cohort.train(self.state, self.variables, plan, key)
-            info = self._update(acc, plan, out, np.zeros(one.ran.size, np.int64))
+            merged = Merged(*self._cohort.finalize(acc, self.variables, plan.shared), acc)
+            info = self._update(merged, plan, out, np.zeros(one.ran.size, np.int64))
         return self._rows(one, out), {**info, **(one.plan.info or {})}
 
     def _block(self, most: int, ends: Ends) -> tuple[int, Records]:
@@ -242,18 +243,17 @@ class Server:
         closing, self.state = table.advance(
             self._sampler, self.state, self.variables, self.step, self.now_s
         )
-        tasks, closing, acc, plan = table.merge(closing, self.state, self.variables, self.step)
+        tasks, closing, plan, merged = table.merge(closing, self.state, self.variables, self.step)
         out = Outputs(tasks.loss, tasks.samples, tasks.finite, None)
-        info = self._update(acc, plan, out, self.step - tasks.flight.version)
+        info = self._update(merged, plan, out, self.step - tasks.flight.version)
         self.now_s = closing.at_s
         rows = client_rows(self.step + 1, tasks.flight, closing, plan, self._last, out._asdict())
         return rows, info
 
     def _update(
-        self, acc: PyTree, plan: Plan, out: Outputs, staleness: np.ndarray
+        self, merged: Merged, plan: Plan, out: Outputs, staleness: np.ndarray
     ) -> dict[str, Any]:
         """The server's step; returns what it has to say."""
-        merged, info = self._cohort.finalize(acc, self.variables, plan.shared)
         report = Report(
             round=self.step,
             plan=plan,
@@ -262,14 +262,14 @@ class Server:
             merged=out.finite,
             nonfinite=plan.clients[~out.finite],
             aux=out.aux,
-            info=info,
+            info=merged.info,
             staleness=staleness,
-            acc=acc,
+            acc=merged.acc,
         )
         self.state, self.variables, extra = self._algorithm.update(
-            self.state, self.variables, merged, report
+            self.state, self.variables, merged.variables, report
         )
-        return {**jax.device_get(info), **extra}
+        return {**jax.device_get(merged.info), **extra}
 
     def wait(self) -> None:
         """Returns when the device has done all that `advance` asked of it."""

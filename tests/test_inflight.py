@@ -134,6 +134,35 @@ def test_a_kill_in_mid_flight_changes_no_bit(setting, tmp_path):
     assert rows[0] == rows[1]
 
 
+def test_a_merge_of_one_client_is_the_same_with_and_without_an_accumulator():
+    setting = made("fedasync", 1)
+    seen = []
+
+    def update(state, variables, merged, report):
+        seen.append(report.acc)
+        return state, merged, {}
+
+    curious = setting.algorithm._replace(update=update)
+    cohort = Cohort(curious, setting.problem, chunk=1)
+    assert setting.cohort.merges_alone
+    assert not cohort.merges_alone
+    result = simulate(
+        curious,
+        setting.problem,
+        rounds=setting.rounds,
+        cohort=cohort,
+        chunk=1,
+        evaluator=setting.evaluator,
+    )
+    assert len(seen) == setting.rounds
+    assert None not in seen
+    assert_close(result.variables, setting.base.variables)
+    mixed = [
+        [row["info"]["mixed"] for row in run.record.metrics[1:]] for run in (result, setting.base)
+    ]
+    np.testing.assert_allclose(*mixed, rtol=1e-6)
+
+
 @pytest.mark.parametrize("slots", [1, 2])
 def test_fewer_slots_than_clients_change_nothing(slotted, slots, monkeypatch):
     """Results that give way are trained again; here a model takes 5 kB or so."""

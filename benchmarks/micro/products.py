@@ -7,6 +7,7 @@ this shows what that is worth, on one core (`taskset -c 0`) and on all.
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 
 import jax
@@ -62,6 +63,11 @@ def loop(step: Step, count: int) -> Step:
     return run
 
 
+def wait(program: Callable[..., jax.Array], *arguments: jax.Array) -> None:
+    """Runs it to the end."""
+    jax.block_until_ready(program(*arguments))
+
+
 def measure(repeats: int) -> list[list[str]]:
     """Rows of the table: GFLOP/s, median and range of alternating repeats."""
     rows = []
@@ -80,8 +86,8 @@ def measure(repeats: int) -> list[list[str]]:
             }
             timed = harness.interleave(
                 {
-                    library: lambda p=p, a=arguments: jax.block_until_ready(p(*a))
-                    for library, p in programs.items()
+                    library: functools.partial(wait, program, *arguments)
+                    for library, program in programs.items()
                 },
                 repeats,
             )
