@@ -84,7 +84,7 @@ def _of_rows(weights: Array, g: Array) -> Array:
 def _over_rows(x: Array, g: Array) -> Array:
     """`x^T g`."""
     numbers = (((0,), (0,)), ((), ()))
-    if g.shape[-1] < x.shape[-1] < x.shape[0]:
+    if g.shape[-1] < min(x.shape):
         return lax.optimization_barrier(lax.dot_general(g, x, numbers)).T
     return lax.dot_general(x, g, numbers)
 
