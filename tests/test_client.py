@@ -240,7 +240,7 @@ def test_only_deep_networks_of_few_parameters_are_run_in_parts():
             ("vgg11", (32, 32, 3), 20),
         )
     }
-    assert chosen == {"resnet20": 4, "leaf_cnn": 1, "pfl_cnn": 1, "vgg11": 1}
+    assert chosen == {"resnet20": 2, "leaf_cnn": 1, "pfl_cnn": 1, "vgg11": 1}
     batch_norm = models.build("resnet20", input_shape=(32, 32, 3), num_classes=10, norm="batch")
     assert client._parts(batch_norm, 20) == 1
     assert choose_parts("gpu", 10**6, 10**3, 64) == 1
