@@ -21,8 +21,9 @@ from fedjax_het.block import BlockOutputs, block_program
 from fedjax_het.chunking import choose_chunk, power_of_two
 from fedjax_het.compiling import Compiler
 from fedjax_het.dealing import Dealt, collect, deal, stack
-from fedjax_het.errors import InputError, require, require_known
-from fedjax_het.group import Outputs, Round, group_program, lone_program, merge_chunk, train_one
+from fedjax_het.debugging import one_by_one
+from fedjax_het.errors import require, require_known
+from fedjax_het.group import Outputs, Round, group_program, lone_program, train_one
 from fedjax_het.masks import Route, full_route
 from fedjax_het.placement import Placement, check_devices, place
 from fedjax_het.problem import Problem
@@ -30,10 +31,6 @@ from fedjax_het.problem import Problem
 PyTree = Any
 Execution = Literal["routed", "masked", "debug"]
 ConvolutionChoice = Literal["table", "tuned"]
-
-
-class ClientError(RuntimeError):
-    """A client's work failed in `debug` execution; the message names the client and the stage."""
 
 
 def check_engine(
@@ -234,7 +231,8 @@ class Cohort:
         """
         data = self._data if data is None else data
         if self.execution == "debug":
-            return self._run_debug(acc, plan, start, common, version, staleness, data)
+            run = functools.partial(one_by_one, self._algorithm, plan, start, data, common)
+            return run(acc, version, staleness, last=self._last, checked=self._checked)
         groups = _members(self.executed_routes(plan.routes))
         acc, start, common, data = self._place.whole((acc, start, common, data))
         versions = 0 if version is None else len(jax.tree.leaves(common)[0])
@@ -425,53 +423,6 @@ class Cohort:
             program = self.compiler.compile(function, *arguments, donate=donate)
             self._programs[kind] = program
         return program
-
-    def _run_debug(
-        self,
-        acc: PyTree,
-        plan: Plan,
-        start: Variables,
-        common: Round,
-        version: np.ndarray | None,
-        staleness: np.ndarray | None,
-        data: PyTree,
-    ) -> tuple[PyTree, Outputs]:
-        dealt, outputs = [], []
-        for i, client in enumerate(plan.clients):
-            own, rows = deal(plan, [i], 1, self._last, version=version, staleness=staleness)
-            one = jax.tree.map(lambda a: jnp.asarray(a[0]), rows)
-            stage = "local training"
-            try:
-                with jax.disable_jit():
-                    result, mask = train_one(
-                        self._algorithm,
-                        plan.routes[i],
-                        start,
-                        data,
-                        one,
-                        one.steps,
-                        common,
-                    )
-                    stage = "merge"
-                    row, result, mask = jax.tree.map(lambda a: a[None], (one, result, mask))
-                    acc, out = merge_chunk(
-                        self._algorithm,
-                        acc,
-                        start,
-                        row,
-                        result,
-                        mask,
-                        common,
-                        checked=self._checked,
-                    )
-            except InputError:
-                raise
-            except Exception as error:
-                message = f"client {int(client)} failed in its {stage}: {error}"
-                raise ClientError(message) from error
-            dealt.append(own)
-            outputs.append(out)
-        return acc, collect(dealt, jax.device_get(outputs))
 
 
 def _members(routes: Sequence[Route]) -> dict[Route, list[int]]:

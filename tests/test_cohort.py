@@ -24,7 +24,8 @@ from fedjax_het import masks, routing
 from fedjax_het.aggregation import masked_mean
 from fedjax_het.algorithm import ClientResult
 from fedjax_het.chunking import choose_chunk
-from fedjax_het.cohort import ClientError, Cohort
+from fedjax_het.cohort import Cohort
+from fedjax_het.debugging import ClientError
 from fedjax_het.errors import InputError
 from fedjax_het.masks import Route
 
