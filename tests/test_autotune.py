@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import pytest
 from problems import assert_close, assert_same, digits, fleet, one_round
 
-from fedjax_het import autotune
+from fedjax_het import autotune, processes
 from fedjax_het.algorithms import build
+from fedjax_het.cohort import check_engine
 from fedjax_het.compilation_cache import ENVIRONMENT
+from fedjax_het.errors import InputError
 from fedjax_het.models.base import BlockModel, flax_block
 from fedjax_het.models.cnn import Conv
 from fedjax_het.models.conv import conv_general_dilated
@@ -238,3 +240,10 @@ def test_run_of_the_table_is_not_resumed_with_a_tuner(path, measured, tmp_path):
     simulate(fedavg(), small_cnn(), **options)
     with pytest.raises(ValueError, match="convolution"):
         simulate(fedavg(), small_cnn(), **{**options, "rounds": 2}, convolution="tuned")
+
+
+def test_several_processes_are_told_to_take_the_table(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    check_engine("routed", None, 32, 1, "table")
+    with pytest.raises(InputError, match=r"'tuned' with 2 processes.*use 'table'"):
+        check_engine("routed", None, 32, 1, "tuned")
