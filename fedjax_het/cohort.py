@@ -247,7 +247,7 @@ class Cohort:
             )
             kind = (route, chunk, size, versions)
             with autotune.choosing(self.tuner, chunk):
-                program = self._program(kind, function, arguments, (0,))
+                program = self._program(kind, function, arguments, chunk > 1, (0,))
             acc, out = program(*arguments)
             dealt.append(own)
             outputs.append(out)
@@ -275,16 +275,15 @@ class Cohort:
           staleness: server steps since.
 
         Returns:
-          The merged model, what `merge.finalize` reports, and `Outputs` as NumPy arrays.
+          The merged model, what `merge.finalize` reports, and `Outputs`, all perhaps still to come.
         """
         route = self.executed_routes(plan.routes)[0]
         rows = deal(plan, [0], 1, self._last, staleness=np.asarray([staleness]))[1]
         arguments = (state, variables, shared, start, self._data, rows, common)
         function = lone_program(self._algorithm, route, self._mask_shapes(plan))
         with autotune.choosing(self.tuner, 1):
-            program = self._program(("alone", route), function, arguments)
-        merged, info, outputs = program(*arguments)
-        return merged, info, jax.device_get(outputs)
+            program = self._program(("alone", route), function, arguments, False)
+        return program(*arguments)
 
     def train_block(
         self,
@@ -336,7 +335,8 @@ class Cohort:
             whole(block._replace(rows=()))._replace(rows=self._place.split(block.rows, axis=1)),
         )
         function = block_program(self._algorithm, kinds, self._place.mesh, self.tuner)
-        program = self._program((*kinds, *sizes, room), function, arguments)
+        several = any(chunk > 1 for _, chunk in kinds)
+        program = self._program((*kinds, *sizes, room), function, arguments, several)
         state, variables, outputs = program(*arguments)
         return *self._place.local((state, variables)), outputs, dealt
 
@@ -415,12 +415,19 @@ class Cohort:
         return side_by_side * power_of_two(chunks, up=True)
 
     def _program(
-        self, kind: Any, function: Callable, arguments: tuple, donate: tuple[int, ...] = ()
+        self,
+        kind: Any,
+        function: Callable,
+        arguments: tuple,
+        side_by_side: bool,
+        donate: tuple[int, ...] = (),
     ) -> Callable:
         """The program of a kind, compiled at its first use and counted."""
         program = self._programs.get(kind)
         if program is None:
-            program = self.compiler.compile(function, *arguments, donate=donate)
+            program = self.compiler.compile(
+                function, *arguments, donate=donate, side_by_side=side_by_side
+            )
             self._programs[kind] = program
         return program
 

@@ -12,7 +12,7 @@ from fedjax_het import compilation_cache
 
 # Of what XLA would hand to its library YNNPACK on a CPU, reductions alone; products are Eigen's.
 # YNNPACK leaves a product of few columns, as those of narrow convolutions are, to one core
-# (`benchmarks/micro/products.py`).
+# (`benchmarks/micro/products.py`). Products of several clients side by side stay with it.
 _CPU_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
 }
@@ -43,7 +43,11 @@ class Compiler:
         self._cache = compilation_cache.enable()
 
     def compile(
-        self, function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        donate: tuple[int, ...] = (),
+        side_by_side: bool = False,
     ) -> Callable[..., Any]:
         """`jit(function)` compiled for arguments of these shapes and placements.
 
@@ -51,10 +55,11 @@ class Compiler:
           function: pure function of pytrees of arrays.
           *arguments: what it will be called with first.
           donate: positions of arguments whose memory the result may take over.
+          side_by_side: whether it computes for several clients at once.
         """
         began = time.perf_counter()
         lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
-        compiled = lowered.compile(compiler_options=compiler_options())
+        compiled = lowered.compile(compiler_options={} if side_by_side else compiler_options())
         if self._cache is not None:
             self._cache.publish()
         self.seconds += time.perf_counter() - began

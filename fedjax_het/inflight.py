@@ -32,11 +32,13 @@ class Merged(NamedTuple):
     Attributes:
       variables: the merged model.
       info: what `merge.finalize` reports.
+      outputs: of the clients, in the plan's order; perhaps still to come.
       acc: the accumulator; None where the method's update does not look at it.
     """
 
     variables: Variables
     info: dict[str, Any]
+    outputs: Outputs
     acc: PyTree = None
 
 
@@ -167,13 +169,15 @@ class InFlight:
         chosen = order[~waits]
         newest = max(self._origins)
         shared = self._origins[newest].common.shared
-        alone = chosen.size == 1 and self._cohort.merges_alone
-        if alone and self.engine.one_by_one(self._tasks.batch[chosen]):
-            merged = self._merge_alone(int(chosen[0]), state, variables, shared, step)
+        one_by_one = self.engine.one_by_one(self._tasks.batch[chosen])
+        if chosen.size == 1 and one_by_one and self._cohort.merges_alone:
+            taken = self._tasks.rows_of(chosen)
+            merged = self._merge_alone(taken, state, variables, shared, step)
         else:
             acc = self._accumulate(chosen, state, variables, step)
-            merged = Merged(*self._cohort.finalize(acc, variables, shared), acc)
-        taken = self._tasks.rows_of(chosen)
+            taken = self._tasks.rows_of(chosen)
+            out = Outputs(taken.loss, taken.samples, taken.finite, None)
+            merged = Merged(*self._cohort.finalize(acc, variables, shared), out, acc)
         self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
         alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
@@ -211,23 +215,16 @@ class InFlight:
         return acc
 
     def _merge_alone(
-        self, task: int, state: PyTree, variables: Variables, shared: PyTree, step: int
+        self, task: Tasks, state: PyTree, variables: Variables, shared: PyTree, step: int
     ) -> Merged:
-        """Trains and merges a single task in one go."""
-        tasks = self._tasks
-        assert tasks is not None
-        own = np.asarray([task])
-        version = int(tasks.flight.version[task])
-        merged, info, out = self._cohort.run_alone(
-            state,
-            variables,
-            shared,
-            tasks.rows_of(own).plan(),
-            *self._origins[version],
-            step - version,
+        """Trains and merges a single task in one go, without waiting for it."""
+        version = int(task.flight.version[0])
+        origin = self._origins[version]
+        return Merged(
+            *self._cohort.run_alone(
+                state, variables, shared, task.plan(), *origin, staleness=step - version
+            )
         )
-        self._note(own, out)
-        return Merged(merged, info)
 
     def _note(self, tasks: np.ndarray, out: Outputs) -> None:
         """Puts what training reported into the table."""

@@ -119,21 +119,27 @@ class Server:
             and cohort.execution != "debug"
         )
         self._planned: deque[_Round] = deque()
+        self._closing: Closing | None = None
         self.step, self.now_s, self.news = 0, 0.0, None
         self.variables = problem.model.init(keys["model"])
         self.state = algorithm.init(self.variables, keys["state"])
 
-    def look_ahead(self, ends: Ends) -> None:
-        """Plans the rounds to come, where plans look at nothing learned.
+    def look_ahead(self, ends: Ends, stops: Ends) -> None:
+        """Plans what comes, while the device is at work, as far as that changes nothing.
+
+        That is rounds to come, where plans look at nothing learned, and the next merge, where tasks
+        overlap.
 
         Args:
           ends: whether the run ends with a step.
+          stops: whether something comes between a step and the next that is to see the server as
+            the step has left it.
         """
-        if not self._in_blocks:
-            return
         # What cannot be planned is reported when its turn comes, if it comes.
         with contextlib.suppress(InputError):
-            while len(self._planned) < _AHEAD and not ends(*self._frontier):
+            if self._flight is not None and not stops(self.step, self.now_s):
+                self._closing = self._send_out(self._flight)
+            while self._in_blocks and len(self._planned) < _AHEAD and not ends(*self._frontier):
                 self._planned.append(self._plan_round(*self._frontier))
 
     @property
@@ -156,13 +162,7 @@ class Server:
         if self._in_blocks:
             return self._block(most, ends)
         table = self._flight
-        rows, info = self._barrier_round() if table is None else self._overlapping_round(table)
-        self.step += 1
-        metrics = {**step_row(rows), "info": info}
-        if table is not None:
-            metrics["in_flight"] = table.size
-        record = Record(self.step, self.now_s, metrics, rows)
-        return 1, lambda: [record]
+        return 1, self._barrier_round() if table is None else self._overlapping_round(table)
 
     def _plan_round(self, step: int, now_s: float) -> _Round:
         """The plan of a round at whose end nobody is at work, and its end."""
@@ -176,7 +176,7 @@ class Server:
         ran = np.flatnonzero([status is not Status.DROPPED for status in closing.status])
         return _Round(step, plan, flight, closing, ran)
 
-    def _barrier_round(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _barrier_round(self) -> Records:
         """A round on its own; the model is unchanged if nobody's work counts."""
         one = self._plan_round(self.step, self.now_s)
         self.now_s, out, info = one.closing.at_s, None, {}
@@ -184,9 +184,11 @@ class Server:
             plan = one.executed
             key = fold_in(self._round_key, self.step)
             acc, out = self._cohort.train(self.state, self.variables, plan, key)
-            merged = Merged(*self._cohort.finalize(acc, self.variables, plan.shared), acc)
-            info = self._update(merged, plan, out, np.zeros(one.ran.size, np.int64))
-        return self._rows(one, out), {**info, **(one.plan.info or {})}
+            merged = Merged(*self._cohort.finalize(acc, self.variables, plan.shared), out, acc)
+            info = jax.device_get(self._update(merged, plan, np.zeros(one.ran.size, np.int64)))
+        self.step += 1
+        record = self._record(one, out, info)
+        return lambda: [record]
 
     def _block(self, most: int, ends: Ends) -> tuple[int, Records]:
         """Rounds planned ahead, as one program."""
@@ -238,22 +240,37 @@ class Server:
                 column[one.ran] = getattr(out, name)
         return client_rows(one.step + 1, one.flight, one.closing, one.plan, self._last, outcome)
 
-    def _overlapping_round(self, table: InFlight) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """A merge of some tasks while others are at work; returns the rows of those merged."""
+    def _send_out(self, table: InFlight) -> Closing:
+        """Sends out idle clients; what becomes of the table at the next merge."""
         closing, self.state = table.advance(
             self._sampler, self.state, self.variables, self.step, self.now_s
         )
-        tasks, closing, plan, merged = table.merge(closing, self.state, self.variables, self.step)
-        out = Outputs(tasks.loss, tasks.samples, tasks.finite, None)
-        info = self._update(merged, plan, out, self.step - tasks.flight.version)
-        self.now_s = closing.at_s
-        rows = client_rows(self.step + 1, tasks.flight, closing, plan, self._last, out._asdict())
-        return rows, info
+        return closing
 
-    def _update(
-        self, merged: Merged, plan: Plan, out: Outputs, staleness: np.ndarray
-    ) -> dict[str, Any]:
-        """The server's step; returns what it has to say."""
+    def _overlapping_round(self, table: InFlight) -> Records:
+        """A merge of some tasks while others are at work."""
+        closing, self._closing = self._closing or self._send_out(table), None
+        tasks, closing, plan, merged = table.merge(closing, self.state, self.variables, self.step)
+        info = self._update(merged, plan, self.step - tasks.flight.version)
+        self.now_s = closing.at_s
+        self.step += 1
+        step, now_s, in_flight = self.step, self.now_s, table.size
+
+        def records() -> list[Record]:
+            out, said = jax.device_get((merged.outputs, info))
+            rows = client_rows(step, tasks.flight, closing, plan, self._last, out._asdict())
+            metrics = {**step_row(rows), "info": said, "in_flight": in_flight}
+            return [Record(step, now_s, metrics, rows)]
+
+        return records
+
+    def _update(self, merged: Merged, plan: Plan, staleness: np.ndarray) -> dict[str, Any]:
+        """The server's step; returns what it has to say, some of it perhaps still to come."""
+        update, out = self._algorithm.update, merged.outputs
+        if isinstance(update, ServerStep):
+            # Looks at no report, so that nobody waits for one.
+            self.state, self.variables = update.step(self.state, self.variables, merged.variables)
+            return merged.info
         report = Report(
             round=self.step,
             plan=plan,
@@ -266,10 +283,10 @@ class Server:
             staleness=staleness,
             acc=merged.acc,
         )
-        self.state, self.variables, extra = self._algorithm.update(
+        self.state, self.variables, extra = update(
             self.state, self.variables, merged.variables, report
         )
-        return {**jax.device_get(merged.info), **extra}
+        return {**merged.info, **extra}
 
     def wait(self) -> None:
         """Returns when the device has done all that `advance` asked of it."""

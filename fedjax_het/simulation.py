@@ -224,12 +224,13 @@ class Simulation:
     def _rounds(self, bar: tqdm) -> None:
         """Block after block; records of one are written while the next one runs."""
         most = 1
-        self._server.look_ahead(self._ends)
+        self._server.look_ahead(self._ends, self._stops)
         while not self._done():
             began = time.perf_counter()
             taken, records = self._server.advance(most, self._stops)
             self._write_pending()
-            self._server.look_ahead(self._ends)
+            self._pending = records, self._measure(evaluate=False)
+            self._server.look_ahead(self._ends, self._stops)
             self._server.wait()
             block_s = processes.leaders(time.perf_counter() - began)
             most = min(2 * most, _BLOCK) if block_s < _BLOCK_S else max(most // 2, 1)

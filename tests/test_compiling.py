@@ -3,15 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_het import compiling
 from fedjax_het.compiling import Compiler, compiler_options
 
 
-def test_products_on_a_cpu_are_eigens():
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_products_of_one_client_at_a_time_are_eigens_on_a_cpu(side_by_side):
     x = np.ones((64, 64), np.float32)
-    compiled = Compiler().compile(lambda x: x @ x, x)
-    assert "__ynn_fusion" not in compiled.as_text()
+    compiled = Compiler().compile(lambda x: x @ x, x, side_by_side=side_by_side)
+    plain = jax.jit(lambda x: x @ x).lower(x).compile()
+    assert ("__ynn_fusion" in compiled.as_text()) == (
+        side_by_side and "__ynn_fusion" in plain.as_text()
+    )
     np.testing.assert_array_equal(compiled(x), np.full((64, 64), 64, np.float32))
 
 

@@ -25,6 +25,9 @@ from jax.custom_derivatives import SymbolicZero
 
 Array = jax.Array
 
+# Transposing fewer elements costs nothing.
+_LARGE = 2**16
+
 _Numbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
 
@@ -76,7 +79,7 @@ def _backward(kept: tuple[Array | None, Array | None], g: Any) -> tuple[Array | 
 def _of_rows(weights: Array, g: Array) -> Array:
     """`g w^T`."""
     numbers = (((1,), (1,)), ((), ()))
-    if g.shape[0] < weights.shape[0]:
+    if g.shape[0] < weights.shape[0] and weights.size >= _LARGE:
         return lax.optimization_barrier(lax.dot_general(weights, g, numbers)).T
     return lax.dot_general(g, weights, numbers)
 

@@ -17,7 +17,7 @@ def draw(shape, seed):
 
 @pytest.mark.parametrize(
     ("rows", "k", "n"),
-    [(3, 20, 7), (20, 7, 3), (20, 3, 7), (5, 5, 5), (1, 9, 1), (9, 1, 4)],
+    [(3, 1024, 70), (3, 20, 7), (20, 7, 3), (20, 3, 7), (5, 5, 5), (1, 9, 1), (9, 1, 4)],
 )
 @pytest.mark.parametrize("clients", [0, 3])
 def test_product_and_its_gradients_are_those_of_a_matrix_product(rows, k, n, clients):
