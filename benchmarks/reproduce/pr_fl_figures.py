@@ -110,6 +110,8 @@ def figure(
         axes.set_xlabel("virtual time (s)")
         axes.set_ylabel("test accuracy (%)")
         axes.grid(alpha=0.3)
+    for spare in panels[len(settings) :]:
+        spare.set_axis_off()
     panels[0].legend(loc="lower right", fontsize=8)
     return drawing
 
