@@ -33,8 +33,8 @@ def choose_parts(backend: str, output_bytes: int, param_bytes: int, batch: int) 
     """In how many parts to run a mini-batch through the model, a divisor of `batch`.
 
     On a CPU a deep network's activations leave the cache between the forward and the backward
-    pass of a whole batch (ResNet-20, batch of 20, two cores: in two parts 0.92 of the time of the
-    whole, in four 0.98).
+    pass of a whole batch (ResNet-20, batch of 20, two cores: 0.95 of the time of the whole in two
+    parts, no gain in four).
     Every part reads all parameters and adds to their gradient, so that wide shallow networks lose
     (LEAF CNN: 0.78 ms whole, 0.85 halved); they stay whole.
 

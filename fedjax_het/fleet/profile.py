@@ -20,6 +20,7 @@ import numpy as np
 from fedjax_het.errors import InputError, require
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.models.base import Block, BlockModel
+from fedjax_het.models.lowering import lowering
 
 PyTree = Any
 
@@ -106,6 +107,9 @@ class MeasuredProfile:
 def xla_flops(fn: Callable[..., Any], *args: Any) -> float:
     """FLOPs of `fn(*args)` as XLA counts them in the compiled program.
 
+    Convolutions are counted as patches: of a loop, as other lowerings may have, XLA counts the body
+    once, and into a kernel it does not look.
+
     Args:
       fn: function of arrays; compiled, not run.
       *args: pytrees of arrays or `jax.ShapeDtypeStruct`.
@@ -113,10 +117,9 @@ def xla_flops(fn: Callable[..., Any], *args: Any) -> float:
     Returns:
       The count; 0 if the backend does not report one.
     """
-    return _reported_flops(jax.jit(fn).lower(*args).compile())
-
-
-def _reported_flops(compiled: Any) -> float:
+    with lowering("patches"):
+        # A function of its own, so that it is traced here.
+        compiled = jax.jit(lambda *arguments: fn(*arguments)).lower(*args).compile()
     return float((compiled.cost_analysis() or {}).get("flops", 0.0))
 
 
@@ -198,6 +201,11 @@ def _time_block(
     def backward(pullback: Any, g: jax.Array) -> Any:
         return pullback(g)
 
+    def counted(make: Callable[..., Any]) -> float:
+        with lowering("patches"):
+            y, pullback = jax.eval_shape(lambda *arguments: make(*arguments), params, x)
+        return xla_flops(backward, pullback, y)
+
     def timed(make: Callable[..., Any]) -> tuple[float, float, float]:
         forward = jax.jit(make).lower(params, x).compile()
         y, pullback = forward(params, x)
@@ -206,7 +214,7 @@ def _time_block(
         return (
             _median_s(lambda: forward(params, x), repeats),
             _median_s(lambda: back(pullback, g), repeats),
-            _reported_flops(back),
+            counted(make),
         )
 
     forward_s, weight_s, back_flops = timed(weights_only)

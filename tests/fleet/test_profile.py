@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from fedjax_het import models
 from fedjax_het.errors import InputError
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.profile import (
@@ -123,3 +124,11 @@ def test_table_shows_counted_beside_measured(made):
 
 def test_xla_flops():
     assert xla_flops(lambda a: a @ a, np.ones((8, 8), np.float32)) == 2 * 8**3
+
+
+def test_xla_counts_convolutions_in_parts_whole():
+    network = models.build("leaf_cnn", input_shape=(28, 28, 1), num_classes=10)
+    few, many = (measure(network, batch, repeats=1) for batch in (2, 24))
+    for name in ("xla_forward_flops", "xla_backward_flops"):
+        ratio = np.asarray(getattr(many, name)) / np.asarray(getattr(few, name))
+        np.testing.assert_allclose(ratio[:2], 12, rtol=0.02)
