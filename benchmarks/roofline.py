@@ -78,10 +78,12 @@ def _dots(jaxpr: Any) -> Iterator[Product]:
         if equation.primitive.name == "dot_general":
             left, right = (v.aval.shape for v in equation.invars)
             yield Product(left, right, equation.params["dimension_numbers"])
+        # A batch that runs in parts does so in a scan.
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from _dots(inner)
+                yield from times * list(_dots(inner))
 
 
 class Demand(NamedTuple):
