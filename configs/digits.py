@@ -5,7 +5,7 @@
 time.
 
 Measured on 2 CPU cores (JAX 0.10.2; mean and standard deviation over 3 seeds): 95 % after
-25.4 ± 5.2 virtual seconds with FedAvg and 10.3 ± 1.1 with FedPMT (2.46x); about a minute of CPU
+23.3 ± 6.6 virtual seconds with FedAvg and 10.3 ± 1.1 with FedPMT (2.26x); about a minute of CPU
 time for all six runs.
 
 Command:   make demo   (or: python -m launch.compare --config=configs/digits.py --workdir=runs/demo)
