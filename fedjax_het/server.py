@@ -255,9 +255,11 @@ class Server:
         self.now_s = closing.at_s
         self.step += 1
         step, now_s, in_flight = self.step, self.now_s, table.size
+        # Not `merged` itself: what waits to be written must not hold the accumulator.
+        outputs = merged.outputs
 
         def records() -> list[Record]:
-            out, said = jax.device_get((merged.outputs, info))
+            out, said = jax.device_get((outputs, info))
             rows = client_rows(step, tasks.flight, closing, plan, self._last, out._asdict())
             metrics = {**step_row(rows), "info": said, "in_flight": in_flight}
             return [Record(step, now_s, metrics, rows)]
