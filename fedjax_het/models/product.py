@@ -41,6 +41,16 @@ def dot_general(
     """Drop-in for `jax.lax.dot_general` in `nn.Dense(..., dot_general=dot_general)`.
 
     Takes `product` where it can on a CPU; has no forward-mode derivative there.
+
+    Args:
+      lhs: `[..., k]`.
+      rhs: `[k, n]`.
+      dimension_numbers: as in lax.
+      precision: as in lax.
+      preferred_element_type: as in lax.
+
+    Returns:
+      `[..., n]`.
     """
     matrices = lhs.ndim == rhs.ndim == 2 and jax.tree.leaves(dimension_numbers) == [1, 0]
     plain = precision is None and preferred_element_type is None
@@ -71,9 +81,8 @@ def _backward(kept: tuple[Array | None, Array | None], g: Any) -> tuple[Array | 
     x, weights = kept
     if isinstance(g, SymbolicZero):
         return None, None
-    return None if weights is None else _of_rows(weights, g), None if x is None else _over_rows(
-        x, g
-    )
+    of_x = None if weights is None else _of_rows(weights, g)
+    return of_x, None if x is None else _over_rows(x, g)
 
 
 def _of_rows(weights: Array, g: Array) -> Array:
