@@ -6,8 +6,8 @@
 Three floors under the time of a round, each from rates measured in the same run:
 
 * compute: the FLOPs of the model's cost table at the rate of a large matrix product;
-* products: the model's own matrix products, one by one, at the rates that their shapes reach on
-  their own: what is left of the first floor's optimism when nothing but products is counted;
+* products: the model's own products and convolutions, one by one, at the rates that their shapes
+  reach on their own: what is left of the first floor's optimism when nothing else is counted;
 * memory: the bytes that cannot stay in a cache, at the rate of a long vector sum: per step the
   batch, and the parameters as often as they pass through; per client the update and the merge.
 
@@ -33,6 +33,7 @@ from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.client import cross_entropy
 from fedjax_het.compiling import compiler_options
 from fedjax_het.data.batches import Batch
+from fedjax_het.fleet.flops import contraction_flops
 from fedjax_het.models.base import BlockModel
 
 # A vector of this many float32, 64 MB, does not stay in a cache.
@@ -41,26 +42,42 @@ _PRODUCT_REPEATS = 7
 _FLOAT_BYTES = 4
 
 
-class Product(NamedTuple):
-    """A `dot_general` of a step, as it could be run on its own."""
+# What says which product is meant, of the parameters of its equation.
+_MEANT = {
+    "dot_general": ("dimension_numbers",),
+    "conv_general_dilated": (
+        "window_strides",
+        "padding",
+        "lhs_dilation",
+        "rhs_dilation",
+        "dimension_numbers",
+        "feature_group_count",
+        "batch_group_count",
+    ),
+}
 
+
+class Product(NamedTuple):
+    """A matrix product or a convolution of a step, as it could be run on its own."""
+
+    name: str
     left: tuple[int, ...]
     right: tuple[int, ...]
-    dimensions: Any
+    parameters: tuple[Any, ...]
+
+    def __call__(self, left: jax.Array, right: jax.Array) -> jax.Array:
+        """The product of two arrays of these shapes."""
+        return getattr(jax.lax, self.name)(left, right, **dict(zip(_MEANT[self.name], self[3])))
 
     @property
     def flops(self) -> float:
         """2 FLOPs a multiply-add."""
-        (contracted, _), (batched, _) = self.dimensions
-        shared = math.prod(self.left[i] for i in (*contracted, *batched))
-        kept = math.prod(n for i, n in enumerate(self.left) if i not in (*contracted, *batched))
-        (_, right_contracted), (_, right_batched) = self.dimensions
-        away = (*right_contracted, *right_batched)
-        return 2.0 * shared * kept * math.prod(n for i, n in enumerate(self.right) if i not in away)
+        shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (self.left, self.right))
+        return float(contraction_flops(self, *shapes))
 
 
 def products(model: BlockModel, batch: int) -> Counter[Product]:
-    """The matrix products of one client's step: forward and backward pass of the whole model."""
+    """The products of one client's step: forward and backward pass of the whole model."""
     variables = jax.eval_shape(model.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((batch, *model.input_shape), model.input_dtype)
     y = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -70,20 +87,22 @@ def products(model: BlockModel, batch: int) -> Counter[Product]:
         return cross_entropy(logits, Batch(x, y, jnp.ones(y.shape, jnp.float32)))
 
     traced = jax.make_jaxpr(jax.grad(loss))(variables.params, variables.stats, x, y)
-    return Counter(_dots(traced.jaxpr))
+    return Counter(_products(traced.jaxpr))
 
 
-def _dots(jaxpr: Any) -> Iterator[Product]:
+def _products(jaxpr: Any) -> Iterator[Product]:
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        name = equation.primitive.name
+        if name in _MEANT:
             left, right = (v.aval.shape for v in equation.invars)
-            yield Product(left, right, equation.params["dimension_numbers"])
+            parameters = tuple(equation.params[key] for key in _MEANT[name])
+            yield Product(name, left, right, parameters)
         # A batch that runs in parts does so in a scan.
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        times = equation.params["length"] if name == "scan" else 1
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from times * list(_dots(inner))
+                yield from times * list(_products(inner))
 
 
 class Demand(NamedTuple):
@@ -132,7 +151,6 @@ def stream() -> tuple[harness.Run, float]:
 def product_seconds(product: Product) -> float:
     """Best time of a product on its own, its operands as they would lie in a cache."""
     left, right = jnp.ones(product.left), jnp.ones(product.right)
-    dot = functools.partial(jax.lax.dot_general, dimension_numbers=product.dimensions)
     # Several in a row, each waiting for the one before: a single one may be shorter than a call.
     count = max(1, min(100, int(2e8 / product.flops)))
 
@@ -140,7 +158,7 @@ def product_seconds(product: Product) -> float:
         def again(_: jax.Array, carry: jax.Array) -> jax.Array:
             # The smaller factor changes, which costs next to nothing.
             changed = (left + carry, right) if left.size < right.size else (left, right + carry)
-            return carry + 0.0 * jnp.ravel(dot(*changed))[0]
+            return carry + 0.0 * jnp.ravel(product(*changed))[0]
 
         return jax.lax.fori_loop(0, count, again, jnp.float32(0))
 

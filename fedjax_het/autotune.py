@@ -30,7 +30,7 @@ from fedjax_het.models.lowering import Convolution, Lowering, chosen_by, lowerin
 from fedjax_het.report.jsonio import read_json, write_json
 
 # Of the file; another number makes it unreadable to earlier versions.
-_FORMAT = 1
+_FORMAT = 2
 # Candidates run in turn, for about so long each; the shortest of the repeats counts, for what else
 # the machine does only adds.
 _RUN_S = 0.02
@@ -127,11 +127,11 @@ def choosing(tuner: Tuner | None, clients: int) -> Iterator[None]:
 def key_of(convolution: Convolution, clients: int) -> str:
     """What a verdict holds for, as text; it stays as it is for as long as the format does."""
     device = jax.devices()[0]
-    dtype, lhs, rhs, strides, padding, implicit = convolution
+    dtype, lhs, rhs, strides, padding, implicit, direct = convolution
     return (
         f"jax {jax.__version__}, {device.platform}: {device.device_kind}, {clients} x {dtype} "
         f"{_list(lhs)} * {_list(rhs)}, strides {_list(strides)}, "
-        f"padding {_list(sum(padding, ()))}{', implicit' * implicit}"
+        f"padding {_list(sum(padding, ()))}{', implicit' * implicit}{', direct' * direct}"
     )
 
 
@@ -150,6 +150,8 @@ def candidates(convolution: Convolution) -> tuple[Lowering, ...]:
         found += ["rows", "shift_add"]
     if convolution.implicit:
         found.append("implicit")
+    if convolution.direct and jax.default_backend() == "cpu":
+        found.append("direct")
     if jax.default_backend() != "cpu":
         found.append("lax")
     return tuple(name for name in get_args(Lowering) if name in found)

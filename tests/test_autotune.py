@@ -74,6 +74,7 @@ def test_every_part_of_the_key_counts(path, measured):
         SOME._replace(strides=(2, 1)),
         SOME._replace(padding=((1, 1), (0, 1))),
         SOME._replace(implicit=True),
+        SOME._replace(direct=True),
     ]
     for convolution, clients in [(SOME, 4), (SOME, 5), *((other, 4) for other in others)]:
         tuner(convolution, clients)
@@ -97,7 +98,7 @@ def test_key_names_jax_and_the_device(monkeypatch, path, measured):
         b"\xff\xfe",
         b"[]",
         b'{"format": 0, "verdicts": {}}',
-        b'{"format": 1, "verdicts": []}',
+        b'{"format": 2, "verdicts": []}',
     ],
 )
 def test_file_that_cannot_be_used_is_written_anew(path, measured, caplog, content):
@@ -112,7 +113,7 @@ def test_file_that_cannot_be_used_is_written_anew(path, measured, caplog, conten
 def test_verdict_that_cannot_be_had_here_is_measured_again(path, measured, verdict):
     key = autotune.key_of(SOME, 4)
     path.parent.mkdir()
-    path.write_text(json.dumps({"format": 1, "verdicts": {key: verdict, "other": {}}}))
+    path.write_text(json.dumps({"format": 2, "verdicts": {key: verdict, "other": {}}}))
     assert autotune.Tuner(path)(SOME, 4) == "rows"
     assert len(measured) == 1
     assert set(verdicts(path)) == {key, "other"}
@@ -143,9 +144,11 @@ def test_candidates_are_those_of_the_backend(monkeypatch):
     one = SOME._replace(rhs=(1, 1, 3, 4), padding=((0, 0), (0, 0)))
     assert autotune.candidates(SOME) == ("patches", "rows", "shift_add")
     assert autotune.candidates(one) == ("patches",)
+    direct = SOME._replace(direct=True)
+    assert autotune.candidates(direct) == ("patches", "rows", "shift_add", "direct")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     everything = ("patches", "rows", "shift_add", "implicit", "lax")
-    assert autotune.candidates(SOME._replace(implicit=True)) == everything
+    assert autotune.candidates(direct._replace(implicit=True)) == everything
     assert autotune.candidates(one) == ("patches", "lax")
 
 
@@ -191,7 +194,7 @@ def test_a_forced_lowering_beats_the_tuner(path, measured):
             run(x, w)
         assert not measured
         run(x, w)
-    assert measured == [(SOME, 1)]
+        assert measured == [(SOME._replace(direct=True), 1)]
     with autotune.choosing(None, 1):
         run(x, w)
     assert len(measured) == 1

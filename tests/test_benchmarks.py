@@ -16,6 +16,7 @@ from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from fedjax_het import algorithms, models
 from fedjax_het.fleet.cost import cost_table
+from fedjax_het.models.lowering import lowering
 
 
 def test_contenders_are_called_in_turn_after_a_first_call_each():
@@ -121,8 +122,21 @@ def test_roofline_counts_the_products_of_the_cost_table(quick_compile):
 
 
 def test_product_counts_batched_contractions():
-    one = roofline.Product((5, 2, 3), (5, 3, 7), (((2,), (1,)), ((0,), (0,))))
+    one = roofline.Product("dot_general", (5, 2, 3), (5, 3, 7), ((((2,), (1,)), ((0,), (0,))),))
     assert one.flops == 2 * 5 * 2 * 3 * 7
+
+
+def test_products_are_found_whichever_way_a_convolution_is_run():
+    model = models.build("leaf_cnn", input_shape=(28, 28, 1), num_classes=10)
+    found = {}
+    for how in ("direct", "patches"):
+        with lowering(how):
+            counts = roofline.products(model, batch=2)
+        found[how] = sum(count * one.flops for one, count in counts.items())
+        names = {one.name for one in counts}
+        assert ("conv_general_dilated" in names) == (how == "direct")
+    # Forward and input gradient of a convolution count the zeros of its padding, as products do.
+    assert found["direct"] == pytest.approx(found["patches"], rel=0.02)
 
 
 @pytest.mark.parametrize("channels", [(3, 5), (16, 8)])
@@ -201,6 +215,6 @@ def test_convolutions_are_timed_by_lowering(monkeypatch):
     assert case.flops(5) == 3 * 2 * 5 * 2 * 2 * 3 * 3 * 2 * 3
     lines = list(micro_conv.report(2, 2, ["float32"], 16))
     named = {line.split()[0]: line for line in lines if line.startswith("  ")}
-    assert set(named) == {"lowering", "patches", "rows", "shift_add", "implicit", "lax"}
+    assert set(named) == {"lowering", "patches", "rows", "shift_add", "implicit", "direct", "lax"}
     assert named["implicit"].split()[1:] == ["-", "-"]
     assert sum("<- chosen" in line for line in lines) == 1

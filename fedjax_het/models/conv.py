@@ -1,4 +1,4 @@
-"""One convolution, five lowerings: which one is fast depends on backend, dtype and shape.
+"""One convolution, six lowerings: which one is fast depends on backend, dtype and shape.
 
 Under `vmap` with one kernel per client `lax.conv_general_dilated` becomes a grouped convolution,
 and inside a loop XLA's CPU backend leaves its fast kernels; both are slower by an order of
@@ -7,8 +7,6 @@ prints them side by side.
 """
 
 import functools
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +15,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_het.errors import require
-from fedjax_het.models.lowering import Convolution, implicit_fits, interpreted, lowering_of
+from fedjax_het.models import direct
+from fedjax_het.models.lowering import (
+    Convolution,
+    Lowering,
+    direct_fits,
+    implicit_fits,
+    interpreted,
+    lowering_of,
+)
 from fedjax_het.models.product import product
 from fedjax_het.models.shifts import shifted_sum
+from fedjax_het.models.windows import offsets, padded, shifted, side_by_side
 
 Array = jax.Array
-
-# Slices of so many bytes stay in a CPU's cache until they are multiplied.
-_CPU_SLICES_BYTES = 1.7e6
 
 
 def conv_general_dilated(
@@ -54,11 +58,13 @@ def conv_general_dilated(
     * `"implicit"`: on a GPU, a matmul whose rows are gathered inside of the kernel
       (`implicit_gemm`). Where that cannot run (`implicit_fits`: another backend, an old GPU, other
       than two spatial axes, ...) the choice is made among the others.
+    * `"direct"`: forward and input gradient by XLA's convolution, the kernel's gradient by matmuls
+      (`direct`). Where it cannot be (`direct_fits`: strides) the choice is made among the others.
     * `"lax"`: `jax.lax.conv_general_dilated`. Also taken, whatever was chosen, for what the others
       do not do: dilation, groups, and layouts other than channels-last.
 
-    A window of one element is a matmul under every choice but `"lax"`. Gradients are those of the
-    slices and matmuls: the adjoint of a padded convolution through custom rules was slower.
+    A window of one element is a matmul under every choice but `"lax"`. But for `"direct"` and
+    `"implicit"`, gradients are those of the slices and matmuls.
 
     Args:
       lhs: `[batch, *space, channels in]`.
@@ -96,8 +102,8 @@ def conv_general_dilated(
     window, strides = rhs.shape[:-2], tuple(window_strides)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
-    padded = [n + low + high for n, (low, high) in zip(lhs.shape[1:-1], padding)]
-    size = tuple((n - k) // s + 1 for n, k, s in zip(padded, window, strides))
+    sides = [n + low + high for n, (low, high) in zip(lhs.shape[1:-1], padding)]
+    size = tuple((n - k) // s + 1 for n, k, s in zip(sides, window, strides))
     if min(size) < 1:
         return fallback()
     pairs = tuple((low, high) for low, high in padding)
@@ -108,6 +114,7 @@ def conv_general_dilated(
         strides,
         pairs,
         implicit=implicit_fits(lhs, rhs, precision, preferred_element_type),
+        direct=direct_fits(rhs, strides, precision, preferred_element_type),
     )
     how = lowering_of(convolution)
     if how == "lax":
@@ -117,16 +124,22 @@ def conv_general_dilated(
         from fedjax_het.models import implicit_gemm
 
         return implicit_gemm.conv(lhs, rhs, strides, pairs, interpret=interpreted())
-    if any(low or high for low, high in padding):
-        edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
-        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
+    matmul = functools.partial(
+        _matmul, precision=precision, preferred_element_type=preferred_element_type
+    )
+    sliced = functools.partial(_sliced, padding=pairs, size=size, strides=strides, matmul=matmul)
+    if how == "direct":
+        return direct.conv(lhs, rhs, pairs, functools.partial(sliced, how="rows"))
+    return sliced(lhs, rhs, how=how)
 
-    def matmul(x: Array, weights: Array) -> Array:
-        """`[..., k] x [k, o]`; flattened, which the CPU's matmul and its adjoint prefer."""
-        rows = x.reshape(-1, x.shape[-1])
-        plain = precision is None and preferred_element_type is None
-        if plain and jax.default_backend() == "cpu":
-            return product(rows, weights).reshape(*x.shape[:-1], weights.shape[-1])
+
+def _matmul(x: Array, weights: Array, *, precision: Any, preferred_element_type: Any) -> Array:
+    """`[..., k] x [k, o]`; flattened, which the CPU's matmul and its adjoint prefer."""
+    rows = x.reshape(-1, x.shape[-1])
+    plain = precision is None and preferred_element_type is None
+    if plain and jax.default_backend() == "cpu":
+        y = product(rows, weights)
+    else:
         y = lax.dot_general(
             rows,
             weights,
@@ -134,39 +147,24 @@ def conv_general_dilated(
             precision=precision,
             preferred_element_type=preferred_element_type,
         )
-        return y.reshape(*x.shape[:-1], weights.shape[-1])
-
-    if how == "shift_add" and window[0] > 1:
-        return _shift_add(lhs, rhs, size, strides, matmul)
-    if how == "rows":
-        slices = math.prod(lhs.shape[1:]) // lhs.shape[-2] * size[-1] * window[-1]
-        by_rows = functools.partial(
-            _by_slices, size=size, strides=strides, summed=len(size) - 1, matmul=matmul
-        )
-        return _in_parts(by_rows, lhs, rhs, slices)
-    return _by_slices(lhs, rhs, size, strides, 0, matmul)
+    return y.reshape(*x.shape[:-1], weights.shape[-1])
 
 
-def _in_parts(run: Callable[[Array, Array], Array], x: Array, kernel: Array, slices: int) -> Array:
-    """`run(x, kernel)`; on a CPU part of the batch by part, if its slices outgrow the cache.
-
-    The parts' slices are made anew for the gradient, which is cheaper than fetching them.
-
-    Args:
-      run: a convolution.
-      x: its input.
-      kernel: its kernel.
-      slices: elements of the slices of one sample.
-    """
-    batch = x.shape[0]
-    divisors = [parts for parts in range(1, batch + 1) if batch % parts == 0]
-    each = slices * x.dtype.itemsize
-    parts = next((n for n in divisors if each * batch <= n * _CPU_SLICES_BYTES), batch)
-    if parts == 1 or jax.default_backend() != "cpu":
-        return run(x, kernel)
-    one = jax.checkpoint(lambda part: run(part, kernel))
-    y = lax.map(one, x.reshape(parts, batch // parts, *x.shape[1:]))
-    return y.reshape(batch, *y.shape[2:])
+def _sliced(
+    x: Array,
+    kernel: Array,
+    *,
+    how: Lowering,
+    padding: tuple[tuple[int, int], ...],
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+    matmul: Callable[[Array, Array], Array],
+) -> Array:
+    """The lowerings that are slices and matmuls; `size` is that of the output."""
+    x = padded(x, padding)
+    if how == "shift_add" and kernel.shape[0] > 1:
+        return _shift_add(x, kernel, size, strides, matmul)
+    return _by_slices(x, kernel, size, strides, len(size) - 1 if how == "rows" else 0, matmul)
 
 
 def _by_slices(
@@ -179,11 +177,11 @@ def _by_slices(
 ) -> Array:
     """Valid convolution; sums matmuls over `summed` leading window axes, concatenates the rest."""
     window = kernel.shape[:-2]
-    x = _concatenate(x, summed, window, size, strides)
+    x = side_by_side(x, summed, window, size, strides)
     weights = kernel.reshape(*window[:summed], -1, kernel.shape[-1])
     parts = [
-        matmul(_window(x, 1, offset, size[:summed], strides[:summed]), weights[offset])
-        for offset in _offsets(window[:summed])
+        matmul(shifted(x, 1, offset, size[:summed], strides[:summed]), weights[offset])
+        for offset in offsets(window[:summed])
     ]
     return functools.reduce(jnp.add, parts)
 
@@ -197,42 +195,10 @@ def _shift_add(
 ) -> Array:
     """Valid convolution; all window rows times all input rows, then a sum of shifted outputs."""
     window, features = kernel.shape[:-2], kernel.shape[-1]
-    x = _concatenate(x, 1, window, size, strides)
+    x = side_by_side(x, 1, window, size, strides)
     weights = jnp.moveaxis(kernel.reshape(window[0], -1, features), 0, 1)
     products = matmul(x, weights.reshape(x.shape[-1], window[0] * features))
     return shifted_sum(products, window[0], size[0], strides[0])
-
-
-def _concatenate(
-    x: Array, skip: int, window: tuple[int, ...], size: tuple[int, ...], strides: tuple[int, ...]
-) -> Array:
-    """Slices along the spatial axes from `skip` on, one per window element, along the channels."""
-    pieces = [
-        _window(x, skip + 1, offset, size[skip:], strides[skip:])
-        for offset in _offsets(window[skip:])
-    ]
-    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
-
-
-def _offsets(window: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All positions inside `window`, last axis fastest."""
-    return list(itertools.product(*(range(k) for k in window)))
-
-
-def _window(
-    x: Array,
-    first: int,
-    offset: tuple[int, ...],
-    size: tuple[int, ...],
-    strides: tuple[int, ...],
-) -> Array:
-    """The strided slice of `x` at `offset` along the axes from `first` on; other axes whole."""
-    if not offset:
-        return x
-    start, stop, step = [0] * x.ndim, list(x.shape), [1] * x.ndim
-    for axis, (o, n, s) in enumerate(zip(offset, size, strides), start=first):
-        start[axis], stop[axis], step[axis] = o, o + (n - 1) * s + 1, s
-    return lax.slice(x, start, stop, step)
 
 
 def _channels_last(lhs: Array, rhs: Array, dimension_numbers: Any) -> bool:

@@ -17,7 +17,7 @@ from absl import logging
 
 from fedjax_het.errors import require_known
 
-Lowering = Literal["patches", "rows", "shift_add", "implicit", "lax"]
+Lowering = Literal["patches", "rows", "shift_add", "implicit", "direct", "lax"]
 
 # Window elements are unrolled: more than those of 7 x 7 take long to compile.
 _IMPLICIT_WINDOW = 49
@@ -30,6 +30,11 @@ _GPU_BF16_ROWS_FROM = 48
 # On a CPU large patches cost more than the sum of a few long contractions.
 _CPU_ROWS_WINDOW = 25
 _CPU_ROWS_FROM = 80
+# XLA's convolution on a CPU is the fastest where channels fill its vectors, for such large windows
+# and for small ones over images that are not tiny, from so many channels in and out.
+_CPU_DIRECT_MULTIPLE = 16
+_CPU_DIRECT_CHANNELS = (32, 64)
+_CPU_DIRECT_SIDE = 8
 # A CPU adds shifted products where they are few against the patches they save: with this many
 # channels in, and at most this share of rows computed for the padding or skipped by a stride.
 _CPU_SHIFT_ADD_CHANNELS = range(4, 65)
@@ -46,6 +51,7 @@ class Convolution(NamedTuple):
       strides: one integer a spatial axis.
       padding: pairs (low, high), one a spatial axis.
       implicit: whether `"implicit"` can do it on this device.
+      direct: whether `"direct"` can do it.
     """
 
     dtype: str
@@ -54,6 +60,11 @@ class Convolution(NamedTuple):
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     implicit: bool = False
+    direct: bool = False
+
+    def able(self, name: Lowering) -> bool:
+        """Whether this lowering can do it at all."""
+        return {"implicit": self.implicit, "direct": self.direct}.get(name, True)
 
     @property
     def window(self) -> int:
@@ -87,7 +98,7 @@ def lowering(name: Lowering, *, interpret: bool = False) -> Iterator[None]:
     What was compiled before keeps the lowering it was traced with: jit a fresh function inside.
 
     Args:
-      name: `"patches"`, `"rows"`, `"shift_add"`, `"implicit"` or `"lax"`.
+      name: `"patches"`, `"rows"`, `"shift_add"`, `"implicit"`, `"direct"` or `"lax"`.
       interpret: runs the kernels of `"implicit"` in Pallas' interpreter, on any backend: for tests.
     """
     require_known(name, get_args(Lowering), "lowering")
@@ -117,7 +128,7 @@ def interpreted() -> bool:
 def lowering_of(convolution: Convolution) -> Lowering:
     """The lowering of a convolution that is traced here."""
     forced, chooser = _forced.get().name, _chooser.get()
-    if forced is not None and (forced != "implicit" or convolution.implicit):
+    if forced is not None and convolution.able(forced):
         return forced
     if chooser is not None and forced is None:
         return chooser(convolution)
@@ -146,12 +157,41 @@ def choose(backend: str, convolution: Convolution) -> Lowering:
             return "implicit"
         rows = convolution.dtype == "bfloat16" and row >= _GPU_BF16_ROWS_FROM
         return "rows" if rows else "patches"
-    if convolution.window >= _CPU_ROWS_WINDOW and row >= _CPU_ROWS_FROM:
+    large = convolution.window >= _CPU_ROWS_WINDOW and row >= _CPU_ROWS_FROM
+    if convolution.direct and (large or _many_channels(convolution)) and _whole(convolution):
+        return "direct"
+    if large:
         return "rows"
     few_channels = channels in _CPU_SHIFT_ADD_CHANNELS
     if few_channels and convolution.extra_rows <= _CPU_SHIFT_ADD_EXTRA_ROWS:
         return "shift_add"
     return "patches"
+
+
+def _many_channels(convolution: Convolution) -> bool:
+    enough = all(n >= least for n, least in zip(convolution.rhs[-2:], _CPU_DIRECT_CHANNELS))
+    return enough and min(convolution.lhs[1:-1]) >= _CPU_DIRECT_SIDE
+
+
+def _whole(convolution: Convolution) -> bool:
+    """Whether XLA's convolution on a CPU finds whole vectors of float32."""
+    whole = all(n % _CPU_DIRECT_MULTIPLE == 0 for n in convolution.rhs[-2:])
+    return whole and convolution.dtype == "float32"
+
+
+def direct_fits(
+    rhs: Any, strides: tuple[int, ...], precision: Any, preferred_element_type: Any
+) -> bool:
+    """Whether the lowering "direct" does this convolution: strides of 1, a window of several.
+
+    Args:
+      rhs: the kernel, channels last.
+      strides: one integer a spatial axis.
+      precision: as in lax; it takes the default.
+      preferred_element_type: as in lax, likewise.
+    """
+    plain = precision is None and preferred_element_type is None
+    return plain and max(strides) == 1 < max(rhs.shape[:-2])
 
 
 def implicit_fits(lhs: Any, rhs: Any, precision: Any, preferred_element_type: Any) -> bool:

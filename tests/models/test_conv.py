@@ -40,7 +40,7 @@ def compare(shape, kernel_shape, strides, padding, numbers=NUMBERS, atol=1e-4, *
     @jax.jit
     def run():
         results = []
-        for name in ("lax", "patches", "rows", "shift_add"):
+        for name in ("lax", "patches", "rows", "shift_add", "direct"):
             with lowering(name):
                 results.append(everything(call, x, kernel, probe))
         return results
@@ -73,20 +73,50 @@ def test_equals_lax_in_one_and_three_dimensions():
     )
 
 
-def test_large_batches_run_in_parts_on_a_cpu():
-    shape, kernel = (6, 40, 40, 16), (5, 5, 16, 2)
-    # Sums of 9,600 products of normal numbers.
-    compare(shape, kernel, (1, 1), "SAME", atol=2e-3)
+def convolutions(function, *args):
+    """The parameters of every convolution of XLA's in a program."""
+    found = []
+
+    def look(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "conv_general_dilated":
+                found.append(eqn.params)
+            for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns")):
+                look(value) if hasattr(value, "eqns") else None
+
+    look(jax.make_jaxpr(function)(*args).jaxpr)
+    return found
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_direct_is_plain_convolutions_alone_and_products_under_vmap(axes):
+    """Dilated and grouped ones, and windows as large as the image, are slow in a loop on a CPU."""
+    x, kernel = draw((3, 2, 7, 6, 4), 0), draw((3, 3, 2, 4, 5), 1)
     call = functools.partial(
         conv.conv_general_dilated,
         window_strides=(1, 1),
-        padding="SAME",
+        padding=((1, 0), (0, 2)),
         dimension_numbers=NUMBERS,
     )
-    with lowering("rows"):
-        traced = str(jax.make_jaxpr(call)(draw(shape, 0), draw(kernel, 1)))
-    # 6 samples of 44 x 40 x 5 x 16 values are 3.4 MB; halves of them fit.
-    assert ("f32[2,3,44,44,16]" in traced) == (jax.default_backend() == "cpu")
+
+    def gradients(x, kernel):
+        y, pullback = jax.vjp(call, x, kernel)
+        return (y, *pullback(jnp.sin(y)))
+
+    operands = [a if axis == 0 else a[0] for a, axis in zip((x, kernel), axes)]
+    alone = [a[0] if axis == 0 else a for a, axis in zip(operands, axes)]
+    with lowering("direct"):
+        plain = convolutions(gradients, *alone)
+        assert len(plain) == 2
+        for found in plain:
+            assert set(found["lhs_dilation"] + found["rhs_dilation"]) == {1}
+        batched = jax.vmap(gradients, in_axes=axes)
+        assert not convolutions(batched, *operands)
+        values = jax.jit(batched)(*operands)
+    with lowering("lax"):
+        expected = jax.jit(lambda *a: jax.vmap(gradients, in_axes=axes)(*a))(*operands)
+    for value, exact in zip(values, expected):
+        np.testing.assert_allclose(value, exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +159,20 @@ def primitives(function, *args):
     return {eqn.primitive.name for eqn in jax.make_jaxpr(function)(*args).eqns}
 
 
+def test_direct_leaves_strides_and_precision_to_others():
+    x, kernel = draw((2, 6, 6, 4), 0), draw((3, 3, 4, 4), 1)
+
+    def run(x, kernel, strides=(1, 1), precision=None):
+        return conv.conv_general_dilated(
+            x, kernel, strides, "SAME", dimension_numbers=NUMBERS, precision=precision
+        )
+
+    with lowering("direct"):
+        assert len(convolutions(run, x, kernel)) == 1
+        assert not convolutions(functools.partial(run, strides=(1, 2)), x, kernel)
+        assert not convolutions(functools.partial(run, precision="highest"), x, kernel)
+
+
 def test_lowering_is_forced_inside_the_context_only():
     x, kernel = draw((2, 6, 6, 1), 0), draw((3, 3, 1, 4), 1)
 
@@ -160,7 +204,17 @@ def test_choice_by_backend_dtype_and_shape():
     assert choose("gpu", convolution(narrow, dtype="bfloat16")) == "patches"
     assert choose("cpu", convolution(wide)) == "shift_add"
     assert choose("cpu", convolution(wide, side=4, padding=(2, 2))) == "patches"
-    assert choose("cpu", convolution((5, 5, 32, 64), side=14, padding=(2, 2))) == "rows"
+    large = convolution((5, 5, 32, 64), side=14, padding=(2, 2), direct=True)
+    assert choose("cpu", large) == "direct"
+    for other in (
+        large._replace(direct=False),
+        large._replace(rhs=(5, 5, 32, 50)),
+        large._replace(dtype="bfloat16"),
+    ):
+        assert choose("cpu", other) == "rows"
+    assert choose("cpu", convolution(wide, side=8, direct=True)) == "direct"
+    assert choose("cpu", convolution(wide, side=7, direct=True)) == "patches"
+    assert choose("cpu", convolution((3, 3, 32, 32), direct=True)) == "shift_add"
     assert choose("cpu", convolution(narrow)) == "patches"
 
 

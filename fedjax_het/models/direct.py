@@ -1,0 +1,111 @@
+"""The lowering "direct": XLA's own convolution, and products for the gradient of the kernel.
+
+The CPU's convolution gathers its operands as it multiplies, so that no slices are written to memory
+and read back. Inside a loop XLA keeps that fast form for a plain convolution only: not for the
+gradients it derives, which are dilated or have a window as large as the image, and not under `vmap`
+with a kernel per client. Hence
+
+    input gradient:   a plain convolution of g with the flipped kernel
+    kernel gradient:  g^T times slices of the input, one product per window row
+    under vmap:       slices and products throughout
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_het.models.windows import offsets, padded, shifted, side_by_side
+
+Array = jax.Array
+Padding = tuple[tuple[int, int], ...]
+Convolve = Callable[[Array, Array], Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x: Array, kernel: Array, padding: Padding, batched: Convolve) -> Array:
+    """Convolution of stride 1; has no forward-mode derivative.
+
+    Args:
+      x: `[batch, *space, channels in]`.
+      kernel: `[*window, channels in, channels out]`, same dtype.
+      padding: pairs (low, high), one a spatial axis.
+      batched: the same function of `x` and `kernel`, for what is under `vmap`.
+
+    Returns:
+      `[batch, *space out, channels out]`.
+    """
+    return _alone(functools.partial(_plain, padding=padding), batched)(x, kernel)
+
+
+def _forward(
+    x: Array, kernel: Array, padding: Padding, batched: Convolve
+) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, kernel, padding, batched), (x, kernel)
+
+
+def _backward(
+    padding: Padding, batched: Convolve, kept: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
+    def pull(which: int, x: Array, kernel: Array, g: Array) -> Array:
+        return jax.vjp(batched, x, kernel)[1](g)[which]
+
+    alone = (_of_input, _of_kernel)
+    of_x, of_kernel = (
+        _alone(functools.partial(run, padding=padding), functools.partial(pull, which))(*kept, g)
+        for which, run in enumerate(alone)
+    )
+    return of_x, of_kernel
+
+
+conv.defvjp(_forward, _backward)
+
+
+def _alone(run: Callable[..., Array], batched: Callable[..., Array]) -> Callable[..., Array]:
+    """`run`; under `vmap` it is `batched`, the same function written otherwise."""
+    call = jax.custom_batching.custom_vmap(run)
+
+    def rule(_: int, with_axis: list[bool], *operands: Array) -> tuple[Array, bool]:
+        axes = tuple(0 if flag else None for flag in with_axis)
+        return jax.vmap(batched, in_axes=axes)(*operands), True
+
+    call.def_vmap(rule)
+    return call
+
+
+def _plain(x: Array, kernel: Array, padding: Padding) -> Array:
+    spatial = "HWD"[: len(padding)]
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    return lax.conv_general_dilated(
+        x, kernel, (1,) * len(padding), padding, dimension_numbers=numbers
+    )
+
+
+def _of_input(x: Array, kernel: Array, g: Array, padding: Padding) -> Array:
+    """The gradient of the input: every output seen from the inputs under its window."""
+    del x
+    window = kernel.shape[:-2]
+    flipped = jnp.swapaxes(jnp.flip(kernel, tuple(range(len(window)))), -1, -2)
+    outside = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, padding))
+    return _plain(g, flipped, outside)
+
+
+def _of_kernel(x: Array, kernel: Array, g: Array, padding: Padding) -> Array:
+    """The gradient of the kernel, a window row at a time.
+
+    XLA takes a product and its transpose for the same and would transpose the wider factor for
+    each: barriers keep `g` transposed once.
+    """
+    window, size = kernel.shape[:-2], g.shape[1:-1]
+    ones = (1,) * len(window)
+    slices = side_by_side(padded(x, padding), len(window) - 1, window, size, ones)
+    across = lax.optimization_barrier(g.reshape(-1, g.shape[-1]).T)
+    rows = [
+        lax.optimization_barrier(
+            across @ shifted(slices, 1, offset, size[:-1], ones[:-1]).reshape(across.shape[1], -1)
+        ).T
+        for offset in offsets(window[:-1])
+    ]
+    return jnp.stack(rows).reshape(kernel.shape)
