@@ -1,5 +1,6 @@
 """What the benchmarks share: interleaved timing, the machine's own speed, peak memory, a table."""
 
+import argparse
 import json
 import os
 import platform
@@ -143,6 +144,24 @@ def write(path: str | None, results: Any) -> None:
         with open(path, "w") as file:
             json.dump(results, file, indent=2)
             file.write("\n")
+
+
+def command(
+    parser: argparse.ArgumentParser, measure: Callable[..., Any], report: Callable[[Any], str]
+) -> None:
+    """Runs a benchmark from the command line: prints its report, and writes its results if asked.
+
+    Args:
+      parser: knows the benchmark's arguments; `--json` is added.
+      measure: takes them by name.
+      report: the results as text.
+    """
+    parser.add_argument("--json", help="also write the results here")
+    arguments = vars(parser.parse_args())
+    path = arguments.pop("json")
+    results = measure(**arguments)
+    print(report(results))
+    write(path, results)
 
 
 def memory_bytes() -> dict[str, int]:

@@ -65,15 +65,17 @@ class Product(NamedTuple):
     right: tuple[int, ...]
     parameters: tuple[Any, ...]
 
-    def __call__(self, left: jax.Array, right: jax.Array) -> jax.Array:
+    def run(self, left: jax.Array, right: jax.Array) -> jax.Array:
         """The product of two arrays of these shapes."""
-        return getattr(jax.lax, self.name)(left, right, **dict(zip(_MEANT[self.name], self[3])))
+        return getattr(jax.lax, self.name)(
+            left, right, **dict(zip(_MEANT[self.name], self.parameters))
+        )
 
     @property
     def flops(self) -> float:
         """2 FLOPs a multiply-add."""
         shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (self.left, self.right))
-        return float(contraction_flops(self, *shapes))
+        return float(contraction_flops(self.run, *shapes))
 
 
 def products(model: BlockModel, batch: int) -> Counter[Product]:
@@ -158,7 +160,7 @@ def product_seconds(product: Product) -> float:
         def again(_: jax.Array, carry: jax.Array) -> jax.Array:
             # The smaller factor changes, which costs next to nothing.
             changed = (left + carry, right) if left.size < right.size else (left, right + carry)
-            return carry + 0.0 * jnp.ravel(product(*changed))[0]
+            return carry + 0.0 * jnp.ravel(product.run(*changed))[0]
 
         return jax.lax.fori_loop(0, count, again, jnp.float32(0))
 
@@ -278,12 +280,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", help="also write the results here")
-    arguments = vars(parser.parse_args())
-    path = arguments.pop("json")
-    results = measure(**arguments)
-    print(report(results))
-    harness.write(path, results)
+    harness.command(parser, measure, report)
 
 
 if __name__ == "__main__":

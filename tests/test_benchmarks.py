@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
-from benchmarks.micro import training, winograd
+from benchmarks.micro import precision, training, winograd
 from benchmarks.reproduce import dtfl_timing
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
@@ -137,6 +137,19 @@ def test_products_are_found_whichever_way_a_convolution_is_run():
         assert ("conv_general_dilated" in names) == (how == "direct")
     # Forward and input gradient of a convolution count the zeros of its padding, as products do.
     assert found["direct"] == pytest.approx(found["patches"], rel=0.02)
+
+
+def test_precisions_train_the_same_runs(quick_compile):
+    results = precision.measure("digits", clients=3, rounds=2, local_steps=2, seeds=[0, 1])
+    rows = {(row["seed"], row["precision"]): row for row in results["rows"]}
+    assert set(rows) == {(seed, name) for seed in (0, 1) for name in precision.PRECISIONS}
+    for seed in (0, 1):
+        one, other = (rows[seed, name]["loss"] for name in precision.PRECISIONS)
+        assert one != other
+        assert one == pytest.approx(other, rel=0.05)
+    text = precision.report(results)
+    assert "bfloat16 - float32 by seed" in text
+    assert text.count("±") == 4
 
 
 @pytest.mark.parametrize("channels", [(3, 5), (16, 8)])

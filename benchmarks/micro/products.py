@@ -20,11 +20,9 @@ from fedjax_het.models.product import product
 # Name, rows, contracted, columns.
 CASES = (
     ("LEAF conv1", 15680, 25, 32),
-    ("LEAF conv2, a window row, half a batch", 1960, 160, 64),
     ("LEAF linear, 20 samples", 20, 3136, 512),
-    ("ResNet-20, 16 channels, 5 samples", 5440, 48, 48),
-    ("ResNet-20, 32 channels, 5 samples", 1440, 96, 96),
-    ("ResNet-20, 64 channels, 5 samples", 320, 576, 64),
+    ("ResNet-20, 16 channels, 10 samples", 10880, 48, 48),
+    ("ResNet-20, 32 channels, 10 samples", 2880, 96, 96),
     ("2NN of 200 units, 10 samples", 10, 784, 200),
 )
 _LOOP_FLOPS = 1e9

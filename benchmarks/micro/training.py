@@ -337,12 +337,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", help="also write the results here")
-    arguments = vars(parser.parse_args())
-    path = arguments.pop("json")
-    results = measure(**arguments)
-    print(report(results))
-    harness.write(path, results)
+    harness.command(parser, measure, report)
 
 
 if __name__ == "__main__":

@@ -153,17 +153,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--model", default="adel_cnn2", help="name of a model for 28x28 images")
     parser.add_argument("--steps", type=int, default=4, help="local steps of 20 samples")
-    parser.add_argument("--json", help="also write the results here")
-    arguments = parser.parse_args()
-    results = measure(
-        arguments.at_work,
-        arguments.updates,
-        arguments.repeats,
-        arguments.model,
-        arguments.steps,
-    )
-    print(report(results))
-    harness.write(arguments.json, results)
+    harness.command(parser, measure, report)
 
 
 if __name__ == "__main__":
