@@ -49,15 +49,13 @@ def _forward(
 def _backward(
     padding: Padding, batched: Convolve, kept: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
-    def pull(which: int, x: Array, kernel: Array, g: Array) -> Array:
-        return jax.vjp(batched, x, kernel)[1](g)[which]
+    def gradient(which: int, run: Callable[..., Array]) -> Array:
+        def derived(x: Array, kernel: Array, g: Array) -> Array:
+            return jax.vjp(batched, x, kernel)[1](g)[which]
 
-    alone = (_of_input, _of_kernel)
-    of_x, of_kernel = (
-        _alone(functools.partial(run, padding=padding), functools.partial(pull, which))(*kept, g)
-        for which, run in enumerate(alone)
-    )
-    return of_x, of_kernel
+        return _alone(functools.partial(run, padding=padding), derived)(*kept, g)
+
+    return gradient(0, _of_input), gradient(1, _of_kernel)
 
 
 conv.defvjp(_forward, _backward)
