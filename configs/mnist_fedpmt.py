@@ -4,8 +4,8 @@
 split; 5 local steps of batch 32; everyone takes part in every round.
 
 Measured on 2 CPU cores (JAX 0.10.2; mean and standard deviation over 3 seeds), virtual seconds:
-95 % after 54.5 ± 6.8 with FedAvg and 18.5 ± 2.3 with FedPMT (2.94x); 97 % after 127 ± 8 and
-42.5 ± 1.3 (2.99x), in 37.3 ± 2.3 and 36.7 ± 1.2 rounds. 21 minutes of CPU time for all six runs.
+95 % after 54.5 ± 6.8 with FedAvg and 18.5 ± 2.3 with FedPMT (2.94x); 97 % after 123 ± 0 and
+42.5 ± 1.3 (2.89x), in 36.0 ± 0.0 and 36.7 ± 1.2 rounds. 12 minutes of CPU time for all six runs.
 
 Command:   python -m launch.compare --config=configs/mnist_fedpmt.py --workdir=runs/mnist_fedpmt
 Data:      MNIST in FEDJAX_HET_DATA/mnist (the usual four IDX files)
