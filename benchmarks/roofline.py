@@ -27,14 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.micro.training import INPUT_SHAPES, Engine, Work, make_work
-from fedjax_het.algorithm import Variables
+from benchmarks.micro.training import INPUT_SHAPES, Trainer, Work, make_work
 from fedjax_het.algorithms.fedavg import fedavg
-from fedjax_het.client import cross_entropy
-from fedjax_het.compiling import compiler_options
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import Batch
 from fedjax_het.fleet.flops import contraction_flops
 from fedjax_het.models.base import BlockModel
+from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.runtime.compiling import compiler_options
 
 # A vector of this many float32, 64 MB, does not stay in a cache.
 _STREAM = 2**24
@@ -183,7 +183,7 @@ def measure(
     facts = harness.machine()
     work = make_work(model, clients, steps, batch)
     training = {"learning_rate": 0.01, "batch_size": batch, "local_steps": steps}
-    engine = Engine(fedavg(work.problem, **training), work)
+    engine = Trainer(fedavg(work.problem, **training), work)
     product, product_flops = harness.gemm()
     vector, vector_bytes = stream()
     runs: dict[str, harness.Run] = {

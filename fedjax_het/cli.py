@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fedjax_het import experiment, processes
+from fedjax_het import experiment
 from fedjax_het.algorithms.adel import preview as plans
-from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.jsonio import jsonable
 from fedjax_het.fleet import profile as profiles
-from fedjax_het.report.jsonio import jsonable
+from fedjax_het.runtime import processes
 
 
 def _config_flag(flag_values: flags.FlagValues) -> None:

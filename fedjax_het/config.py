@@ -22,15 +22,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_het import algorithms, models
+from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.options import check_options, defaults
 from fedjax_het.data.load import load_federated
 from fedjax_het.data.partition import PARTITIONERS, partitioner
 from fedjax_het.data.sources import SOURCES
-from fedjax_het.errors import InputError, require, require_known
 from fedjax_het.fleet.presets import FLEETS
 from fedjax_het.fleet.presets import build as build_fleet
-from fedjax_het.options import check_options, defaults
 from fedjax_het.problem import Problem
-from fedjax_het.settings import Options
+from fedjax_het.simulation.options import Options
 
 _SECTIONS = ("data", "model", "fleet", "algorithm", "run", "compare")
 

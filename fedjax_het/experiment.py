@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_het import algorithms, processes
-from fedjax_het.algorithm import Algorithm
+from fedjax_het import algorithms
 from fedjax_het.algorithms.adel import preview as plans
-from fedjax_het.checkpoint import differences
+from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.jsonio import read_json, write_atomic, write_json
 from fedjax_het.config import (
     CompareOptions,
     build_problem,
@@ -18,17 +18,18 @@ from fedjax_het.config import (
     resolve,
     section,
 )
-from fedjax_het.errors import InputError, require, require_known
-from fedjax_het.evaluation import Evaluator
+from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.problem import Problem
 from fedjax_het.report.compare import Comparison
 from fedjax_het.report.compare import compare as compare_records
-from fedjax_het.report.jsonio import read_json, write_atomic, write_json
 from fedjax_het.report.page import write_report
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import png
-from fedjax_het.settings import Options
-from fedjax_het.simulation import Result, make_cohort, simulate
+from fedjax_het.runtime import processes
+from fedjax_het.simulation.checkpoints import differences
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.options import Options
+from fedjax_het.simulation.simulation import Result, make_engine, simulate
 
 __all__ = ["build_problem", "compare", "load_config", "plain", "plan", "report", "resolve", "train"]
 
@@ -145,14 +146,14 @@ def compare(
     records: dict[str, list[RunRecord]] = {}
     for label, (setting, name, options) in entries.items():
         # Seeds are data, so all runs of a method share its compiled programs.
-        cohort = make_cohort(made[label], problem, engines[label])
+        engine = make_engine(made[label], problem, engines[label])
         for seed in chosen:
             one = {
                 **setting,
                 "algorithm": {"name": name, **options},
                 "run": run_options(label, seed),
             }
-            result = _run(one, problem, made[label], cohort=cohort, evaluator=evaluator)
+            result = _run(one, problem, made[label], engine=engine, evaluator=evaluator)
             records.setdefault(label, []).append(result.record)
     comparison = compare_records(records, targets, root)
     write_json(root / "config.json", settings)

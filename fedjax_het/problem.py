@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedjax_het.common.errors import require
 from fedjax_het.data.federated import FederatedData
-from fedjax_het.errors import require
 from fedjax_het.fleet.cost import CostTable, cost_table
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.base import BlockModel

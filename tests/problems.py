@@ -10,15 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 
-from fedjax_het import masks
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, Plan, Situation, Timing, Variables
 from fedjax_het.algorithms import common
-from fedjax_het.clock import barrier
-from fedjax_het.cohort import Cohort
+from fedjax_het.contract import masks
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import (
+    Algorithm,
+    ClientResult,
+    Plan,
+    Situation,
+    Timing,
+    Variables,
+)
+from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.masks import Route
 from fedjax_het.data.federated import FederatedData, from_arrays
+from fedjax_het.engine.engine import Engine
 from fedjax_het.fleet.device import Fleet
-from fedjax_het.masks import Route
 from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
 from fedjax_het.models.mlp import Dense, mlp
 from fedjax_het.models.norm import BatchNorm
@@ -162,6 +169,19 @@ def windows(
     )
 
 
+def nudge(problem: Problem, *, value: Any = lambda task: jnp.float32(1.0), **training: Any) -> Any:
+    """A method whose clients move every parameter by `value(task)`; compiles in no time."""
+
+    def local(route: Route, start: Variables, data: Any, task: Any) -> ClientResult:
+        del data
+        trained = masks.split(start.params, route)[0]
+        delta = jax.tree.map(lambda w: jnp.broadcast_to(value(task), w.shape), trained)
+        draw = jax.random.key_data(task.key)
+        return ClientResult(delta, start.stats, value(task), task.steps, {"key": draw})
+
+    return windows(problem, local=local, masked=False, **training)
+
+
 def one_by_one(algorithm: Algorithm) -> Algorithm:
     """The method with a plan and an update that say nothing of themselves: no blocks."""
     return algorithm._replace(
@@ -212,17 +232,17 @@ def one_round(
     variables: Variables,
     plan: Plan | None = None,
     *,
-    cohort: Cohort | None = None,
+    made: Engine | None = None,
     seed: int = 1,
     **engine: Any,
 ) -> tuple[Variables, Any]:
     """Trains and merges one round without a clock; returns the merged model and the outputs."""
-    cohort = cohort or Cohort(algorithm, problem, **engine)
+    made = made or Engine(algorithm, problem, **engine)
     state = algorithm.init(variables, jax.random.key(0))
     if plan is None:
         plan, state = algorithm.plan(state, variables, situation(problem))
-    acc, outputs = cohort.train(state, variables, plan, jax.random.key(seed))
-    merged, _ = cohort.finalize(acc, variables, plan.shared)
+    acc, outputs = made.train(state, variables, plan, jax.random.key(seed))
+    merged, _ = made.finalize(acc, variables, plan.shared)
     return merged, outputs
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from malformed import configs, devices, files, methods, samples
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 
 TABLE = {
     f"{group.__name__.rpartition('.')[2]}: {expected}": (call, expected)

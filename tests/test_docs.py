@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_het import algorithms, cli, experiment, simulation
+from fedjax_het import algorithms, cli, experiment
+from fedjax_het.common.errors import InputError
 from fedjax_het.config import methods, named, section
-from fedjax_het.errors import InputError
+from fedjax_het.simulation import simulation
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -68,7 +69,7 @@ def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):
     if not readme.exists():
         pytest.skip("no README.md")
     made = {}
-    make = simulation.make_cohort
+    make = simulation.make_engine
 
     def reused(algorithm, problem, options):
         # Compiling one program a method gives the same numbers, sooner.
@@ -77,7 +78,7 @@ def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):
             made[id(algorithm)] = make(algorithm, problem, masked)
         return made[id(algorithm)]
 
-    monkeypatch.setattr(simulation, "make_cohort", reused)
+    monkeypatch.setattr(simulation, "make_engine", reused)
     names: dict = {"__name__": "readme"}
     python = blocks(readme, "python")
     assert python

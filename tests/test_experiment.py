@@ -7,10 +7,11 @@ import pytest
 from malformed.case import BASE, changed, problem
 from ml_collections import ConfigDict
 
-from fedjax_het import algorithms, experiment, server
+from fedjax_het import algorithms, experiment
+from fedjax_het.common.errors import InputError
 from fedjax_het.config import methods
-from fedjax_het.errors import InputError
 from fedjax_het.report.records import RunRecord
+from fedjax_het.simulation import server
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

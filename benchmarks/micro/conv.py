@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import harness
-from fedjax_het.compiling import compiler_options
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.lowering import Convolution, Lowering, choose, device_fits, lowering
+from fedjax_het.runtime.compiling import compiler_options
 
 _REPEATS = 5
 _ENOUGH_S = 2.0

@@ -5,18 +5,16 @@ ours; `benchmarks.micro.training` prints by how much they differ.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.algorithm import Variables
-from fedjax_het.client import cross_entropy
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.lowering import lowering
-
-PyTree = Any
+from fedjax_het.objectives.classification import cross_entropy
 
 
 def client_batches(

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import harness
-from fedjax_het.compiling import compiler_options
 from fedjax_het.models.product import product
+from fedjax_het.runtime.compiling import compiler_options
 
 # Name, rows, contracted, columns.
 CASES = (

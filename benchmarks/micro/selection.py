@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from fedjax_het.algorithm import Situation
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.fedel.selection import select
-from fedjax_het.cohort import Cohort
+from fedjax_het.contract.algorithm import Situation
 from fedjax_het.data.federated import from_arrays
+from fedjax_het.engine.engine import Engine
 from fedjax_het.fleet import presets
 from fedjax_het.models import build as build_model
 from fedjax_het.problem import Problem
@@ -67,9 +67,9 @@ def client_s(width: int) -> tuple[float, float, int]:
     state = algorithm.init(variables, jax.random.key(0))
     situation = Situation(0, 0.0, np.arange(clients), jax.random.key(1), rng)
     plan, _ = algorithm.plan(state, variables, situation)
-    cohort = Cohort(algorithm, problem)
+    engine = Engine(algorithm, problem)
     plan_s = _best_s(lambda: algorithm.plan(state, variables, situation)[0].rows, 5)
-    train_s = _best_s(lambda: cohort.train(state, variables, plan, jax.random.key(2))[0], 5)
+    train_s = _best_s(lambda: engine.train(state, variables, plan, jax.random.key(2))[0], 5)
     return plan_s / clients, train_s / clients, plan.rows["chosen"].shape[1]
 
 

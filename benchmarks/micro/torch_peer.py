@@ -18,9 +18,8 @@ import torch
 
 from benchmarks.peers.nets import layers
 from benchmarks.peers.torch_net import Net, channels_first
-from fedjax_het.algorithm import Variables
-
-PyTree = Any
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Variables
 
 
 def all_cores() -> None:

@@ -24,16 +24,15 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.micro.jax_peers import client_batches, jax_loop
 from fedjax_het import models
-from fedjax_het.algorithm import Algorithm, Situation
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
-from fedjax_het.cohort import Cohort, ConvolutionChoice
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, Situation
 from fedjax_het.data.federated import from_arrays
+from fedjax_het.engine.engine import ConvolutionChoice, Engine
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.lowering import lowering
 from fedjax_het.problem import Problem
-
-PyTree = Any
 
 INPUT_SHAPES = {
     "leaf_cnn": (28, 28, 1),
@@ -87,7 +86,7 @@ def make_work(
     return Work(Problem(network, data, build_fleet("uniform", clients)), clients, steps, batch)
 
 
-class Engine:
+class Trainer:
     """The library's own cohort engine on a slice of the work, merge and results included.
 
     Args:
@@ -95,7 +94,7 @@ class Engine:
       work: the clients.
       chunk: clients side by side; None chooses.
       devices: local devices to shard the clients over.
-      convolution: see `Cohort`.
+      convolution: see `Engine`.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class Engine:
         convolution: ConvolutionChoice = "table",
     ):
         self._algorithm, self._work = algorithm, work
-        self._cohort = Cohort(
+        self._engine = Engine(
             algorithm, work.problem, chunk=chunk, devices=devices, convolution=convolution
         )
         self._variables = work.problem.model.init(jax.random.key(0))
@@ -120,8 +119,8 @@ class Engine:
         situation = Situation(0, 0.0, who, key, np.random.default_rng(0))
         plan, _ = self._algorithm.plan(self._state, self._variables, situation)
         plan = plan._replace(steps=np.full(clients, steps))
-        acc, _ = self._cohort.train(self._state, self._variables, plan, key)
-        return self._cohort.finalize(acc, self._variables, plan.shared)[0].params
+        acc, _ = self._engine.train(self._state, self._variables, plan, key)
+        return self._engine.finalize(acc, self._variables, plan.shared)[0].params
 
 
 class Contender(NamedTuple):
@@ -137,7 +136,7 @@ def contenders(work: Work, model: str) -> tuple[list[Contender], Callable[[int, 
     """Everyone who takes part, ours first; and ours as a function of the slice."""
     options = {"learning_rate": _LEARNING_RATE, "batch_size": work.batch}
     algorithm = fedavg(work.problem, local_steps=work.steps, **options)
-    ours = Engine(algorithm, work)
+    ours = Trainer(algorithm, work)
     everyone = (work.clients, work.steps)
     few = (min(work.clients, 4), min(work.steps, 2))
     one_by_one = (min(work.clients, 2), work.steps)
@@ -151,7 +150,7 @@ def contenders(work: Work, model: str) -> tuple[list[Contender], Callable[[int, 
         work.batch,
     )
     found = [Contender("ours", *everyone, functools.partial(ours, *everyone))]
-    vmapped = Engine(algorithm, work, chunk=few[0])
+    vmapped = Trainer(algorithm, work, chunk=few[0])
 
     def run_vmapped() -> PyTree:
         with lowering("lax"):
@@ -238,7 +237,7 @@ def depths(work: Work, repeats: int) -> list[dict[str, Any]]:
             batch_size=work.batch,
             local_steps=work.steps,
         )
-        runs[str(depth)] = functools.partial(Engine(algorithm, work), *everyone)
+        runs[str(depth)] = functools.partial(Trainer(algorithm, work), *everyone)
     times = harness.interleave(runs, repeats)
     full = times[str(blocks)]
     cost = work.problem.cost

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import harness
-from fedjax_het.compiling import compiler_options
 from fedjax_het.models.conv import conv_general_dilated
+from fedjax_het.runtime.compiling import compiler_options
 
 _REPEATS = 5
 # (name, batch, height and width, channels in, channels out): the 3x3 layers of works (a) and (d).

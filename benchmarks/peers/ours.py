@@ -8,11 +8,11 @@ import numpy as np
 
 from benchmarks.peers.work import Gate, load
 from benchmarks.peers.works import SEED, SETTINGS
-from fedjax_het.algorithm import Variables
-from fedjax_het.evaluation import Evaluator
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.problem import Problem
-from fedjax_het.settings import Options
-from fedjax_het.simulation import make_cohort, simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.options import Options
+from fedjax_het.simulation.simulation import make_engine, simulate
 
 
 class GatedEvaluator(Evaluator):
@@ -57,9 +57,9 @@ def main() -> None:
     algorithm = setting.algorithm()
     every = work.blocks[0]
     options: dict[str, Any] = {"rounds": work.rounds, "seed": SEED, "eval_every": every}
-    cohort = make_cohort(algorithm, setting.problem, Options.parse(options))
-    evaluator = GatedEvaluator(setting.problem, gate, every, lambda: cohort.compiler.seconds)
-    result = simulate(algorithm, setting.problem, cohort=cohort, evaluator=evaluator, **options)
+    engine = make_engine(algorithm, setting.problem, Options.parse(options))
+    evaluator = GatedEvaluator(setting.problem, gate, every, lambda: engine.compiler.seconds)
+    result = simulate(algorithm, setting.problem, engine=engine, evaluator=evaluator, **options)
     gate.finish([np.asarray(a) for a in jax.tree.leaves(result.variables.params["blocks"])])
 
 

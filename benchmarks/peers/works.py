@@ -18,20 +18,20 @@ from sklearn.datasets import load_digits
 from benchmarks.peers.nets import layers
 from benchmarks.peers.work import Work
 from fedjax_het import models
-from fedjax_het.algorithm import Algorithm, ClientResult, Report, Task, Variables
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
-from fedjax_het.compiling import Compiler
+from fedjax_het.contract.algorithm import Algorithm, ClientResult, Report, Task, Variables
+from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import DeviceData, Pipeline, gather, prepare
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.partition import iid
 from fedjax_het.data.sources import RawData, load
 from fedjax_het.fleet.presets import build as build_fleet
-from fedjax_het.masks import Route
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.runtime.compiling import Compiler
+from fedjax_het.simulation.simulation import simulate
 
 SEED = 0
 _FEMNIST_BATCH = 20

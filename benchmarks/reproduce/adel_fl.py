@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 
 from benchmarks import harness
 from fedjax_het import algorithms
-from fedjax_het.algorithm import Situation
 from fedjax_het.algorithms.adel.bound import Bound, Constants
 from fedjax_het.algorithms.adel.planning import Limits, plan_deadlines
+from fedjax_het.common.jsonio import write_atomic
+from fedjax_het.contract.algorithm import Situation
 from fedjax_het.data.load import load_federated
 from fedjax_het.data.partition import partitioner
 from fedjax_het.fleet import presets
@@ -29,7 +30,6 @@ from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.speed import SpeedTrace
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
-from fedjax_het.report.jsonio import write_atomic
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import legend_above, method_style, png, styled
 

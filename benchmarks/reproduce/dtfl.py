@@ -25,14 +25,14 @@ from fedjax_het import algorithms, models
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.partition import partitioner
 from fedjax_het.data.sources import load
-from fedjax_het.evaluation import Evaluator
 from fedjax_het.fleet import presets
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.resnet import Head
 from fedjax_het.models.vgg import ConvNorm
 from fedjax_het.problem import Problem
-from fedjax_het.settings import Options
-from fedjax_het.simulation import make_cohort, simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.options import Options
+from fedjax_het.simulation.simulation import make_engine, simulate
 
 PER_CLIENT, TEST, SIDE = 200, 2_000, 16
 ROUNDS, EVAL_EVERY = 80, 2
@@ -186,12 +186,12 @@ def run_arm(
     # FedGKT is as many models as clients, each of which is evaluated.
     every = 5 * EVAL_EVERY if name == "fedgkt" else EVAL_EVERY
     common: dict[str, Any] = {"rounds": rounds, "eval_every": every, "execution": execution}
-    cohort = make_cohort(algorithm, problem, Options.parse(common))
+    engine = make_engine(algorithm, problem, Options.parse(common))
     evaluator = Evaluator(problem)
     for seed in missing:
         began = time.perf_counter()
         result = simulate(
-            algorithm, problem, seed=seed, cohort=cohort, evaluator=evaluator, **common
+            algorithm, problem, seed=seed, engine=engine, evaluator=evaluator, **common
         )
         metrics, tasks = result.record.metrics, result.record.clients
         kept = [m for m in metrics if m.get("accuracy") is not None]

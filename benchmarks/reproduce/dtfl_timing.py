@@ -21,7 +21,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from fedjax_het import algorithms, models
-from fedjax_het.algorithm import Algorithm, Report, Situation
+from fedjax_het.contract.algorithm import Algorithm, Report, Situation
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.cost import CostTable, cost_table

@@ -24,14 +24,14 @@ from fedjax_het import algorithms
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.data.partition import partitioner
 from fedjax_het.data.sources import load
-from fedjax_het.evaluation import Evaluator
 from fedjax_het.fleet import presets
 from fedjax_het.models import from_flax, with_exits
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.cnn import Conv
 from fedjax_het.models.norm import GroupNorm
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.simulation import simulate
 
 TRAINING: dict[str, Any] = {
     "learning_rate": 0.1,

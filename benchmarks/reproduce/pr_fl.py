@@ -25,7 +25,6 @@ from absl import app, flags
 from fedjax_het import algorithms
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.sources import load
-from fedjax_het.evaluation import Evaluator
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.published import MIB
 from fedjax_het.models import from_flax
@@ -33,7 +32,8 @@ from fedjax_het.models.base import BlockModel
 from fedjax_het.models.cnn import Conv
 from fedjax_het.models.mlp import Dense, mlp
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.simulation import simulate
 
 CLIENTS, VGG11 = 10, 9_747_136
 TRAINING: dict[str, Any] = {"batch_size": 20, "local_steps": 5, "learning_rate": 0.1}

@@ -20,9 +20,9 @@ from ml_collections import config_flags
 
 from benchmarks import harness
 from fedjax_het import algorithms, experiment
+from fedjax_het.common.jsonio import read_json, write_json
 from fedjax_het.config import methods, named, section
-from fedjax_het.report.jsonio import read_json, write_json
-from fedjax_het.simulation import simulate_seeds
+from fedjax_het.simulation.simulation import simulate_seeds
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A configuration to compare.")
 _OUT = flags.DEFINE_string("out", None, "Directory for the cells.", required=True)

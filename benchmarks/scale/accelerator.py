@@ -29,12 +29,12 @@ import jax
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.micro.training import Engine, make_work
+from benchmarks.micro.training import Trainer, make_work
 from fedjax_het.algorithms.fedavg import fedavg
-from fedjax_het.evaluation import Evaluator
 from fedjax_het.models.lowering import Lowering, device_fits, lowering
-from fedjax_het.settings import Options
-from fedjax_het.simulation import make_cohort, simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.options import Options
+from fedjax_het.simulation.simulation import make_engine, simulate
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -89,7 +89,7 @@ class _Arm:
         )
         chunk = work.clients if jax.default_backend() != "cpu" else None
         tuned: Literal["table", "tuned"] = "tuned" if how == "tuned" else "table"
-        self._engine = Engine(algorithm, made, chunk, convolution=tuned)
+        self._engine = Trainer(algorithm, made, chunk, convolution=tuned)
         self._how, self._size = how, (work.clients, work.steps)
         self.step_flops = float(made.problem.cost.step_flops())
 
@@ -144,8 +144,8 @@ def simulate_rounds(work: Rounds, dtype: Precision) -> dict[str, Any]:
     every = min(10, work.rounds)
     options: dict[str, Any] = {"rounds": work.rounds, "eval_every": every}
     evaluator = Evaluator(problem)
-    cohort = make_cohort(algorithm, problem, Options.parse(options))
-    run = functools.partial(simulate, algorithm, problem, cohort=cohort, evaluator=evaluator)
+    engine = make_engine(algorithm, problem, Options.parse(options))
+    run = functools.partial(simulate, algorithm, problem, engine=engine, evaluator=evaluator)
     began = time.perf_counter()
     run(rounds=1)
     first_s = time.perf_counter() - began

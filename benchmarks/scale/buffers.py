@@ -21,12 +21,12 @@ from benchmarks.scale.cohort import make_data
 from fedjax_het import algorithms
 from fedjax_het.algorithms.prfl.buffers import RANKINGS, flat, never_pruned, page_size
 from fedjax_het.algorithms.prfl.prfl import DENSITIES
-from fedjax_het.cohort import Cohort
-from fedjax_het.evaluation import Evaluator
+from fedjax_het.engine.engine import Engine
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.simulation import simulate
 
 # Label -> densities of the clients in turn, and the room that the buffers are given.
 CASES: dict[str, tuple[tuple[float, ...], float]] = {
@@ -58,11 +58,11 @@ def one_case(label: str, clients: int, hidden: int, merges: int) -> dict[str, An
         batch_size=10,
         local_steps=1,
     )
-    cohort, evaluator = Cohort(algorithm, problem, chunk=1), Evaluator(problem)
+    engine, evaluator = Engine(algorithm, problem, chunk=1), Evaluator(problem)
     harness.reset_peak()
     before, began = harness.memory_bytes()["now"], time.perf_counter()
-    run = simulate(algorithm, problem, rounds=merges, cohort=cohort, evaluator=evaluator)
-    wall_s = time.perf_counter() - began - cohort.compiler.seconds
+    run = simulate(algorithm, problem, rounds=merges, engine=engine, evaluator=evaluator)
+    wall_s = time.perf_counter() - began - engine.compiler.seconds
     peak = harness.memory_bytes()["peak"]
     slots = run.state.slots
     weights = flat(run.variables.params).size

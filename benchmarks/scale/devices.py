@@ -27,12 +27,12 @@ def one(model: str, clients: int, devices: int, repeats: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from benchmarks.micro.training import Engine, make_work
+    from benchmarks.micro.training import Trainer, make_work
     from fedjax_het.algorithms.fedavg import fedavg
 
     work = make_work(model, clients, 2, 20)
     algorithm = fedavg(work.problem, learning_rate=0.01, batch_size=20, local_steps=2)
-    engine = Engine(algorithm, work, devices=devices)
+    engine = Trainer(algorithm, work, devices=devices)
     times = harness.interleave({"": lambda: engine(clients, 2)}, repeats)[""]
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(engine(clients, 2))]
     virtual = jax.default_backend() == "cpu"
@@ -136,7 +136,7 @@ def main() -> None:
     clients, repeats = arguments.clients, arguments.repeats
     if arguments.child:
         if arguments.coordinator:
-            from fedjax_het import processes
+            from fedjax_het.runtime import processes
 
             processes.join(arguments.coordinator, 2, arguments.process)
         print(json.dumps(one(arguments.models, clients, arguments.child, repeats)))

@@ -17,13 +17,13 @@ import numpy as np
 
 from benchmarks import harness
 from fedjax_het import algorithms
-from fedjax_het.cohort import Cohort
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.evaluation import Evaluator
+from fedjax_het.engine.engine import Engine
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models import build as build_model
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.simulation import simulate
 
 LIMIT = 1.3
 _SAMPLES = 40
@@ -70,48 +70,48 @@ def measure(
     runs: dict[str, Any] = {}
     for label, (name, options) in contenders(at_work, middling_s / 10).items():
         algorithm = algorithms.build(name, problem, **training, **options)
-        cohort, evaluator = Cohort(algorithm, problem), Evaluator(problem)
+        engine, evaluator = Engine(algorithm, problem), Evaluator(problem)
         # Steps until so many clients were merged: measured in a first run, which also compiles.
-        run = _run(algorithm, problem, cohort, evaluator, updates, None)
-        runs[label] = (algorithm, cohort, evaluator, run["steps"])
+        run = _run(algorithm, problem, engine, evaluator, updates, None)
+        runs[label] = (algorithm, engine, evaluator, run["steps"])
     costs: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(repeats):
-        for label, (algorithm, cohort, evaluator, rounds) in runs.items():
-            result = _run(algorithm, problem, cohort, evaluator, updates, rounds)
+        for label, (algorithm, engine, evaluator, rounds) in runs.items():
+            result = _run(algorithm, problem, engine, evaluator, updates, rounds)
             costs[label].append(result["wall_s"] / result["trained"])
     base = next(iter(costs.values()))
     for label, cost in costs.items():
         ratio = harness.spread([a / b for a, b in zip(cost, base, strict=True)])
-        cohort = runs[label][1]
+        engine = runs[label][1]
         rows.append(
             {
                 "label": label,
                 "update_s": harness.spread(cost)._asdict(),
                 "ratio": ratio._asdict(),
                 "steps": runs[label][3],
-                "programs": cohort.programs,
-                "compile_s": cohort.compiler.seconds,
+                "programs": engine.programs,
+                "compile_s": engine.compiler.seconds,
             }
         )
     return {"machine": facts, "model": model, "at_work": at_work, "updates": updates, "rows": rows}
 
 
 def _run(
-    algorithm: Any, problem: Problem, cohort: Any, evaluator: Any, updates: int, rounds: int | None
+    algorithm: Any, problem: Problem, engine: Any, evaluator: Any, updates: int, rounds: int | None
 ) -> dict[str, Any]:
     """One simulation; without `rounds`, until at least so many updates were merged."""
     guess = rounds or max(1, updates // algorithm.cohort_size)
     while True:
-        began, compiled_s = time.perf_counter(), cohort.compiler.seconds
+        began, compiled_s = time.perf_counter(), engine.compiler.seconds
         result = simulate(
             algorithm,
             problem,
             rounds=guess,
-            cohort=cohort,
+            engine=engine,
             evaluator=evaluator,
             eval_every=10**9,
         )
-        wall_s = time.perf_counter() - began - (cohort.compiler.seconds - compiled_s)
+        wall_s = time.perf_counter() - began - (engine.compiler.seconds - compiled_s)
         merged = len(result.record.clients)
         if rounds is not None or merged >= updates:
             # Clients at work at the end were trained as well, most of them.

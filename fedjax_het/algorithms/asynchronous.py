@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.algorithm import Algorithm, Plan, PyTree, Situation, Variables
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import full_model
 from fedjax_het.algorithms.staleness import discount, discounted_sum, mixing
-from fedjax_het.clock import arrivals, window
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, Plan, Situation, Variables
+from fedjax_het.contract.clock import arrivals, window
 from fedjax_het.problem import Problem
 
 

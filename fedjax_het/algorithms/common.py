@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_het.algorithm import Plan, PyTree, ServerStep, Situation, Timing, Variables
-from fedjax_het.client import LocalUpdate, local_training
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.options import check_options, check_types
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Plan, ServerStep, Situation, Timing, Variables
+from fedjax_het.contract.masks import Route
 from fedjax_het.fleet.cost import price
-from fedjax_het.masks import Route
+from fedjax_het.local.training import LocalUpdate, local_training
 from fedjax_het.models.base import BlockModel
-from fedjax_het.options import check_options, check_types
 from fedjax_het.problem import Problem
 
 

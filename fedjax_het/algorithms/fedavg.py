@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, Plan, Schedule, Situation
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
-from fedjax_het.clock import Pace, barrier, deadline
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Algorithm, Plan, Schedule, Situation
+from fedjax_het.contract.clock import Pace, barrier, deadline
 from fedjax_het.problem import Problem
 
 

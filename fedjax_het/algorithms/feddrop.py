@@ -8,23 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import (
+from fedjax_het.algorithms import common
+from fedjax_het.algorithms.common import Training
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import (
     Algorithm,
     ClientResult,
     Plan,
-    PyTree,
     Schedule,
     Situation,
     Task,
     Variables,
 )
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
-from fedjax_het.clock import barrier
+from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import DeviceData
-from fedjax_het.errors import require, require_known
-from fedjax_het.masks import Route
 from fedjax_het.models.base import Block, BlockModel
 from fedjax_het.problem import Problem
 

@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.aggregation import Sums, align, masked_mean
-from fedjax_het.algorithm import (
+from fedjax_het.algorithms import common
+from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.fedavg import full_model
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.aggregation import Sums, align, masked_mean
+from fedjax_het.contract.algorithm import (
     Aggregator,
     Algorithm,
     Chunk,
@@ -16,13 +20,8 @@ from fedjax_het.algorithm import (
     Situation,
     Variables,
 )
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
-from fedjax_het.algorithms.fedavg import full_model
-from fedjax_het.clock import barrier
+from fedjax_het.contract.clock import barrier
 from fedjax_het.problem import Problem
-
-PyTree = Any
 
 
 def fednova(problem: Problem, **training: Any) -> Algorithm:

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_het.algorithm import Algorithm, PyTree, ServerStep, Variables
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import full_model
-from fedjax_het.clock import barrier
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, ServerStep, Variables
+from fedjax_het.contract.clock import barrier
 from fedjax_het.problem import Problem
 
 

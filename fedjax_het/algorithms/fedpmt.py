@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het import masks
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, Plan, PyTree, Schedule, Situation
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
-from fedjax_het.clock import barrier
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract import masks
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Algorithm, Plan, Schedule, Situation
+from fedjax_het.contract.clock import barrier
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.problem import Problem
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from fedjax_het.algorithm import Algorithm
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
 from fedjax_het.algorithms.common import Training
@@ -17,8 +16,9 @@ from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
-from fedjax_het.errors import require, require_known
-from fedjax_het.options import check_options, defaults, parameters
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.options import check_options, defaults, parameters
+from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.problem import Problem
 
 Factory = Callable[..., Algorithm]

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.aggregation import weighted_sum, zeros
-from fedjax_het.algorithm import Aggregator, Chunk, PyTree, Variables
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.aggregation import weighted_sum, zeros
+from fedjax_het.contract.algorithm import Aggregator, Chunk, Variables
 
 Discount = Callable[[jax.Array], jax.Array]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.errors import InputError, require
+from fedjax_het.common.errors import InputError, require
 
 STORAGE = {
     "uint8": "pixels in 0..255",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.errors import InputError, require
+from fedjax_het.common.errors import InputError, require
 
 
 def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[list[np.ndarray], Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.data.augment import AUGMENTATIONS
 from fedjax_het.data.batches import DeviceData, Pipeline
 from fedjax_het.data.checks import (
@@ -23,7 +24,6 @@ from fedjax_het.data.checks import (
     check_whole,
 )
 from fedjax_het.data.clients import groups, hold_out, owner_index
-from fedjax_het.errors import require, require_known
 
 Normalise = tuple[float | Sequence[float], float | Sequence[float]]
 Partitioner = Callable[[np.ndarray, np.random.Generator], list[np.ndarray]]

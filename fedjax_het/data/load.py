@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.data.checks import check_whole
 from fedjax_het.data.federated import FederatedData, Normalise, from_arrays
 from fedjax_het.data.partition import Partitioner
 from fedjax_het.data.sources import RawData, load
 from fedjax_het.data.sources.files import DataDir
-from fedjax_het.errors import InputError, require
 
 
 def load_federated(

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.options import check_options
 from fedjax_het.data.checks import check_whole, is_finite
-from fedjax_het.errors import require, require_known
-from fedjax_het.options import check_options
 
 Parts = list[np.ndarray]
 Partitioner = Callable[[np.ndarray, np.random.Generator], Parts]

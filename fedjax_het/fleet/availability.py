@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.optimize import brentq
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 from fedjax_het.fleet.segments import searchsorted_runs
 
 # A wait this short is rounding of `now + wait`: the device counts as on, so that asking again at

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 from fedjax_het.fleet.segments import searchsorted_runs
 
 

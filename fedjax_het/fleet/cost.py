@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_het.algorithm import Timing
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.contract.algorithm import Timing
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.flops import BlockPrice, price_block, tree_bytes
 from fedjax_het.models.base import BlockModel

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_het.algorithm import Timing
-from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.contract.algorithm import Timing
 from fedjax_het.fleet.availability import Availability, always
 from fedjax_het.fleet.bandwidth import TraceLink
 from fedjax_het.fleet.redraw import Redraw

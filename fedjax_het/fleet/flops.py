@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
+from fedjax_het.common.types import PyTree
 from fedjax_het.models.base import Block
 from fedjax_het.models.lowering import lowering
-
-PyTree = Any
 
 # Primitives whose work cannot be seen from outside.
 _OPAQUE = {

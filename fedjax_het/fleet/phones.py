@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.fleet import traces
 from fedjax_het.fleet.availability import Availability, always, from_intervals, synthetic
 from fedjax_het.fleet.bandwidth import TraceLink

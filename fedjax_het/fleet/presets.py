@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.options import check_options
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.phones import from_traces, phones
 from fedjax_het.fleet.published import FLOPS_PER_S, adel, dtfl, fedel, prfl
-from fedjax_het.options import check_options
 
 
 def build(name: str, num_clients: int, seed: int = 0, **options: Any) -> Fleet:

@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.errors import InputError, require
+from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.types import PyTree
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.models.base import Block, BlockModel
 from fedjax_het.models.lowering import lowering
-
-PyTree = Any
 
 _FORMAT = 1
 

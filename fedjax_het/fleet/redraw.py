@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.fleet.bandwidth import BandwidthTraces
 
 DATA_DIR_VARIABLE = "FEDJAX_HET_DATA"

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.options import check_options
 from fedjax_het.models.adapt import from_flax
 from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
 from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
@@ -12,7 +13,6 @@ from fedjax_het.models.precision import with_compute_dtype
 from fedjax_het.models.resnet import resnet, resnet20, resnet56, resnet110
 from fedjax_het.models.transformer import transformer
 from fedjax_het.models.vgg import vgg11, vgg13, vgg16
-from fedjax_het.options import check_options
 
 MODELS: dict[str, Callable[..., BlockModel]] = {
     "adel_cnn2": adel_cnn2,

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal as JaxprLiteral
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
 from fedjax_het.models.base import Block, BlockModel, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 
 Array = jax.Array
-PyTree = Any
 
 # Keywords by which modules are told the mode, and their value in training.
 _MODES = {"train": True, "training": True, "is_training": True, "deterministic": False}

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.algorithm import Variables
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.models.block import Block, ExitHead, cast, flax_block
 
 __all__ = ["Block", "BlockModel", "flax_block", "with_exits"]
 
 Array = jax.Array
-PyTree = Any
 
 # Exit heads draw their initial weights from keys far from those of the blocks.
 _EXIT_KEY = 10_000

@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.errors import InputError, require
+from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.types import PyTree
 from fedjax_het.models.product import dot_general
 
 Array = jax.Array
-PyTree = Any
 
 
 class Block(NamedTuple):

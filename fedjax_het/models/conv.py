@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 from fedjax_het.models import direct
 from fedjax_het.models.lowering import (
     Convolution,

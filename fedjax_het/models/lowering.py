@@ -1,7 +1,7 @@
 """Which way to write a convolution: forced, chosen by a function of the run, or by a table.
 
 The table is by backend, dtype and shape, from measurements (`benchmarks/micro/conv.py` prints the
-lowerings side by side). `fedjax_het.autotune` measures on the device at hand instead.
+lowerings side by side). `fedjax_het.models.autotune` measures on the device at hand instead.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from fedjax_het.errors import require_known
+from fedjax_het.common.errors import require_known
 
 Lowering = Literal["patches", "rows", "shift_add", "implicit", "direct", "lax"]
 

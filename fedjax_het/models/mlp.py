@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 from fedjax_het.models.base import BlockModel, flax_block
 from fedjax_het.models.product import dot_general
 

@@ -6,7 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 
 Array = jax.Array
 

@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import jax
 
-from fedjax_het.errors import InputError, require
+from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.types import PyTree
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block, cast
-
-PyTree = Any
 
 
 def with_compute_dtype(

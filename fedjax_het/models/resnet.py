@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.models.base import Block, BlockModel, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.norm import Norm, Normalize

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 from fedjax_het.models.base import BlockModel, flax_block
 from fedjax_het.models.norm import LayerNorm
 

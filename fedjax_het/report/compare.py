@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
+from fedjax_het.common.jsonio import write_atomic, write_json
 from fedjax_het.report import device_plots, plots
-from fedjax_het.report.jsonio import write_atomic, write_json
 from fedjax_het.report.page import comparison_page
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import png

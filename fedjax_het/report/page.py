@@ -9,10 +9,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fedjax_het.common.jsonio import write_atomic
 from fedjax_het.report import captions
 from fedjax_het.report.cut_plots import cuts_over_time
 from fedjax_het.report.device_plots import timeline, trained_blocks, waiting_by_group, window_s
-from fedjax_het.report.jsonio import write_atomic
 from fedjax_het.report.plots import (
     Runs,
     accuracy_vs_bytes_up,

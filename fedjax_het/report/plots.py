@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 from fedjax_het.report.records import RunRecord, time_to
 from fedjax_het.report.style import legend_above, method_style, styled
 from fedjax_het.report.tasks import evenly

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.errors import InputError, require
-from fedjax_het.report.jsonio import json_line, jsonable, read_json, read_lines, write_json
+from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.jsonio import json_line, jsonable, read_json, read_lines, write_json
 from fedjax_het.report.schema import CLIENT_COLUMNS, check_record
 
 _METRICS, _CLIENTS = "metrics.jsonl", "clients.jsonl"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedjax_het.errors import InputError, require, require_known
+from fedjax_het.common.errors import InputError, require, require_known
 
 STATUSES = ("merged", "partial", "dropped", "nonfinite")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.errors import InputError, require
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.report.records import RunRecord, time_to
 from fedjax_het.report.units import (
     Spread,

@@ -5,6 +5,7 @@ import pytest
 from adel_helpers import adel_problem, draws, situations
 from scipy.stats import gamma, poisson
 
+from fedjax_het.algorithms.adel.baselines import straggler_misses
 from fedjax_het.algorithms.adel.depths import (
     batch_sizes,
     depths_reached,
@@ -14,9 +15,8 @@ from fedjax_het.algorithms.adel.depths import (
     whole_batches,
 )
 from fedjax_het.algorithms.adel.options import Layered
-from fedjax_het.algorithms.adel.relatives import straggler_misses
-from fedjax_het.algorithms.adel.setting import prepare
-from fedjax_het.errors import InputError
+from fedjax_het.algorithms.adel.workload import prepare
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.presets import build as build_fleet
 
 TRAINING = {"learning_rate": 0.1}

@@ -20,8 +20,8 @@ from fedjax_het import models
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.adel.layers import layers_of, on_batch_statistics, trained
 from fedjax_het.algorithms.adel.preview import preview, text
+from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.errors import InputError
 from fedjax_het.models.base import BlockModel, flax_block
 from fedjax_het.models.norm import GroupNorm
 from fedjax_het.problem import Problem

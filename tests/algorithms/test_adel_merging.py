@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from adel_helpers import draws
 
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Chunk, Variables
 from fedjax_het.algorithms.adel.depths import miss_probability
 from fedjax_het.algorithms.adel.layers import trained
 from fedjax_het.algorithms.adel.merging import merge_inputs, merge_rule, merge_weights
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Chunk, Variables
 
 USERS, LAYERS, RATE, DRAWS = 6, 5, 2.2, 200_000
 UNEQUAL = np.linspace(0.5, 4.0, USERS)

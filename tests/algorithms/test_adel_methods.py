@@ -9,12 +9,12 @@ from scipy.stats import norm
 
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.adel.depths import miss_probability
-from fedjax_het.clock import Status, dispatch
-from fedjax_het.errors import InputError
-from fedjax_het.evaluation import Evaluator
+from fedjax_het.common.errors import InputError
+from fedjax_het.contract.clock import Status, dispatch
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import Options, make_cohort, simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.simulation import Options, make_engine, simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -245,9 +245,9 @@ def test_adel_is_ahead_of_dropping_and_of_waiting_at_equal_time():
         algorithm = build(
             name, problem, learning_rate=4.0, batch_size=18, granularity="tensor", **options
         )
-        cohort = make_cohort(algorithm, problem, Options(**settings))
+        engine = make_engine(algorithm, problem, Options(**settings))
         runs = [
-            simulate(algorithm, problem, cohort=cohort, evaluator=evaluator, seed=seed, **settings)
+            simulate(algorithm, problem, engine=engine, evaluator=evaluator, seed=seed, **settings)
             for seed in range(3)
         ]
         # Waiting ends with a round that is over after the time is: it is given that round.
@@ -262,7 +262,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path):
     options = {**BUDGET, "batch_size": 5, "rates": "physical", "estimate_rates": True}
     algorithm = build("adel", problem, **options, replan_tolerance=0.01)
     run = {"execution": "masked", "seed": 3, "eval_every": 6}
-    shared = {"cohort": make_cohort(algorithm, problem, Options(rounds=1, **run))}
+    shared = {"engine": make_engine(algorithm, problem, Options(rounds=1, **run))}
     shared["evaluator"] = Evaluator(problem)
     whole = simulate(algorithm, problem, rounds=6, **run, **shared)
     run |= {"workdir": tmp_path, "checkpoint_every": 1}

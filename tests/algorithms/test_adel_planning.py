@@ -15,7 +15,7 @@ from fedjax_het.algorithms.adel.planning import (
     plan_deadlines,
     require_feasible,
 )
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 
 USERS, LAYERS, ROUNDS = 20, 8, 50
 POWER = np.full(USERS, 4096.0)

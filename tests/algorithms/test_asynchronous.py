@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from problems import assert_close, digits_problem, fleet, scalar_problem, scalars, values_of
 
-from fedjax_het.algorithm import Chunk, Situation
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.staleness import discount, discounted_sum, mixing
+from fedjax_het.contract.algorithm import Chunk, Situation
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -14,10 +14,10 @@ from problems import (
     situation,
 )
 
-from fedjax_het.algorithm import Chunk
 from fedjax_het.algorithms import build
+from fedjax_het.contract.algorithm import Chunk
 from fedjax_het.fleet.availability import from_intervals
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -15,14 +15,15 @@ from problems import (
     exits_problem,
 )
 
-from fedjax_het import masks, models
-from fedjax_het.algorithm import Task, Variables
+from fedjax_het import models
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.common import amsgrad
 from fedjax_het.algorithms.dtfl.local import Privacy, split_training
-from fedjax_het.client import cross_entropy
+from fedjax_het.contract import masks
+from fedjax_het.contract.algorithm import Task, Variables
+from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import DeviceData, Pipeline, gather
-from fedjax_het.masks import Route
+from fedjax_het.objectives.classification import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -5,7 +5,7 @@ import pytest
 
 from fedjax_het.algorithms.dtfl import profiles, timing
 from fedjax_het.algorithms.dtfl.tiers import cuts, split
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models import build, with_exits

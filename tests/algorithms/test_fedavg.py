@@ -20,13 +20,13 @@ from problems import (
     values_of,
 )
 
-import fedjax_het.client
+import fedjax_het.local.training
 from fedjax_het.algorithms import build
-from fedjax_het.cohort import Cohort
+from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.errors import InputError
+from fedjax_het.engine.engine import Engine
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -182,7 +182,7 @@ def test_fedprox_golden_on_a_quadratic(monkeypatch, mu, wanted):
         del batch
         return 0.5 * jnp.mean(jnp.square(logits - 3.0))
 
-    monkeypatch.setattr(fedjax_het.client, "cross_entropy", quadratic)
+    monkeypatch.setattr(fedjax_het.local.training, "cross_entropy", quadratic)
     setting = scalar_problem((2,), blocks=1)
     ones = Problem(setting.model, _ones(), setting.fleet)  # y = w for an input of one
     algorithm = build("fedprox", ones, mu=mu, learning_rate=0.5, batch_size=2, local_steps=60)
@@ -233,7 +233,7 @@ def test_fedprox_keeps_partial_work_and_the_drop_arm_drops_it(problem):
 
     kept = simulate(prox._replace(update=update), setting, rounds=1, chunk=1)
     dropped = simulate(drop, setting, rounds=1, chunk=1)
-    cohort = Cohort(prox, setting, chunk=1)
+    engine = Engine(prox, setting, chunk=1)
     statuses = {r["client"]: (r["status"], r["steps"]) for r in kept.record.clients}
     assert statuses == {k: ("partial", 2) if k == 2 else ("merged", 4) for k in range(8)}
     statuses = {r["client"]: (r["status"], r["steps"]) for r in dropped.record.clients}
@@ -246,8 +246,8 @@ def test_fedprox_keeps_partial_work_and_the_drop_arm_drops_it(problem):
     steps = np.where(np.arange(8) == 2, 2, 4)
 
     def by_hand(**plan):
-        acc, _ = cohort.train((), before[0], make_plan(setting, **plan), key)
-        return cohort.finalize(acc, before[0], None)[0]
+        acc, _ = engine.train((), before[0], make_plan(setting, **plan), key)
+        return engine.finalize(acc, before[0], None)[0]
 
     assert_close(kept.variables, by_hand(steps=steps))
     assert_close(dropped.variables, by_hand(steps=4, clients=[0, 1, 3, 4, 5, 6, 7]))

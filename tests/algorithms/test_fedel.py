@@ -12,15 +12,15 @@ from fedjax_het.algorithms import build, fedavg
 from fedjax_het.algorithms.fedel import fedel
 from fedjax_het.algorithms.fedel.fedel import mask_bias
 from fedjax_het.algorithms.fedel.tensors import tensor_times
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
+from fedjax_het.contract.masks import Route
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.device import Fleet
-from fedjax_het.masks import Route
 from fedjax_het.models import build as build_model
 from fedjax_het.models.base import with_exits
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

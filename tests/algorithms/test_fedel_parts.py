@@ -9,12 +9,12 @@ import problems
 import pytest
 
 from fedjax_het import models
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Chunk, Variables
 from fedjax_het.algorithms.fedel import importance
 from fedjax_het.algorithms.fedel.merges import plain_mean
 from fedjax_het.algorithms.fedel.tensors import tensor_times
 from fedjax_het.algorithms.fednova import nova
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Chunk, Variables
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.profile import MeasuredProfile, with_measured
 from fedjax_het.models.base import BlockModel, flax_block

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_het.algorithms.fedel.tensors import TensorTimes
 from fedjax_het.algorithms.fedel.windows import initial, slide, visited
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 
 # Milliseconds of VGG16's tensors on a Jetson Orin, 32 x 32 images, batch 4 (specification 1.2).
 _CONV_W = (0.13, 0.32, 0.23, 0.30, 0.32, 0.79, 0.78, 1.57, 3.22, 3.21, 3.15, 3.09, 3.12)

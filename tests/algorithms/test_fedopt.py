@@ -9,8 +9,8 @@ from problems import assert_close, differ, digits_problem, scalar_problem, scala
 
 from fedjax_het.algorithms import build, fedopt
 from fedjax_het.algorithms.fedopt import scale_by_fedopt
-from fedjax_het.errors import InputError
-from fedjax_het.simulation import simulate
+from fedjax_het.common.errors import InputError
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -23,13 +23,13 @@ from problems import (
     values_of,
 )
 
-from fedjax_het import masks
-from fedjax_het.algorithm import ClientResult
 from fedjax_het.algorithms import build
-from fedjax_het.cohort import Cohort
-from fedjax_het.errors import InputError
-from fedjax_het.masks import Route
-from fedjax_het.simulation import simulate
+from fedjax_het.common.errors import InputError
+from fedjax_het.contract import masks
+from fedjax_het.contract.algorithm import ClientResult
+from fedjax_het.contract.masks import Route
+from fedjax_het.engine.engine import Engine
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -93,8 +93,8 @@ def clients(problem, start):
         own = masks.join(jax.tree.map(jnp.add, trained, result.delta), start.params)
         return result._replace(aux=own)
 
-    cohort = Cohort(algorithm._replace(local=local), problem, execution="masked")
-    merged, outputs = one_round(algorithm, problem, start, plan, cohort=cohort)
+    engine = Engine(algorithm._replace(local=local), problem, execution="masked")
+    merged, outputs = one_round(algorithm, problem, start, plan, engine=engine)
     return depth, plan, merged, outputs.aux
 
 
@@ -200,8 +200,8 @@ def test_06_a_layer_with_one_trainer_becomes_that_trainer_s(problem, start):
     algorithm = build("fedpmt", problem, capacity=[0.5] * 7 + [1.0], **TRAINING)
     depth, plan = depths_of(algorithm, problem, start)
     assert depth.tolist().count(3) == 1
-    cohort = Cohort(algorithm, problem)
-    merged, _ = one_round(algorithm, problem, start, plan, cohort=cohort)
+    engine = Engine(algorithm, problem)
+    merged, _ = one_round(algorithm, problem, start, plan, engine=engine)
     only = plan._replace(
         **{
             name: jax.tree.map(lambda a: np.asarray(a)[-1:], getattr(plan, name))
@@ -209,7 +209,7 @@ def test_06_a_layer_with_one_trainer_becomes_that_trainer_s(problem, start):
         },
         routes=plan.routes[-1:],
     )
-    alone, _ = one_round(algorithm, problem, start, only, cohort=cohort)
+    alone, _ = one_round(algorithm, problem, start, only, engine=engine)
     assert_close(merged.params["blocks"][0], alone.params["blocks"][0])
     assert differ(merged.params["blocks"][2], alone.params["blocks"][2])
 

@@ -12,12 +12,12 @@ from problems import (
     values_of,
 )
 
-from fedjax_het import masks
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Chunk, ClientResult, Variables
 from fedjax_het.algorithms import build
-from fedjax_het.cohort import Cohort
-from fedjax_het.masks import Route
+from fedjax_het.contract import masks
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Chunk, ClientResult, Variables
+from fedjax_het.contract.masks import Route
+from fedjax_het.engine.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -52,7 +52,7 @@ def test_11_fixed_point_on_data_that_disagree():
         return ClientResult(delta, start.stats, objective(params), task.steps)
 
     def rounds(first, count=200):
-        cohort = Cohort(algorithm._replace(local=local), problem)
+        engine = Engine(algorithm._replace(local=local), problem)
         plan = make_plan(
             problem,
             routes=[Route(int(f), 3) for f in first],
@@ -60,7 +60,7 @@ def test_11_fixed_point_on_data_that_disagree():
         )
         variables = scalars([0] * 4)
         for _ in range(count):
-            variables, _ = one_round(algorithm, problem, variables, plan, cohort=cohort)
+            variables, _ = one_round(algorithm, problem, variables, plan, engine=engine)
         return values_of(variables)
 
     np.testing.assert_allclose(rounds(FIRST), [6, 4.4, 4.4, 23 / 6], atol=1e-4)

@@ -17,16 +17,16 @@ from problems import (
 
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.fedpmt import assign_depths
-from fedjax_het.cohort import Cohort
+from fedjax_het.contract.masks import Route
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.dealing import deal
+from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.packing import deal
+from fedjax_het.engine.programs import Round, group_program
 from fedjax_het.fleet.cost import cost_table
-from fedjax_het.group import Round, group_program
-from fedjax_het.masks import Route
 from fedjax_het.models.cnn import leaf_cnn
 from fedjax_het.models.lowering import lowering
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -55,13 +55,13 @@ def depths_of(algorithm, problem, start, round=0):
 def test_08_the_subtree_s_gradient_is_the_masked_full_gradient(problem, start):
     """One step of one client at every depth, against the step of the whole network."""
     algorithm = build("fedpmt", problem, local_steps=1, **TRAINING)
-    cohorts = {e: Cohort(algorithm, problem, execution=e, chunk=1) for e in ("routed", "masked")}
+    cohorts = {e: Engine(algorithm, problem, execution=e, chunk=1) for e in ("routed", "masked")}
 
     def step(first, execution):
         plan = make_plan(
             problem, clients=[2], routes=[Route(first, L - 1)], rows={"first": np.int32([first])}
         )
-        merged, _ = one_round(algorithm, problem, start, plan, cohort=cohorts[execution])
+        merged, _ = one_round(algorithm, problem, start, plan, engine=cohorts[execution])
         return jax.tree.map(np.subtract, *jax.device_get((merged.params, start.params)))
 
     full = step(0, "masked")
@@ -108,10 +108,10 @@ def test_10_the_compiled_programs_really_leave_work_out(cnn_problem, full_compil
     data = cnn_problem.data.device()
 
     def flops(method, depth):
-        cohort = Cohort(methods[method], cnn_problem)
+        engine = Engine(methods[method], cnn_problem)
         row = None if method == "fedavg" else {"first": np.int32([4 - depth])}
         plan = make_plan(cnn_problem, clients=[0], rows=row, batch=32)
-        shapes = cohort._mask_shapes(plan)
+        shapes = engine._mask_shapes(plan)
         acc = jax.eval_shape(lambda: methods[method].merge.init((), start, shapes))
         _, rows = deal(plan, [0], 1, 3)
         common = Round(jax.random.key(0), jnp.float32(1.0), None)

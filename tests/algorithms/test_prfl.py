@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from problems import assert_close, assert_same, differ, digits, digits_problem
 
-from fedjax_het.algorithm import Task
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.prfl.buffers import unpack
 from fedjax_het.algorithms.prfl.merging import moved, sums
 from fedjax_het.algorithms.prfl.ranking import prunable
 from fedjax_het.algorithms.staleness import discount
-from fedjax_het.cohort import Cohort
+from fedjax_het.common.errors import InputError
+from fedjax_het.contract.algorithm import Task
+from fedjax_het.contract.masks import Route
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.errors import InputError
-from fedjax_het.evaluation import Evaluator
+from fedjax_het.engine.engine import Engine
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.published import MIB
-from fedjax_het.masks import Route
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -301,7 +301,7 @@ def test_recovery_needs_validation_samples():
 def test_resumed_in_mid_flight(tmp_path):
     algorithm = build("prfl", problem(), **options(interval=3, patience=1))
     engine = {
-        "cohort": Cohort(algorithm, problem(), chunk=1),
+        "engine": Engine(algorithm, problem(), chunk=1),
         "evaluator": evaluator(),
         "chunk": 1,
         "checkpoint_every": 4,

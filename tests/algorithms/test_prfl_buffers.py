@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_het.algorithm import Chunk, Variables
 from fedjax_het.algorithms.prfl.buffers import (
     RANKINGS,
     Layout,
@@ -29,6 +28,7 @@ from fedjax_het.algorithms.prfl.buffers import (
 from fedjax_het.algorithms.prfl.merging import mask_fed_avg
 from fedjax_het.algorithms.prfl.ranking import nested_mask, no_importance, prunable
 from fedjax_het.algorithms.staleness import discount
+from fedjax_het.contract.algorithm import Chunk, Variables
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_het.algorithm import Timing
 from fedjax_het.algorithms.prfl import links
 from fedjax_het.algorithms.prfl.pace import window_rule
 from fedjax_het.algorithms.prfl.ranking import nested_mask, prunable, rank_weights
-from fedjax_het.clock import Flight, Status
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
+from fedjax_het.contract.algorithm import Timing
+from fedjax_het.contract.clock import Flight, Status
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.published import MIB
 

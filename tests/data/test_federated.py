@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_het.common.errors import InputError
 from fedjax_het.data import FederatedData, Pipeline, from_arrays
 from fedjax_het.data.partition import dirichlet, iid
-from fedjax_het.errors import InputError
 
 
 def _arrays(n=30, classes=3):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from fedjax_het.common.errors import InputError
 from fedjax_het.data import load_federated
 from fedjax_het.data.partition import contiguous, dirichlet
-from fedjax_het.errors import InputError
 
 
 def _writers(path):

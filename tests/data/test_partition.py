@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_het.common.errors import InputError
 from fedjax_het.data.partition import (
     PARTITIONERS,
     contiguous,
@@ -14,7 +15,6 @@ from fedjax_het.data.partition import (
     quantity_skew,
     shards,
 )
-from fedjax_het.errors import InputError
 
 _CASES = {
     "iid": lambda n: iid(n),

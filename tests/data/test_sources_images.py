@@ -4,10 +4,10 @@ import struct
 import numpy as np
 import pytest
 
+from fedjax_het.common.errors import InputError
 from fedjax_het.data import SOURCES, load
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.data.partition import iid
-from fedjax_het.errors import InputError
 
 _STEMS = (
     "train-images-idx3-ubyte",

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from fedjax_het.common.errors import InputError
 from fedjax_het.data import load
 from fedjax_het.data.sources.audio import log_mel
 from fedjax_het.data.sources.text import (
@@ -12,7 +13,6 @@ from fedjax_het.data.sources.text import (
     tokenise,
     windows,
 )
-from fedjax_het.errors import InputError
 
 
 def test_tokens_are_places_in_the_vocabulary():

@@ -4,8 +4,8 @@ import sys
 import numpy as np
 import pytest
 
+from fedjax_het.common.errors import InputError
 from fedjax_het.data import load
-from fedjax_het.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

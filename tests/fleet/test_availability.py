@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.availability import always, from_intervals, synthetic
 
 DAY = [np.array([[2.0, 4.0], [6.0, 7.0]]), np.array([[0.0, 1.0]]), np.array([[9.0, 10.0]])]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.bandwidth import BandwidthTraces, TraceLink
 from fedjax_het.fleet.segments import searchsorted_runs
 

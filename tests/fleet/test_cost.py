@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.cost import cost_table, price
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.profile import xla_flops

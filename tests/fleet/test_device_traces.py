@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet import traces
 from fedjax_het.fleet.presets import build
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.flops import contraction_flops
 
 

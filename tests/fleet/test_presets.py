@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.presets import FLEETS, build
 
 OFFLINE = sorted(set(FLEETS) - {"traces"})

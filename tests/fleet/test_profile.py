@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_het import models
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.profile import (
     MeasuredProfile,

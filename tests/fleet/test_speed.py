@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.presets import build
 from fedjax_het.fleet.speed import SpeedTrace, random_walk

@@ -9,9 +9,9 @@ import numpy as np
 from malformed.case import Call, Case, changed, problem
 
 from fedjax_het import experiment
-from fedjax_het.checkpoint import Checkpoints
 from fedjax_het.data import load, load_federated
 from fedjax_het.report.records import RunRecord, RunWriter
+from fedjax_het.simulation.checkpoints import Checkpoints
 
 # ---- data files ----------------------------------------------------------------------------------
 

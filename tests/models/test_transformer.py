@@ -9,12 +9,12 @@ import pytest
 from fedjax_het import models
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.fedel.tensors import tensor_times
+from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.errors import InputError
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulate
+from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

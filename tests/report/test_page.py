@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.report import RunRecord, compare, write_report
 from fedjax_het.report.page import comparison_page, run_page
 

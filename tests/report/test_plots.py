@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
 from fedjax_het.report import RunRecord, device_plots, plots, time_to
 from fedjax_het.report.style import PALETTE, inline_svg, method_style, plain, png
 from fedjax_het.report.tasks import (

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
+from fedjax_het.common.jsonio import jsonable, write_atomic
 from fedjax_het.report import RunRecord, RunWriter, time_to
-from fedjax_het.report.jsonio import jsonable, write_atomic
 
 
 def write(record, workdir):

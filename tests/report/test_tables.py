@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from fedjax_het.errors import InputError
+from fedjax_het.common.errors import InputError
+from fedjax_het.common.jsonio import jsonable
 from fedjax_het.report import RunRecord, time_to
-from fedjax_het.report.jsonio import jsonable
 from fedjax_het.report.tables import summarise, table_data, table_notes, table_rows, text_table
 from fedjax_het.report.units import (
     Spread,

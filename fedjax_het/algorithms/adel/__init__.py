@@ -5,7 +5,7 @@ without bias (`merging`); `relatives` holds SALF, drop-stragglers and wait-for-a
 of time (`depths`, `setting`).
 """
 
+from fedjax_het.algorithms.adel.baselines import adel_drop, adel_wait, salf
 from fedjax_het.algorithms.adel.methods import adel
-from fedjax_het.algorithms.adel.relatives import adel_drop, adel_wait, salf
 
 __all__ = ["adel", "adel_drop", "adel_wait", "salf"]

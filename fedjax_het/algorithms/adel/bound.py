@@ -8,8 +8,8 @@ import numpy as np
 from scipy.special import logsumexp
 
 from fedjax_het.algorithms.adel.depths import log_miss, log_miss_slope
-from fedjax_het.errors import require
-from fedjax_het.options import check_options, check_types
+from fedjax_het.common.errors import require
+from fedjax_het.common.options import check_options, check_types
 
 
 @dataclass(frozen=True)

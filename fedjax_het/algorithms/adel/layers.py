@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithm import Array, PyTree
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Array
 from fedjax_het.models.base import Block, BlockModel
 from fedjax_het.problem import Problem
 

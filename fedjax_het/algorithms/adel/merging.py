@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Aggregator, PyTree
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Aggregator
 
 Rule = Literal["corrected", "ipw", "zero_fill", "mean"]
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_het.algorithm import Algorithm, Plan, Report, Situation, Variables
 from fedjax_het.algorithms.adel.depths import depths_reached
 from fedjax_het.algorithms.adel.layers import on_batch_statistics
 from fedjax_het.algorithms.adel.merging import Rule, merge_rule
@@ -19,9 +18,10 @@ from fedjax_het.algorithms.adel.rounds import (
     require_rule,
 )
 from fedjax_het.algorithms.adel.tally import Speeds, Tally, count, empty_tally, observe, summary
-from fedjax_het.clock import deadline
-from fedjax_het.errors import require
-from fedjax_het.options import takes
+from fedjax_het.common.errors import require
+from fedjax_het.common.options import takes
+from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.clock import deadline
 from fedjax_het.problem import Problem
 
 # Room in the compiled batch for devices that turn out faster than they were thought to be.

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.adel.layers import Granularity
 from fedjax_het.algorithms.common import Training
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
 
 Rates = Literal["ideal", "physical"]
 Solver = Literal["water_filling", "trust_constr"]

@@ -7,7 +7,7 @@ import numpy as np
 from fedjax_het.algorithms.adel.bound import Bound, Constants
 from fedjax_het.algorithms.adel.options import Planned, Solver
 from fedjax_het.algorithms.adel.planning import DeadlinePlan, Limits, plan_deadlines
-from fedjax_het.algorithms.adel.setting import Setting, prepare
+from fedjax_het.algorithms.adel.workload import Setting, prepare
 from fedjax_het.problem import Problem
 
 # Shortest deadline over the longest communication: below 1 a client could never take part.

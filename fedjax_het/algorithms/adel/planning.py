@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from fedjax_het.algorithms.adel.bound import Bound
 from fedjax_het.algorithms.adel.depths import miss_probability
 from fedjax_het.algorithms.adel.options import Solver
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 
 # Nodes at which the slope of the missing-layer term is tabulated, and scales tried first.
 _NODES, _SCALES = 1200, 24

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from fedjax_het.algorithms.adel.options import Planned
 from fedjax_het.algorithms.adel.planner import Planner, make_planner
 from fedjax_het.algorithms.adel.planning import DeadlinePlan, make_plan
-from fedjax_het.errors import require_known
+from fedjax_het.common.errors import require_known
 from fedjax_het.problem import Problem
 from fedjax_het.report.style import PALETTE, legend_above, method_style, styled
 

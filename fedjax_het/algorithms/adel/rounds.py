@@ -5,12 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithm import Plan, PyTree, Situation
 from fedjax_het.algorithms.adel.layers import trained
 from fedjax_het.algorithms.adel.merging import Rule, merge_inputs
 from fedjax_het.algorithms.adel.options import Rates
-from fedjax_het.algorithms.adel.setting import Setting, Workload
-from fedjax_het.errors import require, require_known
+from fedjax_het.algorithms.adel.workload import Setting, Workload
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Plan, Situation
 
 # Relative room for rounding between the end of a window and the deadline it was computed from.
 _ROUNDING = 2e-15

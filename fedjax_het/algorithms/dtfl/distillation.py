@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_het import masks
-from fedjax_het.algorithm import ClientResult, Task, Variables
-from fedjax_het.client import LocalUpdate, cross_entropy, training_loop
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract import masks
+from fedjax_het.contract.algorithm import ClientResult, Task, Variables
+from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, prepare
-from fedjax_het.masks import Route
+from fedjax_het.local.training import LocalUpdate, training_loop
 from fedjax_het.models.base import BlockModel
-
-PyTree = Any
+from fedjax_het.objectives.classification import cross_entropy
 
 
 class Halves(NamedTuple):

@@ -7,20 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het import masks
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, Plan, PyTree, Report, Situation, Variables
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.dtfl import profiles, scheduler, timing
 from fedjax_het.algorithms.dtfl.local import Privacy, Shuffle, check_privacy, split_training
 from fedjax_het.algorithms.dtfl.scheduler import History
 from fedjax_het.algorithms.dtfl.tiers import Tiers, cuts, split
-from fedjax_het.algorithms.plateau import on_plateau
-from fedjax_het.clock import barrier
-from fedjax_het.errors import require, require_known
-from fedjax_het.masks import Route
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract import masks
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.masks import Route
 from fedjax_het.problem import Problem
+from fedjax_het.transforms.plateau import on_plateau
 
 
 def dtfl(

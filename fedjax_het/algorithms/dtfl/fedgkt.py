@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, Plan, PyTree, Report, Situation, Variables
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.dtfl import timing
 from fedjax_het.algorithms.dtfl.distillation import edge_training, halves, server_training
 from fedjax_het.algorithms.dtfl.tiers import cuts, split
-from fedjax_het.clock import barrier
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.clock import barrier
 from fedjax_het.problem import Problem
 
 

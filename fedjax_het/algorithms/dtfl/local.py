@@ -8,22 +8,22 @@ z' is z, or z with its patches shuffled. Nothing flows back through the wall, so
 sum of both losses is that of each on its own half, and both see the weights from before the step.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_het import masks
-from fedjax_het.algorithm import ClientResult, Task, Variables
-from fedjax_het.client import LocalUpdate, cross_entropy, training_loop
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract import masks
+from fedjax_het.contract.algorithm import ClientResult, Task, Variables
+from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline
-from fedjax_het.errors import require, require_known
-from fedjax_het.masks import Route
+from fedjax_het.local import distance_correlation, shuffle_channels, shuffle_patches
+from fedjax_het.local.training import LocalUpdate, training_loop
 from fedjax_het.models.base import BlockModel
-from fedjax_het.privacy import distance_correlation, shuffle_channels, shuffle_patches
-
-PyTree = Any
+from fedjax_het.objectives.classification import cross_entropy
 
 Shuffle = Literal["none", "space", "channel"]
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fedjax_het.algorithms.dtfl.tiers import Tiers, cuts, split
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.profile import MeasuredProfile, with_measured
 from fedjax_het.models.base import BlockModel

@@ -4,16 +4,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_het.algorithm import Algorithm, Plan, Schedule, Situation
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.dtfl import timing
 from fedjax_het.algorithms.dtfl.tiers import cuts, split
 from fedjax_het.algorithms.fedavg import full_model
-from fedjax_het.algorithms.plateau import on_plateau
-from fedjax_het.clock import barrier
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.contract.algorithm import Algorithm, Plan, Schedule, Situation
+from fedjax_het.contract.clock import barrier
 from fedjax_het.problem import Problem
+from fedjax_het.transforms.plateau import on_plateau
 
 
 def splitfed(

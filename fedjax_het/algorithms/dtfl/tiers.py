@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 from fedjax_het.fleet.cost import CostTable
 
 # Labels travel with the activations, as 64-bit integers (the authors' code).

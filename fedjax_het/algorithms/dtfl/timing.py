@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_het.algorithm import Timing
 from fedjax_het.algorithms.dtfl.tiers import LABEL_BYTES, Tiers
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.contract.algorithm import Timing
 from fedjax_het.fleet.device import Fleet
 
 

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_het.algorithm import Situation, Timing
 from fedjax_het.algorithms.fedel.tensors import Chain, TensorTimes, chain_cost
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.contract.algorithm import Situation, Timing
 from fedjax_het.problem import Problem
 
 Accounting = Literal["backward", "total"]

@@ -6,9 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het import masks
-from fedjax_het.aggregation import masked_mean
-from fedjax_het.algorithm import Algorithm, Plan, PyTree, Report, Situation, Variables
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedel import importance, windows
@@ -19,9 +16,13 @@ from fedjax_het.algorithms.fedel.merges import plain_mean
 from fedjax_het.algorithms.fedel.prober import Prober
 from fedjax_het.algorithms.fedel.tensors import Chain, tensor_times
 from fedjax_het.algorithms.fednova import nova
-from fedjax_het.clock import barrier
-from fedjax_het.errors import require, require_known
-from fedjax_het.masks import Route
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract import masks
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.masks import Route
 from fedjax_het.problem import Problem
 
 

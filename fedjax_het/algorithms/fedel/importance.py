@@ -9,19 +9,19 @@ largest; the learning rate of the paper's formula cancels. Only these K numbers 
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_het.algorithm import Variables
-from fedjax_het.client import cross_entropy
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import DeviceData, Pipeline, gather
 from fedjax_het.models.base import BlockModel
+from fedjax_het.objectives.classification import cross_entropy
 
 Array = jax.Array
-PyTree = Any
 Probe = Literal["full", "exit"]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedjax_het.algorithms.common import Training
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
 from fedjax_het.problem import Problem
 
 

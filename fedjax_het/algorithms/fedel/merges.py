@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.aggregation import Sums, masked_mean
-from fedjax_het.algorithm import Aggregator, Chunk, Variables
-
-PyTree = Any
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.aggregation import Sums, masked_mean
+from fedjax_het.contract.algorithm import Aggregator, Chunk, Variables
 
 
 def plain_mean() -> Aggregator:

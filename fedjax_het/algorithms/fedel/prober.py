@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_het.algorithm import PyTree, Variables
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedel import importance
-from fedjax_het.chunking import choose_chunk
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.problem import Problem
+from fedjax_het.runtime.chunking import choose_chunk
 
 
 class Prober:

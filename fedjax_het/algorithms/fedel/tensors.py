@@ -27,13 +27,13 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from fedjax_het.errors import require, require_known
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.fleet.flops import jaxpr_flops
 from fedjax_het.models.base import Block, BlockModel
 from fedjax_het.models.lowering import lowering
 
-PyTree = Any
 Chain = Literal["exclusive", "inclusive"]
 
 

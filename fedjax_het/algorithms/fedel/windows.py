@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedjax_het.errors import require_known
+from fedjax_het.common.errors import require_known
 
 Variant = Literal["fedel", "C", "no_rollback", "elastic_only"]
 VARIANTS = ("fedel", "C", "no_rollback", "elastic_only")

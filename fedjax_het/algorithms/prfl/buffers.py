@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithm import Variables
 from fedjax_het.algorithms.prfl.ranking import prunable
-
-PyTree = Any
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Variables
 
 RANKINGS = 4
 _MOST_PAGE, _PARTS = 4096, 64

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithm import Variables
 from fedjax_het.algorithms.prfl import density as rules
 from fedjax_het.algorithms.prfl.buffers import (
     Booked,
@@ -20,10 +19,10 @@ from fedjax_het.algorithms.prfl.buffers import (
 )
 from fedjax_het.algorithms.prfl.density import Stops, Times
 from fedjax_het.algorithms.prfl.ranking import Importance, close_interval, rank_weights
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import prepare
 from fedjax_het.problem import Problem
-
-PyTree = Any
 
 
 class State(NamedTuple):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedjax_het.errors import require_known
+from fedjax_het.common.errors import require_known
 
 # Bytes per kept weight on the way (down, up), and whether a bitmap of all weights goes with them.
 SIZES = {"bitmap": (4, 4, True), "index": (8, 8, False), "coo64": (20, 4, False)}

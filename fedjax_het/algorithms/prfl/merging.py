@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_het import masks
-from fedjax_het.aggregation import zeros
-from fedjax_het.algorithm import Aggregator, Chunk, Variables
 from fedjax_het.algorithms.prfl.buffers import Booked, Slots, store, weighted_sums
 from fedjax_het.algorithms.prfl.ranking import Importance, observe
 from fedjax_het.algorithms.staleness import Discount
-
-PyTree = Any
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract import masks
+from fedjax_het.contract.aggregation import zeros
+from fedjax_het.contract.algorithm import Aggregator, Chunk, Variables
 
 
 class Acc(NamedTuple):

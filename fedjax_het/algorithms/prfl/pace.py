@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fedjax_het.clock import Closing, Flight, Pace, barrier, take
-from fedjax_het.errors import require
+from fedjax_het.common.errors import require
+from fedjax_het.contract.clock import Closing, Flight, Pace, barrier, take
 
 # Merges at the start that wait for everyone, so that all buffers are filled.
 WARM_UP = 2

@@ -7,20 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithm import (
-    Algorithm,
-    ClientResult,
-    Plan,
-    PyTree,
-    Report,
-    Situation,
-    Task,
-    Variables,
-)
 from fedjax_het.algorithms import common
 from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.prfl import links
 from fedjax_het.algorithms.prfl.buffers import book, no_bookings, no_slots, release
+from fedjax_het.algorithms.prfl.checks import (
+    buffer_layout,
+    check_control,
+    check_server,
+    time_per_weight,
+)
 from fedjax_het.algorithms.prfl.controller import Scorer, Settings, State, adjust, rerank
 from fedjax_het.algorithms.prfl.density import no_stops, no_times, record
 from fedjax_het.algorithms.prfl.merging import mask_fed_avg, start_masked
@@ -31,17 +27,21 @@ from fedjax_het.algorithms.prfl.ranking import (
     no_importance,
     prunable,
 )
-from fedjax_het.algorithms.prfl.setup import (
-    buffer_layout,
-    check_control,
-    check_server,
-    time_per_weight,
-)
 from fedjax_het.algorithms.staleness import discount
-from fedjax_het.errors import require_known
+from fedjax_het.common.errors import require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import (
+    Algorithm,
+    ClientResult,
+    Plan,
+    Report,
+    Situation,
+    Task,
+    Variables,
+)
+from fedjax_het.contract.masks import Route
 from fedjax_het.fleet.cost import price
 from fedjax_het.fleet.published import MIB
-from fedjax_het.masks import Route
 from fedjax_het.problem import Problem
 
 # The author's starting densities for ten clients, fastest first.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PyTree = Any
+from fedjax_het.common.types import PyTree
 
 
 def prunable(tree: PyTree) -> list[Any]:

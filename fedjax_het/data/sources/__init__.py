@@ -8,14 +8,14 @@ held to their published SHA-256.
 from collections.abc import Callable
 from typing import Any
 
+from fedjax_het.common.errors import require_known
+from fedjax_het.common.options import check_options
 from fedjax_het.data.sources.audio import speech_commands
 from fedjax_het.data.sources.files import DataDir
 from fedjax_het.data.sources.images import cifar10, digits, fashion_mnist, femnist, mnist, quickdraw
 from fedjax_het.data.sources.raw import RawData
 from fedjax_het.data.sources.text import shakespeare, tinyshakespeare
 from fedjax_het.data.sources.tfds import tfds
-from fedjax_het.errors import require_known
-from fedjax_het.options import check_options
 
 SOURCES: dict[str, Callable[..., RawData]] = {
     f.__name__: f

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from fedjax_het.common.errors import require_known
 from fedjax_het.data.sources.files import DataDir, check_digest, folder, read_npz
 from fedjax_het.data.sources.raw import RawData
-from fedjax_het.errors import require_known
 
 _SHA256 = "00f18b15e8fc72c61dcb7f1b3c23474f18e123e587d3894778eea6f6e72ab393"
 _RATE = 8000

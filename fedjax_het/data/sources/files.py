@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_het.errors import InputError, require
+from fedjax_het.common.errors import InputError, require
 
 ENVIRONMENT = "FEDJAX_HET_DATA"
 

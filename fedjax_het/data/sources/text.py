@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedjax_het.common.errors import require
 from fedjax_het.data.checks import check_fraction, check_whole
 from fedjax_het.data.sources.files import DataDir, check_digest, folder, read_bytes
 from fedjax_het.data.sources.raw import RawData
-from fedjax_het.errors import require
 
 # All symbols of the two files, in code-point order; a symbol's index is its token.
 TINY_VOCABULARY = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.data.checks import as_labels, as_storage
 from fedjax_het.data.sources.files import DataDir
 from fedjax_het.data.sources.raw import RawData
-from fedjax_het.errors import InputError, require
 
 
 def tfds(

@@ -1,0 +1,1 @@
+"""What every room uses: errors, options held to signatures, JSON on disk, shared types."""

@@ -1,0 +1,135 @@
+"""Strict JSON on disk: atomic replacement, no NaN, and errors that name file, line and remedy."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.common.errors import InputError
+
+_EXTENDED_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+
+
+def jsonable(value: Any, where: str = "value") -> Any:
+    """`value` as plain JSON types; what is not a finite number becomes None (`null`).
+
+    JSON has no NaN and no infinity, so a diverged loss or an unlimited link is written as `null`.
+
+    Args:
+      value: numbers, text, None, paths, NumPy or JAX scalars and arrays, and lists, tuples and
+        mappings of them. Keys become text.
+      where: how to call the value in an error.
+
+    Raises:
+      InputError: for any other type.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item, where) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        if array.dtype.name in _EXTENDED_FLOATS:
+            array = array.astype(np.float64)
+        if array.dtype.kind not in "biufU":
+            raise _not_json(array.dtype, where)
+        return jsonable(array.tolist(), where)
+    raise _not_json(type(value).__name__, where)
+
+
+def _not_json(kind: Any, where: str) -> InputError:
+    return InputError(
+        f"{where} is of type {kind}: records hold JSON types only; "
+        "pass numbers, text, arrays, lists or dicts of them"
+    )
+
+
+def json_line(row: Mapping[str, Any], where: str) -> bytes:
+    """One row of a JSON-lines file, newline included; floats keep all their digits."""
+    text = json.dumps(jsonable(row, where), allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as readable JSON, atomically."""
+    text = json.dumps(jsonable(value, path.name), allow_nan=False, indent=1, ensure_ascii=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces `path` in one step: a reader sees the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      InputError: when it is missing or not JSON.
+    """
+    return _parse(_read(path), str(path))
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The rows of a JSON-lines file.
+
+    Raises:
+      InputError: when it is missing, empty, or a line is not JSON; a last line without its newline
+        counts as torn, for its number may have lost digits and still parse.
+    """
+    text = _read(path)
+    if not text:
+        raise InputError(f"{path}: is empty; run the experiment again or restore the file")
+    lines = text.split("\n")
+    if lines[-1]:
+        raise InputError(
+            f"{path}, line {len(lines)}: is torn (no newline at its end), the run was interrupted "
+            "while writing; resume the run, which cuts it, or delete that line"
+        )
+    return [_parse(line, f"{path}, line {i}") for i, line in enumerate(lines[:-1], 1)]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: does not exist; name the work directory of a finished run, or resume the run"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: is not UTF-8 text (byte {error.start}); restore the file or run again"
+        ) from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_reject_constant)
+    except ValueError as error:
+        raise InputError(
+            f"{where}: is not valid JSON ({error}); restore the file or run the experiment again"
+        ) from None
+
+
+def _reject_constant(name: str) -> Iterable[Any]:
+    raise ValueError(f"{name} is not a JSON number")

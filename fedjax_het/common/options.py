@@ -1,0 +1,149 @@
+"""Options by name: held to the signature of the factory that takes them, before it is called.
+
+A signature says which options there are, which must be given, and, by its annotations, of what type
+they are. Ranges are the factory's own business.
+"""
+
+import functools
+import inspect
+import reprlib
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+
+from fedjax_het.common.errors import InputError, require_known
+
+_WORDS = {
+    bool: "True or False",
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    type(None): "None",
+    np.ndarray: "a list",
+}
+
+
+_Factory = TypeVar("_Factory", bound=Callable[..., Any])
+
+
+def takes(options: type) -> Callable[[_Factory], _Factory]:
+    """Declares the dataclass that holds the variadic options of a factory, `**options`."""
+
+    def declare(factory: _Factory) -> _Factory:
+        factory.options = options  # type: ignore[attr-defined]
+        return factory
+
+    return declare
+
+
+def check_options(
+    options: Mapping[str, Any],
+    what: str,
+    *factories: Callable[..., Any],
+    derived: Collection[str] = (),
+) -> None:
+    """Raises `InputError` unless the options can be handed to the factories that share them.
+
+    Args:
+      options: names and values.
+      what: how to call one of them, e.g. `"option of fleet 'uniform'"`.
+      *factories: functions or classes; an option belongs to the first whose signature has it.
+      derived: parameters that the caller fills in and that may therefore not be given.
+    """
+    known = parameters(*factories)
+    for name in options:
+        if name in derived:
+            raise InputError(
+                f"{what} {name!r}: follows from the rest of the configuration; leave it out"
+            )
+        require_known(name, set(known) - set(derived), what)
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options and name not in derived:
+            raise InputError(
+                f"{what} {name!r} is missing: must be given, {_words(parameter.annotation)}; "
+                f"add {name} = ..."
+            )
+    check_types(options, what, *factories)
+
+
+def check_types(options: Mapping[str, Any], what: str, *factories: Callable[..., Any]) -> None:
+    """Raises `InputError` unless every option has the type that the signatures annotate."""
+    known = parameters(*factories)
+    for name, value in options.items():
+        hint, default = known[name].annotation, known[name].default
+        if _fits(value, hint):
+            continue
+        if get_origin(hint) is Literal:
+            require_known(value, map(str, get_args(hint)), name)
+        usable = default is not inspect.Parameter.empty and default is not None
+        remedy = f"e.g. {name} = {default!r}" if usable else f"correct {name}"
+        raise InputError(
+            f"{what} {name!r} = {reprlib.repr(value)}: must be {_words(hint)}; {remedy}"
+        )
+
+
+def defaults(*factories: Callable[..., Any]) -> dict[str, Any]:
+    """The options that may be left out, and what they then are."""
+    return {
+        name: parameter.default
+        for name, parameter in parameters(*factories).items()
+        if parameter.default is not parameter.empty
+    }
+
+
+def parameters(*factories: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of factories that share their options, by name; variadic ones left out."""
+    found: dict[str, inspect.Parameter] = {}
+    for factory in factories:
+        fixed = factory.keywords if isinstance(factory, functools.partial) else ()
+        for name, parameter in inspect.signature(factory).parameters.items():
+            variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            if not variadic and name not in fixed:
+                found.setdefault(name, parameter)
+    return found
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; lists stand for any sequence, as in JSON."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in (Any, inspect.Parameter.empty) or isinstance(hint, str):
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return isinstance(value, str | int | None) and value in inner
+    if hint is float:
+        return _is(value, int, float, np.integer, np.floating)
+    if hint is int:
+        return _is(value, int, np.integer)
+    if hint is bool:
+        return isinstance(value, bool | np.bool_)
+    if hint is np.ndarray or origin in (Sequence, list, tuple):
+        if not isinstance(value, list | tuple | np.ndarray) or np.ndim(value) == 0:
+            return False
+        if origin is tuple and Ellipsis not in inner:
+            return len(value) == len(inner) and all(map(_fits, value, inner))
+        return not inner or hint is np.ndarray or all(_fits(each, inner[0]) for each in value)
+    return isinstance(value, origin or hint)
+
+
+def _is(value: Any, *kinds: type) -> bool:
+    """`isinstance`, but True and False are no numbers."""
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is inspect.Parameter.empty:
+        return "see its factory"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(each) for each in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if origin in (Sequence, list, tuple):
+        return f"a list, each {_words(inner[0])}" if inner else "a list"
+    if origin is not None and issubclass(origin, Callable):  # type: ignore[arg-type]
+        return "a function"
+    return _WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"

@@ -1,0 +1,1 @@
+"""What passes between the rooms, and the types of the five questions that a method answers."""

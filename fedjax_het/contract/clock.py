@@ -1,0 +1,203 @@
+"""Virtual time: task durations in, merge events out. The clock never looks at the wall.
+
+Durations are known at dispatch, so asynchrony needs no loop over clients: the tasks in flight lie
+in one table, and a *pace* decides, from that table alone, when the server merges and what becomes
+of every task. Barrier and deadline close all tasks; a window or a count of arrivals closes some and
+leaves the rest `WAITING` for a later merge.
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_het.common.errors import require
+from fedjax_het.contract.algorithm import Plan, Timing
+
+
+class Status(Enum):
+    """What became of a task at a merge."""
+
+    MERGED = "merged"  # finished in time
+    PARTIAL = "partial"  # stopped at the deadline with some local steps done
+    DROPPED = "dropped"  # not finished in time; its work is lost
+    WAITING = "waiting"  # still running; a later merge will see it
+
+
+class Flight(NamedTuple):
+    """The tasks in flight, one row each.
+
+    Attributes:
+      client: int64[m].
+      version: int64[m], server steps behind the model each task started from.
+      dispatched_s: float64[m], virtual time of dispatch.
+      deadline_s: float64[m], virtual time at which a deadline pace stops the task (inf: none).
+      steps: int64[m], local steps.
+      timing: prices, arrays of length m.
+    """
+
+    client: np.ndarray
+    version: np.ndarray
+    dispatched_s: np.ndarray
+    deadline_s: np.ndarray
+    steps: np.ndarray
+    timing: Timing
+
+    @property
+    def arrives_s(self) -> np.ndarray:
+        """Virtual time at which the whole task would be back at the server, float64[m]."""
+        return self.dispatched_s + self.timing.total_s
+
+
+class Closing(NamedTuple):
+    """A merge event.
+
+    Attributes:
+      at_s: virtual time of the merge.
+      status: `Status` of every task, length m.
+      steps: int64[m], local steps that count (fewer than planned where PARTIAL).
+    """
+
+    at_s: float
+    status: list[Status]
+    steps: np.ndarray
+
+
+class Pace(NamedTuple):
+    """When the server merges.
+
+    Attributes:
+      name: for records.
+      close: `(flight) -> Closing`.
+      waits: whether it may leave tasks `WAITING`. Clients are then at work all the time, and those
+        that are not are sent out anew after every merge.
+      refills: whether they are sent out anew as soon as somebody is back, with the model as it is.
+    """
+
+    name: str
+    close: Callable[[Flight], Closing]
+    waits: bool = False
+    refills: bool = False
+
+
+def dispatch(plan: Plan, now_s: float, version: int) -> Flight:
+    """The plan's tasks as they leave the server at `now_s`.
+
+    Raises:
+      InputError: a duration is not positive and finite, naming the client.
+    """
+    total_s = np.asarray(plan.timing.total_s, np.float64)
+    parts = np.stack([plan.timing.download_s, plan.timing.compute_s, plan.timing.upload_s])
+    bad = np.flatnonzero(~(np.isfinite(total_s) & (total_s > 0)) | np.any(parts < 0, axis=0))
+    require(
+        bad.size == 0,
+        lambda: f"client {plan.clients[bad[:1]]} with a task of {total_s[bad[:1]]} s",
+        "must take a positive, finite time",
+        "give its device a positive speed and its task at least one step",
+    )
+    k = len(plan.clients)
+    return Flight(
+        client=np.asarray(plan.clients, np.int64),
+        version=np.full(k, version, np.int64),
+        dispatched_s=np.full(k, now_s, np.float64),
+        deadline_s=np.full(k, now_s + plan.deadline_s, np.float64),
+        steps=np.asarray(plan.steps, np.int64),
+        timing=plan.timing,
+    )
+
+
+def barrier() -> Pace:
+    """The server waits for everyone: a round lasts as long as its slowest task."""
+
+    def close(flight: Flight) -> Closing:
+        at_s = float(np.max(flight.arrives_s))
+        return Closing(at_s, [Status.MERGED] * len(flight.client), flight.steps)
+
+    return Pace("barrier", close)
+
+
+def deadline(late: str = "drop") -> Pace:
+    """The server waits until the plan's deadline, or until everyone is back if that is sooner.
+
+    Args:
+      late: what becomes of a task that would miss it. "drop" loses the task. "partial" keeps the
+        local steps that leave time to upload (steps are taken to last equally long); a task that
+        cannot finish even one step is lost.
+    """
+    require(
+        late in ("drop", "partial"),
+        f"late = {late!r}",
+        "must be 'drop' or 'partial'",
+        "use 'partial' to keep the steps that slow devices finish (as FedProx does)",
+    )
+
+    def close(flight: Flight) -> Closing:
+        timing = flight.timing
+        in_time = flight.arrives_s <= flight.deadline_s
+        if late == "partial":
+            allowed_s = (
+                flight.deadline_s - flight.dispatched_s - timing.download_s - timing.upload_s
+            )
+            step_s = timing.compute_s / flight.steps
+            possible = np.floor(np.clip(allowed_s / step_s, 0, flight.steps)).astype(np.int64)
+            steps = np.where(in_time, flight.steps, possible)
+        else:
+            steps = np.where(in_time, flight.steps, 0)
+        status = [
+            Status.MERGED if whole else (Status.PARTIAL if n else Status.DROPPED)
+            for whole, n in zip(in_time, steps, strict=True)
+        ]
+        at_s = float(np.max(np.where(in_time, flight.arrives_s, flight.deadline_s)))
+        return Closing(at_s, status, steps)
+
+    return Pace(f"deadline({late})", close)
+
+
+def arrivals(count: int, *, refill: bool = False) -> Pace:
+    """The server merges at every `count`-th arrival; ties are broken by the client's id.
+
+    Args:
+      count: arrivals per merge, K.
+      refill: keeps the number of clients at work constant: who is back is replaced at once, with
+        the model as it is, not only after the merge.
+    """
+    require(count >= 1, f"count = {count}", "must be at least 1 arrival", "use 1 or 10")
+
+    def close(flight: Flight) -> Closing:
+        first = arrival_order(flight)[:count]
+        return take(flight, first, float(flight.arrives_s[first[-1]]))
+
+    return Pace(f"arrivals({count})", close, waits=True, refills=refill)
+
+
+def window(interval_s: float) -> Pace:
+    """The server merges what has arrived at every multiple of `interval_s`, if anything has."""
+    require(
+        np.isfinite(interval_s) and interval_s > 0,
+        f"interval_s = {interval_s}",
+        "must be a positive number of seconds",
+        "take the time of a middling task",
+    )
+
+    def close(flight: Flight) -> Closing:
+        soonest_s = float(np.min(flight.arrives_s))
+        # An arrival that is late by rounding alone counts as in time.
+        ticks = np.ceil(soonest_s / interval_s - 1e-9)
+        at_s = max(float(ticks * interval_s), soonest_s)
+        return take(flight, np.flatnonzero(flight.arrives_s <= at_s * (1 + 1e-12)), at_s)
+
+    return Pace(f"window({interval_s:g} s)", close, waits=True)
+
+
+def arrival_order(flight: Flight) -> np.ndarray:
+    """Indices of the tasks as they arrive, int64[m]; at the same time, lower clients first."""
+    return np.lexsort((flight.client, flight.arrives_s))
+
+
+def take(flight: Flight, chosen: np.ndarray, at_s: float) -> Closing:
+    """The closing that merges the chosen tasks whole and leaves the rest waiting."""
+    status = [Status.WAITING] * len(flight.client)
+    for i in chosen:
+        status[i] = Status.MERGED
+    return Closing(max(at_s, float(np.max(flight.arrives_s[chosen]))), status, flight.steps)

@@ -1,0 +1,142 @@
+"""What a client trains: masks, which are the truth, and routes, which are a permission to skip.
+
+A *mask* has the structure of the parameters; its boolean leaves broadcast against them: shape `()`
+for a whole tensor (suffix, window), a channel vector (width), or the full shape (density). Masks
+alone define the result. A *route* is a small hashable value that lets the compiler leave work out;
+it must cover the mask, and any covering route gives the same numbers.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_het.common.types import PyTree
+
+
+class Route(NamedTuple):
+    """Blocks that need a gradient, the block whose exit gives the loss, and where it is split.
+
+    Attributes:
+      first: shallowest block that may train; blocks before it run forward only.
+      exit: block after which the loss is taken; deeper blocks are not run. None runs the whole
+        network with all its exits and lets every client pick its own (`Task.exit`).
+      cut: block after which no gradient flows back (split training with local losses): the blocks
+        up to it learn from the head after it, the deeper ones from the loss at `exit`. None for
+        training from end to end, and where `exit` is None, for then every client has its own.
+    """
+
+    first: int
+    exit: int | None
+    cut: int | None = None
+
+    def covers(self, other: "Route") -> bool:
+        """True when work planned for `other` may run on this route with the same result."""
+        same = (self.exit, self.cut) == (other.exit, other.cut)
+        return self.first <= other.first and (self.exit is None or same)
+
+
+def full_route(num_blocks: int, has_exits: bool) -> Route:
+    """The route that covers every other: all blocks train, all exits (if any) are computed."""
+    return Route(0, None if has_exits else num_blocks - 1)
+
+
+def suffix(params: PyTree, first: jax.Array, exit: jax.Array | None = None) -> PyTree:
+    """Mask of the blocks `first..exit` and the head that closes them.
+
+    Args:
+      params: `Variables.params`, or its shapes; only the structure is used.
+      first: int32 scalar, shallowest trained block (0 = input side).
+      exit: int32 scalar, block whose head gives the loss; None or L-1 for the network's own head.
+
+    Returns:
+      A pytree of `bool[]`, one per tensor.
+    """
+    last = jnp.int32(len(params["blocks"]) - 1)
+    exit = last if exit is None else exit
+
+    def of(part: PyTree, keep: Any) -> PyTree:
+        return jax.tree.map(lambda _: keep, part)
+
+    return {
+        "blocks": tuple(
+            of(block, (b >= first) & (b <= exit)) for b, block in enumerate(params["blocks"])
+        ),
+        # A single head closes every block but the last (`BlockModel.shared_exit`).
+        "exits": tuple(
+            of(head, exit < last if len(params["exits"]) == 1 else b == exit)
+            for b, head in enumerate(params["exits"])
+        ),
+    }
+
+
+def everything(params: PyTree) -> PyTree:
+    """Mask of ones, `bool[]` per tensor."""
+    return jax.tree.map(lambda _: jnp.asarray(True), params)
+
+
+def split(tree: PyTree, route: Route) -> tuple[PyTree, PyTree]:
+    """Splits a tree shaped like the parameters into what `route` trains and what it freezes.
+
+    Args:
+      tree: parameters, a mask or an update.
+      route: the route.
+
+    Returns:
+      `(trained, frozen)`, each with the outer structure of `tree` and None at the other's leaves.
+    """
+    blocks, exits = tree["blocks"], tree["exits"]
+    last = len(blocks) - 1
+    deepest = last if route.exit is None else route.exit
+    heads = [block for block in (route.exit, route.cut) if block is not None]
+
+    def part(keep: bool) -> PyTree:
+        def of(value: PyTree, trained: bool) -> PyTree:
+            return value if trained == keep else jax.tree.map(lambda _: None, value)
+
+        return {
+            "blocks": tuple(of(v, route.first <= b <= deepest) for b, v in enumerate(blocks)),
+            "exits": tuple(
+                of(v, route.exit is None or b in heads or (len(exits) == 1 and min(heads) < last))
+                for b, v in enumerate(exits)
+            ),
+        }
+
+    return part(True), part(False)
+
+
+def join(trained: PyTree, frozen: PyTree) -> PyTree:
+    """Inverse of `split`: takes every leaf from whichever tree has it."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def apply(mask: PyTree, tree: PyTree) -> PyTree:
+    """`mask * tree`, with None leaves of `tree` kept.
+
+    Args:
+      mask: boolean leaves that broadcast against those of `tree` from the right, or None for ones.
+      tree: float leaves or None.
+    """
+    if mask is None:
+        return tree
+
+    def of(value: jax.Array | None, keep: jax.Array | None) -> jax.Array | None:
+        if value is None or keep is None:
+            return value
+        keep = keep.reshape((1,) * (value.ndim - keep.ndim) + keep.shape)
+        return jnp.where(jnp.broadcast_to(keep, value.shape), value, jnp.zeros_like(value))
+
+    return jax.tree.map(of, tree, mask, is_leaf=lambda leaf: leaf is None)
+
+
+def live_blocks(mask: PyTree) -> jax.Array:
+    """bool[L]: which blocks train anything under `mask`."""
+    any_leaf = [
+        jnp.any(jnp.stack([jnp.any(leaf) for leaf in jax.tree.leaves(block)]))
+        if jax.tree.leaves(block)
+        else jnp.asarray(False)
+        for block in mask["blocks"]
+    ]
+    return jnp.stack(any_leaf)

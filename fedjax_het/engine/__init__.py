@@ -1,0 +1,1 @@
+"""Runs cohorts: programs, rows, routes, rounds in batches, clients in flight, devices."""

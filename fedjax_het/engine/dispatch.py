@@ -1,0 +1,328 @@
+"""The clients at work between two merges, under a pace that leaves tasks waiting.
+
+What is kept is a table with a row per task, the models that tasks in the table started from, and
+the results of those that are trained already. Training waits until a merge needs a result that is
+not there. Where clients are trained one by one, those that the merge needs are trained then, and
+merged on the way as in a synchronous round. Else everything untrained is trained side by side, each
+from its own version, as far as there are slots for results. Memory is that of (versions in flight +
+slots) models.
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Plan, Variables
+from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, dispatch
+from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.programs import Outputs, Round
+from fedjax_het.engine.results import Deferred, Origin, Results
+from fedjax_het.engine.sampling import Sampler, fold_in
+from fedjax_het.engine.table import Tasks, table_of
+
+# Memory that results may take while they wait; more clients at work share the slots.
+RESULT_BYTES = {"cpu": 2e9, "other": 16e9}
+
+
+class Merged(NamedTuple):
+    """What a merge makes of the server's model.
+
+    Attributes:
+      variables: the merged model.
+      info: what `merge.finalize` reports.
+      outputs: of the clients, in the plan's order; perhaps still to come.
+      acc: the accumulator; None where the method's update does not look at it.
+    """
+
+    variables: Variables
+    info: dict[str, Any]
+    outputs: Outputs
+    acc: PyTree = None
+
+
+class InFlight:
+    """The table, the models and the results; see the module.
+
+    Args:
+      cohort: the engine.
+      key: typed PRNG key; the work of version v has the key `fold_in(key, v)`.
+      capacity: tasks that may be in the table at a time.
+    """
+
+    def __init__(self, cohort: Engine, key: jax.Array, capacity: int):
+        self._cohort, self._key, self._capacity = cohort, key, capacity
+        self.engine = Deferred(cohort)
+        self._tasks: Tasks | None = None
+        self._origins: dict[int, Origin] = {}
+        self._results: Results | None = None
+        self._shape: Plan | None = None  # any plan, for the shapes of its rows
+
+    # ---- who is at work ----------------------------------------------------------------------
+
+    @property
+    def flight(self) -> Flight | None:
+        """The tasks that were sent out and have not been merged."""
+        return None if self._tasks is None else self._tasks.flight
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return 0 if self._tasks is None else self._tasks.size
+
+    def advance(
+        self, sampler: Sampler, state: PyTree, variables: Variables, step: int, now_s: float
+    ) -> tuple[Closing, PyTree]:
+        """Sends out idle clients, until the next merge.
+
+        Args:
+          sampler: draws them and has the algorithm plan for them.
+          state: the algorithm's.
+          variables: the server's model.
+          step: the server's step, from 0.
+          now_s: virtual time.
+
+        Returns:
+          What the pace makes of the table at the next merge, and the algorithm's state.
+        """
+        pace = sampler.algorithm.pace
+        key = sampler.step_key(step)
+        for turn in itertools.count():
+            state = self._send_idle(sampler, state, variables, step, now_s, turn, key)
+            flight = self._tasks.flight  # type: ignore[union-attr]
+            closing = pace.close(flight)
+            now_s = max(now_s, float(np.min(flight.dispatched_s)))
+            later = flight.arrives_s[flight.arrives_s > now_s]
+            if not pace.refills or not np.min(later, initial=np.inf) < closing.at_s:
+                break
+            now_s = float(np.min(later))
+        return closing, state
+
+    def _send_idle(
+        self,
+        sampler: Sampler,
+        state: PyTree,
+        variables: Variables,
+        step: int,
+        now_s: float,
+        turn: int,
+        key: jax.Array,
+    ) -> PyTree:
+        """Sends out idle clients until as many are at work as the method wants, if there are.
+
+        A client leaves once with every version of the model: it would return the same again.
+        """
+        idle = np.arange(sampler.problem.num_clients)
+        working = 0
+        if (flight := self.flight) is not None:
+            # Between two merges, who is back does not count as at work.
+            held = flight.arrives_s > now_s if turn else np.ones(self.size, bool)
+            working = int(np.sum(held))
+            idle = np.setdiff1d(idle, flight.client[held | (flight.version == step)])
+        size = sampler.algorithm.cohort_size - working
+        if size <= 0 or idle.size == 0:
+            return state
+        clients, start_s = sampler.draw(
+            step, now_s, clients=idle, size=size, least=0 if self.size else 1, turn=turn
+        )
+        if clients.size:
+            plan, state = sampler.plan(state, variables, step, clients, start_s, turn=turn, key=key)
+            self.send(plan, start_s, step, variables)
+        return state
+
+    def send(self, plan: Plan, now_s: float, version: int, variables: Variables) -> None:
+        """Puts the tasks of a plan into the table."""
+        new = table_of(plan, dispatch(plan, now_s, version))
+        if version not in self._origins:
+            common = Round(
+                fold_in(self._key, version),
+                np.float32(plan.learning_rate_scale),
+                jax.tree.map(np.asarray, plan.shared),
+            )
+            self._origins[version] = Origin(variables, common)
+        self._shape = plan
+        if self._tasks is not None:
+            new = jax.tree.map(lambda a, b: np.concatenate([a, b]), self._tasks, new)
+        self._tasks = new
+
+    # ---- merging -----------------------------------------------------------------------------
+
+    def merge(
+        self, closing: Closing, state: PyTree, variables: Variables, step: int
+    ) -> tuple[Tasks, Closing, Plan, Merged]:
+        """Trains what is missing, merges the tasks that do not wait, and takes them out.
+
+        Args:
+          closing: what the pace made of the table.
+          state: the algorithm's.
+          variables: the server's model.
+          step: the server's step, from 0.
+
+        Returns:
+          The rows taken out, in the order of arrival, what became of them, the rows as a plan, with
+          what is shared of the newest one, and what they were merged to.
+        """
+        assert self._tasks is not None
+        order = arrival_order(self._tasks.flight)
+        waits = np.asarray([status is Status.WAITING for status in closing.status])[order]
+        chosen = order[~waits]
+        newest = max(self._origins)
+        shared = self._origins[newest].common.shared
+        one_by_one = self.engine.one_by_one(self._tasks.batch[chosen])
+        if chosen.size == 1 and one_by_one and self._cohort.merges_alone:
+            taken = self._tasks.rows_of(chosen)
+            merged = self._merge_alone(taken, state, variables, shared, step)
+        else:
+            acc = self._accumulate(chosen, state, variables, step)
+            taken = self._tasks.rows_of(chosen)
+            out = Outputs(taken.loss, taken.samples, taken.finite, None)
+            merged = Merged(*self._cohort.finalize(acc, variables, shared), out, acc)
+        self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
+        alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
+        self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
+        own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
+        return taken, own, taken.plan()._replace(shared=shared), merged
+
+    def _accumulate(
+        self, todo: np.ndarray, state: PyTree, variables: Variables, step: int
+    ) -> PyTree:
+        """The accumulator of the algorithm's merge with these tasks in it."""
+        assert self._tasks is not None
+        assert self._shape is not None
+        acc = self._cohort.begin(state, variables, self._shape)
+        if self.engine.one_by_one(self._tasks.batch[todo]):
+            return self._train_and_merge(acc, todo, step)
+        while todo.size:
+            if np.any(self._tasks.slot[todo] < 0):
+                self._train(todo, variables)
+            assert self._results is not None
+            there = self._tasks.slot[todo] >= 0
+            ready, todo = todo[there], todo[~there]
+            good = self._tasks.rows_of(ready[self._tasks.finite[ready]])
+            if good.size:
+                version = good.flight.version
+                acc = self.engine.merge(
+                    acc,
+                    self._results,
+                    good.plan(),
+                    self._origins,
+                    version,
+                    good.slot,
+                    step - version,
+                )
+            self._tasks.slot[ready] = -1
+        return acc
+
+    def _merge_alone(
+        self, task: Tasks, state: PyTree, variables: Variables, shared: PyTree, step: int
+    ) -> Merged:
+        """Trains and merges a single task in one go, without waiting for it."""
+        version = int(task.flight.version[0])
+        origin = self._origins[version]
+        return Merged(
+            *self._cohort.run_alone(
+                state, variables, shared, task.plan(), *origin, staleness=step - version
+            )
+        )
+
+    def _note(self, tasks: np.ndarray, out: Outputs) -> None:
+        """Puts what training reported into the table."""
+        assert self._tasks is not None
+        self._tasks.loss[tasks], self._tasks.samples[tasks] = out.loss, out.samples
+        self._tasks.finite[tasks] = out.finite
+
+    def _train_and_merge(self, acc: PyTree, todo: np.ndarray, step: int) -> PyTree:
+        """Trains tasks straight into the accumulator, version by version: nothing is stacked."""
+        tasks = self._tasks
+        assert tasks is not None
+        for version in np.unique(tasks.flight.version[todo]):
+            own = todo[tasks.flight.version[todo] == version]
+            acc, out = self._cohort.run(
+                acc,
+                tasks.rows_of(own).plan(),
+                *self._origins[int(version)],
+                staleness=np.full(own.size, step - version),
+                room=self._capacity,
+            )
+            self._note(own, out)
+        return acc
+
+    def _train(self, todo: np.ndarray, variables: Variables) -> None:
+        """Trains what `todo` lacks and, in the order of arrival, all else there is room for."""
+        tasks = self._tasks
+        assert tasks is not None
+        slots = self._slots(variables)
+        order = arrival_order(tasks.flight)
+        first, later = todo[tasks.slot[todo] < 0], order[~np.isin(order, todo)]
+        # Results needed now have precedence: those needed last give way and are trained again.
+        excess = min(first.size, slots) + np.sum(tasks.slot >= 0) - slots
+        held = later[tasks.slot[later] >= 0]
+        tasks.slot[held[held.size - min(max(excess, 0), held.size) :]] = -1
+        free = np.setdiff1d(np.arange(slots), tasks.slot)
+        batch = np.concatenate([first, later[tasks.slot[later] < 0]])[: free.size]
+        part = tasks.rows_of(batch)
+        version = part.flight.version
+        if self._results is None:
+            origin = self._origins[int(version[0])]
+            self._results = self.engine.empty(slots, part.plan(), origin)
+        slot = free[: batch.size]
+        self._results, out = self.engine.train(
+            self._results, part.plan(), self._origins, version, slot
+        )
+        tasks.slot[batch] = slot
+        self._note(batch, out)
+
+    def _slots(self, variables: Variables) -> int:
+        each = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+        room = RESULT_BYTES["cpu" if jax.default_backend() == "cpu" else "other"] / max(each, 1)
+        return int(np.clip(room, 1, self._capacity))
+
+    # ---- checkpoints -------------------------------------------------------------------------
+
+    def saved(self) -> tuple[PyTree, dict[str, Any]]:
+        """What a checkpoint keeps, as arrays and as JSON."""
+        versions = sorted(self._origins)
+        common = [self._origins[v].common for v in versions]
+        origins = [
+            (self._origins[v].variables, c.learning_rate_scale, c.shared)
+            for v, c in zip(versions, common, strict=True)
+        ]
+        arrays = {"tasks": self._tasks, "origins": origins, "results": self._results}
+        trained = self._results is not None
+        waiting = 0 if self._tasks is None else int(np.sum(self._tasks.slot >= 0))
+        meta = {"tasks": self.size, "versions": versions, "trained": trained, "waiting": waiting}
+        return arrays, meta
+
+    def template(self, meta: dict[str, Any], plan: Plan, variables: Variables) -> PyTree:
+        """What `saved` gave, with other values: for reading a checkpoint with this `meta`.
+
+        Args:
+          meta: its JSON.
+          plan: any plan of the algorithm, for shapes.
+          variables: any model, for shapes.
+        """
+        self._shape = plan
+        row = table_of(plan, dispatch(plan, 0.0, 0)).rows_of(np.zeros(meta["tasks"], np.int64))
+        shared = jax.tree.map(np.asarray, plan.shared)
+        common = Round(self._key, np.float32(1.0), shared)
+        origin = Origin(variables, common)
+        results = self.engine.empty(self._slots(variables), plan, origin)
+        return {
+            "tasks": row if meta["tasks"] else None,
+            "origins": [(variables, common.learning_rate_scale, shared)] * len(meta["versions"]),
+            "results": results if meta["trained"] else None,
+        }
+
+    def restore(self, arrays: PyTree, meta: dict[str, Any]) -> None:
+        """Takes up what `saved` gave."""
+        tasks = arrays["tasks"]
+        self._tasks = None if tasks is None else jax.tree.map(np.array, tasks)
+        self._results = arrays["results"]
+        self._origins = {
+            version: Origin(model, Round(fold_in(self._key, version), scale, shared))
+            for version, (model, scale, shared) in zip(
+                meta["versions"], arrays["origins"], strict=True
+            )
+        }

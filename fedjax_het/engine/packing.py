@@ -1,0 +1,117 @@
+"""From a plan's tasks to the padded rows of a program, and from its outputs back."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_het.contract.algorithm import Plan
+from fedjax_het.engine.programs import Outputs, Rows
+from fedjax_het.engine.rounds import Block, BlockOutputs
+
+
+class Dealt(NamedTuple):
+    """Where the tasks of a group lie among its rows.
+
+    Attributes:
+      members: int64[m], their places in the plan.
+      places: int64[m], their rows.
+    """
+
+    members: np.ndarray
+    places: np.ndarray
+
+
+def deal(
+    plan: Plan,
+    members: Sequence[int],
+    size: int,
+    last: int,
+    devices: int = 1,
+    version: np.ndarray | None = None,
+    staleness: np.ndarray | None = None,
+) -> tuple[Dealt, Rows]:
+    """Deals tasks out over the devices, and pads.
+
+    Args:
+      plan: the plan.
+      members: which of its tasks; if none, no row is valid.
+      size: rows of all devices.
+      last: the network's deepest block, where tasks leave whose route names no exit.
+      devices: how many share the rows, in equal contiguous parts.
+      version: int32[k], which of several starts each task of the plan has.
+      staleness: int32[k], server steps since that start was made; None for none.
+
+    Returns:
+      Where the tasks lie, and the rows.
+    """
+    order = np.arange(len(members))
+    places = (order % devices) * (size // devices) + order // devices
+    # Padding repeats a real client: a partly filled chunk never computes on nonsense.
+    source = np.full(size, members[0] if len(members) else 0)
+    source[places] = members
+    exits = np.asarray([last if r.exit is None else r.exit for r in plan.routes], np.int32)
+    late = np.zeros(len(exits), np.int32) if staleness is None else staleness.astype(np.int32)
+    valid = np.zeros(size, bool)
+    valid[places] = True
+    rows = Rows(
+        valid=valid,
+        client=plan.clients.astype(np.int32)[source],
+        steps=plan.steps.astype(np.int32)[source],
+        batch=plan.batch.astype(np.int32)[source],
+        weight=plan.weight.astype(np.float32)[source],
+        exit=exits[source],
+        row=jax.tree.map(lambda a: np.asarray(a)[source], plan.rows),
+        staleness=late[source],
+        version=None if version is None else version.astype(np.int32)[source],
+    )
+    return Dealt(np.asarray(members, np.int64), places), rows
+
+
+def stack(
+    steps: Sequence[int], plans: Sequence[Plan], rows: Sequence[Sequence[Rows]], room: int
+) -> Block:
+    """The rounds of a block, padded to `room`.
+
+    Args:
+      steps: server steps.
+      plans: the plans.
+      rows: of every round, those of every group.
+      room: rounds that the program is compiled for.
+    """
+
+    def pad(*rounds: Any) -> np.ndarray:
+        first = np.asarray(rounds[0])
+        padded = np.zeros((room, *first.shape), jax.dtypes.canonicalize_dtype(first.dtype))
+        for r, value in enumerate(rounds):
+            padded[r] = value
+        return padded
+
+    return Block(
+        count=np.int32(len(plans)),
+        step=pad(*(np.int32(step) for step in steps)),
+        learning_rate_scale=pad(*(np.float32(plan.learning_rate_scale) for plan in plans)),
+        shared=jax.tree.map(pad, *(plan.shared for plan in plans)),
+        rows=tuple(jax.tree.map(pad, *group) for group in zip(*rows, strict=True)),
+    )
+
+
+def unstack(outputs: BlockOutputs, dealt: Sequence[Sequence[Dealt]]) -> list[tuple[Outputs, Any]]:
+    """The outputs and the info of every round of a block, fetched."""
+    fetched = jax.device_get(outputs)
+    rounds = []
+    for r, groups in enumerate(dealt):
+        clients, info = jax.tree.map(lambda a, r=r: a[r], (fetched.clients, fetched.info))
+        rounds.append((collect(groups, clients), info))
+    return rounds
+
+
+def collect(dealt: Sequence[Dealt], outputs: Sequence[Outputs]) -> Outputs:
+    """The groups' outputs, fetched, in the order of the plan."""
+    k = sum(len(group.members) for group in dealt)
+    total = jax.tree.map(lambda a: np.zeros((k, *a.shape[1:]), a.dtype), outputs[0])
+    for group, out in zip(dealt, outputs, strict=True):
+        for target, source in zip(jax.tree.leaves(total), jax.tree.leaves(out), strict=True):
+            target[group.members] = source[group.places]
+    return total

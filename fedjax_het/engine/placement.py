@@ -1,0 +1,85 @@
+"""Where a cohort's programs run: on one device, on several, or on those of several processes.
+
+The clients of a group are sharded over a mesh with one axis, `clients`; model and data lie whole on
+every device. Several processes (`jax.distributed`) run the same host program on the same inputs and
+share one mesh, so that each holds the results of all.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+
+AXIS = "clients"
+
+
+def check_devices(devices: int) -> None:
+    """Raises `InputError` unless every process has this many devices."""
+    available = jax.local_device_count()
+    require(
+        1 <= devices <= available,
+        f"devices = {devices}",
+        f"must be between 1 and the {available} local device(s)",
+        "use fewer, or start with XLA_FLAGS=--xla_force_host_platform_device_count=N",
+    )
+
+
+class Placement(NamedTuple):
+    """The devices of an engine.
+
+    Attributes:
+      mesh: of all of them; None for this process's first device alone.
+    """
+
+    mesh: jax.sharding.Mesh | None = None
+
+    @property
+    def size(self) -> int:
+        """Devices of all processes."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def whole(self, tree: PyTree) -> PyTree:
+        """The tree on every device."""
+        if self.mesh is None:
+            return tree
+        mesh, sharding = self.mesh, NamedSharding(self.mesh, PartitionSpec())
+        if jax.process_count() == 1:
+            return jax.device_put(tree, sharding)
+
+        def put(leaf: Any) -> jax.Array:
+            if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+                return leaf
+            own = [jax.device_put(leaf, device) for device in mesh.local_devices]
+            return jax.make_array_from_single_device_arrays(np.shape(leaf), sharding, own)
+
+        return jax.tree.map(put, tree)
+
+    def split(self, tree: PyTree, axis: int = 0) -> PyTree:
+        """The tree's NumPy arrays, shared out over the devices along an axis."""
+        if self.mesh is None:
+            return tree
+        sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
+        return jax.tree.map(
+            lambda a: jax.make_array_from_callback(a.shape, sharding, a.__getitem__), tree
+        )
+
+    def local(self, tree: PyTree) -> PyTree:
+        """What lies whole on every device, on this process's first."""
+        if self.mesh is None:
+            return tree
+        return jax.tree.map(lambda a: a.addressable_data(0), tree)
+
+
+def place(devices: int) -> Placement:
+    """The first `devices` devices of every process."""
+    if devices * jax.process_count() == 1:
+        return Placement()
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    chosen = [d for _, own in sorted(by_process.items()) for d in own[:devices]]
+    return Placement(jax.sharding.Mesh(np.asarray(chosen), (AXIS,)))

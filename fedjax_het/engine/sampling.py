@@ -1,0 +1,117 @@
+"""Who is sent out, and when, with what to do."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_het.common.errors import InputError
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, Plan, Situation, Variables
+from fedjax_het.problem import Problem
+
+# A fleet whose devices are on 5 % of the time needs tens of waits; thousands mean it never will.
+_MAX_WAITS = 2000
+
+# Compiled: step by step it costs a small round more than its planning.
+fold_in = jax.jit(jax.random.fold_in)
+
+
+class Sampler(NamedTuple):
+    """Draws cohorts and has the algorithm plan for them.
+
+    Every draw is addressed by the server's step and, where clients are sent out several times
+    between two steps, by the turn.
+
+    Attributes:
+      algorithm: plans.
+      problem: its fleet says who is available.
+      seed: of the draws.
+      key: typed PRNG key of the plans; draws do without.
+    """
+
+    algorithm: Algorithm
+    problem: Problem
+    seed: int
+    key: jax.Array | None = None
+
+    def draw(
+        self,
+        step: int,
+        now_s: float,
+        *,
+        clients: np.ndarray | None = None,
+        size: int | None = None,
+        least: int | None = None,
+        turn: int = 0,
+    ) -> tuple[np.ndarray, float]:
+        """A cohort drawn without replacement, as soon as enough clients are available.
+
+        Args:
+          step: server step, from 0.
+          now_s: virtual time.
+          clients: int64[n], who may be drawn; None for everyone.
+          size: how many to draw, if that many are available; None for `cohort_size`.
+          least: how many must be available; None for `size`.
+          turn: numbers the draws of a step.
+
+        Returns:
+          The cohort, ascending ids, and the time at which all of it is available.
+
+        Raises:
+          InputError: `least` clients are never available at once.
+        """
+        clients = np.arange(self.problem.num_clients) if clients is None else clients
+        size = self.algorithm.cohort_size if size is None else size
+        least = size if least is None else least
+        rng = np.random.default_rng([self.seed, step, 2 * turn])
+        start_s = now_s
+        for _ in range(_MAX_WAITS):
+            ready_s = self.problem.fleet.next_available(clients, start_s)
+            ready = clients[ready_s <= start_s]
+            if len(ready) >= least:
+                return np.sort(rng.choice(ready, min(size, len(ready)), replace=False)), start_s
+            start_s = float(np.sort(ready_s)[least - 1])
+        raise InputError(
+            f"clients_per_round = {size}: never that many devices are available at once "
+            f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
+        )
+
+    def step_key(self, step: int) -> jax.Array:
+        """The key of all plans of a step."""
+        assert self.key is not None
+        return fold_in(self.key, step)
+
+    def plan(
+        self,
+        state: PyTree,
+        variables: Variables,
+        step: int,
+        clients: np.ndarray,
+        start_s: float,
+        *,
+        turn: int = 0,
+        accuracy: float | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[Plan, PyTree]:
+        """What the algorithm has these clients do; also its new state.
+
+        Args:
+          state: the algorithm's.
+          variables: the server's model.
+          step: server step, from 0.
+          clients: int64[k].
+          start_s: virtual time of dispatch.
+          turn: numbers the draws of a step.
+          accuracy: see `Situation`.
+          key: that of the step, if it is at hand.
+        """
+        situation = Situation(
+            round=step,
+            now_s=start_s,
+            clients=clients,
+            key=self.step_key(step) if key is None else key,
+            rng=np.random.default_rng([self.seed, step, 2 * turn + 1]),
+            accuracy=accuracy,
+        )
+        return self.algorithm.plan(state, variables, situation)

@@ -1,0 +1,227 @@
+"""The local update: a pure function of (start, data, task), mapped over clients by the cohort."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract import masks
+from fedjax_het.contract.algorithm import ClientResult, Task, Variables
+from fedjax_het.contract.masks import Route
+from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
+from fedjax_het.models.base import BlockModel
+from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.runtime.chunking import choose_parts
+
+LocalUpdate = Callable[[Route, Variables, DeviceData, Task], ClientResult]
+# (trained parameters, statistics, batch, key) -> (loss, (new statistics, scalars to report))
+Objective = Callable[
+    [PyTree, PyTree, Batch, jax.Array],
+    tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]],
+]
+
+
+def _select(active: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
+
+
+def _logits(
+    model: BlockModel,
+    route: Route,
+    variables: Variables,
+    x: jax.Array,
+    key: jax.Array,
+    live: jax.Array | None,
+    exit: jax.Array,
+) -> tuple[jax.Array, PyTree]:
+    if route.exit is None:
+        logits, stats = model.apply_exits(variables, x, train=True, key=key, live=live)
+        return logits[exit], stats
+    return model.apply(
+        variables, x, train=True, key=key, first=route.first, exit=route.exit, live=live
+    )
+
+
+def _parts(model: BlockModel, batch: int) -> int:
+    """In how many parts a mini-batch is run; whole where a batch has statistics of its own."""
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    if jax.tree.leaves(variables.stats):
+        return 1
+    param_bytes, output_bytes = (
+        sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+        for tree in (variables.params, model.activation_shapes(1))
+    )
+    return choose_parts(jax.default_backend(), output_bytes, param_bytes, batch)
+
+
+def _in_parts(
+    gradient: Callable[..., Any],
+    parts: int,
+    params: PyTree,
+    stats: PyTree,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]], PyTree]:
+    """`gradient(params, stats, batch, key)` of a mean over samples, from parts of the batch."""
+    if parts == 1:
+        return gradient(params, stats, batch, key)
+    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    count = jnp.maximum(jnp.sum(batch.weight), 1.0)
+
+    def part(samples: Batch, index: jax.Array) -> PyTree:
+        share = jnp.sum(samples.weight) / count
+        (loss, (_, measured)), grads = gradient(
+            params, stats, samples, jax.random.fold_in(key, index)
+        )
+        return jax.tree.map(lambda a: share * a, (loss, measured, grads))
+
+    def add(total: PyTree, samples: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, part(*samples)), None
+
+    first = jax.tree.map(lambda a: a[0], split)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, first, jnp.int32(0)))
+    (loss, measured, grads), _ = jax.lax.scan(add, zero, (split, jnp.arange(parts)))
+    return (loss, (stats, measured)), grads
+
+
+def training_loop(
+    pipeline: Pipeline,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    max_batch: int,
+    *,
+    trained: PyTree,
+    mask: PyTree,
+    stats: PyTree,
+    data: DeviceData,
+    task: Task,
+    measures: Sequence[str] = (),
+    observe: Callable[[PyTree], PyTree] | None = None,
+    parts: int = 1,
+    proximal: float = 0.0,
+) -> ClientResult:
+    """Mini-batch descent of one client: `task.steps` steps of the optimiser on the objective.
+
+    Gradients *and* optimiser updates are masked, so that neither momentum nor weight decay moves a
+    frozen coordinate.
+
+    Args:
+      pipeline: how raw samples become inputs.
+      optimizer: the client's; its state is new.
+      objective: what is minimised.
+      max_batch: samples a mini-batch has room for.
+      trained: parameters to differentiate with respect to; None at every leaf left out.
+      mask: of the structure of `trained`, or None.
+      stats: running statistics at the start.
+      data: the federated data.
+      task: the client's work.
+      measures: names of the scalars that the objective reports.
+      observe: what to report of the masked gradients of the last step, in place of those.
+      parts: runs the mini-batch in so many; for objectives that are means over samples.
+      proximal: adds this times the distance from `trained` to the gradient: one pass over the
+        parameters where differentiating the square would take several. The loss is without it.
+
+    Returns:
+      The result; `aux` holds the means of what the objective reported, None if nothing.
+    """
+    batch_key, noise_key = jax.random.split(task.key)
+
+    def step(t: jax.Array, carry: PyTree) -> PyTree:
+        params, stats, opt_state, sums, samples, _ = carry
+        batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        key = jax.random.fold_in(noise_key, t)
+        (loss, (new_stats, measured)), grads = _in_parts(gradient, parts, params, stats, batch, key)
+        if proximal:
+            grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, params, trained)
+        grads = masks.apply(mask, grads)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        scale = task.learning_rate_scale
+        updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
+        count = jnp.sum(batch.weight)
+        new = (
+            optax.apply_updates(params, updates),
+            new_stats,
+            new_opt_state,
+            jax.tree.map(lambda total, value: total + value * count, sums, (loss, measured)),
+            samples + count,
+            None if observe is None else observe(grads),
+        )
+        # Clients with fewer steps than their neighbours stand still for the rest of the loop.
+        return _select(t < task.steps, new, carry)
+
+    zero = jnp.zeros((), jnp.float32)
+    sums = (zero, dict.fromkeys(measures, zero))
+    seen = None
+    if observe is not None:
+        seen = jax.tree.map(jnp.zeros_like, jax.eval_shape(observe, trained))
+    carry = (trained, stats, optimizer.init(trained), sums, zero, seen)
+    params, stats, _, sums, samples, seen = jax.lax.fori_loop(0, task.loop_steps, step, carry)
+    delta = jax.tree.map(jnp.subtract, params, trained)
+    loss, measured = jax.tree.map(lambda total: total / jnp.maximum(samples, 1.0), sums)
+    aux = (measured or None) if observe is None else seen
+    return ClientResult(delta, stats, loss, samples.astype(jnp.int32), aux)
+
+
+def local_training(
+    model: BlockModel,
+    pipeline: Pipeline,
+    optimizer: optax.GradientTransformation,
+    *,
+    max_batch: int,
+    proximal: float = 0.0,
+    observe: Callable[[PyTree], PyTree] | None = None,
+) -> LocalUpdate:
+    r"""Mini-batch training of the masked parameters from the given start.
+
+    Minimises $F_i(w) + \\frac{\\mu}{2} \\lVert w - w_0 \\rVert^2$ over the coordinates of the mask;
+    see `training_loop`. The optimiser's state covers the route's blocks only and is new every
+    round.
+
+    Args:
+      model: the network.
+      pipeline: how raw samples become inputs (`FederatedData.pipeline`).
+      optimizer: the client optimiser, e.g. `optax.sgd(0.05)`.
+      max_batch: samples a mini-batch has room for; `Task.batch` may be less. It may be run in
+        parts, which changes rounding only (`chunking.choose_parts`).
+      proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out. The loss that is reported is
+        without the term.
+      observe: what to return as `ClientResult.aux` of the masked gradients of the last step.
+
+    Returns:
+      A local update; `ClientResult.delta` is None at every leaf the route leaves out.
+    """
+    parts = _parts(model, max_batch)
+
+    def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
+        trained, frozen = masks.split(start.params, route)
+        mask = None if task.mask is None else masks.split(task.mask, route)[0]
+        live = None if task.mask is None else masks.live_blocks(task.mask)
+
+        def objective(
+            params: PyTree, stats: PyTree, batch: Batch, key: jax.Array
+        ) -> tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]:
+            variables = Variables(masks.join(params, frozen), stats)
+            logits, stats = _logits(model, route, variables, batch.x, key, live, task.exit)
+            loss = cross_entropy(logits, batch)
+            return loss, (stats, {})
+
+        return training_loop(
+            pipeline,
+            optimizer,
+            objective,
+            max_batch,
+            trained=trained,
+            mask=mask,
+            stats=start.stats,
+            data=data,
+            task=task,
+            observe=observe,
+            parts=parts,
+            proximal=proximal,
+        )
+
+    return local

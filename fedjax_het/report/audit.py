@@ -1,0 +1,53 @@
+"""The audit of an event log: the invariants that every sound run satisfies."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedjax_het.contract.clock import Status
+
+
+def verify(clients: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Holds an event log to its invariants.
+
+    Args:
+      clients: rows of `clients.jsonl`.
+      metrics: rows of `metrics.jsonl`.
+
+    Returns:
+      Violations in words; empty when the log is sound. Checked: virtual time never decreases;
+      arrival = dispatch + download + compute + upload; every duration positive; staleness >= 0;
+      bytes and FLOPs positive; a merged task arrived no later than its merge; no client runs two
+      tasks at once.
+    """
+    # Comparisons are written such that a NaN fails them.
+    faults: list[str] = []
+    merged_at = {0: 0.0}
+    previous = 0.0
+    for row in metrics:
+        now_s = row["virtual_s"]
+        if not now_s >= previous:
+            faults.append(f"step {row['step']}: virtual time fell from {previous} to {now_s}")
+        previous = merged_at[row["step"]] = now_s
+    free_s: dict[int, float] = {}
+    for row in clients:
+        name = f"step {row['step']}, client {row['client']}"
+        start, end = row["dispatched_s"], row["arrived_s"]
+        duration = row["download_s"] + row["compute_s"] + row["upload_s"]
+        if not duration > 0 or min(row["download_s"], row["compute_s"], row["upload_s"]) < 0:
+            faults.append(f"{name}: lasts {duration} s")
+        if not abs(start + duration - end) <= 1e-9 * max(1.0, abs(end)):
+            faults.append(f"{name}: arrives at {end}, not at {start} + {duration}")
+        if not (row["bytes_down"] > 0 and row["bytes_up"] > 0 and row["flops"] > 0):
+            faults.append(f"{name}: moves or computes nothing")
+        merge_s = merged_at.get(row["step"])
+        if merge_s is None:
+            faults.append(f"{name}: belongs to no recorded step")
+            continue
+        if not 0 <= row["version"] < row["step"]:
+            faults.append(f"{name}: started from version {row['version']}")
+        if row["status"] != Status.DROPPED.value and end > merge_s * (1 + 1e-12):
+            faults.append(f"{name}: merged at {merge_s} before it arrived at {end}")
+        if start < free_s.get(row["client"], 0.0) * (1 - 1e-12):
+            faults.append(f"{name}: dispatched at {start} while busy")
+        free_s[row["client"]] = min(end, merge_s)
+    return faults

@@ -1,0 +1,1 @@
+"""What knows XLA, processors and processes, and nothing of federated learning."""

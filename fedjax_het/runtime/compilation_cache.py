@@ -1,0 +1,153 @@
+"""Compiled programs are kept between processes, under the user's cache directory.
+
+JAX writes an entry in place, so that a process killed meanwhile leaves half of one, which no later
+process replaces. Every process therefore has a directory of its own, filled with links to the
+entries of the common store, and adds its new entries to the store by linking them once they are
+whole. Nothing in the store is ever written to.
+
+The environment variable `FEDJAX_HET_COMPILATION_CACHE` names another store, or turns all of this
+off with "off"; a directory given to JAX itself (`jax_compilation_cache_dir`) is left alone.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+
+from fedjax_het.common.errors import InputError
+
+ENVIRONMENT = "FEDJAX_HET_COMPILATION_CACHE"
+# Least recently used entries go when the store has grown beyond this.
+MAX_BYTES = 2 * 1024**3
+_MIN_COMPILE_S = 0.2
+_JAX_MIN_COMPILE_S = 1.0
+_OWN = "process-"
+# A process's own directory that was last changed this long ago was left by one that was killed.
+_STALE_S = 7 * 24 * 3600.0
+
+
+def store() -> Path | None:
+    """Where entries are kept between processes; None if they are not.
+
+    Programs for a CPU use its instructions, so every kind of CPU has a store of its own.
+    """
+    chosen = os.environ.get(ENVIRONMENT)
+    if chosen is not None and chosen.strip().lower() in ("", "off", "0", "false", "no"):
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(chosen) if chosen else Path(home) / "fedjax_het" / "compiled"
+    return root.expanduser() / hashlib.sha256(_cpu().encode()).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """The kind of CPU: its instruction set extensions where they can be had."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return f"{platform.machine()} {flags}"
+
+
+class Cache:
+    """One process's view of a store.
+
+    Args:
+      root: the store; made if it does not exist.
+
+    Attributes:
+      own: the directory that JAX reads and writes.
+    """
+
+    def __init__(self, root: Path):
+        root.mkdir(parents=True, exist_ok=True)
+        self._root, self._process = root, os.getpid()
+        _prune(root)
+        self.own = Path(tempfile.mkdtemp(prefix=_OWN, dir=root))
+        for entry in root.iterdir():
+            if entry.is_file():
+                with contextlib.suppress(OSError):
+                    os.link(entry, self.own / entry.name)
+
+    def publish(self) -> None:
+        """Adds the entries that this process has written since to the store."""
+        with contextlib.suppress(OSError):
+            for entry in self.own.iterdir():
+                if not (kept := self._root / entry.name).exists():
+                    os.link(entry, kept)
+
+    def close(self) -> None:
+        """Publishes, and removes the process's own directory; a fork leaves it to its parent."""
+        if os.getpid() != self._process:
+            return
+        self.publish()
+        shutil.rmtree(self.own, ignore_errors=True)
+
+
+def _prune(root: Path) -> None:
+    """Removes the oldest entries beyond the store's size, and what killed processes left."""
+    files, newest = [], 0.0
+    for entry in root.iterdir():
+        with contextlib.suppress(OSError):
+            status = entry.stat()
+            newest = max(newest, status.st_mtime)
+            files.append((status.st_mtime, status.st_size, entry))
+    total = 0
+    for changed, size, entry in sorted(files, key=lambda file: -file[0]):
+        if entry.is_dir():
+            if entry.name.startswith(_OWN) and changed < newest - _STALE_S:
+                shutil.rmtree(entry, ignore_errors=True)
+            continue
+        total += size
+        if total > MAX_BYTES:
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+_cache: Cache | None = None
+
+
+def enable() -> Cache | None:
+    """Turns the cache on for this process, once; None if it is off or cannot be had.
+
+    Raises:
+      InputError: the environment variable names a place that cannot be written to.
+    """
+    global _cache
+    if _cache is not None or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return _cache
+    root = store()
+    _cache = None if root is None else open_store(root)
+    if _cache is not None:
+        atexit.register(_cache.close)
+        jax.config.update("jax_compilation_cache_dir", str(_cache.own))
+        # XLA's own caches would lie in the process's directory, whose name would enter every key.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        least_s = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
+        if least_s == _JAX_MIN_COMPILE_S:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_S)
+    return _cache
+
+
+def open_store(root: Path) -> Cache | None:
+    """A view of the store; None if there can be none in the place that nobody asked for.
+
+    Raises:
+      InputError: the place was asked for.
+    """
+    try:
+        return Cache(root)
+    except OSError as error:
+        named = os.environ.get(ENVIRONMENT)
+        if not named:
+            return None
+        raise InputError(
+            f"{ENVIRONMENT}={named}: {error.strerror}; name a directory that you may write to, or "
+            '"off"'
+        ) from error

@@ -1,0 +1,1 @@
+"""The loop over server steps: server, evaluation, records, checkpoints."""

@@ -1,0 +1,170 @@
+"""Checkpoints: written whole or not at all, verified before they are trusted.
+
+orbax writes every checkpoint into a temporary directory and renames it. On top of that a digest of
+all its files is written last, so that a checkpoint torn by a crash or a full disk is recognised and
+the one before it is used.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.jsonio import jsonable, read_json, write_json
+
+_KEEP = 2
+_DIGEST = "digest.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last; the last two are kept.
+
+    Args:
+      directory: created if absent.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory.resolve()
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"checkpoints = {str(directory)!r}: cannot be made ({error.strerror}); "
+                "name a work directory that you may write to"
+            ) from None
+
+    def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
+        """Saves a pytree of arrays and a JSON dictionary under `step`."""
+        target = self._directory / f"{step:08d}"
+        if target.exists():
+            shutil.rmtree(target)
+        with _checkpointer() as writer:
+            writer.save(target / "arrays", _storable(arrays))
+        write_json(target / "meta.json", meta)
+        write_json(target / _DIGEST, _digest(target))
+        for old in self.steps()[:-_KEEP]:
+            shutil.rmtree(self._directory / f"{old:08d}", ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Steps that have a directory, ascending; not all need be whole."""
+        return sorted(
+            int(path.name)
+            for path in self._directory.iterdir()
+            if path.name.isdecimal() and path.is_dir()
+        )
+
+    def newest(self, identity: Mapping[str, Any]) -> Path | None:
+        """The directory of the newest whole checkpoint, or None if there is none.
+
+        Damaged checkpoints are skipped with a warning and removed.
+
+        Args:
+          identity: what decides the result of the run that wants to resume.
+
+        Raises:
+          InputError: it belongs to another configuration; the message names the settings that
+            differ.
+        """
+        for step in reversed(self.steps()):
+            target = self._directory / f"{step:08d}"
+            if _whole(target):
+                require_same(f"checkpoint {target}", read_json(target / "meta.json"), identity)
+                return target
+            logging.warning("checkpoint %s is damaged; using the one before it", target)
+            shutil.rmtree(target)
+        return None
+
+    def restore(
+        self, template: Callable[[Mapping[str, Any]], Any], identity: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The content of the newest whole checkpoint, or None if there is none; see `newest`.
+
+        Args:
+          template: `meta -> pytree` of arrays with the structure, shapes and dtypes of the saved.
+          identity: as in `newest`.
+
+        Returns:
+          `(arrays, meta)`; leaves are NumPy or JAX arrays as in the template.
+
+        Raises:
+          InputError: it belongs to another configuration.
+        """
+        target = self.newest(identity)
+        if target is None:
+            return None
+        meta = read_json(target / "meta.json")
+        like = template(meta)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
+        with _checkpointer() as reader:
+            arrays = reader.restore(target / "arrays", abstract)
+        return _like(like, arrays), meta
+
+
+def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:
+    """Raises `InputError` unless what was saved carries this identity.
+
+    Args:
+      what: how to call it in the message.
+      saved: content of a `meta.json` or `config.json`.
+      identity: what decides the result of the run that wants to go on.
+    """
+    old = saved.get("identity") if isinstance(saved, dict) else None
+    differing = differences(old, jsonable(identity), "" if isinstance(old, dict) else "identity")
+    require(
+        not differing,
+        what,
+        f"was made with another configuration ({differing})",
+        "resume with the configuration it was made with, or use a new work directory",
+    )
+
+
+def differences(old: Any, new: Any, path: str = "") -> str:
+    """The settings in which two configurations differ, as `name: old -> new`, comma-separated."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [
+            differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            for key in sorted({*old, *new})
+        ]
+        return ", ".join(part for part in parts if part)
+    return "" if old == new else f"{path}: {old!r} -> {new!r}"
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Reads and writes for this process alone: of several, each reads and the first one writes."""
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def _storable(tree: Any) -> Any:
+    """Leaves as host arrays, so that a checkpoint does not depend on the devices it came from."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def _like(template: Any, arrays: Any) -> Any:
+    def of(reference: Any, value: Any) -> Any:
+        return jax.numpy.asarray(value) if isinstance(reference, jax.Array) else np.asarray(value)
+
+    return jax.tree.map(of, template, arrays)
+
+
+def _digest(target: Path) -> dict[str, str]:
+    files = sorted(p for p in target.rglob("*") if p.is_file() and p.name != _DIGEST)
+    return {str(p.relative_to(target)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _whole(target: Path) -> bool:
+    try:
+        return json.loads((target / _DIGEST).read_text()) == _digest(target)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,111 @@
+"""Evaluation of a global model: the whole test set, and the spread over clients."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_het.contract.algorithm import Variables
+from fedjax_het.data.batches import prepare
+from fedjax_het.problem import Problem
+from fedjax_het.runtime.compiling import Compiler
+
+# Samples per forward pass: small enough for a CPU's cache, large enough for an accelerator.
+_BATCH = {"cpu": 64}
+_ACCELERATOR_BATCH = 1024
+
+
+class Evaluator:
+    """Accuracy and loss of a model on the test set; compiled once.
+
+    Args:
+      problem: model and data.
+
+    Attributes:
+      compiler: counts the seconds spent compiling.
+    """
+
+    def __init__(self, problem: Problem):
+        self._problem = problem
+        self.compiler = Compiler()
+        data = problem.data
+        count = len(data.test_y)
+        batch = min(_BATCH.get(jax.default_backend(), _ACCELERATOR_BATCH), count)
+        padding = -count % batch
+        places = np.concatenate([np.arange(count), np.zeros(padding, np.int64)])
+        self._x = jnp.asarray(data.test_x[places].reshape(-1, batch, *data.test_x.shape[1:]))
+        self._y = jnp.asarray(data.test_y[places].reshape(-1, batch, *data.test_y.shape[1:]))
+        self._count = count
+        self._program: Any = None
+
+    def _measure(self, variables: Variables, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
+        def one(batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            inputs = prepare(batch[0], self._problem.data.pipeline)
+            logits, _ = self._problem.model.apply(variables, inputs)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+            right = (jnp.argmax(logits, axis=-1).astype(batch[1].dtype) == batch[1]).astype(
+                jnp.float32
+            )
+            # A sequence counts with the mean over its positions.
+            flat = (loss.shape[0], -1)
+            return right.reshape(flat).mean(axis=1), loss.reshape(flat).mean(axis=1)
+
+        right, loss = jax.lax.map(one, (x, y))
+        return right.reshape(-1), loss.reshape(-1)
+
+    def __call__(self, variables: Variables) -> dict[str, Any]:
+        """Evaluates a model.
+
+        Returns:
+          `accuracy` and `loss` over the test set; `client_accuracy_mean` and
+          `client_accuracy_worst_decile`, over clients, of the accuracy each client would see. That
+          is the accuracy on its own test samples where the data assign them; else the per-class
+          test accuracy weighted with the client's label shares. None for sequences without owners.
+          For sequences also `perplexity`, exp(loss) per symbol.
+        """
+        arguments = (variables, self._x, self._y)
+        if self._program is None:
+            self._program = self.compiler.compile(self._measure, *arguments)
+        right, loss = (a[: self._count] for a in jax.device_get(self._program(*arguments)))
+        own = self._client_accuracy(right.astype(np.float64))
+        spread: dict[str, float | None] = {
+            "client_accuracy_mean": None,
+            "client_accuracy_worst_decile": None,
+        }
+        if own is not None:
+            worst = np.sort(own)[: max(1, len(own) // 10)]
+            spread = {
+                "client_accuracy_mean": float(np.mean(own)),
+                "client_accuracy_worst_decile": float(np.mean(worst)),
+            }
+        mean_loss = float(np.mean(loss, dtype=np.float64))
+        accuracy = float(np.mean(right, dtype=np.float64))
+        measured = {"accuracy": accuracy, "loss": mean_loss, **spread}
+        if self._problem.data.test_y.ndim > 1:
+            measured["perplexity"] = float(np.exp(mean_loss))
+        return measured
+
+    def mean(self, models: Sequence[Variables]) -> dict[str, Any]:
+        """The mean over several models of what `__call__` measures of each."""
+        rows = [self(variables) for variables in models]
+        return {
+            name: None if value is None else float(np.mean([row[name] for row in rows]))
+            for name, value in rows[0].items()
+        }
+
+    def _client_accuracy(self, right: np.ndarray) -> np.ndarray | None:
+        data = self._problem.data
+        if data.test_client is not None:
+            total = np.bincount(data.test_client, minlength=data.num_clients)
+            hits = np.bincount(data.test_client, weights=right, minlength=data.num_clients)
+            return hits[total > 0] / total[total > 0]
+        if data.test_y.ndim > 1:
+            return None
+        total = np.bincount(data.test_y, minlength=data.num_classes)
+        hits = np.bincount(data.test_y, weights=right, minlength=data.num_classes)
+        per_class = hits / np.maximum(total, 1)
+        shares = data.label_counts() * (total > 0)
+        return (shares @ per_class) / np.maximum(shares.sum(axis=1), 1)

@@ -1,0 +1,223 @@
+"""Keeps the records of a run: rows as they happen, running totals, and the summary at the end."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.jsonio import read_json, read_lines
+from fedjax_het.contract.algorithm import Plan
+from fedjax_het.contract.clock import Closing, Flight, Status
+from fedjax_het.problem import Problem
+from fedjax_het.report.records import RunRecord, RunWriter
+from fedjax_het.simulation.checkpoints import require_same
+
+_PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+_TOTALS = ("bytes_up", "bytes_down", "flops", "tasks", "merged", "dropped", "nonfinite")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and source revision, for `config.json`."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    device = jax.devices()[0]
+    return {
+        "versions": versions,
+        "device": f"{device.platform}: {device.device_kind} x {jax.local_device_count()}",
+        "git_revision": _revision(),
+    }
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def client_rows(
+    step: int, flight: Flight, closing: Closing, plan: Plan, last: int, outcome: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One row per task of `clients.jsonl`.
+
+    Args:
+      step: server step, from 1.
+      flight: the tasks as dispatched.
+      closing: what became of them.
+      plan: the plan, for the routes.
+      last: the deepest block's index.
+      outcome: `loss`, `samples` and `finite` per task; only read where the task was run.
+    """
+    timing, statuses = flight.timing, closing.status
+    partial = np.asarray([status is Status.PARTIAL for status in statuses])
+    ran = np.asarray([status is not Status.DROPPED for status in statuses])
+    done = np.where(partial, closing.steps / flight.steps, 1.0)
+    compute_s = timing.compute_s * done
+    whole_s = timing.download_s + compute_s + timing.upload_s
+    bad = ran & ~np.asarray(outcome["finite"])
+    columns = {
+        "client": flight.client,
+        "version": flight.version,
+        "staleness": step - 1 - flight.version,
+        "dispatched_s": flight.dispatched_s,
+        "arrived_s": flight.dispatched_s + whole_s,
+        "download_s": timing.download_s,
+        "compute_s": compute_s,
+        "upload_s": timing.upload_s,
+        "bytes_down": timing.bytes_down,
+        "bytes_up": timing.bytes_up,
+        "flops": timing.flops * done,
+        "first_block": [route.first for route in plan.routes],
+        "exit_block": [last if route.exit is None else route.exit for route in plan.routes],
+        "cut_block": [route.cut for route in plan.routes],
+        "samples": np.where(ran, outcome["samples"], 0),
+        "steps": np.where(ran, closing.steps, 0),
+        "loss": np.where(ran, outcome["loss"].astype(np.float64), None),
+        "status": ["nonfinite" if b else s.value for b, s in zip(bad, statuses, strict=True)],
+    }
+    lists = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns.values()]
+    names = ("step", *columns)
+    return [dict(zip(names, (step, *values), strict=True)) for values in zip(*lists, strict=True)]
+
+
+def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of a step: what its tasks moved, and what became of them.
+
+    A dropped task has cost its download; its upload never happened.
+    """
+    kept = [r for r in rows if r["status"] in ("merged", "partial")]
+    samples = sum(r["samples"] for r in kept)
+    loss = sum(r["loss"] * r["samples"] for r in kept) / samples if samples else None
+    return {
+        "train_loss": loss,
+        "bytes_up": sum(r["bytes_up"] for r in rows if r["status"] != "dropped"),
+        "bytes_down": sum(r["bytes_down"] for r in rows),
+        "clients": len(rows),
+        "merged": len(kept),
+        "dropped": sum(r["status"] == "dropped" for r in rows),
+        "nonfinite": [r["client"] for r in rows if r["status"] == "nonfinite"],
+    }
+
+
+def require_own(workdir: Path, identity: Mapping[str, Any]) -> None:
+    """Raises `InputError` if a directory holds rows that a run would wrongly cut or continue.
+
+    Args:
+      workdir: where the run wants to write; it need not exist.
+      identity: what decides the run's result.
+    """
+    rows = [workdir / name for name in ("metrics.jsonl", "clients.jsonl")]
+    held = [path.name for path in rows if path.is_file() and path.stat().st_size > 0]
+    if not held:
+        return
+    require(
+        (workdir / "config.json").is_file(),
+        f"workdir = {str(workdir)!r}",
+        f"holds {held[0]} but no config.json, so it is not the directory of a run",
+        "name another work directory",
+    )
+    require_same(f"workdir = {str(workdir)!r}", read_json(workdir / "config.json"), identity)
+
+
+class Journal:
+    """The records of one run, on disk if there is a work directory, else in memory.
+
+    Args:
+      workdir: where to write; None keeps the rows in memory.
+      config: the resolved configuration, without the environment.
+
+    Attributes:
+      totals: running sums over the tasks; part of every checkpoint.
+    """
+
+    def __init__(self, workdir: Path | None, config: Mapping[str, Any]):
+        self._workdir = workdir
+        self._config = {**config, **environment()}
+        self._writer: RunWriter | None = None
+        self._metrics: list[dict[str, Any]] = []
+        self._clients: list[dict[str, Any]] = []
+        self.totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
+
+    def begin(self, offsets: Mapping[str, int], totals: Mapping[str, float] | None = None) -> None:
+        """Starts a run (`offsets={}`) or takes up an earlier one where its checkpoint left it."""
+        if self._workdir is not None:
+            self._writer = RunWriter(self._workdir)
+            self._writer.truncate(offsets)
+            self._writer.write_config(self._config)
+        if totals is not None:
+            self.totals = dict(totals)
+
+    def offsets(self) -> dict[str, int]:
+        """Where the files of rows end, for the checkpoint."""
+        return {} if self._writer is None else self._writer.offsets()
+
+    def write(self, metrics: dict[str, Any], clients: list[dict[str, Any]]) -> None:
+        """Appends a step."""
+        for name in ("bytes_up", "bytes_down", "merged", "dropped"):
+            self.totals[name] += metrics.get(name, 0)
+        self.totals["nonfinite"] += len(metrics.get("nonfinite", []))
+        self.totals["tasks"] += len(clients)
+        self.totals["flops"] += sum(row["flops"] for row in clients if row["steps"])
+        if self._writer is None:
+            self._metrics.append(metrics)
+            self._clients.extend(clients)
+        else:
+            self._writer.write_step(metrics, clients)
+
+    def close(self) -> None:
+        """Closes the files, also after a failure."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def finish(
+        self, problem: Problem, name: str, algorithm: str, seed: int, targets: list[float]
+    ) -> RunRecord:
+        """Writes the summary and returns the whole record."""
+        metrics = self._metrics
+        if self._workdir is not None:
+            metrics = read_lines(self._workdir / "metrics.jsonl")
+        last = metrics[-1]
+        evaluated = [row for row in metrics if row.get("accuracy") is not None]
+        reached = []
+        for accuracy in targets:
+            hit = next((row for row in evaluated if row["accuracy"] >= accuracy), {})
+            columns = {key: hit.get(key) for key in ("step", "virtual_s", "wall_s")}
+            reached.append({"accuracy": accuracy, **columns})
+        data = problem.data
+        counts = data.label_counts() if data.y.ndim == 1 else None
+        summary = {
+            "name": name,
+            "algorithm": algorithm,
+            "seed": seed,
+            "steps": last["step"],
+            "virtual_s": last["virtual_s"],
+            "wall_s": last["wall_s"],
+            "compile_s": last["compile_s"],
+            "final_accuracy": evaluated[-1]["accuracy"],
+            "best_accuracy": max(row["accuracy"] for row in evaluated),
+            "targets": reached,
+            **self.totals,
+            "in_flight": last.get("in_flight", 0),
+            "device_groups": np.asarray(problem.fleet.groups),
+            "num_blocks": problem.model.num_blocks,
+            "block_names": [block.name for block in problem.model.blocks],
+            "data": {"name": data.name, "sizes": data.sizes, "label_counts": counts},
+            "fleet": problem.fleet.describe(),
+        }
+        if self._writer is None or self._workdir is None:
+            return RunRecord(self._config, metrics, self._clients, summary)
+        self._writer.write_summary(summary)
+        self.close()
+        return RunRecord.load(self._workdir)

@@ -1,0 +1,109 @@
+"""How a simulation runs, as opposed to what it simulates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.options import check_options, check_types
+from fedjax_het.engine.engine import ConvolutionChoice, Execution, check_engine
+
+# Options that a resumed run may change: how long to go on, and where to write.
+FREE = (
+    "rounds",
+    "max_virtual_s",
+    "target",
+    "targets",
+    "checkpoint_every",
+    "workdir",
+    "name",
+    "tensorboard",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a simulation runs; none of it is part of the method.
+
+    Attributes:
+      rounds: server steps.
+      seed: of everything random; two runs with the same seed and settings are bit-identical.
+      name: label in records; the algorithm's name if empty.
+      workdir: where records and checkpoints go; None keeps the records in memory. A directory that
+        holds an interrupted run of the same configuration is resumed.
+      max_virtual_s: stop at the first step that reaches this virtual time; None for no limit.
+      target: stop at the first evaluation that reaches this test accuracy.
+      targets: accuracies whose times the summary lists (`target` is added).
+      eval_every: evaluate after every so many rounds, and after the last.
+      eval_every_s: evaluate after every so many virtual seconds instead.
+      checkpoint_every: rounds between checkpoints.
+      execution: "routed", "masked" or "debug"; see `Engine`.
+      chunk: clients trained side by side; None chooses per backend.
+      max_routes: bound on compiled routes.
+      devices: local devices to shard clients over.
+      convolution: "table" or "tuned", which measures the lowerings on this device; see `Engine`.
+      tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra "tracking").
+    """
+
+    rounds: int
+    seed: int = 0
+    name: str = ""
+    workdir: str | Path | None = None
+    max_virtual_s: float | None = None
+    target: float | None = None
+    targets: Sequence[float] = ()
+    eval_every: int = 1
+    eval_every_s: float | None = None
+    checkpoint_every: int = 20
+    execution: Execution = "routed"
+    chunk: int | None = None
+    max_routes: int = 32
+    devices: int = 1
+    convolution: ConvolutionChoice = "table"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "run option", type(self))
+        for name in ("rounds", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            require(
+                value >= 1,
+                f"{name} = {value!r}",
+                "must be a whole number of at least 1",
+                "count in server steps",
+            )
+        require(
+            self.seed >= 0,
+            f"seed = {self.seed!r}",
+            "must be a whole number of at least 0",
+            "use 0, 1, 2 for three repetitions",
+        )
+        for accuracy in (*self.targets, *([] if self.target is None else [self.target])):
+            require(
+                0 < accuracy <= 1,
+                f"target accuracy {accuracy}",
+                "must lie in (0, 1]",
+                "write 97 % as 0.97",
+            )
+        for name in ("max_virtual_s", "eval_every_s"):
+            value = getattr(self, name)
+            require(
+                value is None or value > 0,
+                f"{name} = {value}",
+                "must be a positive number of virtual seconds",
+                "leave it out for no limit",
+            )
+        require(
+            not self.tensorboard or self.workdir is not None,
+            "tensorboard = True without a workdir",
+            "needs a place to write to",
+            "set workdir",
+        )
+        check_engine(self.execution, self.chunk, self.max_routes, self.devices, self.convolution)
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> "Options":
+        """`Options(**options)` with an `InputError` for unknown or missing names."""
+        check_options(options, "run option", cls)
+        return cls(**options)

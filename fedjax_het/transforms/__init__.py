@@ -1,0 +1,1 @@
+"""Methods made of methods: each takes an algorithm and returns another."""

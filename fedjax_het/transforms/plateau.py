@@ -1,0 +1,88 @@
+"""A step size that shrinks when the test accuracy no longer grows."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+
+# What counts as better: a factor on the best accuracy so far.
+_MARGIN = 1e-4
+
+
+class Plateau(NamedTuple):
+    """What the schedule remembers.
+
+    Attributes:
+      best: float64[], best test accuracy so far.
+      waited: int64[], evaluations since.
+      scale: float64[], factor on the step.
+    """
+
+    best: np.ndarray
+    waited: np.ndarray
+    scale: np.ndarray
+
+
+def begin() -> Plateau:
+    """Nothing seen yet."""
+    return Plateau(np.asarray(0.0), np.asarray(0), np.asarray(1.0))
+
+
+def step(state: Plateau, accuracy: float, patience: int, factor: float = 0.9) -> Plateau:
+    """Takes up an evaluation; more than `patience` stale ones in a row shrink the step.
+
+    Args:
+      state: so far.
+      accuracy: test accuracy.
+      patience: stale evaluations that are put up with.
+      factor: on the step, each time.
+    """
+    if accuracy > float(state.best) * (1 + _MARGIN):
+        return Plateau(np.asarray(accuracy), np.asarray(0), state.scale)
+    waited = int(state.waited) + 1
+    if waited > patience:
+        return Plateau(state.best, np.asarray(0), state.scale * factor)
+    return state._replace(waited=np.asarray(waited))
+
+
+def on_plateau(algorithm: Algorithm, patience: int | None, factor: float = 0.9) -> Algorithm:
+    """The algorithm with a step size that shrinks on a plateau of the test accuracy.
+
+    Warning: the test set then has a say in training, as in the code of DTFL.
+
+    Args:
+      algorithm: any.
+      patience: rounds without a better accuracy; None returns the algorithm as it is.
+      factor: on the step, after more than `patience` such rounds.
+    """
+    if patience is None:
+        return algorithm
+    require(patience >= 1, f"plateau = {patience}", "must be at least 1 round", "use 10")
+
+    def init(variables: Variables, key: Any) -> tuple[PyTree, Plateau]:
+        return algorithm.init(variables, key), begin()
+
+    def plan(
+        state: tuple[PyTree, Plateau], variables: Variables, situation: Situation
+    ) -> tuple[Plan, tuple[PyTree, Plateau]]:
+        inner, plateau = state
+        if situation.accuracy is not None:
+            plateau = step(plateau, situation.accuracy, patience, factor)
+        tasks, inner = algorithm.plan(inner, variables, situation)
+        scale = tasks.learning_rate_scale * float(plateau.scale)
+        return tasks._replace(learning_rate_scale=scale), (inner, plateau)
+
+    def update(
+        state: tuple[PyTree, Plateau], variables: Variables, merged: Variables, report: Report
+    ) -> tuple[tuple[PyTree, Plateau], Variables, dict[str, Any]]:
+        inner, variables, info = algorithm.update(state[0], variables, merged, report)
+        return (inner, state[1]), variables, {**info, "learning_rate_scale": float(state[1].scale)}
+
+    def open_merge(state: tuple[PyTree, Plateau], variables: Variables, mask: PyTree) -> PyTree:
+        return algorithm.merge.init(state[0], variables, mask)
+
+    merge = algorithm.merge._replace(init=open_merge)
+    return algorithm._replace(init=init, plan=plan, update=update, merge=merge)

@@ -1,0 +1,122 @@
+"""Options against the signatures of the factories that take them."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from fedjax_het.common.errors import InputError
+from fedjax_het.common.options import check_options, check_types, defaults, parameters
+
+
+@dataclass
+class Common:
+    rate: float
+    batch: int = 20
+
+
+def factory(
+    problem,
+    *,
+    number: float = 0.5,
+    whole: int | None = None,
+    flag: bool = False,
+    text: str = "a",
+    choice: Literal["red", "green"] = "red",
+    numbers: Sequence[float] = (1.0,),
+    pair: tuple[float, str] = (1.0, "x"),
+    array: np.ndarray | None = None,
+    rule: Sequence[float] | Callable[[int], float] | None = None,
+    table: Mapping[str, Any] | None = None,
+    place: str | Path | None = None,
+    free=None,
+    **rest: Any,
+):
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("number", 1),
+        ("number", np.float32(0.25)),
+        ("number", float("inf")),
+        ("whole", None),
+        ("whole", np.int64(3)),
+        ("flag", np.True_),
+        ("choice", "green"),
+        ("numbers", [1, 2.5]),
+        ("numbers", np.arange(3)),
+        ("numbers", ()),
+        ("pair", [1, "y"]),
+        ("array", [0.5, 1.0]),
+        ("array", np.zeros((2, 2))),
+        ("rule", lambda round: 0.5),
+        ("rule", (0.5,)),
+        ("table", {"a": 1}),
+        ("place", Path("x")),
+        ("free", object()),
+    ],
+)
+def test_values_of_the_annotated_type_pass(option, value):
+    check_types({option: value}, "option", factory)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("number", "1", "'number' = '1': must be a number; e.g. number = 0.5"),
+        ("number", True, "must be a number"),
+        ("number", np.zeros(2), "must be a number"),
+        ("whole", 2.0, "must be a whole number or None; correct whole"),
+        ("flag", 1, "must be True or False"),
+        ("text", 3, "must be text"),
+        ("choice", "gren", "choice 'gren': must be one of green, red; did you mean 'green'?"),
+        ("numbers", 1.0, "must be a list, each a number"),
+        ("numbers", "12", "must be a list, each a number"),
+        ("numbers", [1.0, "2"], "must be a list, each a number"),
+        ("pair", [1.0], "must be a list"),
+        ("array", 0.5, "must be a list or None"),
+        ("rule", 0.5, "must be a list, each a number or a function or None"),
+        ("table", [1], "must be a Mapping or None"),
+        ("place", 5, "must be text or a Path or None"),
+    ],
+)
+def test_values_of_another_type_are_named(option, value, message):
+    with pytest.raises(InputError) as caught:
+        check_types({option: value}, "option", factory)
+    assert message in str(caught.value)
+
+
+def test_options_of_several_factories_are_known_together():
+    given = {"rate": 0.1, "number": 1.0}
+    check_options(given, "option", factory, Common, derived=("problem",))
+    with pytest.raises(InputError, match="'rate' is missing: must be given, a number; add rate"):
+        check_options({"number": 1.0}, "option", factory, Common, derived=("problem",))
+    with pytest.raises(InputError, match=r"'bach': must be one of .*; did you mean 'batch'"):
+        check_options({**given, "bach": 1}, "option", factory, Common, derived=("problem",))
+    with pytest.raises(InputError, match=r"'problem': follows from .*; leave it out"):
+        check_options({**given, "problem": 1}, "option", factory, Common, derived=("problem",))
+
+
+def test_what_a_partial_fixes_is_no_option():
+    red = functools.partial(factory, choice="red", number=2.0)
+    assert {"choice", "number"}.isdisjoint(parameters(red))
+    with pytest.raises(InputError, match="'choice': must be one of"):
+        check_options({"choice": "green"}, "option", red, derived=("problem",))
+
+
+def test_defaults_are_those_of_the_signature():
+    assert defaults(Common) == {"batch": 20}
+    assert defaults(functools.partial(factory, text="b"))["numbers"] == (1.0,)
+    assert "problem" not in defaults(factory)
+    assert "rest" not in defaults(factory)
+
+
+def test_the_only_choice_of_none_is_to_leave_it_out():
+    with pytest.raises(InputError, match="'x': there is none to choose from; leave it out"):
+        check_options({"x": 1}, "option", lambda: None)
