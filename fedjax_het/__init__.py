@@ -3,14 +3,14 @@
 from fedjax_het import algorithms, data, fleet, models, report
 from fedjax_het.common.errors import InputError
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.options import Options
+from fedjax_het.simulation.options import RunOptions
 from fedjax_het.simulation.simulation import Result, simulate, simulate_seeds
 
 __all__ = [
     "InputError",
-    "Options",
     "Problem",
     "Result",
+    "RunOptions",
     "algorithms",
     "data",
     "fleet",

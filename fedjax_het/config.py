@@ -6,7 +6,7 @@ A configuration has five sections, each handed to one registry::
     model      name, ...                                                       -> models.build
     fleet      name, seed, ...                                                 -> fleet.build
     algorithm  name, ...                                                       -> algorithms.build
-    run        rounds, ...                                                     -> simulation.Options
+    run        rounds, ...                                                     -> RunOptions
 
 and, for comparisons, a sixth: `compare`, see `CompareOptions`. Unknown sections, names and options
 are errors, before anything is compiled.
@@ -30,7 +30,7 @@ from fedjax_het.data.sources import SOURCES
 from fedjax_het.fleet.presets import FLEETS
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.options import Options
+from fedjax_het.simulation.options import RunOptions
 
 _SECTIONS = ("data", "model", "fleet", "algorithm", "run", "compare")
 
@@ -192,7 +192,7 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
     if "name" in full.get("algorithm", {}):
         filled = algorithms.default_options(full["algorithm"]["name"])
         full["algorithm"] = {**filled, **full["algorithm"]}
-    run = asdict(Options.parse(section(config, "run")))
+    run = asdict(RunOptions.parse(section(config, "run")))
     for name in ("workdir", "name", "tensorboard"):
         run.pop(name)
     return {

@@ -19,6 +19,8 @@ from fedjax_het.config import (
     section,
 )
 from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.resources import Resources
 from fedjax_het.problem import Problem
 from fedjax_het.report.compare import Comparison
 from fedjax_het.report.compare import compare as compare_records
@@ -28,8 +30,8 @@ from fedjax_het.report.style import png
 from fedjax_het.runtime import processes
 from fedjax_het.simulation.checkpoints import differences
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.options import Options
-from fedjax_het.simulation.simulation import Result, make_engine, simulate
+from fedjax_het.simulation.options import RunOptions
+from fedjax_het.simulation.simulation import Result, simulate
 
 __all__ = ["build_problem", "compare", "load_config", "plain", "plan", "report", "resolve", "train"]
 
@@ -55,7 +57,7 @@ def train(
     run = section(settings, "run")
     if workdir is not None:
         run["workdir"] = str(workdir)
-    Options.parse(run)
+    RunOptions.parse(run)
     name, options = named(settings, "algorithm", derived=("problem",))
     problem = problem or build_problem(settings)
     algorithm = algorithms.build(name, problem, **options)
@@ -135,7 +137,7 @@ def compare(
 
     # Everything is checked before the first run, so that a mistake in the last costs nothing.
     engines = {
-        label: Options.parse(run_options(label, seed)) for label in entries for seed in chosen
+        label: RunOptions.parse(run_options(label, seed)) for label in entries for seed in chosen
     }
     problem = build_problem(first)
     made = {
@@ -143,10 +145,17 @@ def compare(
         for label, (_, name, options) in entries.items()
     }
     evaluator = Evaluator(problem)
+    # Methods share what their programs run on, unless they ask for other devices.
+    resources: list[tuple[dict[str, Any], Resources]] = []
     records: dict[str, list[RunRecord]] = {}
     for label, (setting, name, options) in entries.items():
         # Seeds are data, so all runs of a method share its compiled programs.
-        engine = make_engine(made[label], problem, engines[label])
+        own = engines[label].machine
+        shared = next((r for machine, r in resources if machine == own), None)
+        if shared is None:
+            shared = engines[label].resources(problem)
+            resources.append((own, shared))
+        engine = Engine(made[label], shared)
         for seed in chosen:
             one = {
                 **setting,

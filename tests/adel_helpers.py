@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from problems import digits
 
-from fedjax_het.contract.algorithm import Situation
+from fedjax_het.contract.plan import Situation
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.presets import build as build_fleet

@@ -10,21 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 
-from fedjax_het.algorithms import common
+from fedjax_het.algorithms import parts
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import (
-    Algorithm,
-    ClientResult,
-    Plan,
-    Situation,
-    Timing,
-    Variables,
-)
+from fedjax_het.contract.algorithm import Algorithm, Chunk, ClientResult, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.data.federated import FederatedData, from_arrays
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import Engine, make_engine
+from fedjax_het.engine.routes import Routes
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
 from fedjax_het.models.mlp import Dense, mlp
@@ -138,7 +134,7 @@ def windows(
     Client k trains the blocks `first..exit` with the head after `exit`; both vary over clients.
     Plans by hand have the rows `first` and `exit`.
     """
-    options = common.Training.parse({"learning_rate": 0.1, "batch_size": 4, **training})
+    options = TrainingOptions.parse({"learning_rate": 0.1, "batch_size": 4, **training})
     structure = jax.eval_shape(problem.model.init, jax.random.key(0)).params
     blocks, has_exits = problem.model.num_blocks, bool(problem.model.exits)
 
@@ -148,7 +144,7 @@ def windows(
         exit = blocks - 1 - odd if has_exits else np.full(len(odd), blocks - 1)
         first = 1 - odd
         rows = {"first": first.astype(np.int32), "exit": exit.astype(np.int32)}
-        tasks = common.plan_tasks(problem, options, situation, rows=rows)
+        tasks = parts.plan_tasks(problem, options, situation, rows=rows)
         routes = [Route(int(f), int(e)) for f, e in zip(first, exit, strict=True)]
         return tasks._replace(routes=routes), state
 
@@ -158,12 +154,12 @@ def windows(
 
     return Algorithm(
         name="windows",
-        init=common.stateless,
+        init=parts.stateless,
         plan=plan,
         mask=mask if masked else None,
         local=local or options.local_update(problem),
         merge=masked_mean(),
-        update=common.replace,
+        update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
     )
@@ -177,17 +173,14 @@ def nudge(problem: Problem, *, value: Any = lambda task: jnp.float32(1.0), **tra
         trained = masks.split(start.params, route)[0]
         delta = jax.tree.map(lambda w: jnp.broadcast_to(value(task), w.shape), trained)
         draw = jax.random.key_data(task.key)
-        return ClientResult(delta, start.stats, value(task), task.steps, {"key": draw})
+        return ClientResult(delta, start.stats, value(task), task.steps, info={"key": draw})
 
     return windows(problem, local=local, masked=False, **training)
 
 
 def one_by_one(algorithm: Algorithm) -> Algorithm:
-    """The method with a plan and an update that say nothing of themselves: no blocks."""
-    return algorithm._replace(
-        plan=lambda *arguments: algorithm.plan(*arguments),
-        update=lambda *arguments: algorithm.update(*arguments),
-    )
+    """The method with a plan that says nothing of itself: no batches of rounds."""
+    return algorithm._replace(plan=lambda *arguments: algorithm.plan(*arguments))
 
 
 def make_plan(
@@ -219,6 +212,26 @@ def make_plan(
     )
 
 
+def make_chunk(start: Variables, weight: Any, delta: Any, **fields: Any) -> Chunk:
+    """A chunk by hand; clients 0, 1, ... that all started from `start` and share `shared`."""
+    weight = jnp.asarray(weight, jnp.float32)
+    clients = weight.shape
+    nothing = {"blocks": tuple({} for _ in start.params["blocks"]), "exits": ()}
+    shared = jax.tree.map(
+        lambda a: jnp.broadcast_to(a, clients + jnp.shape(a)), fields.pop("shared", None)
+    )
+    defaults: dict[str, Any] = {"stats_delta": nothing, "mask": None, "row": None}
+    return Chunk(
+        client=jnp.arange(clients[0], dtype=jnp.int32),
+        weight=weight,
+        delta=delta,
+        start=jax.tree.map(lambda a: jnp.broadcast_to(a, clients + a.shape), start),
+        shared=shared,
+        staleness=jnp.zeros(clients, jnp.int32),
+        **{**defaults, **fields},
+    )
+
+
 def situation(problem: Problem, *, round: int = 0, clients: Any = None, seed: int = 0) -> Situation:
     """What `plan` is given at the start of a round."""
     chosen = np.arange(problem.num_clients) if clients is None else np.asarray(clients)
@@ -232,17 +245,19 @@ def one_round(
     variables: Variables,
     plan: Plan | None = None,
     *,
-    made: Engine | None = None,
+    engine: Engine | None = None,
+    routes: Routes | None = None,
     seed: int = 1,
-    **engine: Any,
+    **resources: Any,
 ) -> tuple[Variables, Any]:
     """Trains and merges one round without a clock; returns the merged model and the outputs."""
-    made = made or Engine(algorithm, problem, **engine)
+    engine = engine or make_engine(algorithm, problem, **resources)
     state = algorithm.init(variables, jax.random.key(0))
     if plan is None:
         plan, state = algorithm.plan(state, variables, situation(problem))
-    acc, outputs = made.train(state, variables, plan, jax.random.key(seed))
-    merged, _ = made.finalize(acc, variables, plan.shared)
+    executed = (routes or engine.resources.routes()).execute(plan.routes)
+    acc, outputs = engine.train(state, variables, plan, jax.random.key(seed), executed)
+    _, merged, _ = engine.close(acc, state, variables, plan.shared)
     return merged, outputs
 
 

@@ -21,7 +21,7 @@ from benchmarks.micro.training import make_work
 from benchmarks.peers.works import many_small
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.contract.algorithm import Algorithm, Variables
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.problem import Problem
 from fedjax_het.runtime.compiling import Compiler
 from fedjax_het.simulation.simulation import simulate
@@ -85,7 +85,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         "blocks of one": (algorithm, 1),
         "one by one": (one_by_one(algorithm), rounds),
     }
-    engines = {way: Engine(method, problem) for way, (method, _) in ways.items()}
+    engines = {way: make_engine(method, problem) for way, (method, _) in ways.items()}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(repeats + 1):
         for way, (method, every) in ways.items():

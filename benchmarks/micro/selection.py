@@ -18,9 +18,9 @@ from absl import app, flags
 
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.fedel.selection import select
-from fedjax_het.contract.algorithm import Situation
+from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet import presets
 from fedjax_het.models import build as build_model
 from fedjax_het.problem import Problem
@@ -67,7 +67,7 @@ def client_s(width: int) -> tuple[float, float, int]:
     state = algorithm.init(variables, jax.random.key(0))
     situation = Situation(0, 0.0, np.arange(clients), jax.random.key(1), rng)
     plan, _ = algorithm.plan(state, variables, situation)
-    engine = Engine(algorithm, problem)
+    engine = make_engine(algorithm, problem)
     plan_s = _best_s(lambda: algorithm.plan(state, variables, situation)[0].rows, 5)
     train_s = _best_s(lambda: engine.train(state, variables, plan, jax.random.key(2))[0], 5)
     return plan_s / clients, train_s / clients, plan.rows["chosen"].shape[1]

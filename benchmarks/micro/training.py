@@ -27,9 +27,11 @@ from fedjax_het import models
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Algorithm, Situation
+from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.engine.engine import ConvolutionChoice, Engine
+from fedjax_het.engine.engine import make_engine
+from fedjax_het.engine.resources import ConvolutionChoice
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.lowering import lowering
 from fedjax_het.problem import Problem
@@ -106,7 +108,7 @@ class Trainer:
         convolution: ConvolutionChoice = "table",
     ):
         self._algorithm, self._work = algorithm, work
-        self._engine = Engine(
+        self._engine = make_engine(
             algorithm, work.problem, chunk=chunk, devices=devices, convolution=convolution
         )
         self._variables = work.problem.model.init(jax.random.key(0))
@@ -120,7 +122,7 @@ class Trainer:
         plan, _ = self._algorithm.plan(self._state, self._variables, situation)
         plan = plan._replace(steps=np.full(clients, steps))
         acc, _ = self._engine.train(self._state, self._variables, plan, key)
-        return self._engine.finalize(acc, self._variables, plan.shared)[0].params
+        return self._engine.close(acc, self._state, self._variables, plan.shared)[1].params
 
 
 class Contender(NamedTuple):

@@ -9,10 +9,11 @@ import numpy as np
 from benchmarks.peers.work import Gate, load
 from benchmarks.peers.works import SEED, SETTINGS
 from fedjax_het.contract.algorithm import Variables
+from fedjax_het.engine.engine import Engine
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.options import Options
-from fedjax_het.simulation.simulation import make_engine, simulate
+from fedjax_het.simulation.options import RunOptions
+from fedjax_het.simulation.simulation import simulate
 
 
 class GatedEvaluator(Evaluator):
@@ -57,8 +58,10 @@ def main() -> None:
     algorithm = setting.algorithm()
     every = work.blocks[0]
     options: dict[str, Any] = {"rounds": work.rounds, "seed": SEED, "eval_every": every}
-    engine = make_engine(algorithm, setting.problem, Options.parse(options))
-    evaluator = GatedEvaluator(setting.problem, gate, every, lambda: engine.compiler.seconds)
+    engine = Engine(algorithm, RunOptions.parse(options).resources(setting.problem))
+    evaluator = GatedEvaluator(
+        setting.problem, gate, every, lambda: engine.resources.compiler.seconds
+    )
     result = simulate(algorithm, setting.problem, engine=engine, evaluator=evaluator, **options)
     gate.finish([np.asarray(a) for a in jax.tree.leaves(result.variables.params["blocks"])])
 

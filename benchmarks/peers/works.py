@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 from benchmarks.peers.nets import layers
 from benchmarks.peers.work import Work
 from fedjax_het import models
-from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Report, Task, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import DeviceData, Pipeline, gather, prepare
@@ -62,9 +62,9 @@ class Setting(NamedTuple):
     exact: bool = True
 
     @property
-    def options(self) -> Training:
+    def options(self) -> TrainingOptions:
         """The parsed training options."""
-        return Training.parse({k: v for k, v in self.training.items() if k != "capacity"})
+        return TrainingOptions.parse({k: v for k, v in self.training.items() if k != "capacity"})
 
     def algorithm(self) -> Algorithm:
         """The method on the problem."""
@@ -212,19 +212,18 @@ def record(setting: Setting, folder: Path, blocks: int) -> Work:
 
         rows = jax.vmap(batch)(jnp.arange(most, dtype=jnp.int32))
         still = jax.tree.map(jnp.zeros_like, start.params)
-        return ClientResult(still, start.stats, jnp.float32(0), jnp.int32(0), rows)
+        return ClientResult(still, start.stats, jnp.float32(0), jnp.int32(0), info=rows)
 
-    def note(state: Any, variables: Variables, merged: Variables, report: Report) -> Any:
-        del merged
+    def note(state: Any, variables: Variables, report: Report) -> Any:
         seen.append(report)
         return state, variables, {}
 
-    recorder = setting.algorithm()._replace(local=rows_only, update=note)
+    recorder = setting.algorithm()._replace(local=rows_only, observe=note)
     evaluator: Any = _NoEvaluation()
     # "masked": a route leaves leaves out of a delta, and here nobody has one.
     options_of_run: dict[str, Any] = {"rounds": ends[-1], "seed": SEED, "execution": "masked"}
     result = simulate(recorder, problem, evaluator=evaluator, **options_of_run)
-    batches = np.stack([report.aux for report in seen])
+    batches = np.stack([report.client_info for report in seen])
     used, places = np.unique(batches[batches >= 0], return_inverse=True)
     rows = np.full(batches.shape, -1, np.int32)
     rows[batches >= 0] = places

@@ -22,7 +22,7 @@ from fedjax_het import algorithms
 from fedjax_het.algorithms.adel.bound import Bound, Constants
 from fedjax_het.algorithms.adel.planning import Limits, plan_deadlines
 from fedjax_het.common.jsonio import write_atomic
-from fedjax_het.contract.algorithm import Situation
+from fedjax_het.contract.plan import Situation
 from fedjax_het.data.load import load_federated
 from fedjax_het.data.partition import partitioner
 from fedjax_het.fleet import presets

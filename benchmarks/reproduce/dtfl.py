@@ -25,14 +25,15 @@ from fedjax_het import algorithms, models
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.partition import partitioner
 from fedjax_het.data.sources import load
+from fedjax_het.engine.engine import Engine
 from fedjax_het.fleet import presets
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.resnet import Head
 from fedjax_het.models.vgg import ConvNorm
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.options import Options
-from fedjax_het.simulation.simulation import make_engine, simulate
+from fedjax_het.simulation.options import RunOptions
+from fedjax_het.simulation.simulation import simulate
 
 PER_CLIENT, TEST, SIDE = 200, 2_000, 16
 ROUNDS, EVAL_EVERY = 80, 2
@@ -186,7 +187,7 @@ def run_arm(
     # FedGKT is as many models as clients, each of which is evaluated.
     every = 5 * EVAL_EVERY if name == "fedgkt" else EVAL_EVERY
     common: dict[str, Any] = {"rounds": rounds, "eval_every": every, "execution": execution}
-    engine = make_engine(algorithm, problem, Options.parse(common))
+    engine = Engine(algorithm, RunOptions.parse(common).resources(problem))
     evaluator = Evaluator(problem)
     for seed in missing:
         began = time.perf_counter()

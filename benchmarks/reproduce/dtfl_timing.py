@@ -21,7 +21,8 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from fedjax_het import algorithms, models
-from fedjax_het.contract.algorithm import Algorithm, Report, Situation
+from fedjax_het.contract.algorithm import Algorithm, Report
+from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.cost import CostTable, cost_table
@@ -95,13 +96,13 @@ def rounds_of(
         clients = np.sort(rng.choice(everyone, algorithm.cohort_size, replace=False))
         began = time.perf_counter()
         plan, state = algorithm.plan(state, variables, Situation(round, now_s, clients, key, rng))
-        if algorithm.name == "dtfl":
+        if algorithm.observe is not None:
             k = len(clients)
             losses = {"client_loss": np.zeros(k), "server_loss": np.zeros(k)}
             whole = np.ones(k, bool)
-            none = np.zeros(0, np.int64)
-            report = Report(round, plan, np.zeros(k), plan.steps, whole, none, losses, {})
-            state, _, _ = algorithm.update(state, variables, variables, report)
+            late = np.zeros(k, np.int64)
+            report = Report(round, plan, np.zeros(k), plan.steps, whole, late, losses, {})
+            state, _, _ = algorithm.observe(state, variables, report)
         wall_s = time.perf_counter() - began
         lasts = float(np.max(plan.timing.total_s))
         now_s += lasts

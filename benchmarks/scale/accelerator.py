@@ -31,10 +31,11 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.micro.training import Trainer, make_work
 from fedjax_het.algorithms.fedavg import fedavg
+from fedjax_het.engine.engine import Engine
 from fedjax_het.models.lowering import Lowering, device_fits, lowering
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.options import Options
-from fedjax_het.simulation.simulation import make_engine, simulate
+from fedjax_het.simulation.options import RunOptions
+from fedjax_het.simulation.simulation import simulate
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -144,7 +145,7 @@ def simulate_rounds(work: Rounds, dtype: Precision) -> dict[str, Any]:
     every = min(10, work.rounds)
     options: dict[str, Any] = {"rounds": work.rounds, "eval_every": every}
     evaluator = Evaluator(problem)
-    engine = make_engine(algorithm, problem, Options.parse(options))
+    engine = Engine(algorithm, RunOptions.parse(options).resources(problem))
     run = functools.partial(simulate, algorithm, problem, engine=engine, evaluator=evaluator)
     began = time.perf_counter()
     run(rounds=1)

@@ -21,7 +21,7 @@ from benchmarks.scale.cohort import make_data
 from fedjax_het import algorithms
 from fedjax_het.algorithms.prfl.buffers import RANKINGS, flat, never_pruned, page_size
 from fedjax_het.algorithms.prfl.prfl import DENSITIES
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
@@ -58,11 +58,11 @@ def one_case(label: str, clients: int, hidden: int, merges: int) -> dict[str, An
         batch_size=10,
         local_steps=1,
     )
-    engine, evaluator = Engine(algorithm, problem, chunk=1), Evaluator(problem)
+    engine, evaluator = make_engine(algorithm, problem, chunk=1), Evaluator(problem)
     harness.reset_peak()
     before, began = harness.memory_bytes()["now"], time.perf_counter()
     run = simulate(algorithm, problem, rounds=merges, engine=engine, evaluator=evaluator)
-    wall_s = time.perf_counter() - began - engine.compiler.seconds
+    wall_s = time.perf_counter() - began - engine.resources.compiler.seconds
     peak = harness.memory_bytes()["peak"]
     slots = run.state.slots
     weights = flat(run.variables.params).size

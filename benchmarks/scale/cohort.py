@@ -29,9 +29,9 @@ import numpy as np
 from benchmarks import harness
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
-from fedjax_het.contract.algorithm import Situation
+from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import FederatedData, from_arrays
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
@@ -71,18 +71,18 @@ def one_size(clients: int, pool: int, chunk: int) -> dict[str, Any]:
     """Memory and time of rounds with `clients` clients, in this process."""
     problem = make_problem(clients, pool)
     algorithm = fedavg(problem, learning_rate=0.05, batch_size=10)
-    engine = Engine(algorithm, problem, chunk=chunk)
+    engine = make_engine(algorithm, problem, chunk=chunk)
     with tempfile.TemporaryDirectory() as workdir:
         run = simulate(algorithm, problem, rounds=1, engine=engine, workdir=Path(workdir) / "run")
     whole, programs = harness.memory_bytes()["peak"], engine.programs
-    compile_s = engine.compiler.seconds
+    compile_s = engine.resources.compiler.seconds
 
     def round() -> None:
         key, who = jax.random.key(0), np.arange(clients)
         situation = Situation(0, 0.0, who, key, np.random.default_rng(0))
         plan, _ = algorithm.plan((), run.variables, situation)
         acc, _ = engine.train((), run.variables, plan, key)
-        jax.block_until_ready(engine.finalize(acc, run.variables, plan.shared))
+        jax.block_until_ready(engine.close(acc, (), run.variables, plan.shared))
 
     round()  # compiles the round on its own: the simulation runs whole blocks
     harness.reset_peak()
@@ -120,7 +120,7 @@ def compile_counts(rounds: int, most: int, chunk: int | None) -> dict[str, Any]:
     algorithm = fedpmt(
         problem, learning_rate=0.05, batch_size=_SAMPLES[1], capacity=lambda r: capacity[r]
     )
-    engine = Engine(algorithm, problem, chunk=chunk)
+    engine = make_engine(algorithm, problem, chunk=chunk)
     variables = problem.model.init(jax.random.key(0))
     after: list[int] = []
     seen: dict[str, set[int]] = {
@@ -155,7 +155,7 @@ def compile_counts(rounds: int, most: int, chunk: int | None) -> dict[str, Any]:
         "programs": engine.programs,
         "programs_after_round": after,
         "bound": blocks * pairs,
-        "compile_s": engine.compiler.seconds,
+        "compile_s": engine.resources.compiler.seconds,
     }
 
 

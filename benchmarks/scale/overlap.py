@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import harness
 from fedjax_het import algorithms
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models import build as build_model
 from fedjax_het.problem import Problem
@@ -70,7 +70,7 @@ def measure(
     runs: dict[str, Any] = {}
     for label, (name, options) in contenders(at_work, middling_s / 10).items():
         algorithm = algorithms.build(name, problem, **training, **options)
-        engine, evaluator = Engine(algorithm, problem), Evaluator(problem)
+        engine, evaluator = make_engine(algorithm, problem), Evaluator(problem)
         # Steps until so many clients were merged: measured in a first run, which also compiles.
         run = _run(algorithm, problem, engine, evaluator, updates, None)
         runs[label] = (algorithm, engine, evaluator, run["steps"])
@@ -90,7 +90,7 @@ def measure(
                 "ratio": ratio._asdict(),
                 "steps": runs[label][3],
                 "programs": engine.programs,
-                "compile_s": engine.compiler.seconds,
+                "compile_s": engine.resources.compiler.seconds,
             }
         )
     return {"machine": facts, "model": model, "at_work": at_work, "updates": updates, "rows": rows}
@@ -102,7 +102,7 @@ def _run(
     """One simulation; without `rounds`, until at least so many updates were merged."""
     guess = rounds or max(1, updates // algorithm.cohort_size)
     while True:
-        began, compiled_s = time.perf_counter(), engine.compiler.seconds
+        began, compiled_s = time.perf_counter(), engine.resources.compiler.seconds
         result = simulate(
             algorithm,
             problem,
@@ -111,7 +111,7 @@ def _run(
             evaluator=evaluator,
             eval_every=10**9,
         )
-        wall_s = time.perf_counter() - began - (engine.compiler.seconds - compiled_s)
+        wall_s = time.perf_counter() - began - (engine.resources.compiler.seconds - compiled_s)
         merged = len(result.record.clients)
         if rounds is not None or merged >= updates:
             # Clients at work at the end were trained as well, most of them.

@@ -1,4 +1,4 @@
-"""The published methods, one file each, and the registry that finds them by name."""
+"""The published methods, and the registry that finds them by name."""
 
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
@@ -6,6 +6,7 @@ from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
+from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedopt, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
@@ -36,6 +37,7 @@ __all__ = [
     "fedel",
     "fedfix",
     "fedgkt",
+    "fednova",
     "fedopt",
     "fedpmt",
     "fedprox",

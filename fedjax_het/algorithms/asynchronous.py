@@ -1,19 +1,21 @@
 """FedAsync, FedBuff and FedFix: the whole model, and a server that does not wait for everyone."""
 
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
-from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import full_model
-from fedjax_het.algorithms.staleness import discount, discounted_sum, mixing
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions, UniformTraining
 from fedjax_het.common.errors import require
-from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Algorithm, Plan, Situation, Variables
+from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import arrivals, window
+from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.staleness import discount, discounted_sum, mixing
 from fedjax_het.problem import Problem
 
 
+@register
 def fedasync(
     problem: Problem,
     *,
@@ -22,7 +24,7 @@ def fedasync(
     staleness: str = "polynomial",
     a: float = 0.5,
     b: float = 4.0,
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Every arrival is mixed in: $w \leftarrow (1 - \alpha_t) w + \alpha_t w_i$.
 
@@ -37,18 +39,21 @@ def fedasync(
       staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
       a: its exponent or slope; 10 is usual for the hinge.
       b: late steps that the hinge forgives.
-      **training: see `Training`; `clients_per_round` clients are at work at any time. `weighting`
-        has no effect: every client is mixed in alone.
+      **training: see `TrainingOptions`; `clients_per_round` clients are at work at any time.
+        `weighting` has no effect: every client is mixed in alone.
 
     References:
       Xie, Koyejo and Gupta, *Asynchronous Federated Optimization*, 2019, Algorithm 1.
     """
     require(0 < alpha <= 1, f"alpha = {alpha}", "must lie in (0, 1]", "try 0.6")
     require(np.isfinite(rho) and rho >= 0, f"rho = {rho}", "must be at least 0", "try 0.005")
-    base = full_model("fedasync", problem, Training.parse(training), pace=arrivals(1), proximal=rho)
+    base = full_model(
+        "fedasync", problem, TrainingOptions.parse(training), pace=arrivals(1), proximal=rho
+    )
     return base._replace(merge=mixing(discount(staleness, a, b), alpha))
 
 
+@register(options=UniformTraining)
 def fedbuff(
     problem: Problem,
     *,
@@ -57,8 +62,7 @@ def fedbuff(
     staleness: str = "polynomial",
     a: float = 0.5,
     b: float = 4.0,
-    weighting: str = "uniform",
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Every K arrivals: $w \leftarrow w + \frac{\eta}{K} \sum_{i=1}^{K} s(\tau_i) \Delta_i$.
 
@@ -73,13 +77,13 @@ def fedbuff(
       staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
       a: its exponent or slope.
       b: late steps that the hinge forgives.
-      weighting: "uniform", or "samples" for another factor n_i over the mean of all clients.
-      **training: see `Training`.
+      **training: see `UniformTraining`; `weighting="samples"` is another factor, n_i over the mean
+        of all clients.
 
     References:
       Nguyen et al., *Federated Learning with Buffered Asynchronous Aggregation*, 2022, Algorithm 1.
     """
-    options = Training.parse({**training, "weighting": weighting})
+    options = UniformTraining.parse(training)
     size = options.cohort_size(problem)
     require(
         1 <= buffer_size <= size,
@@ -88,17 +92,20 @@ def fedbuff(
         "try a tenth of them",
     )
     _require_step(server_learning_rate)
-    base = full_model("fedbuff", problem, options, pace=arrivals(buffer_size, refill=True))
+    by_samples = options.weighting == "samples"
+    mean = np.mean(problem.data.sizes) if by_samples else 1.0
 
-    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
-        tasks, state = base.plan(state, variables, situation)
-        mean = np.mean(problem.data.sizes) if weighting == "samples" else 1.0
-        return tasks._replace(weight=(tasks.weight / mean).astype(np.float32)), state
+    def relative(situation: Situation, plan: Plan) -> Plan:
+        del situation
+        return plan._replace(weight=(plan.weight / mean).astype(np.float32))
 
-    late = discount(staleness, a, b)
-    return base._replace(plan=plan, merge=discounted_sum(late, server_learning_rate / buffer_size))
+    pace = arrivals(buffer_size, refill=True)
+    base = full_model("fedbuff", problem, options, pace=pace, amend=relative)
+    merge = discounted_sum(discount(staleness, a, b), server_learning_rate / buffer_size)
+    return base._replace(merge=merge)
 
 
+@register
 def fedfix(
     problem: Problem,
     *,
@@ -106,7 +113,7 @@ def fedfix(
     server_learning_rate: float = 1.0,
     unbiased: bool = True,
     most_windows: int | None = None,
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Every $\Delta t$: $w \leftarrow w + \eta \sum_i d_i \Delta_i$ over who has arrived.
 
@@ -122,13 +129,13 @@ def fedfix(
       unbiased: False takes d_i = p_i, which forgets slow clients.
       most_windows: cap of the factor $\lceil T_i / \Delta t \rceil$, against spikes from very slow
         clients; None for none.
-      **training: see `Training`; `weighting` decides p_i.
+      **training: see `TrainingOptions`; `weighting` decides p_i.
 
     References:
       Fraboni et al., *A General Theory for Federated Optimization with Asynchronous and
       Heterogeneous Clients Updates*, 2023. The rule for d_i is derived here.
     """
-    options = Training.parse(training)
+    options = TrainingOptions.parse(training)
     _require_step(server_learning_rate)
     require(
         most_windows is None or most_windows >= 1,
@@ -136,24 +143,22 @@ def fedfix(
         "must be at least 1",
         "leave it out for no cap",
     )
-    base = full_model("fedfix", problem, options, pace=window(interval_s))
     everyone = (
         problem.data.sizes if options.weighting == "samples" else np.ones(problem.num_clients)
     )
     # Of all weights, those at work at a time have this share in the mean.
     share = np.sum(everyone) * options.cohort_size(problem) / problem.num_clients
 
-    def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
-        tasks, state = base.plan(state, variables, situation)
-        weight = tasks.weight / share
+    def per_window(situation: Situation, plan: Plan) -> Plan:
+        weight = plan.weight / share
         if unbiased:
             began = np.floor(situation.now_s / interval_s + 1e-9)
-            ended = np.ceil((situation.now_s + tasks.timing.total_s) / interval_s - 1e-9)
+            ended = np.ceil((situation.now_s + plan.timing.total_s) / interval_s - 1e-9)
             weight = weight * np.clip(ended - began, 1, most_windows)
-        return tasks._replace(weight=weight.astype(np.float32)), state
+        return plan._replace(weight=weight.astype(np.float32))
 
-    merge = discounted_sum(discount("constant"), server_learning_rate)
-    return base._replace(plan=plan, merge=merge)
+    base = full_model("fedfix", problem, options, pace=window(interval_s), amend=per_window)
+    return base._replace(merge=discounted_sum(discount("constant"), server_learning_rate))
 
 
 def _require_step(server_learning_rate: float) -> None:

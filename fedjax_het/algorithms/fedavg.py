@@ -1,27 +1,31 @@
 """FedAvg, and its relatives that differ in the pace or in the clients' objective."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Unpack
 
 import numpy as np
 
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms import parts
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Plan, Schedule, Situation
+from fedjax_het.contract.algorithm import Algorithm, Schedule
 from fedjax_het.contract.clock import Pace, barrier, deadline
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 
 
 def full_model(
     name: str,
     problem: Problem,
-    training: Training,
+    training: TrainingOptions,
     *,
     pace: Pace,
     deadline_s: float = float("inf"),
     proximal: float = 0.0,
     check_memory: bool = True,
+    amend: Callable[[Situation, Plan], Plan] | None = None,
 ) -> Algorithm:
     """Everyone trains the whole model and the server takes the weighted mean.
 
@@ -33,32 +37,35 @@ def full_model(
       deadline_s: for a deadline pace, virtual seconds after dispatch.
       proximal: FedProx's mu.
       check_memory: whether every device must hold the whole model.
+      amend: function that changes the plans; None leaves them as they are.
     """
     if check_memory:
-        common.require_memory(problem, training, 0)
+        parts.require_memory(problem, training, 0)
 
     def tasks(situation: Situation) -> Plan:
-        return common.plan_tasks(problem, training, situation, deadline_s=deadline_s)
+        plan = parts.plan_tasks(problem, training, situation, deadline_s=deadline_s)
+        return plan if amend is None else amend(situation, plan)
 
     return Algorithm(
         name=name,
-        init=common.stateless,
+        init=parts.stateless,
         plan=Schedule(tasks),
         mask=None,
         local=training.local_update(problem, proximal=proximal),
         merge=masked_mean(),
-        update=common.replace,
+        update=parts.replace,
         pace=pace,
         cohort_size=training.cohort_size(problem),
     )
 
 
-def fedavg(problem: Problem, **training: Any) -> Algorithm:
+@register
+def fedavg(problem: Problem, **training: Unpack[TrainingKeywords]) -> Algorithm:
     r"""Federated averaging: $w \leftarrow \sum_i n_i w_i / \sum_i n_i$ over the cohort.
 
     Args:
       problem: model, data and fleet.
-      **training: see `Training`; `learning_rate` is required.
+      **training: see `TrainingOptions`; `learning_rate` is required.
 
     Returns:
       The algorithm.
@@ -67,11 +74,16 @@ def fedavg(problem: Problem, **training: Any) -> Algorithm:
       McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*,
       2017, Algorithm 1.
     """
-    return full_model("fedavg", problem, Training.parse(training), pace=barrier())
+    return full_model("fedavg", problem, TrainingOptions.parse(training), pace=barrier())
 
 
+@register
 def fedprox(
-    problem: Problem, *, mu: float = 0.1, deadline_s: float = float("inf"), **training: Any
+    problem: Problem,
+    *,
+    mu: float = 0.1,
+    deadline_s: float = float("inf"),
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedProx: minimises $F_i(w) + \frac{\mu}{2} \lVert w - w_t \rVert^2$, partial work kept.
 
@@ -82,19 +94,22 @@ def fedprox(
       problem: model, data and fleet.
       mu: strength of the pull towards the round's model; the paper tries 0.001 to 1.
       deadline_s: virtual seconds after which the server closes the round.
-      **training: see `Training`.
+      **training: see `TrainingOptions`.
 
     References:
       Li et al., *Federated Optimization in Heterogeneous Networks*, 2020, Algorithm 2.
     """
     require(np.isfinite(mu) and mu >= 0, f"mu = {mu}", "must be at least 0", "try 0.001 to 1")
-    options = Training.parse(training)
-    common.require_feasible(problem, options, deadline_s, whole=False)
+    options = TrainingOptions.parse(training)
+    parts.require_feasible(problem, options, deadline_s, whole=False)
     pace = deadline("partial") if np.isfinite(deadline_s) else barrier()
     return full_model("fedprox", problem, options, pace=pace, deadline_s=deadline_s, proximal=mu)
 
 
-def drop_stragglers(problem: Problem, *, deadline_s: float, **training: Any) -> Algorithm:
+@register
+def drop_stragglers(
+    problem: Problem, *, deadline_s: float, **training: Unpack[TrainingKeywords]
+) -> Algorithm:
     """FedAvg with a deadline: who is not back in time is left out of the mean.
 
     A round that nobody finishes leaves the model as it is.
@@ -102,14 +117,14 @@ def drop_stragglers(problem: Problem, *, deadline_s: float, **training: Any) -> 
     Args:
       problem: model, data and fleet.
       deadline_s: virtual seconds after which the server closes the round.
-      **training: see `Training`.
+      **training: see `TrainingOptions`.
 
     References:
       The "drop" arm of Li et al. 2020 and of the SALF and ADEL-FL papers; here the mean is taken
       over those who finished (the code of the latter divides by everyone).
     """
-    options = Training.parse(training)
-    common.require_feasible(problem, options, deadline_s, whole=True)
+    options = TrainingOptions.parse(training)
+    parts.require_feasible(problem, options, deadline_s, whole=True)
     return full_model(
         "drop_stragglers", problem, options, pace=deadline("drop"), deadline_s=deadline_s
     )

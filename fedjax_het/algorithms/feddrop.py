@@ -1,29 +1,23 @@
 """FedDrop: every device trains a fresh random sub-network, thinned to what it can afford."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms import parts
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import (
-    Algorithm,
-    ClientResult,
-    Plan,
-    Schedule,
-    Situation,
-    Task,
-    Variables,
-)
+from fedjax_het.contract.algorithm import Algorithm, ClientResult, Schedule, Task, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.data.batches import DeviceData
 from fedjax_het.models.base import Block, BlockModel
 from fedjax_het.problem import Problem
@@ -157,13 +151,14 @@ def thinned(model: BlockModel, factors: PyTree) -> BlockModel:
     return dataclasses.replace(model, blocks=blocks)
 
 
+@register
 def feddrop(
     problem: Problem,
     *,
     scope: str = "all_hidden",
     capacity: np.ndarray | None = None,
     latency_s: float | None = None,
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Federated dropout at a rate per device: random thin sub-networks, drawn anew every round.
 
@@ -181,14 +176,14 @@ def feddrop(
         relative to the fastest device.
       latency_s: choose rates by a round latency instead of a FLOP budget (compute and both
         transfers of the thinned layers scale with (1-p)^2); needs scope "fc".
-      **training: see `Training`.
+      **training: see `TrainingOptions`.
 
     References:
       Wen, Jeon and Huang, *Federated Dropout: A Simple Approach for Enabling Federated Learning on
       Resource Constrained Devices*, IEEE WCL 2022 (arXiv 2109.15258). Budgets in FLOPs and the
       merge rule are our reading.
     """
-    options = Training.parse(training)
+    options = TrainingOptions.parse(training)
     require_known(scope, ("all_hidden", "fc"), "scope")
     require(
         latency_s is None or (scope == "fc" and capacity is None),
@@ -196,7 +191,7 @@ def feddrop(
         "the latency rule is that of thinned fully connected layers",
         "set scope='fc' and leave capacity out",
     )
-    common.require_memory(problem, options, 0)
+    parts.require_memory(problem, options, 0)
     model = problem.model
     shapes = model.activation_shapes(1)
     dropped = np.asarray([len(s.shape) == 2 or scope == "all_hidden" for s in shapes])
@@ -244,7 +239,7 @@ def feddrop(
             situation.rng,
         )
         factors = {b: units / keep[:, None] for b, units in kept.items()}
-        return common.plan_tasks(problem, options, situation, rows=factors, timing=timing)
+        return parts.plan_tasks(problem, options, situation, rows=factors, timing=timing)
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
         train = options.local_update(problem, model=thinned(model, task.row))
@@ -252,12 +247,12 @@ def feddrop(
 
     return Algorithm(
         name="feddrop",
-        init=common.stateless,
+        init=parts.stateless,
         plan=Schedule(tasks),
         mask=None,
         local=local,
         merge=masked_mean(),
-        update=common.replace,
+        update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
     )
@@ -279,7 +274,11 @@ def _capacity_rates(
 
 
 def _latency_rates(
-    problem: Problem, options: Training, cost: ThinCost, dropped: np.ndarray, latency_s: float
+    problem: Problem,
+    options: TrainingOptions,
+    cost: ThinCost,
+    dropped: np.ndarray,
+    latency_s: float,
 ) -> np.ndarray:
     """Rates per client from the time of the layers before the first thinned unit, and the rest."""
     sizes = problem.data.sizes

@@ -1,17 +1,17 @@
 """FedAvg with an optimiser on the server: FedAvgM, FedAdam, FedYogi and whatever optax offers."""
 
-import functools
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedavg import full_model
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Algorithm, ServerStep, Variables
+from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.problem import Problem
 
@@ -67,7 +67,7 @@ def fedopt(
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedAvg whose server hands $-\Delta$ to an optimiser as if it were a gradient.
 
@@ -81,7 +81,7 @@ def fedopt(
       b1: decay of its first moment; see `scale_by_fedopt`.
       b2: decay of its second moment.
       tau: its adaptivity.
-      **training: see `Training`.
+      **training: see `TrainingOptions`.
 
     References:
       Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithms 1 and 2.
@@ -105,15 +105,41 @@ def fedopt(
         del key
         return server.init(variables.params)
 
-    @jax.jit
-    def step(state: PyTree, old: Variables, merged: Variables) -> tuple[PyTree, Variables]:
-        pseudo_gradient = jax.tree.map(jnp.subtract, old.params, merged.params)
+    def update(state: PyTree, old: Variables, merged: Merged) -> tuple[PyTree, Variables]:
+        params, stats = merged.variables
+        pseudo_gradient = jax.tree.map(jnp.subtract, old.params, params)
         updates, state = server.update(pseudo_gradient, state, old.params)
-        return state, Variables(optax.apply_updates(old.params, updates), merged.stats)
+        return state, Variables(optax.apply_updates(old.params, updates), stats)
 
-    base = full_model(name, problem, Training.parse(training), pace=barrier())
-    return base._replace(init=init, update=ServerStep(step))
+    base = full_model(name, problem, TrainingOptions.parse(training), pace=barrier())
+    return base._replace(init=init, update=update)
 
 
-fedyogi = functools.partial(fedopt, server_optimizer="yogi")
-fedadam = functools.partial(fedopt, server_optimizer="adam")
+@register
+def fedyogi(
+    problem: Problem,
+    *,
+    server_learning_rate: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    **training: Unpack[TrainingKeywords],
+) -> Algorithm:
+    """FedAvg with Yogi on the server; see `fedopt` for the arguments."""
+    own = {"server_learning_rate": server_learning_rate, "b1": b1, "b2": b2, "tau": tau}
+    return fedopt(problem, server_optimizer="yogi", **own, **training)
+
+
+@register
+def fedadam(
+    problem: Problem,
+    *,
+    server_learning_rate: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    **training: Unpack[TrainingKeywords],
+) -> Algorithm:
+    """FedAvg with Adam on the server; see `fedopt` for the arguments."""
+    own = {"server_learning_rate": server_learning_rate, "b1": b1, "b2": b2, "tau": tau}
+    return fedopt(problem, server_optimizer="adam", **own, **training)

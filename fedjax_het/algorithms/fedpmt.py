@@ -1,20 +1,22 @@
 """FedPMT: every device trains as many of the deepest layers as its compute capacity allows."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms import parts
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Plan, Schedule, Situation
+from fedjax_het.contract.algorithm import Algorithm, Schedule
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.problem import Problem
 
@@ -48,6 +50,7 @@ def assign_depths(
     return depths[np.maximum(index, 0)], index >= 0
 
 
+@register
 def fedpmt(
     problem: Problem,
     *,
@@ -55,7 +58,7 @@ def fedpmt(
     capacity: Sequence[float] | Callable[[int], np.ndarray] | None = None,
     schedule: str = "constant",
     decay_rounds: float = 50.0,
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Partial model training: a suffix of layers per device, each averaged over its trainers.
 
@@ -76,7 +79,7 @@ def fedpmt(
       schedule: "constant", or "inverse": the step at round t is `learning_rate / (1 + t /
         decay_rounds)`, as in the O(1/T) analysis.
       decay_rounds: time constant of the inverse schedule.
-      **training: see `Training`.
+      **training: see `TrainingOptions`.
 
     Returns:
       The algorithm; its `info` counts devices below the smallest depth's cost as
@@ -86,7 +89,7 @@ def fedpmt(
       Wu, Wang and Narayana, arXiv 2311.10002 (IEEE TNSE 2025). The paper's assignment rule and cost
       model were not available; `assign_depths` is ours.
     """
-    options = Training.parse(training)
+    options = TrainingOptions.parse(training)
     n, blocks = problem.num_clients, problem.model.num_blocks
     allowed = list(range(1, blocks + 1)) if depths is None else sorted({int(d) for d in depths})
     require(
@@ -95,7 +98,7 @@ def fedpmt(
         f"must name depths between 1 and the model's {blocks} blocks",
         "leave it out to allow all of them",
     )
-    common.step_scale(schedule, 0, decay_rounds)
+    parts.step_scale(schedule, 0, decay_rounds)
     speed = problem.fleet.flops_per_s / np.max(problem.fleet.flops_per_s)
 
     def depths_at(round: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,18 +112,18 @@ def fedpmt(
         )
         return assign_depths(problem.cost, kappa, allowed)
 
-    common.require_memory(problem, options, blocks - depths_at(0)[0])
+    parts.require_memory(problem, options, blocks - depths_at(0)[0])
 
     def tasks(situation: Situation) -> Plan:
         depth, feasible = depths_at(situation.round)
         first = blocks - depth[situation.clients]
-        plan = common.plan_tasks(
+        plan = parts.plan_tasks(
             problem,
             options,
             situation,
             first=first,
             rows={"first": first.astype(np.int32)},
-            learning_rate_scale=common.step_scale(schedule, situation.round, decay_rounds),
+            learning_rate_scale=parts.step_scale(schedule, situation.round, decay_rounds),
         )
         return plan._replace(info={"infeasible_clients": int(np.sum(~feasible))})
 
@@ -132,12 +135,12 @@ def fedpmt(
 
     return Algorithm(
         name="fedpmt",
-        init=common.stateless,
+        init=parts.stateless,
         plan=Schedule(tasks),
         mask=mask,
         local=options.local_update(problem),
         merge=masked_mean(),
-        update=common.replace,
+        update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
     )

@@ -1,63 +1,47 @@
-"""Algorithms by name, for configuration files; a method of one's own is added with `register`."""
+"""Methods by name: every factory registers itself, and configurations find it here."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar, overload
 
-from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
-from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
-from fedjax_het.algorithms.common import Training
-from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
-from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
-from fedjax_het.algorithms.feddrop import feddrop
-from fedjax_het.algorithms.fedel import fedel
-from fedjax_het.algorithms.fednova import fednova
-from fedjax_het.algorithms.fedopt import fedadam, fedyogi
-from fedjax_het.algorithms.fedpmt import fedpmt
-from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.common.options import check_options, defaults, parameters
+from fedjax_het.common.options import check_options, defaults, grouped, parameters
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.problem import Problem
 
 Factory = Callable[..., Algorithm]
+_Made = TypeVar("_Made", bound=Factory)
 
-TRAINING_OPTIONS = tuple(field.name for field in fields(Training))
+TRAINING_OPTIONS = tuple(field.name for field in fields(TrainingOptions))
 
-ALGORITHMS: dict[str, Factory] = {
-    "adel": adel,
-    "adel_drop": adel_drop,
-    "adel_wait": adel_wait,
-    "drop_stragglers": drop_stragglers,
-    "dtfl": dtfl,
-    "fedadam": fedadam,
-    "fedasync": fedasync,
-    "fedavg": fedavg,
-    "fedbuff": fedbuff,
-    "feddrop": feddrop,
-    "fedel": fedel,
-    "fedfix": fedfix,
-    "fedgkt": fedgkt,
-    "fednova": fednova,
-    "fedpmt": fedpmt,
-    "fedprox": fedprox,
-    "fedyogi": fedyogi,
-    "nested_mask_sync": nested_mask_sync,
-    "prfl": prfl,
-    "prfl_fedasyn": prfl_fedasyn,
-    "prfl_fedfix": prfl_fedfix,
-    "salf": salf,
-    "splitfed": splitfed,
-}
+# Factories `(problem, **options) -> Algorithm` by name.
+ALGORITHMS: dict[str, Factory] = {}
+# The dataclass that holds the variadic options of a factory.
+_VARIADIC: dict[str, type] = {}
 
 
-def register(factory: Factory) -> Factory:
+@overload
+def register(factory: _Made) -> _Made: ...
+@overload
+def register(*, options: type) -> Callable[[_Made], _Made]: ...
+def register(factory: Any = None, *, options: type = TrainingOptions) -> Any:
     """Makes a factory `(problem, **options) -> Algorithm` known under its name; a decorator.
+
+    Args:
+      factory: the factory.
+      options: the dataclass that holds its variadic options, where it has any.
 
     Raises:
       InputError: the name is taken.
     """
+    if factory is None:
+        return lambda factory: _register(factory, options)
+    return _register(factory, options)
+
+
+def _register(factory: _Made, options: type) -> _Made:
     name = factory.__name__
     require(
         name not in ALGORITHMS,
@@ -65,19 +49,26 @@ def register(factory: Factory) -> Factory:
         "is registered already",
         "give your factory another name",
     )
-    ALGORITHMS[name] = factory
+    ALGORITHMS[name], _VARIADIC[name] = factory, options
     return factory
 
 
 def build(name: str, problem: Problem, **options: Any) -> Algorithm:
-    """Makes an algorithm by name; unknown names and options are `InputError`s."""
+    """Makes an algorithm by name; unknown names and options are `InputError`s.
+
+    Args:
+      name: a key of `ALGORITHMS`.
+      problem: model, data and fleet.
+      **options: keyword arguments of the factory; a group of options may be a mapping.
+    """
     require_known(name, ALGORITHMS, "algorithm")
-    check_options(options, f"option of {name}", *_signatures(name), derived=("problem",))
-    return ALGORITHMS[name](problem, **options)
+    signatures = _signatures(name)
+    check_options(options, f"option of {name}", *signatures, derived=("problem",))
+    return ALGORITHMS[name](problem, **grouped(options, *signatures))
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """What the options of an algorithm are where they are left out."""
+    """What the options of an algorithm are where they are left out; groups are dictionaries."""
     require_known(name, ALGORITHMS, "algorithm")
     return defaults(*_signatures(name))
 
@@ -89,8 +80,8 @@ def option_names(name: str) -> set[str]:
 
 
 def _signatures(name: str) -> tuple[Callable[..., Any], ...]:
-    """The factory and, if it is variadic, the options it declares (`takes`; else `Training`)."""
+    """The factory and, if it is variadic, the dataclass of those options."""
     factory = ALGORITHMS[name]
     own = inspect.signature(factory).parameters.values()
     variadic = any(p.kind is p.VAR_KEYWORD for p in own)
-    return (factory, getattr(factory, "options", Training)) if variadic else (factory,)
+    return (factory, _VARIADIC[name]) if variadic else (factory,)

@@ -1,7 +1,8 @@
 """Options by name: held to the signature of the factory that takes them, before it is called.
 
-A signature says which options there are, which must be given, and, by its annotations, of what type
-they are. Ranges are the factory's own business.
+A signature says which options there are, which must be given, and, by its annotations, of what
+type they are. A group of options is a dataclass, given as such or as a mapping. Ranges are the
+factory's own business.
 """
 
 import functools
@@ -9,7 +10,8 @@ import inspect
 import reprlib
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
@@ -23,19 +25,6 @@ _WORDS = {
     type(None): "None",
     np.ndarray: "a list",
 }
-
-
-_Factory = TypeVar("_Factory", bound=Callable[..., Any])
-
-
-def takes(options: type) -> Callable[[_Factory], _Factory]:
-    """Declares the dataclass that holds the variadic options of a factory, `**options`."""
-
-    def declare(factory: _Factory) -> _Factory:
-        factory.options = options  # type: ignore[attr-defined]
-        return factory
-
-    return declare
 
 
 def check_options(
@@ -73,6 +62,10 @@ def check_types(options: Mapping[str, Any], what: str, *factories: Callable[...,
     known = parameters(*factories)
     for name, value in options.items():
         hint, default = known[name].annotation, known[name].default
+        group = _group(hint)
+        if group is not None and isinstance(value, Mapping):
+            check_options(value, f"{what} {name!r}, its option", group)
+            continue
         if _fits(value, hint):
             continue
         if get_origin(hint) is Literal:
@@ -84,12 +77,30 @@ def check_types(options: Mapping[str, Any], what: str, *factories: Callable[...,
         )
 
 
+def grouped(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[str, Any]:
+    """The options with every group that is given as a mapping made into its dataclass.
+
+    Args:
+      options: names and values that `check_options` has passed.
+      *factories: the factories they are for.
+    """
+    known = parameters(*factories)
+
+    def made(name: str, value: Any) -> Any:
+        group = _group(known[name].annotation)
+        if group is None or not isinstance(value, Mapping):
+            return value
+        return group(**grouped(value, group))
+
+    return {name: made(name, value) for name, value in options.items()}
+
+
 def defaults(*factories: Callable[..., Any]) -> dict[str, Any]:
-    """The options that may be left out, and what they then are."""
+    """The options that may be left out, and what they then are; groups are dictionaries."""
     return {
-        name: parameter.default
+        name: asdict(default) if is_dataclass(default) else default  # type: ignore[arg-type]
         for name, parameter in parameters(*factories).items()
-        if parameter.default is not parameter.empty
+        if (default := parameter.default) is not parameter.empty
     }
 
 
@@ -103,6 +114,12 @@ def parameters(*factories: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             if not variadic and name not in fixed:
                 found.setdefault(name, parameter)
     return found
+
+
+def _group(hint: Any) -> type | None:
+    """The dataclass that an annotation asks for, if it does."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
 
 
 def _fits(value: Any, hint: Any) -> bool:

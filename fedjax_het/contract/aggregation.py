@@ -5,11 +5,11 @@ For clients $i$ with weights $a_i$, masks $m_i$ and updates $\Delta_i$, per coor
     num += sum_i a_i m_i delta_i      den += sum_i a_i m_i      new = old + num / den   (den > 0)
 
 Coordinates nobody trained keep their old value bit for bit. FedAvg, FedPMT, FedEL and HeteroFL are
-this kernel with different masks and weights; rules that must be unbiased when layers are missed at
-random (ADEL-FL) change the denominator.
+this kernel with different masks and weights; rules that normalise by steps (FedNova) or must be
+unbiased when layers are missed at random (ADEL-FL) sum other terms and divide by them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,22 +17,39 @@ import jax.numpy as jnp
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
-from fedjax_het.contract.algorithm import Aggregator, Chunk, Variables
+from fedjax_het.contract.algorithm import Aggregator, Chunk, Merged, Variables
+
+# `(row, shared) -> factor` on one client's weight, float32: a scalar, or a pytree whose leaves have
+# the shapes of the mask's; traced.
+Factor = Callable[[PyTree, PyTree], PyTree]
+
+
+class Term(NamedTuple):
+    """A sum of weights that a merge may divide by.
+
+    Attributes:
+      factor: on the weight of each client; None for 1.
+      masked: whether a client counts only where it trains. An unmasked term is one float32[].
+    """
+
+    factor: Factor | None = None
+    masked: bool = True
 
 
 class Sums(NamedTuple):
     """Accumulator of a masked mean.
 
     Attributes:
-      num: float32, structure and shapes of the parameters; sum of `a m delta`.
-      den: float32 with the shapes of the mask's leaves (`()` per tensor without a mask).
+      num: float32, structure and shapes of the parameters; sum of `a f m delta`.
+      terms: by name; a masked one float32 with the shapes of the mask's leaves (`()` per tensor
+        without a mask), an unmasked one float32[]. `weight` is always among them.
       stats_num: float32, structure and shapes of the running statistics.
       stats_den: float32[L], weight of the clients that trained each block. Exit heads have no
         running statistics.
     """
 
     num: PyTree
-    den: PyTree
+    terms: dict[str, PyTree]
     stats_num: PyTree
     stats_den: jax.Array
 
@@ -67,62 +84,77 @@ def align(coefficient: jax.Array, like: jax.Array) -> jax.Array:
 
 def masked_mean(
     *,
-    factors: Callable[[PyTree, PyTree], PyTree] | None = None,
-    denominator: Callable[[PyTree, PyTree], PyTree] | None = None,
+    factor: Factor | None = None,
+    terms: Mapping[str, Term] | None = None,
+    divide_by: Callable[[dict[str, PyTree], PyTree], PyTree] | None = None,
 ) -> Aggregator:
     """The mean over contributors, per coordinate, weighted by `Plan.weight`.
 
     Running statistics are averaged over the clients that trained the block they belong to, whatever
-    `factors` and `denominator` say: amplifying them could make a variance negative.
+    the arguments say: amplifying them could make a variance negative.
 
     Args:
-      factors: `(row, shared) -> pytree`, float32 factors on one client's weight, of the shape of
-        its mask's leaves (an inverse propensity ...); traced. None for ones.
-      denominator: `(den, shared) -> pytree`, what the weighted sums are divided by where `den > 0`
-        (`den * shared["gain"]`, a number of clients ...); traced. None for `den` itself.
+      factor: factor on each client's weight in the sum of updates (an inverse propensity ...).
+      terms: further sums of weights by name, besides `weight`, which has the same factor as the
+        updates unless it is given here.
+      divide_by: `(terms, shared) -> denominator` of the sum of updates, where anybody trains: a
+        pytree like a masked term, or float32[] for all. None divides by `terms["weight"]`.
 
     Returns:
       An `Aggregator` whose `finalize` reports `merged_weight`, the sum of the weights merged per
       block (float32[L]).
     """
+    summed = {"weight": Term(factor), **(terms or {})}
 
     def init(state: PyTree, variables: Variables, mask_shapes: PyTree) -> Sums:
         del state
         params, stats = variables
 
-        def zeros(leaf: jax.Array) -> jax.Array:
+        def empty(leaf: Any) -> jax.Array:
             return jnp.zeros(leaf.shape, jnp.float32)
 
-        den = (
-            jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
-            if mask_shapes is None
-            else jax.tree.map(zeros, mask_shapes)
-        )
+        def scalar(leaf: Any) -> jax.Array:
+            del leaf
+            return jnp.zeros((), jnp.float32)
+
+        def start(term: Term) -> PyTree:
+            if not term.masked:
+                return jnp.zeros((), jnp.float32)
+            return (
+                jax.tree.map(scalar, params)
+                if mask_shapes is None
+                else jax.tree.map(empty, mask_shapes)
+            )
+
         return Sums(
-            jax.tree.map(zeros, params),
-            den,
-            jax.tree.map(zeros, stats),
+            jax.tree.map(empty, params),
+            {name: start(term) for name, term in summed.items()},
+            jax.tree.map(empty, stats),
             jnp.zeros((len(params["blocks"]),), jnp.float32),
         )
 
     def add(acc: Sums, chunk: Chunk) -> Sums:
+        nothing = jax.tree.map(lambda _: None, acc.num)
+        mask = nothing if chunk.mask is None else chunk.mask
+
+        def factors(of: Factor | None) -> PyTree:
+            """Stacked factors, one leaf a parameter."""
+            if of is None:
+                return nothing
+            values = jax.vmap(of)(chunk.row, chunk.shared)
+            single = isinstance(values, jax.Array)
+            return jax.tree.map(lambda _: values, acc.num) if single else values
+
         def coefficient(mask: jax.Array | None, factor: jax.Array | None) -> jax.Array:
             weight = chunk.weight
             if mask is not None:
                 weight = weight.reshape((-1,) + (1,) * (mask.ndim - 1))
                 weight = jnp.broadcast_to(weight, mask.shape) * mask.astype(jnp.float32)
-            return weight if factor is None else weight * factor
-
-        nothing = jax.tree.map(lambda _: None, acc.num)
-        factor = nothing
-        if factors is not None:
-            factor = jax.vmap(factors, in_axes=(0, None))(chunk.row, chunk.shared)
-        mask = chunk.mask
-        if mask is None:
-            mask = nothing
-            live = jnp.ones((chunk.weight.shape[0], len(acc.num["blocks"])), jnp.float32)
-        else:
-            live = jax.vmap(masks.live_blocks)(mask).astype(jnp.float32)
+            if factor is None:
+                return weight
+            if factor.ndim < weight.ndim:
+                factor = factor.reshape(factor.shape + (1,) * (weight.ndim - factor.ndim))
+            return weight * jnp.broadcast_to(factor, weight.shape)
 
         # A leaf that the route left out is None in `delta`; its mask is then all zero.
         num = jax.tree.map(
@@ -130,15 +162,27 @@ def masked_mean(
             acc.num,
             chunk.delta,
             mask,
-            factor,
+            factors(factor),
         )
-        den = jax.tree.map(
-            lambda s, m, d, f: s if d is None else s + jnp.sum(coefficient(m, f), axis=0),
-            acc.den,
-            mask,
-            chunk.delta,
-            factor,
-        )
+
+        def total(term: Term, so_far: PyTree) -> PyTree:
+            if not term.masked:
+                own = (
+                    None if term.factor is None else jax.vmap(term.factor)(chunk.row, chunk.shared)
+                )
+                return so_far + jnp.sum(coefficient(None, own), axis=0)
+            return jax.tree.map(
+                lambda s, m, d, f: s if d is None else s + jnp.sum(coefficient(m, f), axis=0),
+                so_far,
+                mask,
+                chunk.delta,
+                factors(term.factor),
+            )
+
+        if chunk.mask is None:
+            live = jnp.ones((chunk.weight.shape[0], len(acc.num["blocks"])), jnp.float32)
+        else:
+            live = jax.vmap(masks.live_blocks)(mask).astype(jnp.float32)
         live = live * chunk.weight[:, None]
         stats_num = {
             part: tuple(
@@ -149,11 +193,10 @@ def masked_mean(
             )
             for part in acc.stats_num
         }
-        return Sums(num, den, stats_num, acc.stats_den + jnp.sum(live, axis=0))
+        found = {name: total(term, acc.terms[name]) for name, term in summed.items()}
+        return Sums(num, found, stats_num, acc.stats_den + jnp.sum(live, axis=0))
 
-    def finalize(
-        acc: Sums, variables: Variables, shared: PyTree
-    ) -> tuple[Variables, dict[str, Any]]:
+    def finalize(acc: Sums, variables: Variables, shared: PyTree) -> Merged:
         def mean(
             old: jax.Array, num: jax.Array, den: jax.Array, over: jax.Array | None = None
         ) -> jax.Array:
@@ -162,8 +205,11 @@ def masked_mean(
             step = num / jnp.where(touched, over, 1.0)
             return jnp.where(touched, old + step.astype(old.dtype), old)
 
-        over = acc.den if denominator is None else denominator(acc.den, shared)
-        params = jax.tree.map(mean, variables.params, acc.num, acc.den, over)
+        weight = acc.terms["weight"]
+        over = weight if divide_by is None else divide_by(acc.terms, shared)
+        if isinstance(over, jax.Array):
+            over = jax.tree.map(lambda _: over, acc.num)
+        params = jax.tree.map(mean, variables.params, acc.num, weight, over)
         stats = {
             part: tuple(
                 jax.tree.map(lambda o, n, b=b: mean(o, n, acc.stats_den[b]), old, num)
@@ -173,6 +219,40 @@ def masked_mean(
             )
             for part in variables.stats
         }
-        return Variables(params, stats), {"merged_weight": acc.stats_den}
+        return Merged(Variables(params, stats), {"merged_weight": acc.stats_den})
 
     return Aggregator(init, add, finalize)
+
+
+def plain_mean() -> Aggregator:
+    """The mean over everyone: a frozen copy dilutes a tensor's update with its zero."""
+    return masked_mean(
+        terms={"everyone": Term(masked=False)}, divide_by=lambda terms, _: terms["everyone"]
+    )
+
+
+def normalised_mean() -> Aggregator:
+    r"""Per tensor, the mean update per local step times the mean number of steps.
+
+    Over the clients i that trained tensor k, with $c_i = a_i / \sum a$ and $\tau_i$ local steps,
+    $w_k \leftarrow w_k + (\sum_i c_i \tau_i) \sum_i c_i \Delta_{i,k} / \tau_i$: clients with many
+    steps no longer pull the model their way. Equal steps give the masked mean. It reads
+    `row["steps"]`, float32.
+
+    References:
+      Wang et al., *Tackling the Objective Inconsistency Problem*, 2020, for plain SGD.
+    """
+
+    def divide_by(terms: dict[str, PyTree], shared: PyTree) -> PyTree:
+        del shared
+
+        def over(weight: jax.Array, steps: jax.Array) -> jax.Array:
+            return weight * weight / jnp.where(steps > 0, steps, 1.0)
+
+        return jax.tree.map(over, terms["weight"], terms["steps"])
+
+    return masked_mean(
+        factor=lambda row, _: 1.0 / row["steps"],
+        terms={"weight": Term(), "steps": Term(lambda row, _: row["steps"])},
+        divide_by=divide_by,
+    )

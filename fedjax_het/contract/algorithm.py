@@ -2,13 +2,18 @@
 
 A round flows through these types in one direction::
 
-    plan ──Plan──> clock (when) ──> cohort (train) ──Chunk──> merge ──Variables──> update
+    select ──ids──> plan ──Plan──> pace (when) ──> local ──Chunk──> merge ──Merged──> update
+                                                                                        │
+                                             host: records <── observe <──Report────────┘
 
 The factory of an algorithm takes the `Problem` (model, data, fleet) and its hyper-parameters,
 closes over both, and returns an `Algorithm`; nothing in it is mutable.
+
+The state of a method is a pytree. Its JAX leaves live on the device and are changed by `update`;
+its NumPy leaves live on the host, keep their precision and are changed by `plan` and `observe`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +21,9 @@ import jax
 import numpy as np
 
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.masks import Route
+from fedjax_het.contract.clock import Pace
+from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.selection import Select, uniform
 
 Array = jax.Array
 
@@ -32,53 +39,6 @@ class Variables(NamedTuple):
 
     params: PyTree
     stats: PyTree
-
-
-class Timing(NamedTuple):
-    """Price of each client's task, NumPy arrays of length k; durations are positive in sum."""
-
-    download_s: np.ndarray  # float64[k]
-    compute_s: np.ndarray  # float64[k]
-    upload_s: np.ndarray  # float64[k]
-    bytes_down: np.ndarray  # int64[k]
-    bytes_up: np.ndarray  # int64[k]
-    flops: np.ndarray  # float64[k]
-
-    @property
-    def total_s(self) -> np.ndarray:
-        """Seconds from dispatch to arrival, float64[k]."""
-        return self.download_s + self.compute_s + self.upload_s
-
-
-class Plan(NamedTuple):
-    """Who trains what, on how many samples, and what it costs; one row a client task.
-
-    Attributes:
-      clients: int64[k], distinct client ids.
-      routes: k static descriptions of the work that may not be left out; each covers its mask.
-      steps: int32[k], local optimiser steps (>= 1).
-      batch: int32[k], samples per local mini-batch (>= 1).
-      weight: float32[k], aggregation weight a_i (> 0).
-      timing: what the tasks cost on the virtual clock.
-      rows: pytree of arrays with leading axis k, one row per client (a depth, a density, last
-        round's logits ...); handed to `Algorithm.mask` and to the local update.
-      shared: pytree broadcast to every client and to `merge` (a ranking, a bias correction ...).
-      learning_rate_scale: factor on the local updates of this round.
-      deadline_s: seconds after dispatch at which a deadline pace closes the round.
-      info: what there is to record of the plan, names to numbers.
-    """
-
-    clients: np.ndarray
-    routes: Sequence[Route]
-    steps: np.ndarray
-    batch: np.ndarray
-    weight: np.ndarray
-    timing: Timing
-    rows: PyTree = None
-    shared: PyTree = None
-    learning_rate_scale: float = 1.0
-    deadline_s: float = float("inf")
-    info: Mapping[str, Any] | None = None
 
 
 class Task(NamedTuple):
@@ -117,7 +77,9 @@ class ClientResult(NamedTuple):
       stats: running statistics after training, structure of `Variables.stats`.
       loss: float32, mean training loss over the local steps, weighted by samples.
       samples: int32, training samples processed.
-      aux: small pytree per client for `update` (importances, logits ...), or None.
+      aux: pytree for the merge alone (importances ...), which stays on the device, or None.
+      info: small pytree for `Algorithm.observe` (losses by part, logits ...), which is fetched to
+        the host, or None.
     """
 
     delta: PyTree
@@ -125,10 +87,13 @@ class ClientResult(NamedTuple):
     loss: Array
     samples: Array
     aux: PyTree = None
+    info: PyTree = None
 
 
 class Chunk(NamedTuple):
-    """Stacked results of the clients trained side by side, as the merge sees them (leading axis c).
+    """Stacked results of the clients trained side by side, as the merge sees them.
+
+    Every field has the leading axis c of the clients, whatever the pace.
 
     Attributes:
       client: int32[c].
@@ -136,11 +101,12 @@ class Chunk(NamedTuple):
       delta: like `ClientResult.delta`, zero-filled where `weight` is 0.
       stats_delta: running statistics after minus before, structure of `Variables.stats`.
       mask: stacked mask, or None when everything trains.
-      start: the `Variables` every client started from, stacked; free where it is not used.
-      row, shared: as in `Task`, rows stacked. Under a pace that leaves tasks waiting `shared` is
-        stacked as well, for every client brings that of its own dispatch.
-      aux: stacked `ClientResult.aux`, zero-filled where `weight` is 0.
+      start: the `Variables` every client started from; free where it is not used.
+      row: rows of `Plan.rows`.
+      shared: what the client's own plan shared (`Plan.shared`); where all clients share one plan it
+        is broadcast inside the program, without a copy in memory.
       staleness: int32[c], server steps between the model a client started from and this one.
+      aux: stacked `ClientResult.aux`, zero-filled where `weight` is 0.
     """
 
     client: Array
@@ -151,8 +117,32 @@ class Chunk(NamedTuple):
     start: Variables
     row: PyTree
     shared: PyTree
+    staleness: Array
     aux: PyTree = None
-    staleness: Any = None
+
+
+class Merged(NamedTuple):
+    """What a merge makes of the server's model.
+
+    Attributes:
+      variables: the merged model.
+      info: names to small arrays, for the records.
+    """
+
+    variables: Variables
+    info: Mapping[str, Any] = {}
+
+
+class Buffers(NamedTuple):
+    """Where a merge keeps what outlives a step on the device (the latest upload of every client).
+
+    Attributes:
+      take: `acc -> buffers`, out of an accumulator, without computing anything.
+      put: `(state, buffers) -> state`, into the state of the method; None takes them out of it.
+    """
+
+    take: Callable[[PyTree], PyTree]
+    put: Callable[[PyTree, PyTree], PyTree]
 
 
 class Aggregator(NamedTuple):
@@ -161,53 +151,33 @@ class Aggregator(NamedTuple):
     Attributes:
       init: `(state, variables, mask_shapes) -> acc`; `mask_shapes` is one client's mask as
         `ShapeDtypeStruct`s, or None.
-      add: `(acc, Chunk) -> acc`; traced into the training program. It must be a sum over clients,
-        so that devices may start from zeros and add up what they hold. `acc` is consumed. Under a
-        pace that leaves tasks waiting it runs on one device, and may also replace what it holds.
-      finalize: `(acc, variables, shared) -> (Variables, info)`; coordinates nobody trained are
-        returned bit for bit. `info` maps names to small arrays.
+      add: `(acc, Chunk) -> acc`; traced into the training program. It is a sum over clients, so
+        that devices may start from zeros and add up what they hold. `acc` is consumed.
+      finalize: `(acc, variables, shared) -> Merged`, traced; coordinates nobody trained are
+        returned bit for bit. `shared` is that of the newest plan.
+      buffers: where it keeps buffers, or None if it keeps none. `init` hands the buffers of the
+        state on to `add`, which may then replace what they hold and runs on one device; `update`
+        sees a state without them.
     """
 
     init: Callable[..., PyTree]
     add: Callable[[PyTree, Chunk], PyTree]
-    finalize: Callable[..., tuple[Variables, dict[str, Any]]]
-
-
-class Situation(NamedTuple):
-    """What `plan` may look at besides its own state.
-
-    Attributes:
-      round: server step about to start, from 0.
-      now_s: virtual time of the dispatch.
-      clients: int64[k], the sampled cohort, all available at `now_s`.
-      key: typed PRNG key of this round, for device work inside the plan.
-      rng: NumPy generator of this round, for draws on the host.
-      accuracy: on the test set, if the model has been evaluated since the last plan.
-    """
-
-    round: int
-    now_s: float
-    clients: np.ndarray
-    key: Array
-    rng: np.random.Generator
-    accuracy: float | None = None
+    finalize: Callable[[PyTree, Variables, PyTree], Merged]
+    buffers: Buffers | None = None
 
 
 class Report(NamedTuple):
-    """What came back from the cohort, on the host, for `update` and for the records.
+    """What came back from the cohort, on the host, for `observe`.
 
     Attributes:
       round: server step, from 0.
-      plan: the plan that was executed (deadlines already applied).
-      loss: float32[k]; NaN for tasks that were not run.
+      plan: the tasks that were executed, with the steps that count.
+      loss: float32[k].
       samples: int64[k].
-      merged: bool[k], False for tasks dropped by the pace or left out as not finite.
-      nonfinite: int64[...], ids of the clients whose update was not finite.
-      aux: stacked `ClientResult.aux`, leading axis k, or None. Under a pace that leaves tasks
-        waiting it stays on the device, and the merge alone sees it (`Chunk.aux`).
-      info: what `finalize` reported.
+      merged: bool[k], False for tasks left out because their update is not finite.
       staleness: int64[k], server steps between the model a task started from and the merge.
-      acc: the merge's accumulator, on the device, for methods with buffers that outlive a step.
+      client_info: stacked `ClientResult.info`, leading axis k, NumPy; or None.
+      info: what the merge reported, NumPy.
     """
 
     round: int
@@ -215,19 +185,18 @@ class Report(NamedTuple):
     loss: np.ndarray
     samples: np.ndarray
     merged: np.ndarray
-    nonfinite: np.ndarray
-    aux: PyTree
-    info: dict[str, Any]
-    staleness: Any = None
-    acc: PyTree = None
+    staleness: np.ndarray
+    client_info: PyTree
+    info: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Schedule:
     """A plan that looks at nothing learned, neither the model nor the state nor an accuracy.
 
-    With a `ServerStep` for `update`, whole blocks of rounds are planned first and then run in one
-    program, without coming back to the host in between.
+    Where `Algorithm.plan` is a `Schedule` and nothing observes the rounds, whole batches of rounds
+    are planned first and then run in one program, without coming back to the host in between. A
+    plan of any other type is asked anew before every round.
 
     Attributes:
       tasks: `(Situation) -> Plan`.
@@ -243,22 +212,8 @@ class Schedule:
         return self.tasks(situation), state
 
 
-@dataclass(frozen=True)
-class ServerStep:
-    """A server's step that looks at no report, in pure JAX; see `Schedule`.
-
-    Attributes:
-      step: `(state, variables, merged) -> (state, variables)`, traceable.
-    """
-
-    step: Callable[[PyTree, Variables, Variables], tuple[PyTree, Variables]]
-
-    def __call__(
-        self, state: PyTree, variables: Variables, merged: Variables, report: Report
-    ) -> tuple[PyTree, Variables, dict[str, Any]]:
-        """`Algorithm.update`."""
-        del report
-        return *self.step(state, variables, merged), {}
+# `(state, variables, Report) -> (state, variables, info)`; see `Algorithm.observe`.
+Observe = Callable[[PyTree, Variables, Report], tuple[PyTree, Variables, dict[str, Any]]]
 
 
 class Algorithm(NamedTuple):
@@ -266,29 +221,48 @@ class Algorithm(NamedTuple):
 
     Attributes:
       name: for records and plots.
-      init: `(variables, key) -> state`, a pytree of arrays; state per client has a leading client
-        axis.
-      plan: `(state, variables, Situation) -> (Plan, state)`; a `Schedule` if it can be.
+      init: `(variables, key) -> state`, a pytree of JAX and NumPy arrays (see the module); state
+        per client has a leading client axis.
+      plan: `(state, variables, Situation) -> (Plan, state)`, on the host; a `Schedule` where it
+        looks at nothing learned.
       mask: `(row, shared) -> mask` pytree of bools broadcasting against the parameters (traced, one
         client), or None when every client trains everything.
-      local: `(route, start, data, Task) -> ClientResult`, one client; the cohort vmaps it.
+      local: `(route, start, data, Task) -> ClientResult`, one client; the engine vmaps it.
       merge: the `Aggregator`.
-      update: `(state, variables, merged, Report) -> (state, variables, info)`; the server's step, a
-        `ServerStep` if it can be.
+      update: `(state, variables, Merged) -> (state, variables)`, the server's step, traced. It may
+        read and change the JAX leaves of the state; its NumPy leaves pass through as they are.
       pace: when the server merges; see `fedjax_het.contract.clock`.
-      cohort_size: clients sampled per round; clients at work at any time, under a pace that leaves
-        tasks waiting.
+      cohort_size: clients selected per round; clients at work at any time, under a pace that may
+        leave tasks waiting.
+      observe: `(state, variables, Report) -> (state, variables, info)`, on the host, after every
+        step: keeps books, and may replace the model (a roll-back). `info` is recorded. None if
+        nothing is to be seen; rounds then need not come back to the host.
+      select: who takes part; see `fedjax_het.contract.selection`.
       evaluated: `(state, variables) -> [Variables]`, the models whose mean accuracy counts as the
         method's; None for the global model alone.
     """
 
     name: str
-    init: Callable[..., PyTree]
+    init: Callable[[Variables, Array], PyTree]
     plan: Callable[[PyTree, Variables, Situation], tuple[Plan, PyTree]]
     mask: Callable[[PyTree, PyTree], PyTree] | None
     local: Callable[..., ClientResult]
     merge: Aggregator
-    update: Callable[..., tuple[PyTree, Variables, dict[str, Any]]]
-    pace: Any
+    update: Callable[[PyTree, Variables, Merged], tuple[PyTree, Variables]]
+    pace: Pace
     cohort_size: int
+    observe: (
+        Callable[[PyTree, Variables, Report], tuple[PyTree, Variables, dict[str, Any]]] | None
+    ) = None
+    select: Select = uniform
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether clients are at work across merges: the pace leaves some, or buffers hold some."""
+        return self.pace.may_wait or self.merge.buffers is not None
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether rounds can be planned first and run in one program."""
+        return isinstance(self.plan, Schedule) and self.observe is None and not self.overlaps

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_het.common.errors import require
-from fedjax_het.contract.algorithm import Plan, Timing
+from fedjax_het.contract.plan import Plan, Timing
 
 
 class Status(Enum):
@@ -70,14 +70,14 @@ class Pace(NamedTuple):
     Attributes:
       name: for records.
       close: `(flight) -> Closing`.
-      waits: whether it may leave tasks `WAITING`. Clients are then at work all the time, and those
-        that are not are sent out anew after every merge.
-      refills: whether they are sent out anew as soon as somebody is back, with the model as it is.
+      may_wait: whether it may leave tasks `WAITING`. Clients are then at work all the time, and
+        those that are not are sent out anew after every merge.
+      refills: whether a client that has arrived is replaced at once, with the model as it is.
     """
 
     name: str
     close: Callable[[Flight], Closing]
-    waits: bool = False
+    may_wait: bool = False
     refills: bool = False
 
 
@@ -159,8 +159,8 @@ def arrivals(count: int, *, refill: bool = False) -> Pace:
 
     Args:
       count: arrivals per merge, K.
-      refill: keeps the number of clients at work constant: who is back is replaced at once, with
-        the model as it is, not only after the merge.
+      refill: whether a client that has arrived is replaced at once, with the model as it is, and
+        not only after the merge, so that the number of clients at work stays constant.
     """
     require(count >= 1, f"count = {count}", "must be at least 1 arrival", "use 1 or 10")
 
@@ -168,7 +168,7 @@ def arrivals(count: int, *, refill: bool = False) -> Pace:
         first = arrival_order(flight)[:count]
         return take(flight, first, float(flight.arrives_s[first[-1]]))
 
-    return Pace(f"arrivals({count})", close, waits=True, refills=refill)
+    return Pace(f"arrivals({count})", close, may_wait=True, refills=refill)
 
 
 def window(interval_s: float) -> Pace:
@@ -187,7 +187,7 @@ def window(interval_s: float) -> Pace:
         at_s = max(float(ticks * interval_s), soonest_s)
         return take(flight, np.flatnonzero(flight.arrives_s <= at_s * (1 + 1e-12)), at_s)
 
-    return Pace(f"window({interval_s:g} s)", close, waits=True)
+    return Pace(f"window({interval_s:g} s)", close, may_wait=True)
 
 
 def arrival_order(flight: Flight) -> np.ndarray:

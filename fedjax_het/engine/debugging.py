@@ -1,14 +1,17 @@
 """Client by client without compiling: names what fails, and is the oracle of the programs."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Algorithm, Plan, Variables
-from fedjax_het.engine.packing import collect, deal
-from fedjax_het.engine.programs import Outputs, Round, merge_chunk, train_one
+from fedjax_het.contract.algorithm import Variables
+from fedjax_het.contract.plan import Plan
+from fedjax_het.engine.packing import collect, pack
+from fedjax_het.engine.programs import Outputs, Round, Work
 
 
 class ClientError(RuntimeError):
@@ -16,54 +19,48 @@ class ClientError(RuntimeError):
 
 
 def one_by_one(
-    algorithm: Algorithm,
+    work: Work,
     plan: Plan,
     start: Variables,
     data: PyTree,
     common: Round,
     acc: PyTree,
-    version: np.ndarray | None,
-    staleness: np.ndarray | None,
+    columns: Mapping[str, Any],
     *,
     last: int,
-    checked: bool,
 ) -> tuple[PyTree, Outputs]:
-    """Trains every client of the plan and adds it to `acc`; see `Engine.run`.
+    """Handles every client of a plan and adds it to `acc`; see `Engine.run`.
 
     Args:
-      algorithm: the method.
+      work: what is done with a client.
       plan: what to train, each on the route planned.
       start: the model, or several, stacked.
-      data: what the local update reads.
+      data: what a client's work reads.
       common: what the clients of a round share, or that of several rounds, stacked alike.
-      acc: the merge's accumulator.
-      version: int32[k], which of the stacked models a client starts from; None for one model.
-      staleness: int32[k], server steps since that model was made; None for none.
-      last: the network's deepest block.
-      checked: see `merge_chunk`.
+      acc: the accumulator.
+      columns: `version`, `staleness` and `slot` of `packing.pack`.
+      last: index of the network's deepest block.
 
     Raises:
       ClientError: a client fails.
     """
-    dealt, outputs = [], []
+    packed, outputs = [], []
     for i, client in enumerate(plan.clients):
-        own, rows = deal(plan, [i], 1, last, version=version, staleness=staleness)
+        places, rows = pack(plan, [i], 1, last, **columns)
         one = jax.tree.map(lambda a: jnp.asarray(a[0]), rows)
         stage = "local training"
         try:
             with jax.disable_jit():
                 route = plan.routes[i]
-                result, mask = train_one(algorithm, route, start, data, one, one.steps, common)
+                result, mask = work.produce(route, start, data, one, one.steps, common)
                 stage = "merge"
                 row, result, mask = jax.tree.map(lambda a: a[None], (one, result, mask))
-                acc, out = merge_chunk(
-                    algorithm, acc, start, row, result, mask, common, checked=checked
-                )
+                acc, out = work.consume(acc, start, row, result, mask, common)
         except InputError:
             raise
         except Exception as error:
             message = f"client {int(client)} failed in its {stage}: {error}"
             raise ClientError(message) from error
-        dealt.append(own)
+        packed.append(places)
         outputs.append(out)
-    return acc, collect(dealt, jax.device_get(outputs))
+    return acc, collect(packed, jax.device_get(outputs))

@@ -9,52 +9,60 @@ slots) models.
 """
 
 import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Plan, Variables
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, dispatch
+from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.programs import Outputs, Round
-from fedjax_het.engine.results import Deferred, Origin, Results
+from fedjax_het.engine.results import Origin, Results, cleared, no_results, stacked
+from fedjax_het.engine.routes import Routes
 from fedjax_het.engine.sampling import Sampler, fold_in
 from fedjax_het.engine.table import Tasks, table_of
+from fedjax_het.runtime.chunking import power_of_two
 
 # Memory that results may take while they wait; more clients at work share the slots.
 RESULT_BYTES = {"cpu": 2e9, "other": 16e9}
 
 
-class Merged(NamedTuple):
-    """What a merge makes of the server's model.
+class Step(NamedTuple):
+    """What a merge makes of the server, some of it perhaps still to come.
 
     Attributes:
-      variables: the merged model.
-      info: what `merge.finalize` reports.
-      outputs: of the clients, in the plan's order; perhaps still to come.
-      acc: the accumulator; None where the method's update does not look at it.
+      state: the algorithm's state.
+      variables: the server's model.
+      info: what the merge reports.
+      outputs: what the clients report, in the plan's order.
     """
 
+    state: PyTree
     variables: Variables
-    info: dict[str, Any]
+    info: Mapping[str, Any]
     outputs: Outputs
-    acc: PyTree = None
 
 
-class InFlight:
+class DispatchTable:
     """The table, the models and the results; see the module.
 
     Args:
-      cohort: the engine.
+      engine: the engine.
+      routes: the routes of the run.
       key: typed PRNG key; the work of version v has the key `fold_in(key, v)`.
       capacity: tasks that may be in the table at a time.
+      lone: whether a step with a single client may be one program.
     """
 
-    def __init__(self, cohort: Engine, key: jax.Array, capacity: int):
-        self._cohort, self._key, self._capacity = cohort, key, capacity
-        self.engine = Deferred(cohort)
+    def __init__(
+        self, engine: Engine, routes: Routes, key: jax.Array, capacity: int, *, lone: bool
+    ):
+        self._engine, self._routes, self._key = engine, routes, key
+        self._capacity, self._lone = capacity, lone
         self._tasks: Tasks | None = None
         self._origins: dict[int, Origin] = {}
         self._results: Results | None = None
@@ -134,7 +142,6 @@ class InFlight:
 
     def send(self, plan: Plan, now_s: float, version: int, variables: Variables) -> None:
         """Puts the tasks of a plan into the table."""
-        new = table_of(plan, dispatch(plan, now_s, version))
         if version not in self._origins:
             common = Round(
                 fold_in(self._key, version),
@@ -142,6 +149,8 @@ class InFlight:
                 jax.tree.map(np.asarray, plan.shared),
             )
             self._origins[version] = Origin(variables, common)
+        info = self._engine.result_shapes(plan, *self._origins[version]).info
+        new = table_of(plan, dispatch(plan, now_s, version), info)
         self._shape = plan
         if self._tasks is not None:
             new = jax.tree.map(lambda a, b: np.concatenate([a, b]), self._tasks, new)
@@ -151,18 +160,18 @@ class InFlight:
 
     def merge(
         self, closing: Closing, state: PyTree, variables: Variables, step: int
-    ) -> tuple[Tasks, Closing, Plan, Merged]:
+    ) -> tuple[Tasks, Closing, Plan, Step]:
         """Trains what is missing, merges the tasks that do not wait, and takes them out.
 
         Args:
           closing: what the pace made of the table.
-          state: the algorithm's.
+          state: the algorithm's state.
           variables: the server's model.
           step: the server's step, from 0.
 
         Returns:
           The rows taken out, in the order of arrival, what became of them, the rows as a plan, with
-          what is shared of the newest one, and what they were merged to.
+          what is shared of the newest one, and the server's step.
         """
         assert self._tasks is not None
         order = arrival_order(self._tasks.flight)
@@ -170,20 +179,26 @@ class InFlight:
         chosen = order[~waits]
         newest = max(self._origins)
         shared = self._origins[newest].common.shared
-        one_by_one = self.engine.one_by_one(self._tasks.batch[chosen])
-        if chosen.size == 1 and one_by_one and self._cohort.merges_alone:
+        if self._lone and chosen.size == 1 and self._one_by_one(chosen):
             taken = self._tasks.rows_of(chosen)
-            merged = self._merge_alone(taken, state, variables, shared, step)
+            done = self._step_alone(taken, state, variables, shared, step)
         else:
             acc = self._accumulate(chosen, state, variables, step)
             taken = self._tasks.rows_of(chosen)
-            out = Outputs(taken.loss, taken.samples, taken.finite, None)
-            merged = Merged(*self._cohort.finalize(acc, variables, shared), out, acc)
+            outputs = Outputs(taken.loss, taken.samples, taken.finite, taken.info)
+            done = Step(*self._engine.close(acc, state, variables, shared), outputs)
         self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
         alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
         own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
-        return taken, own, taken.plan()._replace(shared=shared), merged
+        return taken, own, taken.plan()._replace(shared=shared), done
+
+    def _one_by_one(self, todo: np.ndarray) -> bool:
+        """Whether these clients gain nothing from training side by side."""
+        assert self._tasks is not None
+        resources = self._engine.resources
+        one = resources.side_by_side(self._tasks.batch[todo]) == 1
+        return resources.place.size == 1 and one
 
     def _accumulate(
         self, todo: np.ndarray, state: PyTree, variables: Variables, step: int
@@ -191,8 +206,8 @@ class InFlight:
         """The accumulator of the algorithm's merge with these tasks in it."""
         assert self._tasks is not None
         assert self._shape is not None
-        acc = self._cohort.begin(state, variables, self._shape)
-        if self.engine.one_by_one(self._tasks.batch[todo]):
+        acc = self._engine.begin(state, variables, self._shape)
+        if self._one_by_one(todo):
             return self._train_and_merge(acc, todo, step)
         while todo.size:
             if np.any(self._tasks.slot[todo] < 0):
@@ -202,30 +217,19 @@ class InFlight:
             ready, todo = todo[there], todo[~there]
             good = self._tasks.rows_of(ready[self._tasks.finite[ready]])
             if good.size:
-                version = good.flight.version
-                acc = self.engine.merge(
-                    acc,
-                    self._results,
-                    good.plan(),
-                    self._origins,
-                    version,
-                    good.slot,
-                    step - version,
-                )
+                acc = self._fetch(acc, good, self._results, step)
             self._tasks.slot[ready] = -1
         return acc
 
-    def _merge_alone(
+    def _step_alone(
         self, task: Tasks, state: PyTree, variables: Variables, shared: PyTree, step: int
-    ) -> Merged:
-        """Trains and merges a single task in one go, without waiting for it."""
+    ) -> Step:
+        """Trains and merges a single task in one program, without waiting for it."""
         version = int(task.flight.version[0])
+        plan, late = task.plan(), step - version
+        (route,) = self._routes.execute(plan.routes)
         origin = self._origins[version]
-        return Merged(
-            *self._cohort.run_alone(
-                state, variables, shared, task.plan(), *origin, staleness=step - version
-            )
-        )
+        return Step(*self._engine.step_alone(state, variables, shared, plan, route, *origin, late))
 
     def _note(self, tasks: np.ndarray, out: Outputs) -> None:
         """Puts what training reported into the table."""
@@ -233,24 +237,50 @@ class InFlight:
         self._tasks.loss[tasks], self._tasks.samples[tasks] = out.loss, out.samples
         self._tasks.finite[tasks] = out.finite
 
+        def put(every: np.ndarray, new: np.ndarray) -> None:
+            every[tasks] = new
+
+        jax.tree.map(put, self._tasks.info, out.info)
+
     def _train_and_merge(self, acc: PyTree, todo: np.ndarray, step: int) -> PyTree:
         """Trains tasks straight into the accumulator, version by version: nothing is stacked."""
         tasks = self._tasks
         assert tasks is not None
         for version in np.unique(tasks.flight.version[todo]):
             own = todo[tasks.flight.version[todo] == version]
-            acc, out = self._cohort.run(
+            plan = tasks.rows_of(own).plan()
+            acc, out = self._engine.run(
+                "train",
                 acc,
-                tasks.rows_of(own).plan(),
+                plan,
                 *self._origins[int(version)],
+                routes=self._routes.execute(plan.routes),
                 staleness=np.full(own.size, step - version),
-                room=self._capacity,
+                capacity=self._capacity,
             )
             self._note(own, out)
         return acc
 
+    def _fetch(self, acc: PyTree, tasks: Tasks, results: Results, step: int) -> PyTree:
+        """Adds the results of these tasks to the accumulator, on one device."""
+        resources = self._engine.resources
+        version = tasks.flight.version
+        origin, index = stacked(self._origins, version)
+        return self._engine.run(
+            "fetch",
+            acc,
+            tasks.plan(),
+            *origin,
+            routes=[resources.full] * tasks.size,
+            version=index,
+            staleness=step - version,
+            slot=tasks.slot,
+            results=resources.place.local(results),
+            capacity=results.slots,
+        )[0]
+
     def _train(self, todo: np.ndarray, variables: Variables) -> None:
-        """Trains what `todo` lacks and, in the order of arrival, all else there is room for."""
+        """Trains what `todo` lacks and, in order of arrival, all else that slots are free for."""
         tasks = self._tasks
         assert tasks is not None
         slots = self._slots(variables)
@@ -262,17 +292,39 @@ class InFlight:
         tasks.slot[held[held.size - min(max(excess, 0), held.size) :]] = -1
         free = np.setdiff1d(np.arange(slots), tasks.slot)
         batch = np.concatenate([first, later[tasks.slot[later] < 0]])[: free.size]
-        part = tasks.rows_of(batch)
-        version = part.flight.version
-        if self._results is None:
-            origin = self._origins[int(version[0])]
-            self._results = self.engine.empty(slots, part.plan(), origin)
         slot = free[: batch.size]
-        self._results, out = self.engine.train(
-            self._results, part.plan(), self._origins, version, slot
-        )
+        out = self._store(tasks.rows_of(batch), slot, slots)
         tasks.slot[batch] = slot
         self._note(batch, out)
+
+    def _store(self, tasks: Tasks, slot: np.ndarray, slots: int) -> Outputs:
+        """Trains tasks side by side, each from its own version into its own slot."""
+        plan, version = tasks.plan(), tasks.flight.version
+        routes = self._routes.execute(plan.routes)
+        if self._results is None:
+            self._results = self._empty(slots, plan, self._origins[int(version[0])])
+        if self._engine.resources.place.size > 1:
+            # Each device starts from nothing, and what they hold is added to what there is.
+            # Padding with a slot that does not exist: few sizes, few programs.
+            padded = np.full(power_of_two(slot.size, up=True), slots, np.int32)
+            padded[: slot.size] = slot
+            self._results = cleared(self._results, padded)
+        origin, index = stacked(self._origins, version)
+        self._results, out = self._engine.run(
+            "store",
+            self._results,
+            plan,
+            *origin,
+            routes=routes,
+            version=index,
+            slot=slot,
+            capacity=slots,
+        )
+        return out
+
+    def _empty(self, slots: int, plan: Plan, origin: Origin) -> Results:
+        """Slots for the results of tasks like those of the plan."""
+        return no_results(slots, origin.variables, self._engine.result_shapes(plan, *origin).aux)
 
     def _slots(self, variables: Variables) -> int:
         each = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
@@ -304,11 +356,13 @@ class InFlight:
           variables: any model, for shapes.
         """
         self._shape = plan
-        row = table_of(plan, dispatch(plan, 0.0, 0)).rows_of(np.zeros(meta["tasks"], np.int64))
         shared = jax.tree.map(np.asarray, plan.shared)
         common = Round(self._key, np.float32(1.0), shared)
         origin = Origin(variables, common)
-        results = self.engine.empty(self._slots(variables), plan, origin)
+        info = self._engine.result_shapes(plan, *origin).info
+        row = table_of(plan, dispatch(plan, 0.0, 0), info)
+        row = row.rows_of(np.zeros(meta["tasks"], np.int64))
+        results = self._empty(self._slots(variables), plan, origin)
         return {
             "tasks": row if meta["tasks"] else None,
             "origins": [(variables, common.learning_rate_scale, shared)] * len(meta["versions"]),

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_het.contract.algorithm import Plan
+from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.programs import Outputs, Rows
-from fedjax_het.engine.rounds import Block, BlockOutputs
+from fedjax_het.engine.rounds import RoundBatch, RoundOutputs
 
 
-class Dealt(NamedTuple):
+class Packed(NamedTuple):
     """Where the tasks of a group lie among its rows.
 
     Attributes:
@@ -23,7 +23,7 @@ class Dealt(NamedTuple):
     places: np.ndarray
 
 
-def deal(
+def pack(
     plan: Plan,
     members: Sequence[int],
     size: int,
@@ -31,17 +31,19 @@ def deal(
     devices: int = 1,
     version: np.ndarray | None = None,
     staleness: np.ndarray | None = None,
-) -> tuple[Dealt, Rows]:
-    """Deals tasks out over the devices, and pads.
+    slot: np.ndarray | None = None,
+) -> tuple[Packed, Rows]:
+    """Packs tasks into rows, in turn over the devices, and pads them.
 
     Args:
       plan: the plan.
-      members: which of its tasks; if none, no row is valid.
+      members: places of its tasks; if none, no row is valid.
       size: rows of all devices.
-      last: the network's deepest block, where tasks leave whose route names no exit.
-      devices: how many share the rows, in equal contiguous parts.
-      version: int32[k], which of several starts each task of the plan has.
-      staleness: int32[k], server steps since that start was made; None for none.
+      last: index of the network's deepest block, the exit of a task whose route names none.
+      devices: number of devices that share the rows, in equal contiguous parts.
+      version: int64[k], which of several starts each task of the plan has.
+      staleness: int64[k], server steps since that start was made; None for none.
+      slot: int64[k], where each result waits; None where they do not.
 
     Returns:
       Where the tasks lie, and the rows.
@@ -65,30 +67,31 @@ def deal(
         row=jax.tree.map(lambda a: np.asarray(a)[source], plan.rows),
         staleness=late[source],
         version=None if version is None else version.astype(np.int32)[source],
+        slot=None if slot is None else slot.astype(np.int32)[source],
     )
-    return Dealt(np.asarray(members, np.int64), places), rows
+    return Packed(np.asarray(members, np.int64), places), rows
 
 
 def stack(
-    steps: Sequence[int], plans: Sequence[Plan], rows: Sequence[Sequence[Rows]], room: int
-) -> Block:
-    """The rounds of a block, padded to `room`.
+    steps: Sequence[int], plans: Sequence[Plan], rows: Sequence[Sequence[Rows]], capacity: int
+) -> RoundBatch:
+    """Rounds planned ahead, padded to `capacity`.
 
     Args:
       steps: server steps.
       plans: the plans.
       rows: of every round, those of every group.
-      room: rounds that the program is compiled for.
+      capacity: rounds that the program is compiled for.
     """
 
     def pad(*rounds: Any) -> np.ndarray:
         first = np.asarray(rounds[0])
-        padded = np.zeros((room, *first.shape), jax.dtypes.canonicalize_dtype(first.dtype))
+        padded = np.zeros((capacity, *first.shape), jax.dtypes.canonicalize_dtype(first.dtype))
         for r, value in enumerate(rounds):
             padded[r] = value
         return padded
 
-    return Block(
+    return RoundBatch(
         count=np.int32(len(plans)),
         step=pad(*(np.int32(step) for step in steps)),
         learning_rate_scale=pad(*(np.float32(plan.learning_rate_scale) for plan in plans)),
@@ -97,21 +100,21 @@ def stack(
     )
 
 
-def unstack(outputs: BlockOutputs, dealt: Sequence[Sequence[Dealt]]) -> list[tuple[Outputs, Any]]:
-    """The outputs and the info of every round of a block, fetched."""
+def unstack(outputs: RoundOutputs, packed: Sequence[Sequence[Packed]]) -> list[tuple[Outputs, Any]]:
+    """The outputs and the info of every round of a batch, fetched."""
     fetched = jax.device_get(outputs)
     rounds = []
-    for r, groups in enumerate(dealt):
+    for r, groups in enumerate(packed):
         clients, info = jax.tree.map(lambda a, r=r: a[r], (fetched.clients, fetched.info))
         rounds.append((collect(groups, clients), info))
     return rounds
 
 
-def collect(dealt: Sequence[Dealt], outputs: Sequence[Outputs]) -> Outputs:
+def collect(packed: Sequence[Packed], outputs: Sequence[Outputs]) -> Outputs:
     """The groups' outputs, fetched, in the order of the plan."""
-    k = sum(len(group.members) for group in dealt)
+    k = sum(len(group.members) for group in packed)
     total = jax.tree.map(lambda a: np.zeros((k, *a.shape[1:]), a.dtype), outputs[0])
-    for group, out in zip(dealt, outputs, strict=True):
+    for group, out in zip(packed, outputs, strict=True):
         for target, source in zip(jax.tree.leaves(total), jax.tree.leaves(out), strict=True):
             target[group.members] = source[group.places]
     return total

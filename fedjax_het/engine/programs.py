@@ -1,13 +1,17 @@
-"""The program that trains one group of clients: one route, in chunks, streamed into the merge.
+"""The program of one group of clients: one route, in chunks, streamed into an accumulator.
 
 ::
 
     for chunk in group:                      # dynamic trip count: padding is never computed
-        results = vmap(local)(chunk)         # chunk of 1: no vmap, one client at a time
-        acc = merge.add(acc, results)        # only sums leave the loop: memory stays flat
+        results = vmap(produce)(chunk)       # chunk of 1: no vmap, one client at a time
+        acc = consume(acc, results)          # only sums leave the loop: memory stays flat
+
+In a synchronous round `produce` trains and `consume` merges. Where results wait for their merge,
+one program trains and stores, and another fetches and merges (`fedjax_het.engine.results`).
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,42 +20,86 @@ from jax.sharding import PartitionSpec
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Chunk, ClientResult, Task, Variables
+from fedjax_het.contract.checks import check_chunk, check_mask, check_merged, check_result
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.placement import AXIS
+from fedjax_het.engine.state import Leaves, StateSplit
 
 
 class Rows(NamedTuple):
     """The clients of a group, one row each, padded to length b.
 
     The valid rows come first on every device.
+
+    Attributes:
+      valid: bool[b].
+      client, steps, batch: int32[b].
+      weight: float32[b].
+      exit: int32[b], block of the loss.
+      row: pytree, leading axis b.
+      staleness: int32[b], server steps since the model that the client starts from was made.
+      version: int32[b], which of several stacked starts; None where there is one.
+      slot: int32[b], where the result waits; None where it does not.
     """
 
-    valid: Any  # bool[b]
-    client: Any  # int32[b]
-    steps: Any  # int32[b]
-    batch: Any  # int32[b]
-    weight: Any  # float32[b]
-    exit: Any  # int32[b]
-    row: Any  # pytree, leading axis b
-    staleness: Any  # int32[b], server steps since the model it starts from was made
-    version: Any = None  # int32[b], which of several stacked starts; None where there is one
+    valid: Any
+    client: Any
+    steps: Any
+    batch: Any
+    weight: Any
+    exit: Any
+    row: Any
+    staleness: Any
+    version: Any = None
+    slot: Any = None
 
 
 class Round(NamedTuple):
-    """What all clients of a round share."""
+    """What all clients of a round share.
 
-    key: Any  # typed PRNG key of the round
-    learning_rate_scale: Any  # float32
-    shared: Any  # `Plan.shared`
+    Attributes:
+      key: typed PRNG key of the round.
+      learning_rate_scale: float32.
+      shared: `Plan.shared`.
+    """
+
+    key: Any
+    learning_rate_scale: Any
+    shared: Any
 
 
 class Outputs(NamedTuple):
-    """What is reported per client, leading axis b."""
+    """What is reported of every client, leading axis b.
 
-    loss: Any  # float32
-    samples: Any  # int32
-    finite: Any  # bool
-    aux: Any  # `ClientResult.aux`; None under a pace that leaves tasks waiting: see `Report.aux`
+    Attributes:
+      loss: float32.
+      samples: int32.
+      finite: bool.
+      info: `ClientResult.info`.
+    """
+
+    loss: Any
+    samples: Any
+    finite: Any
+    info: Any = None
+
+
+# `(route, start, data, rows, loop_steps, common) -> (ClientResult, mask)` of one client.
+Produce = Callable[..., tuple[ClientResult, PyTree]]
+# `(acc, start, rows, result, mask, common) -> (acc, Outputs)` of a chunk.
+Consume = Callable[..., tuple[PyTree, Outputs]]
+
+
+class Work(NamedTuple):
+    """What a program does with the clients of a group."""
+
+    produce: Produce
+    consume: Consume
+
+
+def training(algorithm: Algorithm) -> Work:
+    """Trains clients and merges their results."""
+    return Work(functools.partial(train_one, algorithm), functools.partial(merge_chunk, algorithm))
 
 
 def origin(start: Variables, common: Round, rows: Rows) -> tuple[Variables, Round]:
@@ -72,7 +120,8 @@ def train_one(
 ) -> tuple[ClientResult, PyTree]:
     """One client's mask and local training; the fields of `rows` have no client axis here."""
     start, common = origin(start, common, rows)
-    mask = None if algorithm.mask is None else algorithm.mask(rows.row, common.shared)
+    mask = client_mask(algorithm, rows, common)
+    check_mask(algorithm.name, mask, start.params)
     task = Task(
         client=rows.client,
         key=jax.random.fold_in(common.key, rows.client),
@@ -85,43 +134,45 @@ def train_one(
         row=rows.row,
         shared=common.shared,
     )
-    return algorithm.local(route, start, data, task), mask
+    result = algorithm.local(route, start, data, task)
+    check_result(algorithm.name, route, result, start)
+    return result, mask
 
 
-def merge_chunk(
-    algorithm: Algorithm,
-    acc: PyTree,
+def client_mask(algorithm: Algorithm, rows: Rows, common: Round) -> PyTree:
+    """One client's mask, or None."""
+    return None if algorithm.mask is None else algorithm.mask(rows.row, common.shared)
+
+
+def clean_chunk(
     start: Variables,
     rows: Rows,
     result: ClientResult,
     mask: PyTree,
     common: Round,
     *,
-    checked: bool = False,
-) -> tuple[PyTree, Outputs]:
-    """Merges stacked results; a client whose update is not finite is left out whole.
+    checked: bool,
+) -> tuple[Chunk, jax.Array]:
+    """Stacked results as a merge sees them; a client whose update is not finite is left out whole.
 
     Args:
-      algorithm: the method.
-      acc: its accumulator.
       start: the model, or several, stacked.
-      rows: of the chunk.
-      result: of its clients.
-      mask: of its clients, or None.
+      rows: rows of the chunk.
+      result: stacked results of its clients.
+      mask: their masks, or None.
       common: what they share, or stacked as `start`.
-      checked: the updates are known to be finite.
+      checked: whether the updates are known to be finite.
 
     Returns:
-      The accumulator, and the chunk's `Outputs` with leading axis c.
+      The chunk, and finite bool[c].
     """
     own, common = origin(start, common, rows)
+    shared = common.shared
     if rows.version is None:
         clients = rows.client.shape
-        shared = common.shared if algorithm.pace.waits else None
         own, shared = jax.tree.map(
             lambda a: jnp.broadcast_to(a[None], clients + a.shape), (start, shared)
         )
-        common = common._replace(shared=shared if algorithm.pace.waits else common.shared)
     stats_delta = jax.tree.map(jnp.subtract, result.stats, own.stats)
     finite = jnp.ones_like(rows.valid)
     if not checked:
@@ -143,40 +194,54 @@ def merge_chunk(
         mask=mask,
         start=own,
         row=rows.row,
-        shared=common.shared,
-        aux=jax.tree.map(clean, result.aux),
+        shared=shared,
         staleness=rows.staleness,
+        aux=jax.tree.map(clean, result.aux),
     )
-    aux = None if algorithm.pace.waits else result.aux
-    out = Outputs(result.loss, result.samples, finite, aux)
+    return chunk, finite
+
+
+def merge_chunk(
+    algorithm: Algorithm,
+    acc: PyTree,
+    start: Variables,
+    rows: Rows,
+    result: ClientResult,
+    mask: PyTree,
+    common: Round,
+    *,
+    checked: bool = False,
+) -> tuple[PyTree, Outputs]:
+    """Adds stacked results to the accumulator of the algorithm's merge; see `clean_chunk`.
+
+    Returns:
+      The accumulator, and the chunk's `Outputs` with leading axis c.
+    """
+    chunk, finite = clean_chunk(start, rows, result, mask, common, checked=checked)
+    check_chunk(algorithm.name, chunk)
+    out = Outputs(result.loss, result.samples, finite, result.info)
     return algorithm.merge.add(acc, chunk), out
 
 
 def group_loop(
-    algorithm: Algorithm,
-    route: Route,
-    chunk: int,
-    *,
-    aux: bool = True,
-    checked: bool = False,
+    work: Work, route: Route, chunk: int, *, info: bool = True
 ) -> Callable[..., tuple[PyTree, Outputs]]:
     """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group on one device.
 
     Args:
-      algorithm: the method.
+      work: what is done with its clients.
       route: the group's route, compiled in.
-      chunk: clients trained side by side; the rows' length is a multiple of it.
-      aux: whether the outputs hold `ClientResult.aux`, if the pace leaves it on the host.
-      checked: see `merge_chunk`.
+      chunk: clients side by side; the rows' length is a multiple of it.
+      info: whether the outputs hold `ClientResult.info`.
     """
 
-    def train_chunk(
+    def produce_chunk(
         start: Variables, data: PyTree, part: Rows, common: Round
     ) -> tuple[ClientResult, PyTree]:
         loop_steps = jnp.max(jnp.where(part.valid, part.steps, 0))
 
         def one(rows: Rows) -> tuple[ClientResult, PyTree]:
-            return train_one(algorithm, route, start, data, rows, loop_steps, common)
+            return work.produce(route, start, data, rows, loop_steps, common)
 
         if chunk > 1:
             return jax.vmap(one)(part)
@@ -193,11 +258,9 @@ def group_loop(
         def step(i: jax.Array, carry: tuple[PyTree, Outputs]) -> tuple[PyTree, Outputs]:
             acc, outputs = carry
             part = part_of(i)
-            result, mask = train_chunk(start, data, part, common)
-            acc, out = merge_chunk(
-                algorithm, acc, start, part, result, mask, common, checked=checked
-            )
-            out = out if aux else out._replace(aux=None)
+            result, mask = produce_chunk(start, data, part, common)
+            acc, out = work.consume(acc, start, part, result, mask, common)
+            out = out if info else out._replace(info=None)
             outputs = jax.tree.map(
                 lambda every, new: jax.lax.dynamic_update_slice_in_dim(every, new, i * chunk, 0),
                 outputs,
@@ -205,10 +268,11 @@ def group_loop(
             )
             return acc, outputs
 
-        result = jax.eval_shape(lambda part: train_chunk(start, data, part, common)[0], part_of(0))
+        result = jax.eval_shape(
+            lambda part: produce_chunk(start, data, part, common)[0], part_of(0)
+        )
         finite = jax.ShapeDtypeStruct((chunk,), bool)
-        seen = result.aux if aux and not algorithm.pace.waits else None
-        report = Outputs(result.loss, result.samples, finite, seen)
+        report = Outputs(result.loss, result.samples, finite, result.info if info else None)
         size = rows.valid.shape[0]
         outputs = jax.tree.map(lambda s: jnp.zeros((size, *s.shape[1:]), s.dtype), report)
         count = (jnp.sum(rows.valid.astype(jnp.int32)) + (chunk - 1)) // chunk
@@ -217,60 +281,18 @@ def group_loop(
     return run
 
 
-def lone_program(
-    algorithm: Algorithm, route: Route, mask_shapes: PyTree
-) -> Callable[..., tuple[Variables, dict[str, Any], Outputs]]:
-    """A merge of a single client as one function, to be jitted; it runs on one device.
-
-    What lies between training and the new model is one pass over the parameters: no accumulator is
-    cleared, filled and read back.
-
-    Args:
-      algorithm: the method.
-      route: the client's, compiled in.
-      mask_shapes: for `merge.init`.
-
-    Returns:
-      `(state, variables, shared, start, data, rows, common) -> (merged, info, outputs)`.
-    """
-
-    def run(
-        state: PyTree,
-        variables: Variables,
-        shared: PyTree,
-        start: Variables,
-        data: PyTree,
-        rows: Rows,
-        common: Round,
-    ) -> tuple[Variables, dict[str, Any], Outputs]:
-        acc = algorithm.merge.init(state, variables, mask_shapes)
-        row = jax.tree.map(lambda a: a[0], rows)
-        result, mask = train_one(algorithm, route, start, data, row, row.steps, common)
-        result, mask = jax.tree.map(lambda a: a[None], (result, mask))
-        acc, outputs = merge_chunk(algorithm, acc, start, rows, result, mask, common)
-        return *algorithm.merge.finalize(acc, variables, shared), outputs
-
-    return run
-
-
 def group_program(
-    algorithm: Algorithm,
-    route: Route,
-    chunk: int,
-    mesh: jax.sharding.Mesh | None,
-    *,
-    checked: bool = False,
+    work: Work, route: Route, chunk: int, mesh: jax.sharding.Mesh | None
 ) -> Callable[..., tuple[PyTree, Outputs]]:
     """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group, to be jitted.
 
     Args:
-      algorithm: the method.
+      work: what is done with its clients.
       route: the group's route, compiled in.
-      chunk: clients trained side by side; the rows' length is a multiple of it (per device).
+      chunk: clients side by side; the rows' length is a multiple of it (per device).
       mesh: shards the rows over its `clients` axis; None runs on one device.
-      checked: see `merge_chunk`.
     """
-    run = group_loop(algorithm, route, chunk, checked=checked)
+    run = group_loop(work, route, chunk)
     if mesh is None:
         return run
 
@@ -290,3 +312,68 @@ def group_program(
         out_specs=whole,
         check_vma=False,
     )
+
+
+def lone_program(
+    algorithm: Algorithm, route: Route, mask_shapes: PyTree, split: StateSplit
+) -> Callable[..., tuple[Leaves, Variables, Mapping[str, Any], Outputs]]:
+    """A server step with a single client as one function, to be jitted; it runs on one device.
+
+    What lies between training and the new model is one pass over the parameters: no accumulator is
+    cleared, filled and read back.
+
+    Args:
+      algorithm: the method.
+      route: the client's route, compiled in.
+      mask_shapes: mask shapes for `merge.init`.
+      split: separates the leaves of the state.
+
+    Returns:
+      `(leaves, variables, shared, start, data, rows, common)` to `(leaves, variables, info,
+      outputs)`.
+    """
+
+    def run(
+        leaves: Leaves,
+        variables: Variables,
+        shared: PyTree,
+        start: Variables,
+        data: PyTree,
+        rows: Rows,
+        common: Round,
+    ) -> tuple[Leaves, Variables, Mapping[str, Any], Outputs]:
+        acc = algorithm.merge.init(split.traced(leaves), variables, mask_shapes)
+        row = jax.tree.map(lambda a: a[0], rows)
+        result, mask = train_one(algorithm, route, start, data, row, row.steps, common)
+        result, mask = jax.tree.map(lambda a: a[None], (result, mask))
+        acc, outputs = merge_chunk(algorithm, acc, start, rows, result, mask, common)
+        return *server_step(algorithm, split, acc, leaves, variables, shared), outputs
+
+    return run
+
+
+def server_step(
+    algorithm: Algorithm,
+    split: StateSplit,
+    acc: PyTree,
+    leaves: Leaves,
+    variables: Variables,
+    shared: PyTree,
+) -> tuple[Leaves, Variables, Mapping[str, Any]]:
+    """Closes a merge and takes the server's step; traced.
+
+    Args:
+      algorithm: the method.
+      split: separates the leaves of its state.
+      acc: accumulator of its merge.
+      leaves: JAX leaves of its state.
+      variables: the server's model.
+      shared: `Plan.shared` of the newest plan.
+
+    Returns:
+      The leaves, the model, and what the merge reports.
+    """
+    merged = algorithm.merge.finalize(acc, variables, shared)
+    check_merged(algorithm.name, merged, variables)
+    state, variables = algorithm.update(split.traced(leaves), variables, merged)
+    return split.stepped(state), variables, merged.info

@@ -8,44 +8,62 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.fleet.cost import CostTable
 
 
-def execute(
-    planned: Sequence[Route], known: Sequence[Route], bound: int, full: Route, cost: CostTable
-) -> tuple[list[Route], list[Route]]:
-    """The routes of some tasks, within a bound on all routes of a run.
+class Routes:
+    """The routes of one run, within a bound on their number.
+
+    With the bound, the routes used so far decide which later ones are widened. They belong to the
+    run, and a resumed run starts with those of its checkpoint.
 
     Args:
-      planned: of every task.
-      known: used so far, in the order of their use.
-      bound: on the routes of the run; past it, routes are widened to the cheapest covering one.
+      bound: largest number of routes; past it, routes are widened to the cheapest covering one. 0
+        puts everyone on the full route.
       full: the route that covers every other.
       cost: prices of the model's blocks, which order the routes.
+      known: routes used before.
 
-    Returns:
-      The executed route of every task, and the known routes with the new ones at the end.
+    Attributes:
+      known: routes used so far, in the order of their use.
     """
 
-    def price(route: Route) -> tuple[float, int]:
-        return _price(route, cost)
+    def __init__(self, bound: int, full: Route, cost: CostTable, known: Sequence[Route] = ()):
+        self._bound, self._full, self._cost = bound, full, cost
+        self.known = list(known)
 
-    taken = set(known)
-    chosen: dict[Route, Route] = {}
-    for route in sorted(set(planned), key=price):
-        # The last place is kept for the full route, which covers whatever comes later.
-        room = bound - len(taken | {full})
-        if route in taken or route == full or room > 0:
-            chosen[route] = route
-        else:
-            chosen[route] = min((r for r in taken | {full} if r.covers(route)), key=price)
-        taken.add(chosen[route])
-    new = sorted(taken - set(known), key=price)
-    return [chosen[route] for route in planned], [*known, *new]
+    def copy(self) -> "Routes":
+        """The same routes, to look at what others would become of them."""
+        return Routes(self._bound, self._full, self._cost, self.known)
+
+    def execute(self, planned: Sequence[Route]) -> list[Route]:
+        """The route that each of some tasks runs on, from the route planned for it."""
+        if self._bound == 0:
+            return [self._full] * len(planned)
+        taken = set(self.known)
+        chosen: dict[Route, Route] = {}
+        for route in sorted(set(planned), key=self._price):
+            # The last place is kept for the full route, which covers whatever comes later.
+            free = self._bound - len(taken | {self._full})
+            if route in taken or route == self._full or free > 0:
+                chosen[route] = route
+            else:
+                covering = (r for r in taken | {self._full} if r.covers(route))
+                chosen[route] = min(covering, key=self._price)
+            taken.add(chosen[route])
+        self.known += sorted(taken - set(self.known), key=self._price)
+        return [chosen[route] for route in planned]
+
+    def _price(self, route: Route) -> tuple[float, int]:
+        """What orders routes: their work, and among equally expensive ones the cut."""
+        cut = -1 if route.cut is None else route.cut
+        if route.exit is not None:
+            return float(self._cost.step_flops(route.first, route.exit)), cut
+        # All exits are computed: more work than any single one.
+        exits = np.arange(self._cost.num_blocks)
+        return float(np.sum(self._cost.step_flops(np.zeros_like(exits), exits))), cut
 
 
-def _price(route: Route, cost: CostTable) -> tuple[float, int]:
-    """What orders routes: their work, and among equally dear ones the cut."""
-    cut = -1 if route.cut is None else route.cut
-    if route.exit is not None:
-        return float(cost.step_flops(route.first, route.exit)), cut
-    # All exits are computed: dearer than any single one.
-    exits = np.arange(cost.num_blocks)
-    return float(np.sum(cost.step_flops(np.zeros_like(exits), exits))), cut
+def members(routes: Sequence[Route]) -> dict[Route, list[int]]:
+    """The places at which each route stands."""
+    groups: dict[Route, list[int]] = {}
+    for i, route in enumerate(routes):
+        groups.setdefault(route, []).append(i)
+    return groups

@@ -1,13 +1,15 @@
-"""Who is sent out, and when, with what to do."""
+"""When clients are sent out, which of those that are available, and with what to do."""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_het.common.errors import InputError
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Algorithm, Plan, Situation, Variables
+from fedjax_het.contract.algorithm import Algorithm, Variables
+from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.selection import Candidates
 from fedjax_het.problem import Problem
 
 # A fleet whose devices are on 5 % of the time needs tens of waits; thousands mean it never will.
@@ -18,7 +20,7 @@ fold_in = jax.jit(jax.random.fold_in)
 
 
 class Sampler(NamedTuple):
-    """Draws cohorts and has the algorithm plan for them.
+    """Has the algorithm select cohorts and plan for them.
 
     Every draw is addressed by the server's step and, where clients are sent out several times
     between two steps, by the turn.
@@ -45,15 +47,15 @@ class Sampler(NamedTuple):
         least: int | None = None,
         turn: int = 0,
     ) -> tuple[np.ndarray, float]:
-        """A cohort drawn without replacement, as soon as enough clients are available.
+        """A cohort selected without replacement, as soon as enough clients are available.
 
         Args:
           step: server step, from 0.
           now_s: virtual time.
-          clients: int64[n], who may be drawn; None for everyone.
-          size: how many to draw, if that many are available; None for `cohort_size`.
-          least: how many must be available; None for `size`.
-          turn: numbers the draws of a step.
+          clients: int64[n], ids that may be selected; None for everyone.
+          size: clients to select, if that many are available; None for `cohort_size`.
+          least: clients that must be available; None for `size`.
+          turn: number of the draw within the step.
 
         Returns:
           The cohort, ascending ids, and the time at which all of it is available.
@@ -70,7 +72,16 @@ class Sampler(NamedTuple):
             ready_s = self.problem.fleet.next_available(clients, start_s)
             ready = clients[ready_s <= start_s]
             if len(ready) >= least:
-                return np.sort(rng.choice(ready, min(size, len(ready)), replace=False)), start_s
+                wanted = min(size, len(ready))
+                candidates = Candidates(step, start_s, ready, wanted, rng)
+                chosen = np.sort(self.algorithm.select(candidates))
+                require(
+                    len(np.unique(chosen)) == wanted and bool(np.all(np.isin(chosen, ready))),
+                    f"select of {self.algorithm.name}: clients {chosen[:10].tolist()} ...",
+                    f"must be {wanted} different ones of the candidates",
+                    "return some of `candidates.clients`, each once",
+                )
+                return chosen, start_s
             start_s = float(np.sort(ready_s)[least - 1])
         raise InputError(
             f"clients_per_round = {size}: never that many devices are available at once "

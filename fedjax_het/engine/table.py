@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Plan, Timing
 from fedjax_het.contract.clock import Flight
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Timing
 
 
 class Tasks(NamedTuple):
@@ -17,9 +17,10 @@ class Tasks(NamedTuple):
     Attributes:
       flight: who, since when, until when.
       first, exit, cut: int64[m], the planned route; -1 for None.
-      batch, weight, rows: as in `Plan`.
+      batch, weight, rows, notes: as in `Plan`.
       slot: int64[m], where the result lies; -1 while untrained.
       loss, samples, finite: what training reported; NaN, 0 and True while untrained.
+      info: stacked `ClientResult.info`, zeros while untrained; None if there is none.
     """
 
     flight: Flight
@@ -29,10 +30,12 @@ class Tasks(NamedTuple):
     batch: np.ndarray
     weight: np.ndarray
     rows: PyTree
+    notes: PyTree
     slot: np.ndarray
     loss: np.ndarray
     samples: np.ndarray
     finite: np.ndarray
+    info: PyTree
 
     @property
     def size(self) -> int:
@@ -56,11 +59,18 @@ class Tasks(NamedTuple):
             weight=self.weight,
             timing=self.flight.timing,
             rows=self.rows,
+            notes=self.notes,
         )
 
 
-def table_of(plan: Plan, flight: Flight) -> Tasks:
-    """The rows of the tasks that a plan sends out, untrained."""
+def table_of(plan: Plan, flight: Flight, info: PyTree) -> Tasks:
+    """The rows of the tasks that a plan sends out, untrained.
+
+    Args:
+      plan: the plan.
+      flight: its tasks as they leave.
+      info: one client's `ClientResult.info`, as `ShapeDtypeStruct`s.
+    """
     k = len(plan.clients)
     return Tasks(
         flight=flight._replace(timing=Timing(*map(np.asarray, flight.timing))),
@@ -70,8 +80,10 @@ def table_of(plan: Plan, flight: Flight) -> Tasks:
         batch=np.asarray(plan.batch),
         weight=np.asarray(plan.weight),
         rows=jax.tree.map(np.asarray, plan.rows),
+        notes=jax.tree.map(np.asarray, plan.notes),
         slot=np.full(k, -1, np.int64),
         loss=np.full(k, np.nan, np.float32),
         samples=np.zeros(k, np.int64),
         finite=np.ones(k, bool),
+        info=jax.tree.map(lambda a: np.zeros((k, *a.shape), a.dtype), info),
     )

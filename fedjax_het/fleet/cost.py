@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_het.common.errors import require
-from fedjax_het.contract.algorithm import Timing
+from fedjax_het.contract.plan import Timing
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.flops import BlockPrice, price_block, tree_bytes
 from fedjax_het.models.base import BlockModel

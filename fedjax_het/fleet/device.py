@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedjax_het.common.errors import InputError, require, require_known
-from fedjax_het.contract.algorithm import Timing
+from fedjax_het.contract.plan import Timing
 from fedjax_het.fleet.availability import Availability, always
 from fedjax_het.fleet.bandwidth import TraceLink
 from fedjax_het.fleet.redraw import Redraw

@@ -119,13 +119,13 @@ def training_loop(
       data: the federated data.
       task: the client's work.
       measures: names of the scalars that the objective reports.
-      observe: what to report of the masked gradients of the last step, in place of those.
+      observe: function of the masked gradients of the last step, whose value is `aux`.
       parts: runs the mini-batch in so many; for objectives that are means over samples.
       proximal: adds this times the distance from `trained` to the gradient: one pass over the
         parameters where differentiating the square would take several. The loss is without it.
 
     Returns:
-      The result; `aux` holds the means of what the objective reported, None if nothing.
+      The result; `info` holds the means of what the objective reported, `aux` what `observe` did.
     """
     batch_key, noise_key = jax.random.split(task.key)
 
@@ -162,8 +162,9 @@ def training_loop(
     params, stats, _, sums, samples, seen = jax.lax.fori_loop(0, task.loop_steps, step, carry)
     delta = jax.tree.map(jnp.subtract, params, trained)
     loss, measured = jax.tree.map(lambda total: total / jnp.maximum(samples, 1.0), sums)
-    aux = (measured or None) if observe is None else seen
-    return ClientResult(delta, stats, loss, samples.astype(jnp.int32), aux)
+    return ClientResult(
+        delta, stats, loss, samples.astype(jnp.int32), aux=seen, info=measured or None
+    )
 
 
 def local_training(
@@ -189,7 +190,8 @@ def local_training(
         parts, which changes rounding only (`chunking.choose_parts`).
       proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out. The loss that is reported is
         without the term.
-      observe: what to return as `ClientResult.aux` of the masked gradients of the last step.
+      observe: function of the masked gradients of the last step, whose value is
+        `ClientResult.aux`.
 
     Returns:
       A local update; `ClientResult.delta` is None at every leaf the route leaves out.

@@ -12,8 +12,8 @@ import numpy as np
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import read_json, read_lines
-from fedjax_het.contract.algorithm import Plan
 from fedjax_het.contract.clock import Closing, Flight, Status
+from fedjax_het.contract.plan import Plan
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
 from fedjax_het.simulation.checkpoints import require_same

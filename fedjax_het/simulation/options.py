@@ -7,7 +7,8 @@ from typing import Any
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_options, check_types
-from fedjax_het.engine.engine import ConvolutionChoice, Execution, check_engine
+from fedjax_het.engine.resources import ConvolutionChoice, Execution, Resources, check_resources
+from fedjax_het.problem import Problem
 
 # Options that a resumed run may change: how long to go on, and where to write.
 FREE = (
@@ -23,7 +24,7 @@ FREE = (
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How a simulation runs; none of it is part of the method.
 
     Attributes:
@@ -38,11 +39,11 @@ class Options:
       eval_every: evaluate after every so many rounds, and after the last.
       eval_every_s: evaluate after every so many virtual seconds instead.
       checkpoint_every: rounds between checkpoints.
-      execution: "routed", "masked" or "debug"; see `Engine`.
+      execution: "routed", "masked" or "debug"; see `Resources`.
       chunk: clients trained side by side; None chooses per backend.
       max_routes: bound on compiled routes.
       devices: local devices to shard clients over.
-      convolution: "table" or "tuned", which measures the lowerings on this device; see `Engine`.
+      convolution: "table" or "tuned", which measures the lowerings on this device; see `Resources`.
       tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra "tracking").
     """
 
@@ -100,10 +101,20 @@ class Options:
             "needs a place to write to",
             "set workdir",
         )
-        check_engine(self.execution, self.chunk, self.max_routes, self.devices, self.convolution)
+        check_resources(**self.machine)
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The options that concern the machine, by name; see `Resources`."""
+        names = ("execution", "chunk", "max_routes", "devices", "convolution")
+        return {name: getattr(self, name) for name in names}
+
+    def resources(self, problem: Problem) -> Resources:
+        """What the engines of a run on this problem share."""
+        return Resources(problem, **self.machine)
 
     @classmethod
-    def parse(cls, options: Mapping[str, Any]) -> "Options":
-        """`Options(**options)` with an `InputError` for unknown or missing names."""
+    def parse(cls, options: Mapping[str, Any]) -> "RunOptions":
+        """`RunOptions(**options)` with an `InputError` for unknown or missing names."""
         check_options(options, "run option", cls)
         return cls(**options)

@@ -21,8 +21,8 @@ from fedjax_het.runtime import processes
 from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.journal import Journal, require_own
-from fedjax_het.simulation.options import FREE, Options
-from fedjax_het.simulation.server import Record, Records, Server, require_available
+from fedjax_het.simulation.options import FREE, RunOptions
+from fedjax_het.simulation.server import PendingRecords, Record, Server, require_available
 from fedjax_het.simulation.sinks import tensorboard_writer
 
 # Rounds of the longest block, and seconds that one should stay below: a block is shown and recorded
@@ -63,7 +63,7 @@ def simulate(
       config: what to record as the configuration; a resumed run must have the same one.
       engine: compiled programs of an earlier run of this algorithm object, to use again.
       evaluator: the same for the evaluation on this problem.
-      **options: see `Options`; `rounds` is required.
+      **options: see `RunOptions`; `rounds` is required.
 
     Returns:
       The `Result`.
@@ -71,7 +71,7 @@ def simulate(
     Raises:
       InputError: options that cannot be used, or a work directory of another configuration.
     """
-    parsed = Options.parse(options)
+    parsed = RunOptions.parse(options)
     return Simulation(algorithm, problem, parsed, config or {}, engine, evaluator).run()
 
 
@@ -84,27 +84,14 @@ def simulate_seeds(
       algorithm: the method.
       problem: model, data and fleet.
       seeds: one run each.
-      **options: see `Options`; not `seed` and not `workdir`.
+      **options: see `RunOptions`; not `seed` and not `workdir`.
 
     Returns:
       The results in the order of the seeds.
     """
-    runs = [Options.parse({**options, "seed": seed, "workdir": None}) for seed in seeds]
-    engine, evaluator = make_engine(algorithm, problem, runs[0]), Evaluator(problem)
+    runs = [RunOptions.parse({**options, "seed": seed, "workdir": None}) for seed in seeds]
+    engine, evaluator = Engine(algorithm, runs[0].resources(problem)), Evaluator(problem)
     return [Simulation(algorithm, problem, run, {}, engine, evaluator).run() for run in runs]
-
-
-def make_engine(algorithm: Algorithm, problem: Problem, options: Options) -> Engine:
-    """The engine that the options ask for."""
-    return Engine(
-        algorithm,
-        problem,
-        execution=options.execution,
-        chunk=options.chunk,
-        max_routes=options.max_routes,
-        devices=options.devices,
-        convolution=options.convolution,
-    )
 
 
 class Simulation:
@@ -114,7 +101,7 @@ class Simulation:
         self,
         algorithm: Algorithm,
         problem: Problem,
-        options: Options,
+        options: RunOptions,
         config: Mapping[str, Any],
         engine: Engine | None = None,
         evaluator: Evaluator | None = None,
@@ -123,12 +110,12 @@ class Simulation:
             engine is None or engine.holds(algorithm),
             "engine of another algorithm",
             f"must have been made for this {algorithm.name}, whose steps are in its programs",
-            "leave it out, or make it with `make_engine(algorithm, problem, options)`",
+            "leave it out, or make it with `make_engine(algorithm, problem)`",
         )
         self._algorithm, self._problem, self._options = algorithm, problem, options
         self._next_eval_s, self._accuracy = 0.0, 0.0
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
-        self._pending: tuple[Records, dict[str, Any]] | None = None
+        self._pending: tuple[PendingRecords, dict[str, Any]] | None = None
         self._identity = self._identify(config)
         # What can be found wrong is found wrong first: even copying the data compiles something.
         require_available(algorithm, problem, options.seed)
@@ -150,7 +137,7 @@ class Simulation:
         )
         log = options.tensorboard and self._writes
         self._tensorboard = tensorboard_writer(workdir) if log else None
-        self._engine = engine or make_engine(algorithm, problem, options)
+        self._engine = engine or Engine(algorithm, options.resources(problem))
         self._evaluate = evaluator or Evaluator(problem)
         self._compiled_before_s = self._compile_s()
         room = _BLOCK if options.eval_every_s is not None else min(options.eval_every, _BLOCK)
@@ -287,7 +274,7 @@ class Simulation:
                 if evaluated is None
                 else self._evaluate.mean(evaluated(server.state, server.variables))
             )
-            self._accuracy = server.news = measured["accuracy"]
+            self._accuracy = server.unseen_accuracy = measured["accuracy"]
         return {**self._walls(), "compiled_programs": self._engine.programs, **measured}
 
     def _write_pending(self) -> None:
@@ -296,7 +283,7 @@ class Simulation:
         if pending is not None:
             self._write(*pending)
 
-    def _write(self, records: Records, measured: dict[str, Any]) -> None:
+    def _write(self, records: PendingRecords, measured: dict[str, Any]) -> None:
         """Writes the rows of the newest steps; what was measured belongs to the last of them."""
         if not self._writes:
             return
@@ -318,18 +305,19 @@ class Simulation:
         }
 
     def _compile_s(self) -> float:
-        return self._engine.compiler.seconds + self._evaluate.compiler.seconds
+        return self._engine.resources.compiler.seconds + self._evaluate.compiler.seconds
 
     def _save(self) -> None:
         if self._checkpoints is None or not self._writes:
             return
         arrays, meta = self._server.saved()
+        tuner = self._engine.resources.tuner
         meta |= {
             "next_eval_s": self._next_eval_s,
             "accuracy": self._accuracy,
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
-            "lowerings": None if self._engine.tuner is None else self._engine.tuner.used,
+            "lowerings": None if tuner is None else tuner.used,
             "identity": self._identity,
             **self._walls(),
         }
@@ -344,8 +332,8 @@ class Simulation:
             return False
         arrays, meta = found
         self._server.restore(arrays, meta)
-        if self._engine.tuner is not None:
-            self._engine.tuner.used.update(meta["lowerings"])
+        if (tuner := self._engine.resources.tuner) is not None:
+            tuner.used.update(meta["lowerings"])
         self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
         self._earlier = {name: meta[name] for name in self._earlier}
         self._journal.begin(meta["offsets"], meta["totals"])

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_het.common.errors import require
-from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.algorithm import Algorithm, Report, Variables
+from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.transforms.nesting import Nested, nested
 
 # What counts as better: a factor on the best accuracy so far.
 _MARGIN = 1e-4
@@ -62,27 +63,25 @@ def on_plateau(algorithm: Algorithm, patience: int | None, factor: float = 0.9) 
         return algorithm
     require(patience >= 1, f"plateau = {patience}", "must be at least 1 round", "use 10")
 
-    def init(variables: Variables, key: Any) -> tuple[PyTree, Plateau]:
-        return algorithm.init(variables, key), begin()
+    def init(variables: Variables, key: Any) -> Nested:
+        return Nested(algorithm.init(variables, key), begin())
 
-    def plan(
-        state: tuple[PyTree, Plateau], variables: Variables, situation: Situation
-    ) -> tuple[Plan, tuple[PyTree, Plateau]]:
-        inner, plateau = state
+    def plan(state: Nested, variables: Variables, situation: Situation) -> tuple[Plan, Nested]:
+        plateau = state.own
         if situation.accuracy is not None:
             plateau = step(plateau, situation.accuracy, patience, factor)
-        tasks, inner = algorithm.plan(inner, variables, situation)
+        tasks, inner = algorithm.plan(state.inner, variables, situation)
         scale = tasks.learning_rate_scale * float(plateau.scale)
-        return tasks._replace(learning_rate_scale=scale), (inner, plateau)
+        return tasks._replace(learning_rate_scale=scale), Nested(inner, plateau)
 
-    def update(
-        state: tuple[PyTree, Plateau], variables: Variables, merged: Variables, report: Report
-    ) -> tuple[tuple[PyTree, Plateau], Variables, dict[str, Any]]:
-        inner, variables, info = algorithm.update(state[0], variables, merged, report)
-        return (inner, state[1]), variables, {**info, "learning_rate_scale": float(state[1].scale)}
+    outer = nested(algorithm)
 
-    def open_merge(state: tuple[PyTree, Plateau], variables: Variables, mask: PyTree) -> PyTree:
-        return algorithm.merge.init(state[0], variables, mask)
+    def observe(
+        state: Nested, variables: Variables, report: Report
+    ) -> tuple[Nested, Variables, dict[str, Any]]:
+        info: dict[str, Any] = {}
+        if outer.observe is not None:
+            state, variables, info = outer.observe(state, variables, report)
+        return state, variables, {**info, "learning_rate_scale": float(state.own.scale)}
 
-    merge = algorithm.merge._replace(init=open_merge)
-    return algorithm._replace(init=init, plan=plan, update=update, merge=merge)
+    return outer._replace(init=init, plan=plan, observe=observe)

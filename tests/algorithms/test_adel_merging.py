@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adel_helpers import draws
+from problems import make_chunk
 
 from fedjax_het.algorithms.adel.depths import miss_probability
 from fedjax_het.algorithms.adel.layers import trained
 from fedjax_het.algorithms.adel.merging import merge_inputs, merge_rule, merge_weights
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Chunk, Variables
+from fedjax_het.contract.algorithm import Variables
 
 USERS, LAYERS, RATE, DRAWS = 6, 5, 2.2, 200_000
 UNEQUAL = np.linspace(0.5, 4.0, USERS)
@@ -37,16 +38,7 @@ def merged(rule, missed, depth):
     shared = jax.tree.map(jnp.asarray, shared)
     rows = jax.tree.map(jnp.asarray, rows)
     mask = jax.vmap(functools.partial(trained, IDS))(LAYERS - depth)
-    chunk = Chunk(
-        client=jnp.arange(USERS),
-        weight=jnp.ones(USERS, jnp.float32),
-        delta=tree(DELTA),
-        stats_delta=nothing(),
-        mask=mask,
-        start=start,
-        row=rows,
-        shared=shared,
-    )
+    chunk = make_chunk(start, jnp.ones(USERS), tree(DELTA), mask=mask, row=rows, shared=shared)
     merge = merge_rule(rule, IDS)
     shapes = jax.eval_shape(lambda: jax.tree.map(lambda m: m[0], mask))
     acc = merge.add(merge.init((), start, shapes), chunk)
@@ -181,13 +173,12 @@ def test_running_statistics_are_never_amplified():
     rows = {"inverse_propensity": jnp.full((2, 1), 4.0)}
     for rule in ("corrected", "ipw", "zero_fill"):
         merge = merge_rule(rule, {"blocks": ({"w": 0},), "exits": ()})
-        chunk = Chunk(
-            client=jnp.arange(2),
-            weight=jnp.ones(2),
-            delta=tree([DELTA[0][:2]]),
+        chunk = make_chunk(
+            start,
+            jnp.ones(2),
+            tree([DELTA[0][:2]]),
             stats_delta={"blocks": ({"var": seen - 1.0},), "exits": ()},
             mask=mask,
-            start=start,
             row=rows,
             shared=shared,
         )
@@ -205,16 +196,8 @@ def test_identical_full_width_clients_are_fedavg_and_unowned_elements_stay():
 
     def run(owned):
         mask = {"blocks": ({"w": jnp.asarray(owned)},), "exits": ()}
-        chunk = Chunk(
-            client=jnp.arange(2),
-            weight=jnp.ones(2),
-            delta=tree([jnp.where(jnp.asarray(owned), delta, 0.0)]),
-            stats_delta={"blocks": ({},), "exits": ()},
-            mask=mask,
-            start=start,
-            row=None,
-            shared=None,
-        )
+        moved = tree([jnp.where(jnp.asarray(owned), delta, 0.0)])
+        chunk = make_chunk(start, jnp.ones(2), moved, mask=mask)
         shapes = jax.eval_shape(lambda: jax.tree.map(lambda m: m[0], mask))
         acc = merge.add(merge.init((), start, shapes), chunk)
         return np.asarray(merge.finalize(acc, start, None)[0].params["blocks"][0]["w"])

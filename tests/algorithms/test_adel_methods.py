@@ -11,10 +11,11 @@ from fedjax_het.algorithms import build
 from fedjax_het.algorithms.adel.depths import miss_probability
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.clock import Status, dispatch
+from fedjax_het.engine.engine import Engine
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import Options, make_engine, simulate
+from fedjax_het.simulation.simulation import RunOptions, simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -202,7 +203,7 @@ def test_times_that_are_not_exponential_show_as_bias_in_the_records(law):
     options = {"rounds": 150, "total_s": total_s, "learning_rate": 0.5, "batch_size": 20}
     algorithm = build("salf", problem, **options)
     *_, (_, _, state) = planned(algorithm, problem, 150)
-    _, _, info = algorithm.update(state, None, None, _Report())
+    _, _, info = algorithm.observe(state, None, _Report())
     users = problem.num_clients
     assumed = miss_probability(3, 1.5) ** users
     if law == "constant":
@@ -228,7 +229,7 @@ def test_exponential_times_show_no_bias():
     rounds = 800
     algorithm = build("salf", problem, rounds=rounds, total_s=2.0 * rounds, **TRAINING)
     *_, (_, _, state) = planned(algorithm, problem, rounds)
-    _, _, info = algorithm.update(state, None, None, _Report())
+    _, _, info = algorithm.observe(state, None, _Report())
     np.testing.assert_allclose(info["update_weight"], 1.0, atol=0.05)
 
 
@@ -245,7 +246,7 @@ def test_adel_is_ahead_of_dropping_and_of_waiting_at_equal_time():
         algorithm = build(
             name, problem, learning_rate=4.0, batch_size=18, granularity="tensor", **options
         )
-        engine = make_engine(algorithm, problem, Options(**settings))
+        engine = Engine(algorithm, RunOptions(**settings).resources(problem))
         runs = [
             simulate(algorithm, problem, engine=engine, evaluator=evaluator, seed=seed, **settings)
             for seed in range(3)
@@ -262,7 +263,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path):
     options = {**BUDGET, "batch_size": 5, "rates": "physical", "estimate_rates": True}
     algorithm = build("adel", problem, **options, replan_tolerance=0.01)
     run = {"execution": "masked", "seed": 3, "eval_every": 6}
-    shared = {"engine": make_engine(algorithm, problem, Options(rounds=1, **run))}
+    shared = {"engine": Engine(algorithm, RunOptions(rounds=1, **run).resources(problem))}
     shared["evaluator"] = Evaluator(problem)
     whole = simulate(algorithm, problem, rounds=6, **run, **shared)
     run |= {"workdir": tmp_path, "checkpoint_every": 1}

@@ -7,8 +7,9 @@ import pytest
 from problems import assert_close, digits_problem, fleet, scalar_problem, scalars, values_of
 
 from fedjax_het.algorithms import build
-from fedjax_het.algorithms.staleness import discount, discounted_sum, mixing
-from fedjax_het.contract.algorithm import Chunk, Situation
+from fedjax_het.contract.algorithm import Chunk
+from fedjax_het.contract.plan import Situation
+from fedjax_het.contract.staleness import discount, discounted_sum, mixing
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulation import simulate
@@ -166,11 +167,11 @@ def test_fedfix_weighs_clients_alike_in_the_long_run(options, mean):
     problem, total = fixed_times(), np.zeros(3)
     algorithm = build("fedfix", problem, interval_s=1.0, **TRAINING, **options)
 
-    def update(state, variables, result, report):
+    def observe(state, variables, report):
         np.add.at(total, report.plan.clients, report.plan.weight)
-        return algorithm.update(state, variables, result, report)
+        return state, variables, {}
 
-    run = simulate(algorithm._replace(update=update), problem, rounds=24)
+    run = simulate(algorithm._replace(observe=observe), problem, rounds=24)
     assert run.record.metrics[-1]["virtual_s"] == pytest.approx(24.0)
     np.testing.assert_allclose(total / 24, mean, rtol=1e-5)
     assert run.faults == []

@@ -10,12 +10,12 @@ from problems import (
     assert_close,
     batch_norm_problem,
     exits_problem,
+    make_chunk,
     one_round,
     situation,
 )
 
 from fedjax_het.algorithms import build
-from fedjax_het.contract.algorithm import Chunk
 from fedjax_het.fleet.availability import from_intervals
 from fedjax_het.simulation.simulation import simulate
 
@@ -30,20 +30,11 @@ def merged(problem, cuts, weights, values):
     """The mean of clients whose every leaf moved by their value, from zeros."""
     algorithm = build("dtfl", problem, **SGD)
     start = jax.tree.map(jnp.zeros_like, problem.model.init(jax.random.key(0)))
-    k = len(cuts)
     row = {"cut": jnp.asarray(cuts, jnp.int32), "weight": jnp.asarray(weights, jnp.float32)}
     spread = lambda leaf: jnp.stack([jnp.full_like(leaf, v) for v in values])
     mask = jax.vmap(algorithm.mask, in_axes=(0, None))(row, None)
-    chunk = Chunk(
-        jnp.arange(k),
-        jnp.asarray(weights, jnp.float32),
-        jax.tree.map(spread, start.params),
-        jax.tree.map(spread, start.stats),
-        mask,
-        start,
-        row,
-        None,
-    )
+    delta, stats_delta = (jax.tree.map(spread, part) for part in start)
+    chunk = make_chunk(start, weights, delta, stats_delta=stats_delta, mask=mask, row=row)
     merge = algorithm.merge
     acc = merge.init((), start, jax.tree.map(lambda leaf: leaf[0], mask))
     return merge.finalize(merge.add(acc, chunk), start, None)

@@ -90,9 +90,9 @@ def test_one_step_is_two_gradient_steps(cut):
     assert_close(got.delta["blocks"], wanted["blocks"])
     assert_close(got.delta["exits"][cut], wanted["exits"][cut])
     assert jax.tree.leaves(got.delta["exits"][1 - cut]) == []
-    assert got.aux["client_loss"] == pytest.approx(float(client(start.params)), rel=1e-5)
-    assert got.aux["server_loss"] == pytest.approx(float(server(start.params)), rel=1e-5)
-    assert got.loss == pytest.approx(float(got.aux["client_loss"] + got.aux["server_loss"]))
+    assert got.info["client_loss"] == pytest.approx(float(client(start.params)), rel=1e-5)
+    assert got.info["server_loss"] == pytest.approx(float(server(start.params)), rel=1e-5)
+    assert got.loss == pytest.approx(float(got.info["client_loss"] + got.info["server_loss"]))
 
 
 def test_nothing_leaks_through_the_cut():
@@ -131,7 +131,7 @@ def test_a_traced_cut_gives_the_same_numbers(make, privacy):
         assert_close(one.delta["blocks"], every.delta["blocks"])
         assert_close(one.delta["exits"][cut], every.delta["exits"][cut])
         assert_close(one.stats, every.stats)
-        assert_close(one.aux, every.aux)
+        assert_close(one.info, every.info)
         others = [head for b, head in enumerate(every.delta["exits"]) if b != cut]
         assert all(float(jnp.max(jnp.abs(leaf))) == 0 for leaf in jax.tree.leaves(others))
 
@@ -180,7 +180,7 @@ def test_without_weight_the_correlation_changes_nothing():
     plain = train(problem, start, cut=1)
     told = train(problem, start, cut=1, privacy=Privacy(correlation=True), alpha=0.0)
     assert_close(plain.delta, told.delta)
-    assert 0 < float(told.aux["correlation"]) <= 1
+    assert 0 < float(told.info["correlation"]) <= 1
     strong = train(problem, start, cut=1, privacy=Privacy(correlation=True), alpha=0.9)
     assert differ(strong.delta["blocks"][0], plain.delta["blocks"][0])
     assert_same(
@@ -197,7 +197,7 @@ def test_shuffling_changes_what_the_server_sees_alone():
     plain = train(problem, start, cut=0)
     shuffled = train(problem, start, cut=0, privacy=Privacy(shuffle="channel"))
     assert_same(shuffled.delta["blocks"][0], plain.delta["blocks"][0])
-    assert_same(shuffled.aux["client_loss"], plain.aux["client_loss"])
+    assert_same(shuffled.info["client_loss"], plain.info["client_loss"])
     assert differ(shuffled.delta["blocks"][1:], plain.delta["blocks"][1:])
 
 

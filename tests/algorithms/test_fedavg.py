@@ -24,7 +24,7 @@ import fedjax_het.local.training
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulation import simulate
 
@@ -227,13 +227,13 @@ def test_fedprox_keeps_partial_work_and_the_drop_arm_drops_it(problem):
     drop = build("drop_stragglers", setting, deadline_s=deadline_s, **options)
     before = []
 
-    def update(state, variables, merged, report):
+    def plan(state, variables, situation):
         before.append(variables)
-        return state, merged, {}
+        return prox.plan(state, variables, situation)
 
-    kept = simulate(prox._replace(update=update), setting, rounds=1, chunk=1)
+    kept = simulate(prox._replace(plan=plan), setting, rounds=1, chunk=1)
     dropped = simulate(drop, setting, rounds=1, chunk=1)
-    engine = Engine(prox, setting, chunk=1)
+    engine = make_engine(prox, setting, chunk=1)
     statuses = {r["client"]: (r["status"], r["steps"]) for r in kept.record.clients}
     assert statuses == {k: ("partial", 2) if k == 2 else ("merged", 4) for k in range(8)}
     statuses = {r["client"]: (r["status"], r["steps"]) for r in dropped.record.clients}
@@ -247,7 +247,7 @@ def test_fedprox_keeps_partial_work_and_the_drop_arm_drops_it(problem):
 
     def by_hand(**plan):
         acc, _ = engine.train((), before[0], make_plan(setting, **plan), key)
-        return engine.finalize(acc, before[0], None)[0]
+        return engine.close(acc, (), before[0], None)[1]
 
     assert_close(kept.variables, by_hand(steps=steps))
     assert_close(dropped.variables, by_hand(steps=4, clients=[0, 1, 3, 4, 5, 6, 7]))

@@ -10,7 +10,7 @@ from problems import assert_close, digits_problem, fleet, one_round, situation
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.feddrop import MAX_RATE, capacity_rate, latency_rate, thin_cost
 from fedjax_het.common.errors import InputError
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.models.cnn import leaf_cnn
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulation import simulate
@@ -78,7 +78,7 @@ def test_masks_differ_across_devices_rounds_and_seeds_but_not_repetitions(proble
 def test_dropped_coordinates_have_no_update(problem, start):
     """What reaches or leaves a dropped unit keeps its bits; the rest of the layer moves."""
     algorithm = build("feddrop", problem, capacity=np.full(8, 0.5), **TRAINING)
-    engine = Engine(algorithm, problem, chunk=1)
+    engine = make_engine(algorithm, problem, chunk=1)
     plan, _ = algorithm.plan((), start, situation(problem, clients=[2]))
     merged, _ = one_round(algorithm, problem, start, plan, engine=engine)
     old, new = jax.device_get((start.params["blocks"], merged.params["blocks"]))

@@ -10,11 +10,9 @@ import pytest
 
 from fedjax_het import models
 from fedjax_het.algorithms.fedel import importance
-from fedjax_het.algorithms.fedel.merges import plain_mean
 from fedjax_het.algorithms.fedel.tensors import tensor_times
-from fedjax_het.algorithms.fednova import nova
-from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Chunk, Variables
+from fedjax_het.contract.aggregation import masked_mean, normalised_mean, plain_mean
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.profile import MeasuredProfile, with_measured
 from fedjax_het.models.base import BlockModel, flax_block
@@ -165,15 +163,12 @@ def _merge(aggregator, values, mask, steps=None, weight=None):
     shapes = {"blocks": ({"w": jax.ShapeDtypeStruct((), bool)},), "exits": ()}
     stacked = {"blocks": ({"w": jnp.asarray(mask, bool)},), "exits": ()}
     delta = jnp.asarray([v - 1.0 if m else 0.0 for v, m in zip(values, mask)], jnp.float32)
-    chunk = Chunk(
-        client=jnp.arange(n),
-        weight=jnp.asarray(weight or [1.0] * n, jnp.float32),
-        delta={"blocks": ({"w": delta},), "exits": ()},
-        stats_delta={"blocks": ({},), "exits": ()},
+    chunk = problems.make_chunk(
+        model,
+        weight or [1.0] * n,
+        {"blocks": ({"w": delta},), "exits": ()},
         mask=stacked,
-        start=model,
         row={"steps": jnp.asarray(steps or [1.0] * n, jnp.float32)},
-        shared=None,
     )
     acc = aggregator.add(aggregator.init((), model, shapes), chunk)
     merged, _ = aggregator.finalize(acc, model, None)
@@ -182,7 +177,7 @@ def _merge(aggregator, values, mask, steps=None, weight=None):
 
 def test_masked_mean_of_the_contributors():
     # 12
-    for aggregator in (masked_mean(), nova()):
+    for aggregator in (masked_mean(), normalised_mean()):
         assert _merge(aggregator, [2, 5, 4], [1, 0, 1]) == pytest.approx(3.0)
         assert _merge(aggregator, [4, 2, 5], [1, 1, 0]) == pytest.approx(3.0)
         assert _merge(aggregator, [2, 2, 4, 4], [1, 1, 1, 1]) == pytest.approx(3.0)
@@ -196,9 +191,9 @@ def test_plain_mean_is_diluted_by_frozen_copies():
 
 def test_nova_normalises_by_local_steps():
     # (1 * 2/2 + 3 * 6/6) / 2 per step, times 4 steps on average, over the holders only
-    merged = _merge(nova(), [3, 9, 7], [1, 0, 1], steps=[2, 9, 6])
+    merged = _merge(normalised_mean(), [3, 9, 7], [1, 0, 1], steps=[2, 9, 6])
     assert merged == pytest.approx(1 + (2 / 2 + 6 / 6) / 2 * 4)
-    weighted = _merge(nova(), [3, 9, 7], [1, 0, 1], steps=[2, 9, 6], weight=[3, 1, 1])
+    weighted = _merge(normalised_mean(), [3, 9, 7], [1, 0, 1], steps=[2, 9, 6], weight=[3, 1, 1])
     assert weighted == pytest.approx(1 + (3 + 1) / 4 * (3 * 2 + 6) / 4)
 
 

@@ -10,6 +10,7 @@ from problems import assert_close, differ, digits_problem, scalar_problem, scala
 from fedjax_het.algorithms import build, fedopt
 from fedjax_het.algorithms.fedopt import scale_by_fedopt
 from fedjax_het.common.errors import InputError
+from fedjax_het.contract.algorithm import Merged
 from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -52,11 +53,11 @@ def test_the_server_moves_along_the_mean_update(name):
     algorithm = build(name, problem, server_learning_rate=0.5, **TRAINING)
     start = scalars([0.0] * 4)
     state = algorithm.init(start, jax.random.key(0))
-    state, variables, _ = algorithm.update(state, start, scalars([1.0] * 4), None)
+    state, variables = algorithm.update(state, start, Merged(scalars([1.0] * 4)))
     v = 0.010001 if name == "fedyogi" else 0.99e-6 + 0.01
     np.testing.assert_allclose(values_of(variables), 0.5 * 0.1 / (np.sqrt(v) + 1e-3), rtol=1e-5)
     # The momentum goes on where the clients agree with the server.
-    _, again, _ = algorithm.update(state, variables, variables, None)
+    _, again = algorithm.update(state, variables, Merged(variables))
     assert np.all(values_of(again) > values_of(variables))
 
 
@@ -78,7 +79,7 @@ def test_layers_that_nobody_moves_stay(monkeypatch):
     algorithm = build("fedadam", problem, **TRAINING)
     start = scalars([1.0, 2.0, 3.0, 4.0])
     state = algorithm.init(start, jax.random.key(0))
-    _, variables, _ = algorithm.update(state, start, scalars([1.0, 2.0, 3.0, 5.0]), None)
+    _, variables = algorithm.update(state, start, Merged(scalars([1.0, 2.0, 3.0, 5.0])))
     moved = values_of(variables) - values_of(start)
     np.testing.assert_array_equal(moved[:3], np.zeros(3))
     assert moved[3] > 0

@@ -28,7 +28,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import ClientResult
 from fedjax_het.contract.masks import Route
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -91,11 +91,11 @@ def clients(problem, start):
         result = algorithm.local(route, start, data, task)
         trained, _ = masks.split(start.params, route)
         own = masks.join(jax.tree.map(jnp.add, trained, result.delta), start.params)
-        return result._replace(aux=own)
+        return result._replace(info=own)
 
-    engine = Engine(algorithm._replace(local=local), problem, execution="masked")
+    engine = make_engine(algorithm._replace(local=local), problem, execution="masked")
     merged, outputs = one_round(algorithm, problem, start, plan, engine=engine)
-    return depth, plan, merged, outputs.aux
+    return depth, plan, merged, outputs.info
 
 
 def test_03_frozen_layers_keep_their_bits(problem, start, clients):
@@ -185,11 +185,11 @@ def test_05_layers_nobody_trains_never_change(problem):
     algorithm = build("fedpmt", problem, depths=(1, 2), **TRAINING)
     before = []
 
-    def update(state, variables, merged, report):
+    def plan(state, variables, situation):
         before.append(variables)
-        return algorithm.update(state, variables, merged, report)
+        return algorithm.plan(state, variables, situation)
 
-    result = simulate(algorithm._replace(update=update), problem, rounds=4)
+    result = simulate(algorithm._replace(plan=plan), problem, rounds=4)
     old, new = before[0].params["blocks"], result.variables.params["blocks"]
     assert_same(new[0], old[0])
     assert differ(new[1], old[1])
@@ -200,7 +200,7 @@ def test_06_a_layer_with_one_trainer_becomes_that_trainer_s(problem, start):
     algorithm = build("fedpmt", problem, capacity=[0.5] * 7 + [1.0], **TRAINING)
     depth, plan = depths_of(algorithm, problem, start)
     assert depth.tolist().count(3) == 1
-    engine = Engine(algorithm, problem)
+    engine = make_engine(algorithm, problem)
     merged, _ = one_round(algorithm, problem, start, plan, engine=engine)
     only = plan._replace(
         **{

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import (
+    make_chunk,
     make_plan,
     one_round,
     scalar_problem,
@@ -15,9 +16,9 @@ from problems import (
 from fedjax_het.algorithms import build
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Chunk, ClientResult, Variables
+from fedjax_het.contract.algorithm import ClientResult, Variables
 from fedjax_het.contract.masks import Route
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -52,7 +53,7 @@ def test_11_fixed_point_on_data_that_disagree():
         return ClientResult(delta, start.stats, objective(params), task.steps)
 
     def rounds(first, count=200):
-        engine = Engine(algorithm._replace(local=local), problem)
+        engine = make_engine(algorithm._replace(local=local), problem)
         plan = make_plan(
             problem,
             routes=[Route(int(f), 3) for f in first],
@@ -94,19 +95,8 @@ def test_12_the_gap_shrinks_as_one_over_t(full_compile):
                 own = own - rate * jnp.where(live, own @ hessian + noise[e], 0.0)
             start = as_variables(w)
             acc = mean.init((), start, jax.tree.map(lambda m: m[0], mask))
-            acc = mean.add(
-                acc,
-                Chunk(
-                    client=jnp.arange(devices),
-                    weight=jnp.ones(devices),
-                    delta=as_variables((own - w[None]).T).params,
-                    stats_delta=start.stats,
-                    mask=mask,
-                    start=start,
-                    row=None,
-                    shared=None,
-                ),
-            )
+            delta = as_variables((own - w[None]).T).params
+            acc = mean.add(acc, make_chunk(start, jnp.ones(devices), delta, mask=mask))
             merged, _ = mean.finalize(acc, start, None)
             return jnp.stack([block["w"] for block in merged.params["blocks"]])
 

@@ -19,7 +19,7 @@ from fedjax_het.algorithms import build
 from fedjax_het.algorithms.fedpmt import assign_depths
 from fedjax_het.contract.masks import Route
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.packing import deal
 from fedjax_het.engine.programs import Round, group_program
 from fedjax_het.fleet.cost import cost_table
@@ -55,7 +55,9 @@ def depths_of(algorithm, problem, start, round=0):
 def test_08_the_subtree_s_gradient_is_the_masked_full_gradient(problem, start):
     """One step of one client at every depth, against the step of the whole network."""
     algorithm = build("fedpmt", problem, local_steps=1, **TRAINING)
-    cohorts = {e: Engine(algorithm, problem, execution=e, chunk=1) for e in ("routed", "masked")}
+    cohorts = {
+        e: make_engine(algorithm, problem, execution=e, chunk=1) for e in ("routed", "masked")
+    }
 
     def step(first, execution):
         plan = make_plan(
@@ -108,7 +110,7 @@ def test_10_the_compiled_programs_really_leave_work_out(cnn_problem, full_compil
     data = cnn_problem.data.device()
 
     def flops(method, depth):
-        engine = Engine(methods[method], cnn_problem)
+        engine = make_engine(methods[method], cnn_problem)
         row = None if method == "fedavg" else {"first": np.int32([4 - depth])}
         plan = make_plan(cnn_problem, clients=[0], rows=row, batch=32)
         shapes = engine._mask_shapes(plan)

@@ -13,12 +13,12 @@ from fedjax_het.algorithms import build
 from fedjax_het.algorithms.prfl.buffers import unpack
 from fedjax_het.algorithms.prfl.merging import moved, sums
 from fedjax_het.algorithms.prfl.ranking import prunable
-from fedjax_het.algorithms.staleness import discount
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.algorithm import Task
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.staleness import discount
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.published import MIB
 from fedjax_het.models.mlp import mlp
@@ -67,14 +67,18 @@ def evaluator():
 def run(name, rounds, *, watch=None, **changes):
     algorithm = build(name, problem(), **options(**changes))
     if watch is not None:
-        update = algorithm.update
+        made, models = algorithm, []
 
-        def watched(state, variables, merged, report):
-            result = update(state, variables, merged, report)
-            watch(state, variables, result[0], result[1], report)
+        def plan(state, variables, situation):
+            models.append(variables)
+            return made.plan(state, variables, situation)
+
+        def observe(state, variables, report):
+            result = made.observe(state, variables, report)
+            watch(state, models[-1], result[0], result[1], report)
             return result
 
-        algorithm = algorithm._replace(update=watched)
+        algorithm = algorithm._replace(plan=plan, observe=observe)
     return simulate(
         algorithm, problem(), rounds=rounds, eval_every=10**6, evaluator=evaluator(), chunk=1
     )
@@ -301,7 +305,7 @@ def test_recovery_needs_validation_samples():
 def test_resumed_in_mid_flight(tmp_path):
     algorithm = build("prfl", problem(), **options(interval=3, patience=1))
     engine = {
-        "engine": Engine(algorithm, problem(), chunk=1),
+        "engine": make_engine(algorithm, problem(), chunk=1),
         "evaluator": evaluator(),
         "chunk": 1,
         "checkpoint_every": 4,

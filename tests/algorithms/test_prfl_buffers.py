@@ -27,8 +27,8 @@ from fedjax_het.algorithms.prfl.buffers import (
 )
 from fedjax_het.algorithms.prfl.merging import mask_fed_avg
 from fedjax_het.algorithms.prfl.ranking import nested_mask, no_importance, prunable
-from fedjax_het.algorithms.staleness import discount
 from fedjax_het.contract.algorithm import Chunk, Variables
+from fedjax_het.contract.staleness import discount
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -10,8 +10,8 @@ from fedjax_het.algorithms.prfl import links
 from fedjax_het.algorithms.prfl.pace import window_rule
 from fedjax_het.algorithms.prfl.ranking import nested_mask, prunable, rank_weights
 from fedjax_het.common.errors import InputError
-from fedjax_het.contract.algorithm import Timing
 from fedjax_het.contract.clock import Flight, Status
+from fedjax_het.contract.plan import Timing
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.published import MIB
 

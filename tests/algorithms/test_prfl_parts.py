@@ -12,8 +12,8 @@ from fedjax_het.algorithms.prfl.buffers import Layout, no_bookings, no_slots
 from fedjax_het.algorithms.prfl.controller import Settings, State, adjust
 from fedjax_het.algorithms.prfl.merging import moved, sums
 from fedjax_het.algorithms.prfl.ranking import core_sizes, nested_mask, prunable, rank_weights
-from fedjax_het.algorithms.staleness import discount
 from fedjax_het.contract.algorithm import Variables
+from fedjax_het.contract.staleness import discount
 
 VGG11 = 9_747_136
 DENSITIES = np.asarray([1, 1, 0.6, 0.6, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1])

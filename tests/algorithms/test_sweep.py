@@ -17,7 +17,7 @@ from problems import assert_close, assert_same, differ, digits_problem, exits_pr
 
 from fedjax_het.algorithms import ALGORITHMS, TRAINING_OPTIONS, build
 from fedjax_het.algorithms.registry import option_names
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.models import with_compute_dtype
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
@@ -69,7 +69,7 @@ class Case:
     def engine(self, **options):
         kind = tuple(sorted(options.items()))
         if kind not in self._engines:
-            self._engines[kind] = Engine(self.algorithm, self.problem, **options)
+            self._engines[kind] = make_engine(self.algorithm, self.problem, **options)
         return self._engines[kind]
 
     def run(self, *, algorithm=None, rounds=ROUNDS, seed=0, workdir=None, **engine):

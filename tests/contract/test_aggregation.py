@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import assert_close, assert_same
+from problems import assert_close, assert_same, make_chunk
 
 from fedjax_het.contract.aggregation import align, masked_mean, weighted_sum
-from fedjax_het.contract.algorithm import Chunk, Variables
+from fedjax_het.contract.algorithm import Variables
 
 MEAN = masked_mean()
 
@@ -27,18 +27,8 @@ def tree(blocks):
 
 
 def chunk(start, weight, delta, mask=None, stats_delta=None):
-    nothing = tree([{} for _ in start.params["blocks"]])
-    weight = jnp.asarray(weight, jnp.float32)
-    return Chunk(
-        client=jnp.arange(weight.shape[0]),
-        weight=weight,
-        delta=delta,
-        stats_delta=nothing if stats_delta is None else stats_delta,
-        mask=mask,
-        start=start,
-        row=None,
-        shared=None,
-    )
+    fields = {} if stats_delta is None else {"stats_delta": stats_delta}
+    return make_chunk(start, weight, delta, mask=mask, **fields)
 
 
 def merge(start, chunks):

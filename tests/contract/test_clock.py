@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_het.common.errors import InputError
-from fedjax_het.contract.algorithm import Plan, Timing
 from fedjax_het.contract.clock import Status, arrivals, barrier, deadline, dispatch, window
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Timing
 from fedjax_het.report.audit import verify
 
 

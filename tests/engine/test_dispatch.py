@@ -21,8 +21,8 @@ from problems import (
 from fedjax_het.algorithms import build
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.clock import arrivals, window
-from fedjax_het.engine import dispatch as inflight
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine import dispatch
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.availability import from_intervals
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
@@ -47,7 +47,7 @@ class Setting:
         options, self.rounds = METHODS[name]
         self.name, self.options, self.chunk = name, options, chunk
         self.algorithm = build(name, self.problem, **TRAINING, **options)
-        self.engine = Engine(self.algorithm, self.problem, chunk=chunk)
+        self.engine = make_engine(self.algorithm, self.problem, chunk=chunk)
         self.evaluator = Evaluator(self.problem)
 
     def run(self, **options):
@@ -97,7 +97,7 @@ def coefficients(name, options, problem, tasks):
 
 def test_deferred_training_equals_training_at_dispatch(setting):
     """Every task of the log is trained alone, from its own version, and merged by the formula."""
-    alone = Engine(setting.algorithm._replace(merge=masked_mean()), setting.problem, chunk=1)
+    alone = make_engine(setting.algorithm._replace(merge=masked_mean()), setting.problem, chunk=1)
     init_key, _, root, _ = jax.random.split(jax.random.key(0), 4)
     versions = [setting.problem.model.init(init_key)]
     plain = build("fedavg", setting.problem, **TRAINING)
@@ -112,7 +112,7 @@ def test_deferred_training_equals_training_at_dispatch(setting):
             where = situation(setting.problem, clients=[task["client"]])
             plan, _ = plain.plan((), start, where)
             acc, out = alone.train((), start, plan, jax.random.fold_in(root, version))
-            end, _ = alone.finalize(acc, start, None)
+            _, end, _ = alone.close(acc, (), start, None)
             assert task["loss"] == pytest.approx(float(out.loss[0]), rel=1e-4)
             since = now if setting.name == "fedasync" else start
             new = jax.tree.map(lambda w, e, b, s=s: w + s * (e - b), new, end, since)
@@ -138,14 +138,12 @@ def test_a_merge_of_one_client_is_the_same_with_and_without_an_accumulator():
     setting = made("fedasync", 1)
     seen = []
 
-    def update(state, variables, merged, report):
-        seen.append(report.acc)
-        return state, merged, {}
+    def observe(state, variables, report):
+        seen.append(report.loss)
+        return state, variables, {}
 
-    curious = setting.algorithm._replace(update=update)
-    engine = Engine(curious, setting.problem, chunk=1)
-    assert setting.engine.merges_alone
-    assert not engine.merges_alone
+    curious = setting.algorithm._replace(observe=observe)
+    engine = make_engine(curious, setting.problem, chunk=1)
     result = simulate(
         curious,
         setting.problem,
@@ -155,7 +153,8 @@ def test_a_merge_of_one_client_is_the_same_with_and_without_an_accumulator():
         evaluator=setting.evaluator,
     )
     assert len(seen) == setting.rounds
-    assert None not in seen
+    assert setting.engine.programs == 1
+    assert engine.programs == 1
     assert_close(result.variables, setting.base.variables)
     mixed = [
         [row["info"]["mixed"] for row in run.record.metrics[1:]] for run in (result, setting.base)
@@ -167,7 +166,7 @@ def test_a_merge_of_one_client_is_the_same_with_and_without_an_accumulator():
 def test_fewer_slots_than_clients_change_nothing(slotted, slots, monkeypatch):
     """Results that give way are trained again; here a model takes 5 kB or so."""
     params = sum(leaf.nbytes for leaf in jax.tree.leaves(slotted.base.variables))
-    monkeypatch.setitem(inflight.RESULT_BYTES, "cpu", params * (slots + 0.5))
+    monkeypatch.setitem(dispatch.RESULT_BYTES, "cpu", params * (slots + 0.5))
     tight = simulate(
         slotted.algorithm,
         slotted.problem,
@@ -205,7 +204,7 @@ def test_nothing_waits_where_clients_are_trained_one_by_one(tmp_path):
 def test_versions_are_kept_only_while_somebody_needs_them(monkeypatch):
     problem = scalar_problem((3, 4, 5, 6))
     held = []
-    merge = inflight.InFlight.merge
+    merge = dispatch.DispatchTable.merge
 
     def watched(self, *arguments):
         merged = merge(self, *arguments)
@@ -215,7 +214,7 @@ def test_versions_are_kept_only_while_somebody_needs_them(monkeypatch):
         held.append(len(self._origins))
         return merged
 
-    monkeypatch.setattr(inflight.InFlight, "merge", watched)
+    monkeypatch.setattr(dispatch.DispatchTable, "merge", watched)
     algorithm = nudge(problem)._replace(pace=arrivals(1))
     result = simulate(algorithm, problem, rounds=20)
     assert result.faults == []

@@ -1,7 +1,5 @@
 """The engine: three executions with one answer, few programs, and nobody's NaN in the model."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +23,9 @@ from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import ClientResult
 from fedjax_het.contract.masks import Route
-from fedjax_het.engine import routes as routing
 from fedjax_het.engine.debugging import ClientError
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
+from fedjax_het.engine.routes import Routes
 from fedjax_het.runtime.chunking import choose_chunk
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -49,8 +47,8 @@ def test_windows_and_exits_on_their_routes_equal_masks_alone():
     """Every client its own window and exit, in the manner of FedEL."""
     problem = exits_problem((5, 8, 6), hidden=(8,))
     algorithm, start = windows(problem), problem.model.init(jax.random.key(0))
-    masked = Engine(algorithm, problem, execution="masked", chunk=1)
-    routed = Engine(algorithm, problem, chunk=1)
+    masked = make_engine(algorithm, problem, execution="masked", chunk=1)
+    routed = make_engine(algorithm, problem, chunk=1)
     for exit in ([0, 1, 1], [1, 1, 1]):
         plan = window_plan(problem, first=[0, 1, 0], exit=exit, steps=[2, 1, 2])
         merged, outputs = one_round(algorithm, problem, start, plan, engine=masked)
@@ -64,8 +62,8 @@ def test_running_statistics_follow_the_mask(traced_train):
     """Frozen blocks run on stored statistics and keep them; trained ones are averaged."""
     problem = batch_norm_problem(traced_train=traced_train)
     algorithm, start = windows(problem), problem.model.init(jax.random.key(0))
-    masked = Engine(algorithm, problem, execution="masked", chunk=None if traced_train else 1)
-    routed = Engine(algorithm, problem, chunk=1)
+    masked = make_engine(algorithm, problem, execution="masked", chunk=None if traced_train else 1)
+    routed = make_engine(algorithm, problem, chunk=1)
     mixed = window_plan(problem, first=[0, 1, 1])
     merged = [one_round(algorithm, problem, start, mixed, engine=c)[0] for c in (masked, routed)]
     assert_close(*merged)
@@ -94,8 +92,8 @@ def row_update(problem, value, masked=False):
         delta = jax.tree.map(lambda w: jnp.broadcast_to(value(task), w.shape), trained)
         if task.mask is not None:
             delta = masks.apply(masks.split(task.mask, route)[0], delta)
-        aux = {"client": task.client, "draw": jax.random.uniform(task.key)}
-        return ClientResult(delta, start.stats, value(task), task.steps, aux)
+        info = {"client": task.client, "draw": jax.random.uniform(task.key)}
+        return ClientResult(delta, start.stats, value(task), task.steps, info=info)
 
     return windows(problem, local=local, masked=masked)
 
@@ -112,7 +110,7 @@ def suffixes():
 
 def test_sizes_steps_batches_and_cohorts_do_not_recompile(suffixes):
     problem, algorithm, start = suffixes
-    engine = Engine(algorithm, problem, chunk=2)
+    engine = make_engine(algorithm, problem, chunk=2)
 
     def run(**plan):
         return one_round(algorithm, problem, start, window_plan(problem, **plan), engine=engine)
@@ -125,32 +123,38 @@ def test_sizes_steps_batches_and_cohorts_do_not_recompile(suffixes):
     assert engine.programs == 1
     run(first=[0, 1, 1], clients=[0, 1, 2])
     assert engine.programs == 2  # one more route
-    seconds = engine.compiler.seconds
+    seconds = engine.resources.compiler.seconds
     run(first=[1] * 9)  # a small group has left room for the whole cohort
     run(first=[1, 0, 1, 0], clients=[5, 6, 7, 8])
     assert engine.programs == 2
-    assert engine.compiler.seconds == seconds
+    assert engine.resources.compiler.seconds == seconds
 
 
 @pytest.mark.parametrize("bound", [1, 2])
 def test_the_bound_on_routes_changes_nothing_but_the_programs(suffixes, bound):
     problem, algorithm, start = suffixes
     plan = window_plan(problem, first=[0, 1, 2, 3, 1, 2, 0, 1, 2])
-    bounded = Engine(algorithm, problem, max_routes=bound, chunk=2)
-    free = Engine(algorithm, problem, chunk=2)
+    bounded = make_engine(algorithm, problem, max_routes=bound, chunk=2)
+    free = make_engine(algorithm, problem, chunk=2)
+    few, all_of_them = bounded.resources.routes(), free.resources.routes()
     assert_close(
-        one_round(algorithm, problem, start, plan, engine=bounded),
-        one_round(algorithm, problem, start, plan, engine=free),
+        one_round(algorithm, problem, start, plan, engine=bounded, routes=few),
+        one_round(algorithm, problem, start, plan, engine=free, routes=all_of_them),
     )
-    assert len(free.routes) == free.programs == 4
-    assert len(bounded.routes) == bounded.programs == bound
-    one_round(algorithm, problem, start, window_plan(problem, first=[1] * 9), engine=bounded)
-    assert len(bounded.routes) == bound  # also later
+    assert len(all_of_them.known) == free.programs == 4
+    assert len(few.known) == bounded.programs == bound
+    later = window_plan(problem, first=[1] * 9)
+    one_round(algorithm, problem, start, later, engine=bounded, routes=few)
+    assert len(few.known) == bound  # also later
 
 
 def test_widening_keeps_to_the_cheapest_covering_route():
     full = Route(0, None)
-    execute = functools.partial(routing.execute, bound=3, full=full, cost=exits_problem().cost)
+
+    def execute(planned, known):
+        routes = Routes(3, full, exits_problem().cost, known)
+        return routes.execute(planned), routes.known
+
     planned = [Route(2, 2), Route(1, 2), Route(0, 2), Route(0, 0), Route(2, 2)]
     executed, known = execute(planned, [])
     for route, chosen in zip(planned, executed, strict=True):
@@ -173,7 +177,7 @@ def test_widening_keeps_to_the_cheapest_covering_route():
 
 def test_masked_execution_runs_one_route(suffixes):
     problem, algorithm, start = suffixes
-    engine = Engine(algorithm, problem, execution="masked")
+    engine = make_engine(algorithm, problem, execution="masked")
     plan = window_plan(problem, first=range(4), clients=range(4))
     one_round(algorithm, problem, start, plan, engine=engine)
     assert engine.programs == 1
@@ -201,7 +205,7 @@ def test_chunks_are_larger_where_steps_are_small():
 def test_engine_arguments_are_checked(suffixes, engine, words):
     problem, algorithm, _ = suffixes
     with pytest.raises(InputError, match=words):
-        Engine(algorithm, problem, **engine)
+        make_engine(algorithm, problem, **engine)
 
 
 # ---- what comes back per client --------------------------------------------------------------
@@ -216,13 +220,13 @@ def test_outputs_are_in_the_order_of_the_plan(engine):
     merged, outputs = one_round(algorithm, problem, scalars([0, 0, 0, 0]), plan, **engine)
     np.testing.assert_array_equal(outputs.loss, clients)
     np.testing.assert_array_equal(outputs.samples, [9, 5, 8, 6, 7])
-    np.testing.assert_array_equal(outputs.aux["client"], clients)
+    np.testing.assert_array_equal(outputs.info["client"], clients)
     np.testing.assert_allclose(values_of(merged), [2.0] * 4)
     # A client's randomness is its own: it depends neither on its place nor on who else is there.
     plan = make_plan(problem, clients=[3])
     alone, out = one_round(algorithm, problem, scalars([0] * 4), plan, **engine)
-    assert out.aux["draw"][0] == outputs.aux["draw"][2]
-    assert len(set(outputs.aux["draw"].tolist())) == 5
+    assert out.info["draw"][0] == outputs.info["draw"][2]
+    assert len(set(outputs.info["draw"].tolist())) == 5
     np.testing.assert_allclose(values_of(alone), [3.0] * 4)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from problems import assert_close, assert_same, digits_problem, fleet, one_by_one, scalar_problem
 
-from fedjax_het.algorithms import build, common
+from fedjax_het.algorithms import build, parts
 from fedjax_het.common.errors import InputError
-from fedjax_het.contract.algorithm import ClientResult, Schedule, ServerStep
-from fedjax_het.engine.engine import Engine
+from fedjax_het.contract.algorithm import ClientResult, Schedule
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulation import simulate
@@ -77,7 +77,7 @@ def test_a_block_is_its_rounds(name):
 
 def test_routes_of_coming_rounds_are_compiled_along():
     algorithm = build("fedpmt", JITTER, **{**TRAINING, "clients_per_round": 1})
-    engine = Engine(algorithm, JITTER, chunk=1)
+    engine = make_engine(algorithm, JITTER, chunk=1)
     record = simulate(algorithm, JITTER, rounds=8, chunk=1, engine=engine).record
     assert len({row["first_block"] for row in record.clients}) == 2
     assert engine.programs == 1
@@ -134,8 +134,7 @@ def nudging(problem, *, step=None, value=lambda task: jnp.float32(1.0)):
         delta = jax.tree.map(lambda w: jnp.broadcast_to(value(task), w.shape), start.params)
         return ClientResult(delta, start.stats, value(task), task.steps)
 
-    update = common.replace if step is None else ServerStep(step)
-    return algorithm._replace(local=local, update=update)
+    return algorithm._replace(local=local, update=step or parts.replace)
 
 
 def test_updates_that_are_not_finite_are_named_in_their_round():
@@ -151,15 +150,15 @@ def test_updates_that_are_not_finite_are_named_in_their_round():
 @pytest.mark.parametrize(
     "step",
     [
-        lambda state, old, merged: ((), merged._replace(stats=())),
-        lambda state, old, merged: (jnp.float32(0), merged),
+        lambda state, old, merged: ((), merged.variables._replace(stats=())),
+        lambda state, old, merged: (jnp.float32(0), merged.variables),
         lambda state, old, merged: (
             state,
-            merged._replace(params=jax.tree.map(lambda w: w[None], merged.params)),
+            old._replace(params=jax.tree.map(lambda w: w[None], merged.variables.params)),
         ),
     ],
 )
 def test_a_step_must_return_what_it_was_given(step):
     problem = scalar_problem((3, 4))
-    with pytest.raises(InputError, match="ServerStep of fedavg"):
+    with pytest.raises(InputError, match="update of fedavg"):
         simulate(nudging(problem, step=step), problem, rounds=2)

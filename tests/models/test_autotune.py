@@ -10,7 +10,7 @@ from problems import assert_close, assert_same, digits, fleet, one_round
 
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
-from fedjax_het.engine.engine import check_engine
+from fedjax_het.engine.resources import check_resources
 from fedjax_het.models import autotune
 from fedjax_het.models.base import BlockModel, flax_block
 from fedjax_het.models.cnn import Conv
@@ -248,6 +248,6 @@ def test_run_of_the_table_is_not_resumed_with_a_tuner(path, measured, tmp_path):
 
 def test_several_processes_are_told_to_take_the_table(monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 2)
-    check_engine("routed", None, 32, 1, "table")
+    check_resources("routed", None, 32, 1, "table")
     with pytest.raises(InputError, match=r"'tuned' with 2 processes.*use 'table'"):
-        check_engine("routed", None, 32, 1, "tuned")
+        check_resources("routed", None, 32, 1, "tuned")

@@ -55,7 +55,7 @@ def free_port():
 
 def together(program, *arguments):
     """Runs a program in two processes, and gives their exit states, output and errors."""
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parent)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*sys.path, here]),

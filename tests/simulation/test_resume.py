@@ -16,7 +16,7 @@ from problems import assert_same, digits_problem, fleet
 
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
-from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.engine import make_engine
 from fedjax_het.models import with_compute_dtype
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
@@ -30,7 +30,7 @@ OPTIONS = {"checkpoint_every": 3, "eval_every": 2, "seed": 3}
 UNSTABLE = ("wall_s", "compile_s", "compiled_programs")
 
 
-# Options, steps, and clients trained side by side: with more than one, results wait in slots.
+# RunOptions, steps, and clients trained side by side: with more than one, results wait in slots.
 METHODS = {
     "fedyogi": ({"clients_per_round": 3}, ROUNDS, 1),
     "fedbuff": ({"clients_per_round": 6, "buffer_size": 2}, 24, 4),
@@ -92,7 +92,7 @@ test_resume.save({workdir!r}, result)
 
 
 def start(workdir, name="fedyogi"):
-    tests = str(Path(__file__).parents[1])
+    tests = str(Path(__file__).parent)
     program = PROGRAM.format(tests=tests, workdir=str(workdir), name=name)
     path = os.pathsep.join([*sys.path, tests])
     environment = {
@@ -197,7 +197,7 @@ def test_killed_with_results_in_flight(name, tmp_path):
 def short():
     """Six rounds of the same method on one compiled engine."""
     algorithm, problem = method()
-    engines = {"engine": Engine(algorithm, problem, chunk=1), "evaluator": Evaluator(problem)}
+    engines = {"engine": make_engine(algorithm, problem, chunk=1), "evaluator": Evaluator(problem)}
 
     def run(workdir, algorithm=algorithm, problem=problem, **changes):
         options = {**OPTIONS, "chunk": 1, "rounds": 6, "checkpoint_every": 2, **changes}

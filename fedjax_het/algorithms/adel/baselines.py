@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_het.algorithms import common
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.adel.depths import depths_reached
 from fedjax_het.algorithms.adel.layers import on_batch_statistics
 from fedjax_het.algorithms.adel.merging import Rule, merge_inputs, merge_rule
@@ -20,14 +20,15 @@ from fedjax_het.algorithms.adel.rounds import (
 )
 from fedjax_het.algorithms.adel.tally import Tally, count, empty_tally, summary
 from fedjax_het.algorithms.adel.workload import Setting, prepare
+from fedjax_het.algorithms.registry import register
 from fedjax_het.common.errors import require
-from fedjax_het.common.options import takes
-from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Schedule, Situation, Variables
+from fedjax_het.contract.algorithm import Algorithm, Report, Schedule, Variables
 from fedjax_het.contract.clock import barrier, deadline
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 
 
-@takes(EqualDeadlines)
+@register(options=EqualDeadlines)
 def salf(
     problem: Problem,
     *,
@@ -98,7 +99,8 @@ def salf(
         mask=layer_mask(setting),
         local=setting.local_update(room, on_batch_statistics(problem.model)),
         merge=merge_rule(rule, setting.layers.ids),
-        update=_report,
+        update=parts.replace,
+        observe=_report,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
     )
@@ -115,7 +117,7 @@ def straggler_misses(slow: np.ndarray, layers: int) -> np.ndarray:
     return np.where(slow[:, None], each[None, :], 0.0)
 
 
-@takes(EqualDeadlines)
+@register(options=EqualDeadlines)
 def adel_drop(
     problem: Problem,
     *,
@@ -158,13 +160,14 @@ def adel_drop(
         mask=None,
         local=setting.local_update(room),
         merge=merge_rule(rule, setting.layers.ids),
-        update=_report,
+        update=parts.replace,
+        observe=_report,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
     )
 
 
-@takes(Waiting)
+@register(options=Waiting)
 def adel_wait(problem: Problem, **layered: Any) -> Algorithm:
     r"""Wait-for-all in ADEL-FL's model of time: a round lasts $\max_u B_u + \Gamma(L, S_u / P_u)$.
 
@@ -187,12 +190,12 @@ def adel_wait(problem: Problem, **layered: Any) -> Algorithm:
 
     return Algorithm(
         name="adel_wait",
-        init=common.stateless,
+        init=parts.stateless,
         plan=Schedule(tasks),
         mask=None,
         local=setting.local_update(room),
         merge=merge_rule("mean", setting.layers.ids),
-        update=common.replace,
+        update=parts.replace,
         pace=barrier(),
         cohort_size=setting.cohort,
     )
@@ -207,10 +210,9 @@ def _tally(setting: Setting) -> Any:
 
 
 def _report(
-    state: Tally, variables: Variables, merged: Variables, report: Report
+    state: Tally, variables: Variables, report: Report
 ) -> tuple[Tally, Variables, dict[str, Any]]:
-    del variables
-    return state, merged, summary(state, report.plan.shared["merge_probability"])
+    return state, variables, summary(state, report.plan.shared["merge_probability"])
 
 
 def _equal_deadline(setting: Setting, options: EqualDeadlines) -> float:

@@ -45,22 +45,23 @@ def merge_rule(rule: Rule, ids: PyTree) -> Aggregator:
         # Exit heads (-1) are never trained; any entry will do for them.
         return jax.tree.map(lambda i: values[i], ids)
 
-    def contributors(den: PyTree, shared: PyTree) -> PyTree:
-        return jax.tree.map(jnp.multiply, den, per_tensor(shared["merge_probability"]))
+    def contributors(terms: dict[str, PyTree], shared: PyTree) -> PyTree:
+        return jax.tree.map(jnp.multiply, terms["weight"], per_tensor(shared["merge_probability"]))
 
-    def everyone(den: PyTree, shared: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: shared["clients"], den)
+    def everyone(terms: dict[str, PyTree], shared: PyTree) -> PyTree:
+        del terms
+        return shared["clients"]
 
     def propensity(row: PyTree, shared: PyTree) -> PyTree:
         del shared
         return per_tensor(row["inverse_propensity"])
 
     if rule == "corrected":
-        return masked_mean(denominator=contributors)
+        return masked_mean(divide_by=contributors)
     if rule == "ipw":
-        return masked_mean(factors=propensity, denominator=everyone)
+        return masked_mean(factor=propensity, divide_by=everyone)
     if rule == "zero_fill":
-        return masked_mean(denominator=everyone)
+        return masked_mean(divide_by=everyone)
     return masked_mean()
 
 

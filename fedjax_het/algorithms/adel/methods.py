@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.adel.depths import depths_reached
 from fedjax_het.algorithms.adel.layers import on_batch_statistics
 from fedjax_het.algorithms.adel.merging import Rule, merge_rule
@@ -18,10 +19,11 @@ from fedjax_het.algorithms.adel.rounds import (
     require_rule,
 )
 from fedjax_het.algorithms.adel.tally import Speeds, Tally, count, empty_tally, observe, summary
+from fedjax_het.algorithms.registry import register
 from fedjax_het.common.errors import require
-from fedjax_het.common.options import takes
-from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import deadline
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 
 # Room in the compiled batch for devices that turn out faster than they were thought to be.
@@ -46,7 +48,7 @@ class AdelState(NamedTuple):
     tally: Tally
 
 
-@takes(Planned)
+@register(options=Planned)
 def adel(
     problem: Problem,
     *,
@@ -172,14 +174,13 @@ def adel(
             noise=np.asarray(noise),
         )
 
-    def update(
-        state: AdelState, variables: Variables, merged: Variables, report: Report
+    def observe_round(
+        state: AdelState, variables: Variables, report: Report
     ) -> tuple[AdelState, Variables, dict[str, Any]]:
-        del variables
         info = summary(state.tally, report.plan.shared["merge_probability"])
         scale = float(state.scale) / setting.unit_s
         info |= {"deadline_s": report.plan.deadline_s, "batch_scale": scale}
-        return state, merged, info
+        return state, variables, info
 
     return Algorithm(
         name="adel",
@@ -188,7 +189,8 @@ def adel(
         mask=layer_mask(setting),
         local=setting.local_update(room, on_batch_statistics(problem.model)),
         merge=merge_rule(rule, setting.layers.ids),
-        update=update,
+        update=parts.replace,
+        observe=observe_round,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
     )

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_het.algorithms import common
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.adel.layers import Granularity
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require, require_known
 
 Rates = Literal["ideal", "physical"]
@@ -16,8 +16,8 @@ Solver = Literal["water_filling", "trust_constr"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layered(Training):
-    """One local step per round, counted in layers; on top of `Training`.
+class Layered(TrainingOptions):
+    """One local step per round, counted in layers; on top of `TrainingOptions`.
 
     `batch_size` is that of a device of mean power at batch scale 1. Clients take one step and weigh
     the same; momentum, which does not outlive a round, changes nothing.
@@ -52,7 +52,7 @@ class Layered(Training):
             "must be 1 and 'uniform': the layers of one step are cut off and merged alike",
             "leave both out",
         )
-        common.step_scale(self.schedule, 0, self.decay_rounds)
+        parts.step_scale(self.schedule, 0, self.decay_rounds)
         most = self.max_batch
         require(
             most is None or most >= 1, f"max_batch = {most}", "must be at least 1", "leave it out"

@@ -11,7 +11,7 @@ from fedjax_het.algorithms.adel.options import Rates
 from fedjax_het.algorithms.adel.workload import Setting, Workload
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Plan, Situation
+from fedjax_het.contract.plan import Plan, Situation
 
 # Relative room for rounding between the end of a window and the deadline it was computed from.
 _ROUNDING = 2e-15

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_het.algorithms import common
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.adel.depths import batch_sizes, miss_probability, whole_batches
 from fedjax_het.algorithms.adel.layers import Layers, layers_of
 from fedjax_het.algorithms.adel.options import Layered
 from fedjax_het.common.errors import require
-from fedjax_het.contract.algorithm import Plan, Situation
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.local.training import LocalUpdate
 from fedjax_het.models.base import BlockModel
 from fedjax_het.problem import Problem
@@ -61,7 +61,7 @@ class Setting:
     def step_scale(self, round: Any) -> Any:
         """Factor on the learning rate in round 0, 1, ...: by default 1/2, 1/3, ..."""
         options = self.options
-        return common.step_scale(options.schedule, round + 1, options.decay_rounds)
+        return parts.step_scale(options.schedule, round + 1, options.decay_rounds)
 
     def steps(self, rounds: int) -> np.ndarray:
         """float64[R], the step sizes that the planner assumes and the clients take."""
@@ -70,7 +70,7 @@ class Setting:
     def local_update(self, max_batch: int, model: BlockModel | None = None) -> LocalUpdate:
         """One step on at most `max_batch` samples; checked against the devices' memory."""
         training = replace(self.options, batch_size=max_batch)
-        common.require_memory(self.problem, training, 0)
+        parts.require_memory(self.problem, training, 0)
         return training.local_update(self.problem, model=model)
 
     def workload(
@@ -174,7 +174,7 @@ def prepare(problem: Problem, options: Layered) -> Setting:
     Raises:
       InputError: options that do not fit the problem.
     """
-    common.require_constant_fleet(problem, "ADEL-FL and its relatives")
+    parts.require_constant_fleet(problem, "ADEL-FL and its relatives")
     fleet, cost = problem.fleet, problem.cost
     require(
         options.rates == "physical" or fleet.speed_trace is None,

@@ -84,7 +84,7 @@ def edge_training(
       alpha: weight of the server's logits, `Task.shared["logits"]` float32[N, classes].
 
     Returns:
-      A local update that changes nothing in the global model; `aux` is the trained network.
+      A local update that changes nothing in the global model; `info` is the trained network.
     """
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
@@ -129,7 +129,7 @@ def edge_training(
             stats=start.stats,
             loss=jnp.where(jnp.all(finite), result.loss, jnp.nan),
             samples=result.samples,
-            aux=trained,
+            info=trained,
         )
 
     return local

@@ -1,29 +1,32 @@
 """DTFL: the network is cut at a tier per client, and a scheduler moves the cuts every round."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.dtfl import profiles, scheduler, timing
 from fedjax_het.algorithms.dtfl.local import Privacy, Shuffle, check_privacy, split_training
 from fedjax_het.algorithms.dtfl.scheduler import History
 from fedjax_het.algorithms.dtfl.tiers import Tiers, cuts, split
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import SplitTraining, TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 from fedjax_het.transforms.plateau import on_plateau
 
 
+@register(options=SplitTraining)
 def dtfl(
     problem: Problem,
     *,
@@ -40,9 +43,7 @@ def dtfl(
     shuffle: Shuffle = "none",
     patch: int = 4,
     plateau: int | None = None,
-    client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad",
-    weight_decay: float = 5e-4,
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Dynamic tiers, split training with local losses.
 
@@ -77,9 +78,7 @@ def dtfl(
       patch: side of the patches for `shuffle="space"`; 4 is ours.
       plateau: rounds without a better test accuracy after which the step shrinks by a tenth; the
         authors' code has 10. None keeps it.
-      client_optimizer: see `Training`.
-      weight_decay: see `Training`.
-      **training: see `Training`; the paper's are learning_rate=1e-3, batch_size=100.
+      **training: see `SplitTraining`; the paper's are learning_rate=1e-3, batch_size=100.
 
     Returns:
       The algorithm. Its `info`: `tiers`, clients in each; `longest_s`, the scheduler's T_max;
@@ -90,9 +89,7 @@ def dtfl(
     References:
       Sajjadi Mohammadabadi et al., *DTFL*, arXiv 2312.05642, Algorithm 1.
     """
-    options = Training.parse(
-        {**training, "client_optimizer": client_optimizer, "weight_decay": weight_decay}
-    )
+    options = SplitTraining.parse(training)
     model, n = problem.model, problem.num_clients
     require(
         bool(model.exits) and not model.shared_exit,
@@ -147,11 +144,12 @@ def dtfl(
         taken_s = client_s + prices.download_s + prices.upload_s
         observed_s = taken_s - timing.transfer_s(fleet, clients, moved)
         cut = table.cut[tier]
-        rows = {"cut": cut.astype(np.int32), "tier": tier, "observed_s": observed_s}
-        rows["speed"] = fleet.speed(clients, situation.now_s)
+        rows = {"cut": cut.astype(np.int32)}
+        notes = {"tier": tier, "observed_s": observed_s}
+        notes["speed"] = fleet.speed(clients, situation.now_s)
         if privacy.correlation:
             rows["alpha"] = alpha[clients]
-        tasks = common.plan_tasks(problem, options, situation, timing=prices)
+        tasks = parts.plan_tasks(problem, options, situation, notes=notes, timing=prices)
         rows["weight"] = tasks.weight
         last = model.num_blocks - 1
         return tasks._replace(routes=[Route(0, last, int(c)) for c in cut], rows=rows), state
@@ -172,11 +170,10 @@ def dtfl(
             "exits": jax.tree.map(lambda _: one / row["weight"], structure["exits"]),
         }
 
-    def update(
-        state: History, variables: Variables, merged: Variables, report: Report
+    def observe(
+        state: History, variables: Variables, report: Report
     ) -> tuple[History, Variables, dict[str, Any]]:
-        del variables
-        clients, rows = report.plan.clients, report.plan.rows
+        clients, rows = report.plan.clients, report.plan.notes
         state = scheduler.observe(state, clients, rows["tier"], rows["observed_s"], ema)
         samples = _samples(problem, options, clients)
         fleet = problem.fleet.at(report.round)
@@ -202,9 +199,9 @@ def dtfl(
             "speed_flops_per_s": rows["speed"].tolist(),
             "observed_s": float(np.max(rows["observed_s"])),
             "server_flops": float(np.sum(table.server_flops[rows["tier"]] * samples)),
-            **{name: _mean(values, kept) for name, values in report.aux.items()},
+            **{name: _mean(values, kept) for name, values in report.client_info.items()},
         }
-        return state, merged, info
+        return state, variables, info
 
     local = split_training(
         model,
@@ -220,15 +217,16 @@ def dtfl(
         plan=plan,
         mask=mask,
         local=local,
-        merge=masked_mean(factors=factors),
-        update=update,
+        merge=masked_mean(factor=factors),
+        update=parts.replace,
+        observe=observe,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
     )
     return on_plateau(algorithm, plateau)
 
 
-def _samples(problem: Problem, options: Training, clients: np.ndarray) -> np.ndarray:
+def _samples(problem: Problem, options: TrainingOptions, clients: np.ndarray) -> np.ndarray:
     sizes = problem.data.sizes[clients]
     return options.samples(sizes, options.steps(sizes))
 
@@ -251,7 +249,7 @@ def _tiers(name: str, value: Any, n: int, count: int) -> np.ndarray:
     return np.broadcast_to(tier.astype(np.int64) - 1, (n,))
 
 
-def _holds(problem: Problem, options: Training, table: Tiers) -> np.ndarray:
+def _holds(problem: Problem, options: TrainingOptions, table: Tiers) -> np.ndarray:
     """bool[n, M]: tiers whose client half fits into the memory of each device."""
     batch = np.minimum(options.batch_size, problem.data.sizes)
     need = problem.cost.memory_bytes(0, table.cut[None, :], batch[:, None], options.optimizer_slots)

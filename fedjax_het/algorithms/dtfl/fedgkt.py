@@ -1,22 +1,24 @@
 """FedGKT: small networks at the clients and a large one at the server teach each other."""
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.dtfl import timing
 from fedjax_het.algorithms.dtfl.distillation import edge_training, halves, server_training
 from fedjax_het.algorithms.dtfl.tiers import cuts, split
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import DistillationTraining, TrainingKeywords
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.algorithm import Algorithm, Merged, Report, Variables
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 
 
@@ -38,6 +40,7 @@ class State(NamedTuple):
     key: np.ndarray
 
 
+@register(options=DistillationTraining)
 def fedgkt(
     problem: Problem,
     *,
@@ -47,9 +50,7 @@ def fedgkt(
     server_epochs: int = 20,
     anneal_rounds: int = 20,
     server_flops_per_s: float | None = None,
-    client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad",
-    weight_decay: float = 1e-4,
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Group knowledge transfer; no weights are averaged.
 
@@ -72,17 +73,13 @@ def fedgkt(
       anneal_rounds: rounds in which E_s falls to 1, linearly.
       server_flops_per_s: of the server; None for the fastest device's. Its training begins when
         all clients are done; its time is part of every task's.
-      client_optimizer: see `Training`; the server's state outlives the round, a client's does not.
-      weight_decay: see `Training`.
-      **training: see `Training`.
+      **training: see `DistillationTraining`.
 
     References:
       He, Annavaram and Avestimehr, *Group Knowledge Transfer*, NeurIPS 2020. T, alpha and E_s are
       ours: their schedules are not stated in DTFL.
     """
-    options = Training.parse(
-        {**training, "client_optimizer": client_optimizer, "weight_decay": weight_decay}
-    )
+    options = DistillationTraining.parse(training)
     model, n = problem.model, problem.num_clients
     boundaries = cuts(model.num_blocks)
     require(
@@ -103,21 +100,21 @@ def fedgkt(
     for name, count in (("server_epochs", server_epochs), ("anneal_rounds", anneal_rounds)):
         require(count >= 1, f"{name} = {count}", "must be at least 1", "use 20")
     cut = int(boundaries[client_blocks - 1])
-    parts = halves(model.num_blocks, cut)
+    both = halves(model.num_blocks, cut)
     table = split(problem.cost, boundaries[[client_blocks - 1]])
     speed = timing.server_speed(server_flops_per_s, problem.fleet)
     room = min(options.batch_size, int(np.max(problem.data.sizes)))
     teaching = {"temperature": temperature, "alpha": alpha}
     optimizer, pipeline = options.optimizer(), problem.data.pipeline
     samples_on_device = functools.cache(problem.data.device)
-    teach = jax.jit(server_training(model, pipeline, parts, optimizer, batch_size=room, **teaching))
+    teach = jax.jit(server_training(model, pipeline, both, optimizer, batch_size=room, **teaching))
 
     def epochs(round: int) -> int:
         return max(1, int(np.rint(server_epochs * (1.0 - round / anneal_rounds))))
 
     def init(variables: Variables, key: jax.Array) -> State:
-        edge = parts.own(variables, parts.edge)
-        server = parts.own(variables, parts.server)
+        edge = both.own(variables, both.edge)
+        server = both.own(variables, both.server)
         return State(
             edge=jax.tree.map(lambda a: np.broadcast_to(a, (n, *a.shape)).copy(), edge),
             logits=np.zeros((len(problem.data.y), model.num_classes), np.float32),
@@ -152,20 +149,23 @@ def fedgkt(
             "edge": jax.tree.map(lambda a: np.asarray(a)[clients], state.edge),
             "taught": state.taught[clients],
         }
-        tasks = common.plan_tasks(problem, options, situation, timing=prices, rows=rows)
+        tasks = parts.plan_tasks(problem, options, situation, timing=prices, rows=rows)
         return tasks._replace(shared={"logits": state.logits}), state
 
-    def update(
-        state: State, variables: Variables, merged: Variables, report: Report
-    ) -> tuple[State, Variables, dict[str, Any]]:
+    def update(state: State, variables: Variables, merged: Merged) -> tuple[State, Variables]:
         del merged
+        return state, variables
+
+    def observe(
+        state: State, variables: Variables, report: Report
+    ) -> tuple[State, Variables, dict[str, Any]]:
         passes = epochs(report.round)
         order = np.argsort(report.plan.clients)
         order = order[report.merged[order]]
         if order.size == 0:
             return state, variables, {"server_epochs": 0}
         clients = report.plan.clients[order]
-        trained = jax.tree.map(lambda a: a[order], report.aux)
+        trained = jax.tree.map(lambda a: a[order], report.client_info)
         key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(state.key)), report.round)
         variables, memory, logits, loss = teach(
             variables,
@@ -192,16 +192,17 @@ def fedgkt(
 
     def evaluated(state: State, variables: Variables) -> list[Variables]:
         edges = [jax.tree.map(lambda a, k=k: jnp.asarray(a[k]), state.edge) for k in range(n)]
-        return [parts.put(variables, edge, parts.edge) for edge in edges]
+        return [both.put(variables, edge, both.edge) for edge in edges]
 
     return Algorithm(
         name="fedgkt",
         init=init,
         plan=plan,
         mask=None,
-        local=edge_training(model, pipeline, parts, optimizer, max_batch=room, **teaching),
+        local=edge_training(model, pipeline, both, optimizer, max_batch=room, **teaching),
         merge=masked_mean(),
         update=update,
+        observe=observe,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
         evaluated=evaluated,

@@ -88,7 +88,7 @@ def split_training(
         at every batch, as in the authors' code, which makes Adam's steps signs.
 
     Returns:
-      A local update. `ClientResult.loss` is the sum of both losses, `aux` has either of them.
+      A local update. `ClientResult.loss` is the sum of both losses, `info` has either of them.
     """
     last = model.num_blocks - 1
 

@@ -1,30 +1,31 @@
 """SplitFed: the network is cut at one place for all, and the server returns the gradients."""
 
-from typing import Any, Literal
+from typing import Unpack
 
 import numpy as np
 
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.dtfl import timing
 from fedjax_het.algorithms.dtfl.tiers import cuts, split
 from fedjax_het.algorithms.fedavg import full_model
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import SplitTraining, TrainingKeywords
 from fedjax_het.common.errors import require
-from fedjax_het.contract.algorithm import Algorithm, Plan, Schedule, Situation
+from fedjax_het.contract.algorithm import Algorithm, Schedule
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 from fedjax_het.transforms.plateau import on_plateau
 
 
+@register(options=SplitTraining)
 def splitfed(
     problem: Problem,
     *,
     client_blocks: int = 2,
     server_flops_per_s: float | None = None,
     plateau: int | None = None,
-    client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad",
-    weight_decay: float = 5e-4,
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     """Split training end to end: activations up, their gradients down, at every batch.
 
@@ -37,16 +38,12 @@ def splitfed(
       client_blocks: blocks on the client; the paper cuts after md2.
       server_flops_per_s: of the server, on each client's copy; None for the fastest device's.
       plateau: see `dtfl`.
-      client_optimizer: see `Training`; of both halves.
-      weight_decay: see `Training`.
-      **training: see `Training`.
+      **training: see `SplitTraining`.
 
     References:
       Thapa et al., *SplitFed: When Federated Learning Meets Split Learning*, 2022, SFLV1.
     """
-    options = Training.parse(
-        {**training, "client_optimizer": client_optimizer, "weight_decay": weight_decay}
-    )
+    options = SplitTraining.parse(training)
     boundaries = cuts(problem.model.num_blocks)
     require(
         1 <= client_blocks <= len(boundaries),
@@ -73,7 +70,7 @@ def splitfed(
             situation.rng,
             parallel=False,
         )
-        return common.plan_tasks(problem, options, situation, timing=prices)
+        return parts.plan_tasks(problem, options, situation, timing=prices)
 
     algorithm = full_model("splitfed", problem, options, pace=barrier(), check_memory=False)
     return on_plateau(algorithm._replace(plan=Schedule(tasks)), plateau)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_het.algorithms.dtfl.tiers import LABEL_BYTES, Tiers
 from fedjax_het.common.errors import require
-from fedjax_het.contract.algorithm import Timing
+from fedjax_het.contract.plan import Timing
 from fedjax_het.fleet.device import Fleet
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_het.algorithms.fedel.tensors import Chain, TensorTimes, chain_cost
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.contract.algorithm import Situation, Timing
+from fedjax_het.contract.plan import Situation, Timing
 from fedjax_het.problem import Problem
 
 Accounting = Literal["backward", "total"]

@@ -1,28 +1,28 @@
 """FedEL: windows slide through the network; the best tensors inside that fit a budget train."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.fedel import importance, windows
 from fedjax_het.algorithms.fedel.budget import Accounting, Budget
 from fedjax_het.algorithms.fedel.choice import choose
 from fedjax_het.algorithms.fedel.memory import memory_reach
-from fedjax_het.algorithms.fedel.merges import plain_mean
 from fedjax_het.algorithms.fedel.prober import Prober
 from fedjax_het.algorithms.fedel.tensors import Chain, tensor_times
-from fedjax_het.algorithms.fednova import nova
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
-from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Plan, Report, Situation, Variables
+from fedjax_het.contract.aggregation import masked_mean, normalised_mean, plain_mean
+from fedjax_het.contract.algorithm import Algorithm, Merged, Report, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 
 
@@ -41,6 +41,7 @@ class State(NamedTuple):
     moved: jax.Array
 
 
+@register(options=UniformTraining)
 def fedel(
     problem: Problem,
     *,
@@ -59,8 +60,7 @@ def fedel(
     bandwidth_aware: bool = False,
     profile_noise: float = 0.0,
     starts_per_exit: int | None = None,
-    weighting: str = "uniform",
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Sliding windows, early exits and elastic tensor selection under one runtime budget.
 
@@ -102,8 +102,7 @@ def fedel(
         charges the true ones.
       starts_per_exit: bounds the compiled programs: the first block with a gradient is rounded down
         to one of so many per exit. Numbers and virtual time do not change. None rounds nothing.
-      weighting: see `Training`; uniform as in the paper.
-      **training: see `Training`.
+      **training: see `UniformTraining`; clients weigh alike as in the paper.
 
     Returns:
       The algorithm. Its `info`: `budget_ratio` and `true_budget_ratio`, the largest step as charged
@@ -115,8 +114,8 @@ def fedel(
       al., *ElasticTrainer*, MobiSys 2023. The authors published no code; exit heads, normalisation
       and the treatment of tensors that nobody trained are ours.
     """
-    options = Training.parse({**training, "weighting": weighting})
-    common.require_constant_fleet(problem, "fedel")
+    options = UniformTraining.parse(training)
+    parts.require_constant_fleet(problem, "fedel")
     require_known(variant, windows.VARIANTS, "variant")
     require_known(agg, ("masked", "nova", "plain"), "agg")
     require_known(probe, ("full", "exit"), "probe")
@@ -127,7 +126,6 @@ def fedel(
     ends = windows.visited(times.block_cost, accounts.window_threshold, variant)
     reach = memory_reach(problem, options, ends)
     prober = Prober(problem, options, times.index, probe, probe_step)
-    move = jax.jit(lambda old, new: importance.movement(times.index, old, new))
 
     def init(variables: Variables, key: Any) -> State:
         del variables, key
@@ -154,7 +152,7 @@ def fedel(
         chosen = choose(accounts, clients, samples, held, hi, worth, buckets)
         bill = accounts.bill(clients, samples, chosen, hi, situation)
         trained = times.blocks_of(chosen)
-        tasks = common.plan_tasks(
+        tasks = parts.plan_tasks(
             problem,
             options,
             situation,
@@ -163,9 +161,8 @@ def fedel(
                 "chosen": chosen,
                 "exit": hi.astype(np.int32),
                 "steps": steps.astype(np.float32),
-                "budget_ratio": bill.ratio.astype(np.float32),
-                "true_budget_ratio": bill.true_ratio.astype(np.float32),
             },
+            notes={"budget_ratio": bill.ratio, "true_budget_ratio": bill.true_ratio},
         )
         first = _round_down(np.argmax(trained, axis=1), hi, starts_per_exit)
         routes = [Route(int(f), int(e)) for f, e in zip(first, hi, strict=True)]
@@ -184,12 +181,16 @@ def fedel(
         tensors = jax.tree.map(lambda place: jnp.asarray(row["chosen"])[place], times.index)
         return {"blocks": tensors, "exits": heads}
 
-    def update(
-        state: State, variables: Variables, merged: Variables, report: Report
-    ) -> tuple[State, Variables, dict[str, Any]]:
+    def update(state: State, variables: Variables, merged: Merged) -> tuple[State, Variables]:
         kept = jnp.float32(global_momentum)
-        moved = kept * state.moved + (1.0 - kept) * move(variables, merged)
-        rows = report.plan.rows
+        moved = importance.movement(times.index, variables, merged.variables)
+        moved = kept * state.moved + (1.0 - kept) * moved
+        return state._replace(moved=moved), merged.variables
+
+    def observe(
+        state: State, variables: Variables, report: Report
+    ) -> tuple[State, Variables, dict[str, Any]]:
+        rows = {**report.plan.rows, **report.plan.notes}
         info = {
             "budget_ratio": float(np.max(rows["budget_ratio"])),
             "true_budget_ratio": float(np.max(rows["true_budget_ratio"])),
@@ -199,7 +200,7 @@ def fedel(
                 times.blocks_of(rows["chosen"]), problem.fleet.groups, report.plan.clients
             ),
         }
-        return state._replace(moved=moved), merged, info
+        return state, variables, info
 
     return Algorithm(
         name="fedel",
@@ -207,8 +208,9 @@ def fedel(
         plan=plan,
         mask=mask,
         local=options.local_update(problem, proximal=mu),
-        merge={"masked": masked_mean, "nova": nova, "plain": plain_mean}[agg](),
+        merge={"masked": masked_mean, "nova": normalised_mean, "plain": plain_mean}[agg](),
         update=update,
+        observe=observe,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
     )

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require
 from fedjax_het.problem import Problem
 
 
-def memory_reach(problem: Problem, training: Training, visited: np.ndarray) -> np.ndarray:
+def memory_reach(problem: Problem, training: TrainingOptions, visited: np.ndarray) -> np.ndarray:
     """The shallowest block from which each client can hold a window, per exit.
 
     Earlier blocks of a window then run forward only, which stores nothing. The probe, two passes

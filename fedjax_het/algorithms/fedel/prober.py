@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.fedel import importance
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.problem import Problem
@@ -29,7 +29,7 @@ class Prober:
     def __init__(
         self,
         problem: Problem,
-        options: Training,
+        options: TrainingOptions,
         index: tuple[PyTree, ...],
         path: importance.Probe,
         step: float,

@@ -4,6 +4,8 @@ import functools
 from typing import Any
 
 from fedjax_het.algorithms.prfl.prfl import prfl
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import UniformTraining
 
 _FULL: dict[str, Any] = {
     "densities": (1.0,),
@@ -27,3 +29,11 @@ prfl_fedfix = functools.partial(prfl, pace="window", **_FULL)
 nested_mask_sync = functools.partial(
     prfl, pace="sync", adapt=False, recover=False, distribution="distinct"
 )
+
+for _name, _factory in (
+    ("prfl_fedasyn", prfl_fedasyn),
+    ("prfl_fedfix", prfl_fedfix),
+    ("nested_mask_sync", nested_mask_sync),
+):
+    _factory.__name__ = _name  # type: ignore[attr-defined]
+    register(options=UniformTraining)(_factory)

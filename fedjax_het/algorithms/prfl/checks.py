@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.algorithms.common import Training
 from fedjax_het.algorithms.prfl.buffers import Layout, page_size
 from fedjax_het.algorithms.prfl.ranking import prunable
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.problem import Problem
 
 
-def time_per_weight(problem: Problem, training: Training, structure: PyTree) -> np.ndarray:
+def time_per_weight(problem: Problem, training: TrainingOptions, structure: PyTree) -> np.ndarray:
     """PruneFL's cost of a weight, per prunable leaf: to send it, and to compute with it.
 
     Both on the device in the middle, relative to the mean over all weights.

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from fedjax_het.algorithms.prfl.buffers import Booked, Slots, store, weighted_sums
 from fedjax_het.algorithms.prfl.ranking import Importance, observe
-from fedjax_het.algorithms.staleness import Discount
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import zeros
-from fedjax_het.contract.algorithm import Aggregator, Chunk, Variables
+from fedjax_het.contract.algorithm import Aggregator, Buffers, Chunk, Merged, Variables
+from fedjax_het.contract.staleness import Discount
 
 
 class Acc(NamedTuple):
@@ -142,7 +142,7 @@ def mask_fed_avg(
             den=den,
         )
 
-    def finalize(acc: Acc, variables: Variables, shared: PyTree) -> tuple[Variables, dict]:
+    def finalize(acc: Acc, variables: Variables, shared: PyTree) -> Merged:
         del shared
         slots = acc.slots
         discount = late(jnp.maximum(acc.step - slots.version, 0)) if live else slots.discount
@@ -153,9 +153,14 @@ def mask_fed_avg(
             kept = weighted_sums(slots, acc.booked, p, variables.params, masked=masked)
             (num, den), step = jax.tree.map(jnp.add, (num, den), kept), jnp.float32(eta)
         new = jax.tree.map(lambda old, n, d: moved(old, n, d, step), variables, num, den)
-        return new, {"share_of_arrivals": share}
+        return Merged(new, {"share_of_arrivals": share})
 
-    return Aggregator(init, add, finalize)
+    def put(state: Any, kept: tuple[Slots, Importance] | None) -> Any:
+        slots, importance = (None, None) if kept is None else kept
+        return state._replace(slots=slots, importance=importance)
+
+    kept = Buffers(lambda acc: (acc.slots, acc.importance), put)
+    return Aggregator(init, add, finalize, kept)
 
 
 def start_masked(mask: PyTree, variables: Variables) -> Variables:

@@ -49,9 +49,4 @@ def window_rule(interval_s: float, *, single: bool = False) -> Pace:
         return take(flight, np.flatnonzero(arrives_s <= end_s), end_s)
 
     name = "one per window" if single else "window rule"
-    return Pace(f"{name}({interval_s:g} s)", close, waits=True)
-
-
-def everyone() -> Pace:
-    """A barrier over clients that are kept in flight: for methods with buffers."""
-    return barrier()._replace(waits=True)
+    return Pace(f"{name}({interval_s:g} s)", close, may_wait=True)

@@ -1,14 +1,13 @@
 """PR-FL: densities fitted to each client's times, nested masks, buffers, recovery."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms import common
-from fedjax_het.algorithms.common import Training
+from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.prfl import links
 from fedjax_het.algorithms.prfl.buffers import book, no_bookings, no_slots, release
 from fedjax_het.algorithms.prfl.checks import (
@@ -20,26 +19,22 @@ from fedjax_het.algorithms.prfl.checks import (
 from fedjax_het.algorithms.prfl.controller import Scorer, Settings, State, adjust, rerank
 from fedjax_het.algorithms.prfl.density import no_stops, no_times, record
 from fedjax_het.algorithms.prfl.merging import mask_fed_avg, start_masked
-from fedjax_het.algorithms.prfl.pace import WARM_UP, everyone, window_rule
+from fedjax_het.algorithms.prfl.pace import WARM_UP, window_rule
 from fedjax_het.algorithms.prfl.ranking import (
     core_sizes,
     nested_mask,
     no_importance,
     prunable,
 )
-from fedjax_het.algorithms.staleness import discount
+from fedjax_het.algorithms.registry import register
+from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require_known
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import (
-    Algorithm,
-    ClientResult,
-    Plan,
-    Report,
-    Situation,
-    Task,
-    Variables,
-)
+from fedjax_het.contract.algorithm import Algorithm, ClientResult, Report, Task, Variables
+from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.staleness import discount
 from fedjax_het.fleet.cost import price
 from fedjax_het.fleet.published import MIB
 from fedjax_het.problem import Problem
@@ -48,6 +43,7 @@ from fedjax_het.problem import Problem
 DENSITIES = (1.0, 1.0, 0.6, 0.6, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1)
 
 
+@register(options=UniformTraining)
 def prfl(
     problem: Problem,
     *,
@@ -82,8 +78,7 @@ def prfl(
     validate_on: Literal["validation", "test"] = "validation",
     buffer_density: float | None = None,
     memory_bytes: float = 16e9,
-    weighting: str = "uniform",
-    **training: Any,
+    **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Pruning and recovery: everyone gets a sub-model as large as its time allows.
 
@@ -132,15 +127,15 @@ def prfl(
       buffer_density: mean density that the buffers have room for, which recovery may exceed; what
         finds no room is merged when it arrives and not kept. None for 1, or for what fits.
       memory_bytes: limit for all of this memory but the results.
-      weighting: "uniform", or "samples" for the number of samples a client processes.
-      **training: see `Training`.
+      **training: see `UniformTraining`; `weighting="samples"` weighs a client by the samples it
+        processes.
 
     References:
       Ma et al., *Federated Learning Based on Pruning and Recovery*, arXiv 2403.15439, and the
       author's code. The number of a server step counts merges here, trainings of the fastest client
       there.
     """
-    options = Training.parse({**training, "weighting": weighting})
+    options = UniformTraining.parse(training)
     n = problem.num_clients
     structure = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
     pruning = lowest < 1.0
@@ -158,7 +153,7 @@ def prfl(
         slack_s,
         {"server_step": server_step, "dense_share": dense_share},
     )
-    common.require_memory(problem, options, 0)
+    parts.require_memory(problem, options, 0)
     least = int(np.sum(core_sizes(sizes_of_leaves, core)))
 
     def counts(density: np.ndarray) -> np.ndarray:
@@ -252,7 +247,7 @@ def prfl(
             routes=[Route(0, problem.model.num_blocks - 1)] * len(clients),
             steps=steps,
             batch=np.minimum(options.batch_size, held),
-            weight=(samples if weighting == "samples" else np.ones(len(clients))).astype(
+            weight=(samples if options.weighting == "samples" else np.ones(len(clients))).astype(
                 np.float32
             ),
             timing=timing,
@@ -275,20 +270,16 @@ def prfl(
     def local(route: Route, start: Variables, data: PyTree, task: Task) -> ClientResult:
         return train(route, start_masked(task.mask, start), data, task)
 
-    def update(
-        state: State, variables: Variables, merged: Variables, report: Report
+    def observe(
+        state: State, variables: Variables, report: Report
     ) -> tuple[State, Variables, dict[str, Any]]:
-        del variables
         clients = report.plan.clients
         times = state.times
         if state.step >= WARM_UP:  # before, everyone waits for everyone
             times = record(times, clients, state.sent_s[clients, 1])
-        acc = report.acc
         state = state._replace(
             step=np.asarray(int(state.step) + 1),
-            slots=acc.slots,
             booked=release(state.booked, layout, clients[report.merged]),
-            importance=acc.importance,
             times=times,
         )
         info: dict[str, Any] = {
@@ -297,20 +288,20 @@ def prfl(
         }
         if state.step % interval == 0:
             before = state.density
-            score = None if scorer is None else scorer(merged, state.slots, state.booked)
-            state, merged, news = adjust(state, merged, settings, score)
+            score = None if scorer is None else scorer(variables, state.slots, state.booked)
+            state, variables, adjusted = adjust(state, variables, settings, score)
             changed = bool(np.any(before != state.density))
             if pruning:
-                state = rerank(state, merged, settings, cost, changed=changed)
-            info.update(news)
+                state = rerank(state, variables, settings, cost, changed=changed)
+            info.update(adjusted)
         elif pruning and state.step == 1:
-            state = rerank(state, merged, settings, cost, changed=True)
-        return state, merged, info
+            state = rerank(state, variables, settings, cost, changed=True)
+        return state, variables, info
 
     paces = {
         "window": lambda: window_rule(interval_s),
         "single": lambda: window_rule(interval_s, single=True),
-        "sync": everyone,
+        "sync": barrier,
     }
     require_known(pace, paces, "pace")
     name = {"single": "prfl_fedasyn", "sync": "nested_mask_sync"}.get(pace, "prfl")
@@ -326,7 +317,8 @@ def prfl(
         mask=mask if pruning else None,
         local=local,
         merge=merge,
-        update=update,
+        update=parts.replace,
+        observe=observe,
         pace=paces[pace](),
         cohort_size=options.cohort_size(problem),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import weighted_sum, zeros
-from fedjax_het.contract.algorithm import Aggregator, Chunk, Variables
+from fedjax_het.contract.algorithm import Aggregator, Chunk, Merged, Variables
 
 Discount = Callable[[jax.Array], jax.Array]
 
@@ -72,9 +72,9 @@ def discounted_sum(late: Discount, scale: float = 1.0) -> Aggregator:
             Variables(chunk.delta, chunk.stats_delta),
         )
 
-    def finalize(acc: Variables, variables: Variables, shared: PyTree) -> Any:
+    def finalize(acc: Variables, variables: Variables, shared: PyTree) -> Merged:
         del shared
-        return jax.tree.map(lambda old, s: old + scale * s, variables, acc), {}
+        return Merged(jax.tree.map(lambda old, s: old + scale * s, variables, acc))
 
     return Aggregator(init, add, finalize)
 
@@ -107,10 +107,10 @@ def mixing(late: Discount, alpha: float) -> Aggregator:
         models = jax.tree.map(lambda s, w: s + weighted_sum(coefficient, w), acc[0], own)
         return models, acc[1] + jnp.sum(coefficient)
 
-    def finalize(acc: Any, variables: Variables, shared: PyTree) -> Any:
+    def finalize(acc: Any, variables: Variables, shared: PyTree) -> Merged:
         del shared
         models, mixed = acc
         new = jax.tree.map(lambda old, s: (1.0 - mixed) * old + s, variables, models)
-        return new, {"mixed": mixed}
+        return Merged(new, {"mixed": mixed})
 
     return Aggregator(init, add, finalize)

@@ -1,0 +1,148 @@
+"""Parts that most methods share: priced plans, checks against the fleet, the plain server step."""
+
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.algorithms.training import TrainingOptions
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Merged, Variables
+from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.fleet.cost import price
+from fedjax_het.problem import Problem
+
+
+def plan_tasks(
+    problem: Problem,
+    training: TrainingOptions,
+    situation: Situation,
+    *,
+    first: np.ndarray | int = 0,
+    rows: PyTree = None,
+    notes: PyTree = None,
+    learning_rate_scale: float = 1.0,
+    deadline_s: float = float("inf"),
+    timing: Timing | None = None,
+) -> Plan:
+    """Prices the cohort's tasks: block `first` and all deeper ones train, the rest runs forward.
+
+    Args:
+      problem: the setting.
+      training: the local workload.
+      situation: who is sampled, and when.
+      first: int64[k] or one value, shallowest trained block (0 = everything).
+      rows: see `Plan.rows`.
+      notes: see `Plan.notes`.
+      learning_rate_scale: see `Plan`.
+      deadline_s: see `Plan`.
+      timing: prices of the tasks; None prices the suffix that starts at `first`.
+    """
+    clients = situation.clients
+    k = len(clients)
+    sizes = problem.data.sizes[clients]
+    steps = training.steps(sizes)
+    last = problem.model.num_blocks - 1
+    first = np.broadcast_to(np.asarray(first, np.int64), (k,))
+    if timing is None:
+        timing = price(
+            problem.cost,
+            problem.fleet.at(situation.round),
+            clients,
+            first,
+            np.full(k, last),
+            training.samples(sizes, steps),
+            situation.now_s,
+            situation.rng,
+        )
+    by_samples = training.weighting == "samples"
+    routes = {f: Route(f, last) for f in np.unique(first).tolist()}
+    return Plan(
+        clients=clients,
+        routes=[routes[f] for f in first.tolist()],
+        steps=steps,
+        batch=np.minimum(training.batch_size, sizes),
+        weight=sizes.astype(np.float32) if by_samples else np.ones(k, np.float32),
+        timing=timing,
+        rows=rows,
+        notes=notes,
+        learning_rate_scale=learning_rate_scale,
+        deadline_s=deadline_s,
+    )
+
+
+def require_memory(problem: Problem, training: TrainingOptions, first: np.ndarray | int) -> None:
+    """Raises `InputError` if a device cannot hold the sub-model it is meant to train."""
+    n = problem.num_clients
+    last = problem.model.num_blocks - 1
+    first = np.broadcast_to(np.asarray(first, np.int64), (n,))
+    batch = np.minimum(training.batch_size, problem.data.sizes)
+    need = problem.cost.memory_bytes(first, np.full(n, last), batch, training.optimizer_slots)
+    short = np.flatnonzero(need > problem.fleet.memory_bytes)
+    require(
+        short.size == 0,
+        f"clients {short[:5].tolist()} (of {short.size}) with {np.max(need):.4g} bytes to hold",
+        f"exceed the memory of their devices, {problem.fleet.memory_bytes[short[:5]]} bytes",
+        "use smaller batches, or a method that trains sub-models (fedpmt)",
+    )
+
+
+def require_constant_fleet(problem: Problem, method: str) -> None:
+    """Raises `InputError` for devices that are re-drawn, to a method that prices them once."""
+    require(
+        problem.fleet.redraw is None,
+        f"redraw_every on the fleet of {method}",
+        "is not known to this method: it plans with the devices of round 0 throughout",
+        "leave it out, or use dtfl, fedavg or another method that prices every round",
+    )
+
+
+def require_feasible(
+    problem: Problem, training: TrainingOptions, deadline_s: float, *, whole: bool
+) -> None:
+    """Raises `InputError` if no device can meet the deadline with its whole task (or one step)."""
+    sizes = problem.data.sizes
+    clients = np.arange(problem.num_clients)
+    steps = training.steps(sizes) if whole else np.ones_like(sizes)
+    cost = problem.cost
+    last = problem.model.num_blocks - 1
+    total_s = problem.fleet.timing(
+        clients,
+        cost.step_flops(0, last) * training.samples(sizes, steps),
+        cost.download_bytes(),
+        cost.upload_bytes(0, last),
+        now_s=0.0,
+        rng=None,
+    ).total_s
+    require(
+        deadline_s >= np.min(total_s),
+        f"deadline_s = {deadline_s}",
+        f"must be at least the {np.min(total_s):.6g} s that the fastest device needs",
+        f"a deadline of {np.median(total_s):.6g} s lets half of the devices finish",
+    )
+
+
+def step_scale(schedule: str, t: Any, decay_rounds: float) -> Any:
+    r"""Factor on the step size after t rounds, for `Plan.learning_rate_scale`.
+
+    Args:
+      schedule: "constant", or "inverse" for $1 / (1 + t / t_0)$ as in O(1/T) analyses.
+      t: rounds behind, a number or an array.
+      decay_rounds: t_0, time constant of the inverse schedule.
+    """
+    require_known(schedule, ("constant", "inverse"), "schedule")
+    require(decay_rounds > 0, f"decay_rounds = {decay_rounds}", "must be positive", "try 50")
+    return 1.0 / (1.0 + t / decay_rounds) if schedule == "inverse" else 1.0 + 0.0 * t
+
+
+def replace(state: PyTree, variables: Variables, merged: Merged) -> tuple[PyTree, Variables]:
+    """The plain server step, `Algorithm.update`: the merged model is the new model."""
+    del variables
+    return state, merged.variables
+
+
+def stateless(variables: Variables, key: Any) -> PyTree:
+    """`Algorithm.init` of a method that keeps nothing between rounds."""
+    del variables, key
+    return ()

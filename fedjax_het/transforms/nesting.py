@@ -1,0 +1,61 @@
+"""The frame of a transformation with a state of its own: the method's state lies inside it."""
+
+from typing import Any, NamedTuple
+
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, Buffers, Merged, Report, Variables
+
+
+class Nested(NamedTuple):
+    """State of a transformed method.
+
+    Attributes:
+      inner: state of the method inside.
+      own: state of the transformation.
+    """
+
+    inner: PyTree
+    own: PyTree
+
+
+def nested(algorithm: Algorithm) -> Algorithm:
+    """The method with its state in `Nested.inner`; its `init` and `plan` are left to be replaced.
+
+    The merge, the server's step, buffers, observations and evaluated models are those of the method
+    inside. A plan that is replaced by one that looks at the state no longer runs in batches.
+
+    Args:
+      algorithm: any method.
+    """
+
+    def begin(state: Nested, variables: Variables, mask_shapes: PyTree) -> PyTree:
+        return algorithm.merge.init(state.inner, variables, mask_shapes)
+
+    def update(state: Nested, variables: Variables, merged: Merged) -> tuple[Nested, Variables]:
+        inner, variables = algorithm.update(state.inner, variables, merged)
+        return state._replace(inner=inner), variables
+
+    def observe(
+        state: Nested, variables: Variables, report: Report
+    ) -> tuple[Nested, Variables, dict[str, Any]]:
+        assert algorithm.observe is not None
+        inner, variables, info = algorithm.observe(state.inner, variables, report)
+        return state._replace(inner=inner), variables, info
+
+    def evaluated(state: Nested, variables: Variables) -> list[Variables]:
+        assert algorithm.evaluated is not None
+        return algorithm.evaluated(state.inner, variables)
+
+    merge, buffers = algorithm.merge._replace(init=begin), algorithm.merge.buffers
+    if buffers is not None:
+        put = buffers.put
+        inside = Buffers(
+            buffers.take, lambda state, kept: state._replace(inner=put(state.inner, kept))
+        )
+        merge = merge._replace(buffers=inside)
+    return algorithm._replace(
+        merge=merge,
+        update=update,
+        observe=None if algorithm.observe is None else observe,
+        evaluated=None if algorithm.evaluated is None else evaluated,
+    )
