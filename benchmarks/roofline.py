@@ -182,7 +182,11 @@ def measure(
     """
     facts = harness.machine()
     work = make_work(model, clients, steps, batch)
-    training = {"learning_rate": 0.01, "batch_size": batch, "local_steps": steps}
+    training: dict[str, Any] = {
+        "learning_rate": 0.01,
+        "batch_size": batch,
+        "local_steps": steps,
+    }
     engine = Trainer(fedavg(work.problem, **training), work)
     product, product_flops = harness.gemm()
     vector, vector_bytes = stream()

@@ -1,21 +1,65 @@
 """Federated learning on unequal devices: whole cohorts in one XLA program, on one virtual clock."""
 
-from fedjax_het import algorithms, data, fleet, models, report
+from fedjax_het import (
+    algorithms,
+    contract,
+    data,
+    fleet,
+    local,
+    models,
+    objectives,
+    report,
+    transforms,
+)
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import InputError
+from fedjax_het.contract import (
+    Aggregator,
+    Algorithm,
+    ClientResult,
+    Merged,
+    Plan,
+    Route,
+    Schedule,
+    Variables,
+    aggregation,
+    clock,
+    masks,
+    selection,
+)
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.options import RunOptions
-from fedjax_het.simulation.simulation import Result, simulate, simulate_seeds
+from fedjax_het.simulation import Result, RunOptions, Simulation, simulate
+
+__version__ = "0.1.0"
 
 __all__ = [
+    "Aggregator",
+    "Algorithm",
+    "ClientResult",
     "InputError",
+    "Merged",
+    "Plan",
     "Problem",
     "Result",
+    "Route",
     "RunOptions",
+    "Schedule",
+    "Simulation",
+    "TrainingOptions",
+    "Variables",
+    "__version__",
+    "aggregation",
     "algorithms",
+    "clock",
+    "contract",
     "data",
     "fleet",
+    "local",
+    "masks",
     "models",
+    "objectives",
     "report",
+    "selection",
     "simulate",
-    "simulate_seeds",
+    "transforms",
 ]

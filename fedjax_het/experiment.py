@@ -28,10 +28,10 @@ from fedjax_het.report.page import write_report
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import png
 from fedjax_het.runtime import processes
-from fedjax_het.simulation.checkpoints import differences
 from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.identity import differences
 from fedjax_het.simulation.options import RunOptions
-from fedjax_het.simulation.simulation import Result, simulate
+from fedjax_het.simulation.simulate import Result, simulate
 
 __all__ = ["build_problem", "compare", "load_config", "plain", "plan", "report", "resolve", "train"]
 

@@ -24,7 +24,7 @@ def one(model: str) -> dict[str, float]:
     began = time.perf_counter()
     from benchmarks.micro.training import make_work
     from fedjax_het.algorithms.fedavg import fedavg
-    from fedjax_het.simulation.simulation import simulate
+    from fedjax_het.simulation.simulate import simulate
 
     imported = time.perf_counter()
     work = make_work(model, _CLIENTS, 1, 8)

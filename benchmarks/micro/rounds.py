@@ -24,7 +24,7 @@ from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.problem import Problem
 from fedjax_het.runtime.compiling import Compiler
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 
 class NoEvaluation:

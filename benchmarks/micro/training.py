@@ -136,7 +136,7 @@ class Contender(NamedTuple):
 
 def contenders(work: Work, model: str) -> tuple[list[Contender], Callable[[int, int], PyTree]]:
     """Everyone who takes part, ours first; and ours as a function of the slice."""
-    options = {"learning_rate": _LEARNING_RATE, "batch_size": work.batch}
+    options: dict[str, Any] = {"learning_rate": _LEARNING_RATE, "batch_size": work.batch}
     algorithm = fedavg(work.problem, local_steps=work.steps, **options)
     ours = Trainer(algorithm, work)
     everyone = (work.clients, work.steps)

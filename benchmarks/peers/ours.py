@@ -13,7 +13,7 @@ from fedjax_het.engine.engine import Engine
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunOptions
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 
 class GatedEvaluator(Evaluator):

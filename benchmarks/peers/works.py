@@ -31,7 +31,7 @@ from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.runtime.compiling import Compiler
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 SEED = 0
 _FEMNIST_BATCH = 20

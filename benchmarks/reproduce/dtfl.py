@@ -33,7 +33,7 @@ from fedjax_het.models.vgg import ConvNorm
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunOptions
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 PER_CLIENT, TEST, SIDE = 200, 2_000, 16
 ROUNDS, EVAL_EVERY = 80, 2

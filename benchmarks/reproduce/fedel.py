@@ -31,7 +31,7 @@ from fedjax_het.models.cnn import Conv
 from fedjax_het.models.norm import GroupNorm
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 TRAINING: dict[str, Any] = {
     "learning_rate": 0.1,

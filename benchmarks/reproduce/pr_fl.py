@@ -33,7 +33,7 @@ from fedjax_het.models.cnn import Conv
 from fedjax_het.models.mlp import Dense, mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 CLIENTS, VGG11 = 10, 9_747_136
 TRAINING: dict[str, Any] = {"batch_size": 20, "local_steps": 5, "learning_rate": 0.1}

@@ -22,7 +22,7 @@ from benchmarks import harness
 from fedjax_het import algorithms, experiment
 from fedjax_het.common.jsonio import read_json, write_json
 from fedjax_het.config import methods, named, section
-from fedjax_het.simulation.simulation import simulate_seeds
+from fedjax_het.simulation.simulate import simulate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A configuration to compare.")
 _OUT = flags.DEFINE_string("out", None, "Directory for the cells.", required=True)
@@ -44,7 +44,7 @@ def cell(settings: dict[str, Any], label: str, options: dict[str, Any]) -> dict[
     problem = experiment.build_problem(settings)
     run = {**section(settings, "run"), "eval_every": 10**9, "eval_every_s": None}
     seeds = [int(seed) for seed in _SEEDS.value]
-    results = simulate_seeds(algorithms.build(name, problem, **chosen), problem, seeds, **run)
+    results = simulate(algorithms.build(name, problem, **chosen), problem, seeds=seeds, **run)
     accuracy = [result.record.summary["final_accuracy"] for result in results]
     return {"label": label, **options, "seeds": seeds, "accuracy": accuracy}
 

@@ -35,7 +35,7 @@ from fedjax_het.engine.engine import Engine
 from fedjax_het.models.lowering import Lowering, device_fits, lowering
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunOptions
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")

@@ -26,7 +26,7 @@ from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 # Label -> densities of the clients in turn, and the room that the buffers are given.
 CASES: dict[str, tuple[tuple[float, ...], float]] = {

@@ -35,7 +35,7 @@ from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 _HIDDEN = (128, 64)
 _SAMPLES = (10, 20)

@@ -23,7 +23,7 @@ from fedjax_het.fleet.device import Fleet
 from fedjax_het.models import build as build_model
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 LIMIT = 1.3
 _SAMPLES = 40

@@ -1,1 +1,55 @@
-"""What passes between the rooms, and the types of the five questions that a method answers."""
+"""What passes between the rooms, and the types of the five questions that a method answers.
+
+Who takes part (`selection`), what a client trains (`masks`), how (`Algorithm.local`), when the
+server merges (`clock`), and how it merges (`aggregation`).
+"""
+
+from fedjax_het.contract import aggregation, clock, masks, selection, staleness
+from fedjax_het.contract.aggregation import Term, masked_mean, normalised_mean, plain_mean
+from fedjax_het.contract.algorithm import (
+    Aggregator,
+    Algorithm,
+    Buffers,
+    Chunk,
+    ClientResult,
+    Merged,
+    Report,
+    Schedule,
+    Task,
+    Variables,
+)
+from fedjax_het.contract.clock import Closing, Flight, Pace, Status
+from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.contract.selection import Candidates
+
+__all__ = [
+    "Aggregator",
+    "Algorithm",
+    "Buffers",
+    "Candidates",
+    "Chunk",
+    "ClientResult",
+    "Closing",
+    "Flight",
+    "Merged",
+    "Pace",
+    "Plan",
+    "Report",
+    "Route",
+    "Schedule",
+    "Situation",
+    "Status",
+    "Task",
+    "Term",
+    "Timing",
+    "Variables",
+    "aggregation",
+    "clock",
+    "masked_mean",
+    "masks",
+    "normalised_mean",
+    "plain_mean",
+    "selection",
+    "staleness",
+]

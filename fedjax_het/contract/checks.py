@@ -48,8 +48,7 @@ def check_result(method: str, route: Route, result: ClientResult, start: Variabl
     """Raises `InputError` unless a local update returns what its route trains, in its shapes."""
     with _naming(method, "local update", "return parameters after minus before, None where frozen"):
         trained = split(start.params, route)[0]
-        got = jax.tree.map(lambda leaf, _: leaf, result.delta, trained)
-        chex.assert_trees_all_equal_shapes_and_dtypes(got, trained)
+        chex.assert_trees_all_equal_shapes_and_dtypes(result.delta, trained)
         chex.assert_trees_all_equal_shapes_and_dtypes(result.stats, start.stats)
         chex.assert_shape([result.loss, result.samples], ())
         chex.assert_type(result.loss, jnp.float32)

@@ -3,7 +3,17 @@
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather, prepare, steps_per_epoch
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.load import load_federated
-from fedjax_het.data.partition import PARTITIONERS, partitioner
+from fedjax_het.data.partition import (
+    PARTITIONERS,
+    contiguous,
+    dirichlet,
+    iid,
+    label_limited,
+    natural,
+    partitioner,
+    quantity_skew,
+    shards,
+)
 from fedjax_het.data.sources import SOURCES, RawData, load
 
 __all__ = [
@@ -14,11 +24,18 @@ __all__ = [
     "FederatedData",
     "Pipeline",
     "RawData",
+    "contiguous",
+    "dirichlet",
     "from_arrays",
     "gather",
+    "iid",
+    "label_limited",
     "load",
     "load_federated",
+    "natural",
     "partitioner",
     "prepare",
+    "quantity_skew",
+    "shards",
     "steps_per_epoch",
 ]

@@ -4,8 +4,10 @@ from fedjax_het.fleet.availability import Availability, always, from_intervals, 
 from fedjax_het.fleet.bandwidth import BandwidthTraces, TraceLink
 from fedjax_het.fleet.cost import CostTable, cost_table, price
 from fedjax_het.fleet.device import Fleet
-from fedjax_het.fleet.presets import FLEETS, build
+from fedjax_het.fleet.phones import from_traces, phones
+from fedjax_het.fleet.presets import FLEETS, build, exponential, speed_groups, uniform
 from fedjax_het.fleet.profile import MeasuredProfile, format_table, measure, with_measured
+from fedjax_het.fleet.published import adel, dtfl, fedel, prfl
 
 __all__ = [
     "FLEETS",
@@ -15,13 +17,22 @@ __all__ = [
     "Fleet",
     "MeasuredProfile",
     "TraceLink",
+    "adel",
     "always",
     "build",
     "cost_table",
+    "dtfl",
+    "exponential",
+    "fedel",
     "format_table",
     "from_intervals",
+    "from_traces",
     "measure",
+    "phones",
+    "prfl",
     "price",
+    "speed_groups",
     "synthetic",
+    "uniform",
     "with_measured",
 ]

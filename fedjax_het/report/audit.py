@@ -6,6 +6,22 @@ from typing import Any
 from fedjax_het.contract.clock import Status
 
 
+class AuditError(RuntimeError):
+    """A finished run whose event log contradicts itself: a fault of the simulator or of a method.
+
+    Attributes:
+      faults: the violations in words.
+    """
+
+    def __init__(self, name: str, faults: list[str]):
+        self.faults = faults
+        shown = "; ".join(faults[:3])
+        super().__init__(
+            f"{name}: {len(faults)} violation(s) in the event log, the first: {shown}. The records "
+            "are complete; pass audit=False to go on all the same"
+        )
+
+
 def verify(clients: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> list[str]:
     """Holds an event log to its invariants.
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import write_atomic, write_json
@@ -30,12 +30,13 @@ class Comparison:
     Attributes:
       headline: who reached the target first, in words.
       methods: the figures of each method; the first is the reference.
-      out_dir: where `comparison.json`, `comparison.txt`, `report.html` and the PNGs lie.
+      out_dir: where `comparison.json`, `comparison.txt`, `report.html` and the PNGs lie; None if
+        they were not written.
     """
 
     headline: str
     methods: tuple[MethodResult, ...]
-    out_dir: Path
+    out_dir: Path | None
 
     def table(self) -> str:
         """The comparison as text for a terminal."""
@@ -58,18 +59,27 @@ class Comparison:
         }
 
 
+class Run(Protocol):
+    """What has the record of a run, such as the result of `simulate`."""
+
+    @property
+    def record(self) -> RunRecord:
+        """The record."""
+
+
 def compare(
-    records: Mapping[str, Sequence[RunRecord]],
-    targets: Sequence[float],
-    out_dir: str | os.PathLike[str],
+    runs: Mapping[str, Sequence[RunRecord | Run] | RunRecord | Run],
+    targets: Sequence[float] = (),
+    out_dir: str | os.PathLike[str] | None = None,
 ) -> Comparison:
     """Compares methods and writes the result; equal runs give equal files, byte for byte.
 
     Args:
-      records: per method its runs, one per seed, on the same data and fleet; the first method is
-        the reference that speed-ups refer to.
+      runs: per method its runs, one per seed or a single one, on the same data and fleet: records,
+        or what `simulate` returns. The first method is the reference that speed-ups refer to.
       targets: test accuracies, shares in (0, 1]; may be empty.
-      out_dir: made if it does not exist; files of an earlier comparison are replaced.
+      out_dir: directory for table, plots and page, made if it does not exist; files of an earlier
+        comparison are replaced. None writes nothing.
 
     Returns:
       The comparison; `print(result.table())` shows it.
@@ -79,7 +89,10 @@ def compare(
         different data or fleets, or a directory that cannot be made.
     """
     targets = check_targets(targets)
+    records = {name: _records(given) for name, given in runs.items()}
     methods = summarise(records, targets)
+    if out_dir is None:
+        return Comparison(headline(methods), methods, None)
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,3 +125,10 @@ def compare(
     write_atomic(out / "comparison.txt", f"{result.headline}\n\n{result.table()}".encode())
     write_atomic(out / "report.html", comparison_page(records, targets).encode())
     return result
+
+
+def _records(given: Any) -> list[RunRecord]:
+    """The records of a method's runs."""
+    alone = isinstance(given, RunRecord) or hasattr(given, "record")
+    every = [given] if alone else list(given)
+    return [run if isinstance(run, RunRecord) else run.record for run in every]

@@ -1,1 +1,8 @@
 """The loop over server steps: server, evaluation, records, checkpoints."""
+
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.options import RunOptions
+from fedjax_het.simulation.simulate import Result, simulate
+from fedjax_het.simulation.simulation import Simulation
+
+__all__ = ["Evaluator", "Result", "RunOptions", "Simulation", "simulate"]

@@ -17,8 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from fedjax_het.common.errors import InputError, require
-from fedjax_het.common.jsonio import jsonable, read_json, write_json
+from fedjax_het.common.errors import InputError
+from fedjax_het.common.jsonio import read_json, write_json
+from fedjax_het.simulation.identity import require_same
 
 _KEEP = 2
 _DIGEST = "digest.json"
@@ -106,35 +107,6 @@ class Checkpoints:
         with _checkpointer() as reader:
             arrays = reader.restore(target / "arrays", abstract)
         return _like(like, arrays), meta
-
-
-def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:
-    """Raises `InputError` unless what was saved carries this identity.
-
-    Args:
-      what: how to call it in the message.
-      saved: content of a `meta.json` or `config.json`.
-      identity: what decides the result of the run that wants to go on.
-    """
-    old = saved.get("identity") if isinstance(saved, dict) else None
-    differing = differences(old, jsonable(identity), "" if isinstance(old, dict) else "identity")
-    require(
-        not differing,
-        what,
-        f"was made with another configuration ({differing})",
-        "resume with the configuration it was made with, or use a new work directory",
-    )
-
-
-def differences(old: Any, new: Any, path: str = "") -> str:
-    """The settings in which two configurations differ, as `name: old -> new`, comma-separated."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        parts = [
-            differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            for key in sorted({*old, *new})
-        ]
-        return ", ".join(part for part in parts if part)
-    return "" if old == new else f"{path}: {old!r} -> {new!r}"
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

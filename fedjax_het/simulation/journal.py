@@ -16,7 +16,7 @@ from fedjax_het.contract.clock import Closing, Flight, Status
 from fedjax_het.contract.plan import Plan
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
-from fedjax_het.simulation.checkpoints import require_same
+from fedjax_het.simulation.identity import require_same
 
 _PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 _TOTALS = ("bytes_up", "bytes_down", "flops", "tasks", "merged", "dropped", "nonfinite")
@@ -181,10 +181,10 @@ class Journal:
         if self._writer is not None:
             self._writer.close()
 
-    def finish(
+    def record(
         self, problem: Problem, name: str, algorithm: str, seed: int, targets: list[float]
     ) -> RunRecord:
-        """Writes the summary and returns the whole record."""
+        """Writes the summary of the run so far and returns the whole record."""
         metrics = self._metrics
         if self._workdir is not None:
             metrics = read_lines(self._workdir / "metrics.jsonl")
@@ -217,7 +217,6 @@ class Journal:
             "fleet": problem.fleet.describe(),
         }
         if self._writer is None or self._workdir is None:
-            return RunRecord(self._config, metrics, self._clients, summary)
+            return RunRecord(self._config, list(metrics), list(self._clients), summary)
         self._writer.write_summary(summary)
-        self.close()
         return RunRecord.load(self._workdir)

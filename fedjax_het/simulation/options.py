@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_options, check_types
@@ -21,6 +21,27 @@ FREE = (
     "name",
     "tensorboard",
 )
+
+
+class RunKeywords(TypedDict, total=False):
+    """The fields of `RunOptions` as keywords, for editors and type checkers."""
+
+    rounds: Required[int]
+    seed: int
+    name: str
+    workdir: str | Path | None
+    max_virtual_s: float | None
+    target: float | None
+    targets: Sequence[float]
+    eval_every: int
+    eval_every_s: float | None
+    checkpoint_every: int
+    execution: Execution
+    chunk: int | None
+    max_routes: int
+    devices: int
+    convolution: ConvolutionChoice
+    tensorboard: bool
 
 
 @dataclass(frozen=True)

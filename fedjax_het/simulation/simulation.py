@@ -1,61 +1,44 @@
-"""The loop: sample -> plan -> clock -> train -> merge -> record; resumable at every step."""
+"""One run, step by step: select -> plan -> train -> merge -> record; resumable at every step."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, Self, Unpack
 
 import numpy as np
-from absl import logging
-from tqdm import tqdm
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.engine.engine import Engine
 from fedjax_het.problem import Problem
-from fedjax_het.report.audit import verify
 from fedjax_het.report.records import RunRecord
 from fedjax_het.runtime import processes
 from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.identity import identify
 from fedjax_het.simulation.journal import Journal, require_own
-from fedjax_het.simulation.options import FREE, RunOptions
+from fedjax_het.simulation.options import RunKeywords, RunOptions
 from fedjax_het.simulation.server import PendingRecords, Record, Server, require_available
 from fedjax_het.simulation.sinks import tensorboard_writer
 
-# Rounds of the longest block, and seconds that one should stay below: a block is shown and recorded
-# only when it is over.
-_BLOCK, _BLOCK_S = 32, 0.5
+# Rounds of the longest batch, and seconds that one should stay below: its rounds are shown and
+# recorded only when it is over.
+_BATCH, _BATCH_S = 32, 0.5
 
 
-class Result(NamedTuple):
-    """What a simulation returns.
+class Simulation:
+    """A federated method on a fleet, on virtual time, to be stepped by hand; see `simulate`.
 
-    Attributes:
-      variables: the final global model.
-      state: the algorithm's final state.
-      record: everything that was recorded.
-      faults: violations of the event log's invariants (`report.audit.verify`); empty when sound.
-    """
+    A new simulation starts from the newest checkpoint of its work directory, or from the beginning
+    with an evaluation of the initial model::
 
-    variables: Variables
-    state: PyTree
-    record: RunRecord
-    faults: list[str]
-
-
-def simulate(
-    algorithm: Algorithm,
-    problem: Problem,
-    *,
-    config: Mapping[str, Any] | None = None,
-    engine: Engine | None = None,
-    evaluator: Evaluator | None = None,
-    **options: Any,
-) -> Result:
-    """Runs a federated method on a fleet, on virtual time.
+        with fh.Simulation(method, problem, rounds=100, eval_every=10) as run:
+            while not run.done:
+                row = run.step()
+                print(row["step"], row["virtual_s"], row.get("accuracy"))
+        result = run.record
 
     Args:
       algorithm: the method, made for this problem.
@@ -65,61 +48,58 @@ def simulate(
       evaluator: the same for the evaluation on this problem.
       **options: see `RunOptions`; `rounds` is required.
 
-    Returns:
-      The `Result`.
-
     Raises:
       InputError: options that cannot be used, or a work directory of another configuration.
     """
-    parsed = RunOptions.parse(options)
-    return Simulation(algorithm, problem, parsed, config or {}, engine, evaluator).run()
-
-
-def simulate_seeds(
-    algorithm: Algorithm, problem: Problem, seeds: Sequence[int], **options: Any
-) -> list[Result]:
-    """`simulate` with each of several seeds, compiling once.
-
-    Args:
-      algorithm: the method.
-      problem: model, data and fleet.
-      seeds: one run each.
-      **options: see `RunOptions`; not `seed` and not `workdir`.
-
-    Returns:
-      The results in the order of the seeds.
-    """
-    runs = [RunOptions.parse({**options, "seed": seed, "workdir": None}) for seed in seeds]
-    engine, evaluator = Engine(algorithm, runs[0].resources(problem)), Evaluator(problem)
-    return [Simulation(algorithm, problem, run, {}, engine, evaluator).run() for run in runs]
-
-
-class Simulation:
-    """One run; see `simulate`."""
 
     def __init__(
         self,
         algorithm: Algorithm,
         problem: Problem,
-        options: RunOptions,
-        config: Mapping[str, Any],
+        *,
+        config: Mapping[str, Any] | None = None,
         engine: Engine | None = None,
         evaluator: Evaluator | None = None,
+        **options: Unpack[RunKeywords],
     ):
+        self.options = chosen = RunOptions.parse(options)
         require(
             engine is None or engine.holds(algorithm),
             "engine of another algorithm",
             f"must have been made for this {algorithm.name}, whose steps are in its programs",
             "leave it out, or make it with `make_engine(algorithm, problem)`",
         )
-        self._algorithm, self._problem, self._options = algorithm, problem, options
+        self._algorithm, self._problem = algorithm, problem
         self._next_eval_s, self._accuracy = 0.0, 0.0
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
         self._pending: tuple[PendingRecords, dict[str, Any]] | None = None
-        self._identity = self._identify(config)
+        self._row: dict[str, Any] = {}
+        self._most = 1
+        config = config or {}
+        self._identity = identify(algorithm, problem, chosen, config)
         # What can be found wrong is found wrong first: even copying the data compiles something.
-        require_available(algorithm, problem, options.seed)
-        workdir = None if options.workdir is None else Path(options.workdir)
+        require_available(algorithm, problem, chosen.seed)
+        self._workdir = None if chosen.workdir is None else Path(chosen.workdir)
+        self._open(config)
+        self._engine = engine or Engine(algorithm, chosen.resources(problem))
+        self._evaluate = evaluator or Evaluator(problem)
+        self._compiled_before_s = self._compile_s()
+        longest = _BATCH if chosen.eval_every_s is not None else min(chosen.eval_every, _BATCH)
+        self._server = Server(algorithm, problem, self._engine, chosen.seed, longest)
+        self._began = time.perf_counter()
+        try:
+            if not self._resume():
+                self._journal.begin({})
+                start = Record(0, 0.0, {}, [])
+                self._write(lambda: [start], self._measure(evaluate=True))
+            self._server.look_ahead(self._ends, self._stops)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        """Opens the work directory, if there is one."""
+        workdir, options = self._workdir, self.options
         if workdir is not None:
             require_own(workdir, self._identity)
         self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
@@ -131,120 +111,132 @@ class Simulation:
             self._checkpoints.newest(self._identity)
         if self._writes and workdir is not None:
             processes.meet("checkpoints")
-        self._workdir = workdir
-        self._journal = Journal(
-            workdir if self._writes else None, {**config, "identity": self._identity}
-        )
+        recorded = {**config, "identity": self._identity}
+        self._journal = Journal(workdir if self._writes else None, recorded)
         log = options.tensorboard and self._writes
         self._tensorboard = tensorboard_writer(workdir) if log else None
-        self._engine = engine or Engine(algorithm, options.resources(problem))
-        self._evaluate = evaluator or Evaluator(problem)
-        self._compiled_before_s = self._compile_s()
-        room = _BLOCK if options.eval_every_s is not None else min(options.eval_every, _BLOCK)
-        self._server = Server(algorithm, problem, self._engine, options.seed, room)
 
-    def _identify(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What a resumed run must share with its checkpoint: all but how long to go on."""
-        options = asdict(self._options)
-        settings = {name: part for name, part in config.items() if name != "run"}
-        if "data" in settings:
-            # Where the files lie does not matter; what is in them is the fingerprint's business.
-            settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
-        several = {"processes": processes.count()} if processes.count() > 1 else {}
-        return {
-            **several,
-            "settings": settings,
-            "run": {name: value for name, value in options.items() if name not in FREE},
-            "algorithm": self._algorithm.name,
-            "model": self._problem.model.name,
-            "compute_dtype": self._problem.model.compute_dtype,
-            "parameters": self._problem.cost.param_count,
-            "data": self._problem.data.fingerprint(),
-            "fleet": self._problem.fleet.describe(),
-        }
+    # ---- what a caller sees ------------------------------------------------------------------
 
-    def run(self) -> Result:
-        """Runs to the end, from the newest checkpoint if there is one."""
-        try:
-            record = self._run()
-        finally:
-            self._journal.close()
-            if self._tensorboard is not None:
-                self._tensorboard.close()
-        faults = verify(record.clients, record.metrics)
-        for fault in faults:
-            logging.error("event log: %s", fault)
-        return Result(self._server.variables, self._server.state, record, faults)
+    @property
+    def name(self) -> str:
+        """Label in records and plots."""
+        return self.options.name or self._algorithm.name
 
-    def _run(self) -> RunRecord:
-        options = self._options
-        self._began = time.perf_counter()
-        if not self._resume():
-            self._journal.begin({})
-            start = Record(0, 0.0, {}, [])
-            self._write(lambda: [start], self._measure(evaluate=True))
-        with tqdm(
-            total=options.rounds,
-            initial=self._server.step,
-            disable=None if processes.is_leader() else True,
-            unit="round",
-            desc=self._name,
-        ) as bar:
-            try:
-                self._rounds(bar)
-            finally:
-                # Also when something failed: what was computed before is kept.
-                self._write_pending()
+    @property
+    def rounds_done(self) -> int:
+        """Server steps so far."""
+        return self._server.step
+
+    @property
+    def now_s(self) -> float:
+        """Virtual time."""
+        return self._server.now_s
+
+    @property
+    def variables(self) -> Variables:
+        """The global model as it is."""
+        return self._server.variables
+
+    @property
+    def state(self) -> PyTree:
+        """The algorithm's state as it is."""
+        return self._server.state
+
+    @property
+    def done(self) -> bool:
+        """Whether the rounds, the virtual time or the target of the options are reached."""
+        target = self.options.target
+        reached = target is not None and self._accuracy >= target
+        return reached or self._ends(self._server.step, self._server.now_s)
+
+    def step(self) -> dict[str, Any]:
+        """Takes one server step; evaluates and writes a checkpoint where these are due.
+
+        Returns:
+          The step's row of metrics, as in `RunRecord.metrics`.
+        """
+        self._take(1)
+        self._write_pending()
+        return self._row
+
+    def advance(self) -> int:
+        """Takes as many server steps as run well in one program, at least one.
+
+        Their rows may be written with those of the next call; `record` and `close` write them too.
+
+        Returns:
+          How many.
+        """
+        began = time.perf_counter()
+        taken = self._take(self._most)
+        spent_s = processes.leaders(time.perf_counter() - began)
+        short = spent_s < _BATCH_S
+        self._most = min(2 * self._most, _BATCH) if short else max(self._most // 2, 1)
+        return taken
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything recorded so far; in a work directory also written as its summary."""
+        self._write_pending()
         if not self._writes:
             assert self._workdir is not None
             processes.meet("finished")
             return RunRecord.load(self._workdir)
+        options = self.options
         targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
-        record = self._journal.finish(
-            self._problem, self._name, self._algorithm.name, options.seed, targets
+        record = self._journal.record(
+            self._problem, self.name, self._algorithm.name, options.seed, targets
         )
         if self._workdir is not None:
             processes.meet("finished")
         return record
 
-    def _rounds(self, bar: tqdm) -> None:
-        """Block after block; records of one are written while the next one runs."""
-        most = 1
-        self._server.look_ahead(self._ends, self._stops)
-        while not self._done():
-            began = time.perf_counter()
-            taken, records = self._server.advance(most, self._stops)
+    def close(self) -> None:
+        """Writes what waits to be written and closes the files, also after a failure."""
+        try:
             self._write_pending()
-            self._pending = records, self._measure(evaluate=False)
-            self._server.look_ahead(self._ends, self._stops)
-            self._server.wait()
-            block_s = processes.leaders(time.perf_counter() - began)
-            most = min(2 * most, _BLOCK) if block_s < _BLOCK_S else max(most // 2, 1)
-            self._pending = records, self._measure(evaluate=False)
-            if self._due():
-                self._pending = records, self._measure(evaluate=True)
-            if self._done() or self._server.step % self._options.checkpoint_every == 0:
-                self._write_pending()
-                self._save()
-            bar.update(taken)
+        finally:
+            self._journal.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
 
-    @property
-    def _name(self) -> str:
-        return self._options.name or self._algorithm.name
+    def __enter__(self) -> Self:
+        return self
 
-    def _done(self) -> bool:
-        options = self._options
-        reached = options.target is not None and self._accuracy >= options.target
-        return reached or self._ends(self._server.step, self._server.now_s)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- the loop ----------------------------------------------------------------------------
+
+    def _take(self, most: int) -> int:
+        """Takes up to so many steps; records of the ones before are written meanwhile."""
+        taken, records = self._server.advance(most, self._stops)
+        self._write_pending()
+        self._pending = records, self._measure(evaluate=False)
+        self._server.look_ahead(self._ends, self._stops)
+        self._server.wait()
+        self._pending = records, self._measure(evaluate=False)
+        if self._due():
+            self._pending = records, self._measure(evaluate=True)
+        if self.done or self._server.step % self.options.checkpoint_every == 0:
+            self._write_pending()
+            self._save()
+        return taken
 
     def _ends(self, step: int, now_s: float) -> bool:
         """Whether the run ends with a step, unless an evaluation ends it before."""
-        limit_s = self._options.max_virtual_s
-        return step >= self._options.rounds or (limit_s is not None and now_s >= limit_s)
+        limit_s = self.options.max_virtual_s
+        return step >= self.options.rounds or (limit_s is not None and now_s >= limit_s)
 
     def _stops(self, step: int, now_s: float) -> bool:
         """Whether there is an evaluation or a checkpoint between a step and the next."""
-        at_checkpoint = step % self._options.checkpoint_every == 0
+        at_checkpoint = step % self.options.checkpoint_every == 0
         return at_checkpoint or self._evaluates(step, now_s)
 
     # ---- records, evaluation, checkpoints ----------------------------------------------------
@@ -252,14 +244,14 @@ class Simulation:
     def _evaluates(self, step: int, now_s: float) -> bool:
         if self._ends(step, now_s):
             return True
-        if self._options.eval_every_s is None:
-            return step % self._options.eval_every == 0
+        if self.options.eval_every_s is None:
+            return step % self.options.eval_every == 0
         return now_s >= self._next_eval_s
 
     def _due(self) -> bool:
         """Whether to evaluate the model as it is, once."""
         step, now_s = self._server.step, self._server.now_s
-        due, every_s = self._evaluates(step, now_s), self._options.eval_every_s
+        due, every_s = self._evaluates(step, now_s), self.options.eval_every_s
         if every_s is not None and now_s >= self._next_eval_s:
             self._next_eval_s = float((np.floor(now_s / every_s) + 1) * every_s)
         return due
@@ -292,6 +284,7 @@ class Simulation:
         for record, more in [*((one, now) for one in earlier), (last, measured)]:
             metrics = {"step": record.step, "virtual_s": record.now_s, **record.metrics, **more}
             self._journal.write(metrics, record.clients)
+            self._row = metrics
             if self._tensorboard is not None:
                 self._tensorboard.write(metrics)
 

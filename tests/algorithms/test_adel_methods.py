@@ -15,7 +15,8 @@ from fedjax_het.engine.engine import Engine
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import RunOptions, simulate
+from fedjax_het.simulation.options import RunOptions
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

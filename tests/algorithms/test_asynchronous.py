@@ -12,7 +12,7 @@ from fedjax_het.contract.plan import Situation
 from fedjax_het.contract.staleness import discount, discounted_sum, mixing
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

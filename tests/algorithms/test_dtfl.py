@@ -17,7 +17,7 @@ from problems import (
 
 from fedjax_het.algorithms import build
 from fedjax_het.fleet.availability import from_intervals
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -8,7 +8,7 @@ from problems import assert_close, assert_same, differ, exits_problem, situation
 
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.dtfl.distillation import distillation, halves
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

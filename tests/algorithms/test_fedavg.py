@@ -26,7 +26,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

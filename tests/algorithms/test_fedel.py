@@ -20,7 +20,7 @@ from fedjax_het.models import build as build_model
 from fedjax_het.models.base import with_exits
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,7 +11,7 @@ from fedjax_het.algorithms import build, fedopt
 from fedjax_het.algorithms.fedopt import scale_by_fedopt
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.algorithm import Merged
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -29,7 +29,7 @@ from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import ClientResult
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.engine import make_engine
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -26,7 +26,7 @@ from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.cnn import leaf_cnn
 from fedjax_het.models.lowering import lowering
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

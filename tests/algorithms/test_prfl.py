@@ -24,7 +24,7 @@ from fedjax_het.fleet.published import MIB
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -26,7 +26,7 @@ from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.availability import from_intervals
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -14,8 +14,9 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.contract.algorithm import ClientResult, Schedule
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.problem import Problem
+from fedjax_het.simulation import simulation
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -92,7 +93,12 @@ def test_a_run_is_planned_no_further_than_it_goes():
     assert result.record.metrics[-1]["step"] == 3
 
 
-def test_a_round_that_can_never_start_is_reported_when_its_turn_comes(tmp_path):
+@pytest.mark.parametrize("batch_s", [0.0, 1e9], ids=["slow machine", "fast machine"])
+def test_a_round_that_can_never_start_is_reported_when_its_turn_comes(
+    tmp_path, monkeypatch, batch_s
+):
+    """Whatever the speed of the machine, which decides how many rounds make a batch."""
+    monkeypatch.setattr(simulation, "_BATCH_S", batch_s)
     base = scalar_problem((3, 4))
     algorithm = nudging(base)
     refuse = InputError("no more rounds")

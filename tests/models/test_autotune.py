@@ -20,7 +20,7 @@ from fedjax_het.models.mlp import Dense
 from fedjax_het.problem import Problem
 from fedjax_het.runtime import processes
 from fedjax_het.runtime.compilation_cache import ENVIRONMENT
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

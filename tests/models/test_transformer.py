@@ -14,7 +14,7 @@ from fedjax_het.data.federated import from_arrays
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -15,7 +15,7 @@ from problems import digits_problem, one_by_one
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.runtime import processes
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -21,7 +21,7 @@ from fedjax_het.models import with_compute_dtype
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

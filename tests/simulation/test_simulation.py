@@ -25,9 +25,10 @@ from fedjax_het.contract.clock import Closing, Pace, Status
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.availability import from_intervals
 from fedjax_het.problem import Problem
+from fedjax_het.report.audit import AuditError
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -261,16 +262,20 @@ def test_plan_and_observe_are_told_the_truth():
     assert len(draws) == 3
 
 
-def test_a_pace_that_cheats_is_found_out():
+def test_a_pace_that_cheats_is_found_out(tmp_path):
     problem = scalar_problem((3, 4))
 
     def close(flight):
         return Closing(0.5 * float(np.max(flight.arrives_s)), [Status.MERGED] * 2, flight.steps)
 
     algorithm = nudge(problem)._replace(pace=Pace("impatient", close))
-    faults = simulate(algorithm, problem, rounds=1).faults
+    faults = simulate(algorithm, problem, rounds=1, audit=False).faults
     assert len(faults) == 2
     assert all("before it arrived" in fault for fault in faults)
+    with pytest.raises(AuditError, match=r"windows: 2 violation.*before it arrived") as raised:
+        simulate(algorithm, problem, rounds=1, workdir=tmp_path)
+    assert raised.value.faults == faults
+    assert RunRecord.load(tmp_path).summary["steps"] == 1  # nothing is lost
 
 
 # ---- one engine for several runs -------------------------------------------------------------

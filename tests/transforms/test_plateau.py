@@ -4,7 +4,7 @@ import pytest
 from problems import digits_problem
 
 from fedjax_het.algorithms import build
-from fedjax_het.simulation.simulation import simulate
+from fedjax_het.simulation.simulate import simulate
 from fedjax_het.transforms.plateau import begin, on_plateau, step
 
 

@@ -1,0 +1,153 @@
+"""Whole runs in one call."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack, overload
+
+from absl import logging
+from tqdm import tqdm
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, Variables
+from fedjax_het.engine.engine import Engine
+from fedjax_het.problem import Problem
+from fedjax_het.report.audit import AuditError, verify
+from fedjax_het.report.records import RunRecord
+from fedjax_het.runtime import processes
+from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.options import RunKeywords, RunOptions
+from fedjax_het.simulation.simulation import Simulation
+
+
+class Result(NamedTuple):
+    """What a simulation returns; `report.compare` takes it as it is.
+
+    Attributes:
+      variables: the final global model.
+      state: the algorithm's final state.
+      record: everything that was recorded.
+      faults: violations of the event log's invariants (`report.audit.verify`); empty when sound.
+    """
+
+    variables: Variables
+    state: PyTree
+    record: RunRecord
+    faults: list[str]
+
+
+@overload
+def simulate(
+    algorithm: Algorithm,
+    problem: Problem,
+    *,
+    seeds: None = None,
+    audit: bool = True,
+    config: Mapping[str, Any] | None = None,
+    engine: Engine | None = None,
+    evaluator: Evaluator | None = None,
+    **options: Unpack[RunKeywords],
+) -> Result: ...
+@overload
+def simulate(
+    algorithm: Algorithm,
+    problem: Problem,
+    *,
+    seeds: Sequence[int],
+    audit: bool = True,
+    config: Mapping[str, Any] | None = None,
+    engine: Engine | None = None,
+    evaluator: Evaluator | None = None,
+    **options: Unpack[RunKeywords],
+) -> list[Result]: ...
+def simulate(
+    algorithm: Algorithm,
+    problem: Problem,
+    *,
+    seeds: Sequence[int] | None = None,
+    audit: bool = True,
+    config: Mapping[str, Any] | None = None,
+    engine: Engine | None = None,
+    evaluator: Evaluator | None = None,
+    **options: Unpack[RunKeywords],
+) -> Result | list[Result]:
+    """Runs a federated method on a fleet, on virtual time.
+
+    Args:
+      algorithm: the method, made for this problem.
+      problem: model, data and fleet.
+      seeds: seeds of several runs, which share their compiled programs; each has a directory
+        `seed<n>` of its own if there is a `workdir`. None runs once, with `seed`.
+      audit: whether a violation of the event log's invariants raises; False only logs it.
+      config: what to record as the configuration; a resumed run must have the same one.
+      engine: compiled programs of an earlier run of this algorithm object, to use again.
+      evaluator: the same for the evaluation on this problem.
+      **options: see `RunOptions`; `rounds` is required.
+
+    Returns:
+      The `Result`, or one for each of the seeds, in their order.
+
+    Raises:
+      InputError: options that cannot be used, or a work directory of another configuration.
+      AuditError: the event log of a finished run is not sound; its records are complete.
+    """
+    shared: dict[str, Any] = {"config": config, "engine": engine, "evaluator": evaluator}
+    if seeds is None:
+        return _run(algorithm, problem, options, audit, shared)
+    runs = _by_seed(options, seeds)
+    first = RunOptions.parse(runs[0])
+    shared["engine"] = engine or Engine(algorithm, first.resources(problem))
+    shared["evaluator"] = evaluator or Evaluator(problem)
+    return [_run(algorithm, problem, run, audit, shared) for run in runs]
+
+
+def _by_seed(options: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The options of the run with each seed."""
+    require(
+        len(seeds) > 0 and len(set(seeds)) == len(seeds),
+        f"seeds = {list(seeds)}",
+        "must be different whole numbers, at least one",
+        "use seeds=(0, 1, 2)",
+    )
+    require(
+        "seed" not in options,
+        f"seed = {options.get('seed')} beside seeds = {list(seeds)}",
+        "is one of several",
+        "leave one of the two out",
+    )
+    workdir = options.get("workdir")
+    places = [None if workdir is None else Path(workdir) / f"seed{seed}" for seed in seeds]
+    runs = [
+        {**options, "seed": seed, "workdir": place}
+        for seed, place in zip(seeds, places, strict=True)
+    ]
+    for run in runs:
+        RunOptions.parse(run)
+    return runs
+
+
+def _run(
+    algorithm: Algorithm,
+    problem: Problem,
+    options: Any,
+    audit: bool,
+    shared: Mapping[str, Any],
+) -> Result:
+    """Runs to the end, from the newest checkpoint if there is one."""
+    with Simulation(algorithm, problem, **shared, **options) as run:
+        with tqdm(
+            total=run.options.rounds,
+            initial=run.rounds_done,
+            disable=None if processes.is_leader() else True,
+            unit="round",
+            desc=run.name,
+        ) as bar:
+            while not run.done:
+                bar.update(run.advance())
+        record = run.record
+    faults = verify(record.clients, record.metrics)
+    for fault in faults:
+        logging.error("event log: %s", fault)
+    if faults and audit:
+        raise AuditError(run.name, faults)
+    return Result(run.variables, run.state, record, faults)
