@@ -182,9 +182,25 @@ class Journal:
             self._writer.close()
 
     def record(
-        self, problem: Problem, name: str, algorithm: str, seed: int, targets: list[float]
+        self,
+        problem: Problem,
+        name: str,
+        algorithm: str,
+        seed: int,
+        targets: list[float],
+        *,
+        over: bool,
     ) -> RunRecord:
-        """Writes the summary of the run so far and returns the whole record."""
+        """The record of the run so far; the summary is written if the run is over.
+
+        Args:
+          problem: model, data and fleet.
+          name: label of the run.
+          algorithm: name of the method.
+          seed: seed of the run.
+          targets: accuracies whose times the summary lists.
+          over: whether the run is over.
+        """
         metrics = self._metrics
         if self._workdir is not None:
             metrics = read_lines(self._workdir / "metrics.jsonl")
@@ -218,5 +234,9 @@ class Journal:
         }
         if self._writer is None or self._workdir is None:
             return RunRecord(self._config, list(metrics), list(self._clients), summary)
+        if not over:
+            started = bool(self.totals["tasks"])
+            clients = read_lines(self._workdir / "clients.jsonl") if started else []
+            return RunRecord(self._config, metrics, clients, summary, str(self._workdir))
         self._writer.write_summary(summary)
         return RunRecord.load(self._workdir)

@@ -177,7 +177,7 @@ class Simulation:
 
     @property
     def record(self) -> RunRecord:
-        """Everything recorded so far; in a work directory also written as its summary."""
+        """Everything recorded so far; once the run is done, its summary is written as well."""
         self._write_pending()
         if not self._writes:
             assert self._workdir is not None
@@ -186,7 +186,12 @@ class Simulation:
         options = self.options
         targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
         record = self._journal.record(
-            self._problem, self.name, self._algorithm.name, options.seed, targets
+            self._problem,
+            self.name,
+            self._algorithm.name,
+            options.seed,
+            targets,
+            over=self.done,
         )
         if self._workdir is not None:
             processes.meet("finished")

@@ -57,10 +57,11 @@ def test_the_record_of_a_run_that_is_not_over(tmp_path):
         run.step()
         early = run.record
         assert early.summary["steps"] == 1
-        assert RunRecord.load(tmp_path) == early
+        assert [row["step"] for row in early.metrics] == [0, 1]
         run.step()
         run.step()
-    assert RunRecord.load(tmp_path).summary["steps"] == 1  # as it was when it was asked for
+    with pytest.raises(InputError, match=r"summary\.json: does not exist"):
+        RunRecord.load(tmp_path)
     # The next simulation goes on from the newest checkpoint.
     with fh.Simulation(method(), problem(), **OPTIONS, workdir=tmp_path) as run:
         assert run.rounds_done == 2
