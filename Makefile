@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test lint bench peers clean
+.PHONY: demo test lint rooms bench peers clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -20,10 +20,15 @@ demo: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy fedjax_het launch benchmarks
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy fedjax_het launch benchmarks docs/rooms.py
 
 test: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+# The picture of the package in docs/architecture.md, from its imports.
+rooms: $(VENV)/ready
+	$(RUN) docs/rooms.py
 
 bench: $(VENV)/ready
 	$(RUN) -m benchmarks.micro.training
@@ -40,4 +45,5 @@ peers: $(VENV)/ready .venv-peers/ready
 	@touch $@
 
 clean:
-	rm -rf .venv-peers $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv-peers $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
+	  build dist *.egg-info
