@@ -206,7 +206,7 @@ def implicit_fits(lhs: Any, rhs: Any, precision: Any, preferred_element_type: An
       precision: as in lax.
       preferred_element_type: as in lax.
     """
-    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     return (
         lhs.ndim == 4
         and lhs.dtype in (jnp.float32, jnp.bfloat16)

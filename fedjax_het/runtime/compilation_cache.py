@@ -120,7 +120,7 @@ def enable() -> Cache | None:
       InputError: the environment variable names a place that cannot be written to.
     """
     global _cache
-    if _cache is not None or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    if _cache is not None or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined, unused-ignore]
         return _cache
     root = store()
     _cache = None if root is None else open_store(root)
@@ -129,7 +129,7 @@ def enable() -> Cache | None:
         jax.config.update("jax_compilation_cache_dir", str(_cache.own))
         # XLA's own caches would lie in the process's directory, whose name would enter every key.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-        least_s = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
+        least_s = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined, unused-ignore]
         if least_s == _JAX_MIN_COMPILE_S:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_S)
     return _cache
