@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test lint rooms bench peers clean
+.PHONY: demo test lint rooms wheel wheel-check bench peers clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -29,6 +29,18 @@ test: lint
 # The picture of the package in docs/architecture.md, from its imports.
 rooms: $(VENV)/ready
 	$(RUN) docs/rooms.py
+
+# What an earlier build left behind would be packed again.
+wheel: $(VENV)/ready
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# Installs the wheel where nothing else is, and uses it away from the checkout.
+wheel-check: wheel
+	$(BIN)/python -m venv build/fresh
+	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock dist/*.whl
+	cd build/fresh && bin/python -I -c 'import fedjax_het; print(fedjax_het.__file__, fedjax_het.__version__)'
+	cd build/fresh && bin/fedjax-het --help && bin/fedjax-het --version
 
 bench: $(VENV)/ready
 	$(RUN) -m benchmarks.micro.training

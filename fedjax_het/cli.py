@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fedjax_het import experiment
+from fedjax_het import __version__, experiment
 from fedjax_het.algorithms.adel import preview as plans
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.jsonio import jsonable
@@ -202,6 +202,9 @@ def main() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("--help", "-h"):
         print("\n".join(f"fedjax-het {name}: {f.__doc__}" for name, f in COMMANDS.items()))
+        sys.exit(0)
+    if command == "--version":
+        print(f"fedjax-het {__version__}")
         sys.exit(0)
     try:
         require_known(command, COMMANDS, "command")

@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from absl import logging as absl_logging
 
-from fedjax_het import cli, config, experiment
+from fedjax_het import __version__, cli, config, experiment
 
 # ml_collections loads configuration files by a method that Python is giving up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
@@ -97,6 +97,10 @@ def test_help_lists_the_commands(fedjax_het):
     status, out, _ = fedjax_het("--help")
     assert status == 0
     assert {"train:", "compare:", "profile:", "report:"} <= set(out.split())
+
+
+def test_the_version_is_the_package_s(fedjax_het):
+    assert fedjax_het("--version") == (0, f"fedjax-het {__version__}\n", "")
 
 
 @pytest.mark.parametrize(
