@@ -1,0 +1,242 @@
+"""What users may rely on: the names, that each is explained, and that each method has one.
+
+A change of `PUBLIC` is a change for users: edit the list below, and say so in `CHANGELOG.md`.
+"""
+
+import importlib
+import inspect
+
+import pytest
+
+import fedjax_het as fh
+
+PUBLIC = {
+    "fedjax_het": [
+        "Aggregator",
+        "Algorithm",
+        "ClientResult",
+        "InputError",
+        "Merged",
+        "Plan",
+        "Problem",
+        "Result",
+        "Route",
+        "RunOptions",
+        "Schedule",
+        "Simulation",
+        "TrainingOptions",
+        "Variables",
+        "__version__",
+        "aggregation",
+        "algorithms",
+        "clock",
+        "contract",
+        "data",
+        "fleet",
+        "local",
+        "masks",
+        "models",
+        "objectives",
+        "report",
+        "selection",
+        "simulate",
+        "transforms",
+    ],
+    "fedjax_het.algorithms": [
+        "ALGORITHMS",
+        "TRAINING_OPTIONS",
+        "adel",
+        "adel_drop",
+        "adel_wait",
+        "build",
+        "default_options",
+        "drop_stragglers",
+        "dtfl",
+        "fedadam",
+        "fedasync",
+        "fedavg",
+        "fedbuff",
+        "feddrop",
+        "fedel",
+        "fedfix",
+        "fedgkt",
+        "fednova",
+        "fedopt",
+        "fedpmt",
+        "fedprox",
+        "fedyogi",
+        "nested_mask_sync",
+        "option_names",
+        "prfl",
+        "prfl_fedasyn",
+        "prfl_fedfix",
+        "register",
+        "salf",
+        "splitfed",
+    ],
+    "fedjax_het.contract": [
+        "Aggregator",
+        "Algorithm",
+        "Buffers",
+        "Candidates",
+        "Chunk",
+        "ClientResult",
+        "Closing",
+        "Flight",
+        "Merged",
+        "Pace",
+        "Plan",
+        "Report",
+        "Route",
+        "Schedule",
+        "Situation",
+        "Status",
+        "Task",
+        "Term",
+        "Timing",
+        "Variables",
+        "aggregation",
+        "clock",
+        "masked_mean",
+        "masks",
+        "normalised_mean",
+        "plain_mean",
+        "selection",
+        "staleness",
+    ],
+    "fedjax_het.data": [
+        "Batch",
+        "DeviceData",
+        "FederatedData",
+        "PARTITIONERS",
+        "Pipeline",
+        "RawData",
+        "SOURCES",
+        "contiguous",
+        "dirichlet",
+        "from_arrays",
+        "gather",
+        "iid",
+        "label_limited",
+        "load",
+        "load_federated",
+        "natural",
+        "partitioner",
+        "prepare",
+        "quantity_skew",
+        "shards",
+        "steps_per_epoch",
+    ],
+    "fedjax_het.fleet": [
+        "Availability",
+        "BandwidthTraces",
+        "CostTable",
+        "FLEETS",
+        "Fleet",
+        "MeasuredProfile",
+        "TraceLink",
+        "adel",
+        "always",
+        "build",
+        "cost_table",
+        "dtfl",
+        "exponential",
+        "fedel",
+        "format_table",
+        "from_intervals",
+        "from_traces",
+        "measure",
+        "phones",
+        "prfl",
+        "price",
+        "speed_groups",
+        "synthetic",
+        "uniform",
+        "with_measured",
+    ],
+    "fedjax_het.local": [
+        "distance_correlation",
+        "shuffle_channels",
+        "shuffle_patches",
+    ],
+    "fedjax_het.models": [
+        "Block",
+        "BlockModel",
+        "MODELS",
+        "build",
+        "flax_block",
+        "from_flax",
+        "with_compute_dtype",
+        "with_exits",
+    ],
+    "fedjax_het.objectives": [
+        "cross_entropy",
+    ],
+    "fedjax_het.report": [
+        "Comparison",
+        "RunRecord",
+        "RunWriter",
+        "compare",
+        "time_to",
+        "write_report",
+    ],
+    "fedjax_het.simulation": [
+        "Evaluator",
+        "Result",
+        "RunOptions",
+        "Simulation",
+        "simulate",
+    ],
+    "fedjax_het.transforms": [
+        "Nested",
+        "nested",
+        "on_plateau",
+    ],
+}
+
+NAMES = [(room, name) for room, names in PUBLIC.items() for name in names]
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_public_names_are_the_listed_ones(room):
+    names = set(importlib.import_module(room).__all__)
+    added, gone = sorted(names - set(PUBLIC[room])), sorted(set(PUBLIC[room]) - names)
+    assert not added, f"list these in PUBLIC[{room!r}] and in CHANGELOG.md"
+    assert not gone, f"take these from PUBLIC[{room!r}] and tell CHANGELOG.md"
+
+
+def explained(thing):
+    """Whether a function, class or module has a docstring of its own; constants need none."""
+    if not (inspect.isroutine(thing) or inspect.isclass(thing) or inspect.ismodule(thing)):
+        return True
+    said = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
+    # Dataclasses and named tuples are given their signature where they have no docstring.
+    return bool(said) and not said.startswith(f"{thing.__name__}(")
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_every_public_room_has_a_docstring(room):
+    assert explained(importlib.import_module(room))
+
+
+@pytest.mark.parametrize(("room", "name"), NAMES, ids=[f"{room}.{name}" for room, name in NAMES])
+def test_every_public_name_is_there_and_has_a_docstring(room, name):
+    assert explained(getattr(importlib.import_module(room), name))
+
+
+def test_a_class_without_a_docstring_is_noticed():
+    class Bare:
+        pass
+
+    class Signature(Bare):
+        __doc__ = "Signature(x)"
+
+    assert not explained(Bare)
+    assert not explained(Signature)
+    assert not explained(lambda: None)
+    assert explained({"a": 1})
+
+
+def test_the_name_of_a_method_is_its_function():
+    for name, factory in fh.algorithms.ALGORITHMS.items():
+        assert getattr(fh.algorithms, name) is factory, name
