@@ -16,7 +16,7 @@ from fedjax_het.simulation import simulation
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(ROOT.glob("docs/*.md")) + [path for path in [ROOT / "README.md"] if path.exists()]
+PAGES = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("*.md"))
 CONFIGS = sorted(ROOT.glob("configs/*.py"))
 
 
