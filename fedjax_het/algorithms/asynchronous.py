@@ -4,7 +4,7 @@ from typing import Unpack
 
 import numpy as np
 
-from fedjax_het.algorithms.fedavg import full_model
+from fedjax_het.algorithms.parts import full_model
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions, UniformTraining
 from fedjax_het.common.errors import require

@@ -1,6 +1,5 @@
 """FedAvg, and its relatives that differ in the pace or in the clients' objective."""
 
-from collections.abc import Callable
 from typing import Unpack
 
 import numpy as np
@@ -9,54 +8,9 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
-from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Schedule
-from fedjax_het.contract.clock import Pace, barrier, deadline
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.clock import barrier, deadline
 from fedjax_het.problem import Problem
-
-
-def full_model(
-    name: str,
-    problem: Problem,
-    training: TrainingOptions,
-    *,
-    pace: Pace,
-    deadline_s: float = float("inf"),
-    proximal: float = 0.0,
-    check_memory: bool = True,
-    amend: Callable[[Situation, Plan], Plan] | None = None,
-) -> Algorithm:
-    """Everyone trains the whole model and the server takes the weighted mean.
-
-    Args:
-      name: for records.
-      problem: model, data and fleet.
-      training: the clients' options.
-      pace: when the server merges.
-      deadline_s: for a deadline pace, virtual seconds after dispatch.
-      proximal: FedProx's mu.
-      check_memory: whether every device must hold the whole model.
-      amend: function that changes the plans; None leaves them as they are.
-    """
-    if check_memory:
-        parts.require_memory(problem, training, 0)
-
-    def tasks(situation: Situation) -> Plan:
-        plan = parts.plan_tasks(problem, training, situation, deadline_s=deadline_s)
-        return plan if amend is None else amend(situation, plan)
-
-    return Algorithm(
-        name=name,
-        init=parts.stateless,
-        plan=Schedule(tasks),
-        mask=None,
-        local=training.local_update(problem, proximal=proximal),
-        merge=masked_mean(),
-        update=parts.replace,
-        pace=pace,
-        cohort_size=training.cohort_size(problem),
-    )
 
 
 @register
@@ -74,7 +28,7 @@ def fedavg(problem: Problem, **training: Unpack[TrainingKeywords]) -> Algorithm:
       McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*,
       2017, Algorithm 1.
     """
-    return full_model("fedavg", problem, TrainingOptions.parse(training), pace=barrier())
+    return parts.full_model("fedavg", problem, TrainingOptions.parse(training), pace=barrier())
 
 
 @register
@@ -103,7 +57,9 @@ def fedprox(
     options = TrainingOptions.parse(training)
     parts.require_feasible(problem, options, deadline_s, whole=False)
     pace = deadline("partial") if np.isfinite(deadline_s) else barrier()
-    return full_model("fedprox", problem, options, pace=pace, deadline_s=deadline_s, proximal=mu)
+    return parts.full_model(
+        "fedprox", problem, options, pace=pace, deadline_s=deadline_s, proximal=mu
+    )
 
 
 @register
@@ -125,6 +81,6 @@ def drop_stragglers(
     """
     options = TrainingOptions.parse(training)
     parts.require_feasible(problem, options, deadline_s, whole=True)
-    return full_model(
+    return parts.full_model(
         "drop_stragglers", problem, options, pace=deadline("drop"), deadline_s=deadline_s
     )

@@ -1,5 +1,6 @@
 """Parts that most methods share: priced plans, checks against the fleet, the plain server step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import numpy as np
 from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Merged, Variables
+from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.algorithm import Algorithm, Merged, Schedule, Variables
+from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.fleet.cost import price
@@ -146,3 +149,46 @@ def stateless(variables: Variables, key: Any) -> PyTree:
     """`Algorithm.init` of a method that keeps nothing between rounds."""
     del variables, key
     return ()
+
+
+def full_model(
+    name: str,
+    problem: Problem,
+    training: TrainingOptions,
+    *,
+    pace: Pace,
+    deadline_s: float = float("inf"),
+    proximal: float = 0.0,
+    check_memory: bool = True,
+    amend: Callable[[Situation, Plan], Plan] | None = None,
+) -> Algorithm:
+    """Everyone trains the whole model and the server takes the weighted mean.
+
+    Args:
+      name: for records.
+      problem: model, data and fleet.
+      training: the clients' options.
+      pace: when the server merges.
+      deadline_s: for a deadline pace, virtual seconds after dispatch.
+      proximal: FedProx's mu.
+      check_memory: whether every device must hold the whole model.
+      amend: function that changes the plans; None leaves them as they are.
+    """
+    if check_memory:
+        require_memory(problem, training, 0)
+
+    def tasks(situation: Situation) -> Plan:
+        plan = plan_tasks(problem, training, situation, deadline_s=deadline_s)
+        return plan if amend is None else amend(situation, plan)
+
+    return Algorithm(
+        name=name,
+        init=stateless,
+        plan=Schedule(tasks),
+        mask=None,
+        local=training.local_update(problem, proximal=proximal),
+        merge=masked_mean(),
+        update=replace,
+        pace=pace,
+        cohort_size=training.cohort_size(problem),
+    )

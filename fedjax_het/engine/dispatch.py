@@ -21,14 +21,11 @@ from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, di
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.programs import Outputs, Round
-from fedjax_het.engine.results import Origin, Results, cleared, no_results, stacked
+from fedjax_het.engine.results import Origin
 from fedjax_het.engine.routes import Routes
 from fedjax_het.engine.sampling import Sampler, fold_in
+from fedjax_het.engine.slots import Slots
 from fedjax_het.engine.table import Tasks, table_of
-from fedjax_het.runtime.chunking import power_of_two
-
-# Memory that results may take while they wait; more clients at work share the slots.
-RESULT_BYTES = {"cpu": 2e9, "other": 16e9}
 
 
 class Step(NamedTuple):
@@ -63,9 +60,9 @@ class DispatchTable:
     ):
         self._engine, self._routes, self._key = engine, routes, key
         self._capacity, self._lone = capacity, lone
+        self._slots = Slots(engine, routes, capacity)
         self._tasks: Tasks | None = None
         self._origins: dict[int, Origin] = {}
-        self._results: Results | None = None
         self._shape: Plan | None = None  # any plan, for the shapes of its rows
 
     # ---- who is at work ----------------------------------------------------------------------
@@ -212,12 +209,11 @@ class DispatchTable:
         while todo.size:
             if np.any(self._tasks.slot[todo] < 0):
                 self._train(todo, variables)
-            assert self._results is not None
             there = self._tasks.slot[todo] >= 0
             ready, todo = todo[there], todo[~there]
             good = self._tasks.rows_of(ready[self._tasks.finite[ready]])
             if good.size:
-                acc = self._fetch(acc, good, self._results, step)
+                acc = self._slots.fetch(acc, good, self._origins, step)
             self._tasks.slot[ready] = -1
         return acc
 
@@ -261,29 +257,11 @@ class DispatchTable:
             self._note(own, out)
         return acc
 
-    def _fetch(self, acc: PyTree, tasks: Tasks, results: Results, step: int) -> PyTree:
-        """Adds the results of these tasks to the accumulator, on one device."""
-        resources = self._engine.resources
-        version = tasks.flight.version
-        origin, index = stacked(self._origins, version)
-        return self._engine.run(
-            "fetch",
-            acc,
-            tasks.plan(),
-            *origin,
-            routes=[resources.full] * tasks.size,
-            version=index,
-            staleness=step - version,
-            slot=tasks.slot,
-            results=resources.place.local(results),
-            capacity=results.slots,
-        )[0]
-
     def _train(self, todo: np.ndarray, variables: Variables) -> None:
         """Trains what `todo` lacks and, in order of arrival, all else that slots are free for."""
         tasks = self._tasks
         assert tasks is not None
-        slots = self._slots(variables)
+        slots = self._slots.number(variables)
         order = arrival_order(tasks.flight)
         first, later = todo[tasks.slot[todo] < 0], order[~np.isin(order, todo)]
         # Results needed now have precedence: those needed last give way and are trained again.
@@ -293,43 +271,9 @@ class DispatchTable:
         free = np.setdiff1d(np.arange(slots), tasks.slot)
         batch = np.concatenate([first, later[tasks.slot[later] < 0]])[: free.size]
         slot = free[: batch.size]
-        out = self._store(tasks.rows_of(batch), slot, slots)
+        out = self._slots.store(tasks.rows_of(batch), slot, slots, self._origins)
         tasks.slot[batch] = slot
         self._note(batch, out)
-
-    def _store(self, tasks: Tasks, slot: np.ndarray, slots: int) -> Outputs:
-        """Trains tasks side by side, each from its own version into its own slot."""
-        plan, version = tasks.plan(), tasks.flight.version
-        routes = self._routes.execute(plan.routes)
-        if self._results is None:
-            self._results = self._empty(slots, plan, self._origins[int(version[0])])
-        if self._engine.resources.place.size > 1:
-            # Each device starts from nothing, and what they hold is added to what there is.
-            # Padding with a slot that does not exist: few sizes, few programs.
-            padded = np.full(power_of_two(slot.size, up=True), slots, np.int32)
-            padded[: slot.size] = slot
-            self._results = cleared(self._results, padded)
-        origin, index = stacked(self._origins, version)
-        self._results, out = self._engine.run(
-            "store",
-            self._results,
-            plan,
-            *origin,
-            routes=routes,
-            version=index,
-            slot=slot,
-            capacity=slots,
-        )
-        return out
-
-    def _empty(self, slots: int, plan: Plan, origin: Origin) -> Results:
-        """Slots for the results of tasks like those of the plan."""
-        return no_results(slots, origin.variables, self._engine.result_shapes(plan, *origin).aux)
-
-    def _slots(self, variables: Variables) -> int:
-        each = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-        room = RESULT_BYTES["cpu" if jax.default_backend() == "cpu" else "other"] / max(each, 1)
-        return int(np.clip(room, 1, self._capacity))
 
     # ---- checkpoints -------------------------------------------------------------------------
 
@@ -341,8 +285,8 @@ class DispatchTable:
             (self._origins[v].variables, c.learning_rate_scale, c.shared)
             for v, c in zip(versions, common, strict=True)
         ]
-        arrays = {"tasks": self._tasks, "origins": origins, "results": self._results}
-        trained = self._results is not None
+        arrays = {"tasks": self._tasks, "origins": origins, "results": self._slots.results}
+        trained = self._slots.results is not None
         waiting = 0 if self._tasks is None else int(np.sum(self._tasks.slot >= 0))
         meta = {"tasks": self.size, "versions": versions, "trained": trained, "waiting": waiting}
         return arrays, meta
@@ -362,7 +306,7 @@ class DispatchTable:
         info = self._engine.result_shapes(plan, *origin).info
         row = table_of(plan, dispatch(plan, 0.0, 0), info)
         row = row.rows_of(np.zeros(meta["tasks"], np.int64))
-        results = self._empty(self._slots(variables), plan, origin)
+        results = self._slots.empty(self._slots.number(variables), plan, origin)
         return {
             "tasks": row if meta["tasks"] else None,
             "origins": [(variables, common.learning_rate_scale, shared)] * len(meta["versions"]),
@@ -373,7 +317,7 @@ class DispatchTable:
         """Takes up what `saved` gave."""
         tasks = arrays["tasks"]
         self._tasks = None if tasks is None else jax.tree.map(np.array, tasks)
-        self._results = arrays["results"]
+        self._slots.results = arrays["results"]
         self._origins = {
             version: Origin(model, Round(fold_in(self._key, version), scale, shared))
             for version, (model, scale, shared) in zip(

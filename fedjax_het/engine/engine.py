@@ -24,8 +24,6 @@ from fedjax_het.engine.programs import (
     Outputs,
     Round,
     group_program,
-    lone_program,
-    server_step,
     train_one,
     training,
 )
@@ -33,7 +31,8 @@ from fedjax_het.engine.resources import Resources
 from fedjax_het.engine.results import Results, fetching, storing
 from fedjax_het.engine.rounds import RoundOutputs, rounds_program
 from fedjax_het.engine.routes import Routes, members
-from fedjax_het.engine.state import Leaves, StateSplit
+from fedjax_het.engine.state import StateSplit
+from fedjax_het.engine.steps import close_program, lone_program
 from fedjax_het.problem import Problem
 
 Kind = Literal["train", "store", "fetch"]
@@ -194,16 +193,8 @@ class Engine:
             jax.tree.map(jnp.asarray, shared),
         )
         if self._close is None:
-
-            def step(acc: PyTree, leaves: Leaves, variables: Variables, shared: PyTree) -> Any:
-                new, variables, info = server_step(
-                    self._algorithm, split, acc, leaves, variables, shared
-                )
-                # What the step leaves as it is need not be copied.
-                changed = [None if a is b else a for a, b in zip(new, leaves, strict=True)]
-                return changed, variables, info
-
-            self._close = self.resources.compile(step, arguments)
+            program = close_program(self._algorithm, split)
+            self._close = self.resources.compile(program, arguments)
         changed, variables, info = self._close(*arguments)
         leaves = (b if a is None else a for a, b in zip(changed, arguments[1], strict=True))
         state = split.joined(state, tuple(leaves))

@@ -11,7 +11,7 @@ one program trains and stores, and another fetches and merges (`fedjax_het.engin
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +20,9 @@ from jax.sharding import PartitionSpec
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Chunk, ClientResult, Task, Variables
-from fedjax_het.contract.checks import check_chunk, check_mask, check_merged, check_result
+from fedjax_het.contract.checks import check_chunk, check_mask, check_result
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.placement import AXIS
-from fedjax_het.engine.state import Leaves, StateSplit
 
 
 class Rows(NamedTuple):
@@ -312,68 +311,3 @@ def group_program(
         out_specs=whole,
         check_vma=False,
     )
-
-
-def lone_program(
-    algorithm: Algorithm, route: Route, mask_shapes: PyTree, split: StateSplit
-) -> Callable[..., tuple[Leaves, Variables, Mapping[str, Any], Outputs]]:
-    """A server step with a single client as one function, to be jitted; it runs on one device.
-
-    What lies between training and the new model is one pass over the parameters: no accumulator is
-    cleared, filled and read back.
-
-    Args:
-      algorithm: the method.
-      route: the client's route, compiled in.
-      mask_shapes: mask shapes for `merge.init`.
-      split: separates the leaves of the state.
-
-    Returns:
-      `(leaves, variables, shared, start, data, rows, common)` to `(leaves, variables, info,
-      outputs)`.
-    """
-
-    def run(
-        leaves: Leaves,
-        variables: Variables,
-        shared: PyTree,
-        start: Variables,
-        data: PyTree,
-        rows: Rows,
-        common: Round,
-    ) -> tuple[Leaves, Variables, Mapping[str, Any], Outputs]:
-        acc = algorithm.merge.init(split.traced(leaves), variables, mask_shapes)
-        row = jax.tree.map(lambda a: a[0], rows)
-        result, mask = train_one(algorithm, route, start, data, row, row.steps, common)
-        result, mask = jax.tree.map(lambda a: a[None], (result, mask))
-        acc, outputs = merge_chunk(algorithm, acc, start, rows, result, mask, common)
-        return *server_step(algorithm, split, acc, leaves, variables, shared), outputs
-
-    return run
-
-
-def server_step(
-    algorithm: Algorithm,
-    split: StateSplit,
-    acc: PyTree,
-    leaves: Leaves,
-    variables: Variables,
-    shared: PyTree,
-) -> tuple[Leaves, Variables, Mapping[str, Any]]:
-    """Closes a merge and takes the server's step; traced.
-
-    Args:
-      algorithm: the method.
-      split: separates the leaves of its state.
-      acc: accumulator of its merge.
-      leaves: JAX leaves of its state.
-      variables: the server's model.
-      shared: `Plan.shared` of the newest plan.
-
-    Returns:
-      The leaves, the model, and what the merge reports.
-    """
-    merged = algorithm.merge.finalize(acc, variables, shared)
-    check_merged(algorithm.name, merged, variables)
-    state, variables = algorithm.update(split.traced(leaves), variables, merged)
-    return split.stepped(state), variables, merged.info

@@ -25,8 +25,9 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.placement import AXIS
-from fedjax_het.engine.programs import Outputs, Round, Rows, group_loop, server_step, training
+from fedjax_het.engine.programs import Outputs, Round, Rows, group_loop, training
 from fedjax_het.engine.state import Leaves, StateSplit
+from fedjax_het.engine.steps import server_step
 from fedjax_het.models.autotune import Tuner, choosing
 
 

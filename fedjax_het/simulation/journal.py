@@ -2,10 +2,10 @@
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,26 @@ from fedjax_het.simulation.identity import require_same
 
 _PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 _TOTALS = ("bytes_up", "bytes_down", "flops", "tasks", "merged", "dropped", "nonfinite")
+
+
+class Record(NamedTuple):
+    """What there is to record of a server step.
+
+    Attributes:
+      step: number of the step, from 1.
+      now_s: virtual time at its end.
+      metrics: metrics of the step.
+      clients: rows of its tasks.
+    """
+
+    step: int
+    now_s: float
+    metrics: dict[str, Any]
+    clients: list[dict[str, Any]]
+
+
+# Records of a step or of a batch of rounds; calling it waits for the device.
+PendingRecords = Callable[[], list[Record]]
 
 
 def environment() -> dict[str, Any]:

@@ -29,26 +29,10 @@ from fedjax_het.engine.programs import Outputs
 from fedjax_het.engine.rounds import RoundOutputs
 from fedjax_het.engine.sampling import Sampler, fold_in
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.journal import client_rows, step_row
+from fedjax_het.simulation.journal import PendingRecords, Record, client_rows, step_row
 
 # Rounds that are planned ahead, so that programs are compiled for their routes too.
 _AHEAD = 32
-
-
-class Record(NamedTuple):
-    """What there is to record of a server step.
-
-    Attributes:
-      step: number of the step, from 1.
-      now_s: virtual time at its end.
-      metrics: metrics of the step.
-      clients: rows of its tasks.
-    """
-
-    step: int
-    now_s: float
-    metrics: dict[str, Any]
-    clients: list[dict[str, Any]]
 
 
 class _Round(NamedTuple):
@@ -74,8 +58,6 @@ class _Round(NamedTuple):
         return self.plan.take(self.ran, self.closing.steps)
 
 
-# Records of a step or of a batch of rounds; calling it waits for the device.
-PendingRecords = Callable[[], list[Record]]
 # `(step, now_s) -> bool`, for a step counted from 1 and its end.
 Ends = Callable[[int, float], bool]
 

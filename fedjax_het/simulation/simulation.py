@@ -18,9 +18,9 @@ from fedjax_het.runtime import processes
 from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.identity import identify
-from fedjax_het.simulation.journal import Journal, require_own
+from fedjax_het.simulation.journal import Journal, PendingRecords, Record, require_own
 from fedjax_het.simulation.options import RunKeywords, RunOptions
-from fedjax_het.simulation.server import PendingRecords, Record, Server, require_available
+from fedjax_het.simulation.server import Server, require_available
 from fedjax_het.simulation.sinks import tensorboard_writer
 
 # Rounds of the longest batch, and seconds that one should stay below: its rounds are shown and

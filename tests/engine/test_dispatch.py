@@ -22,6 +22,7 @@ from fedjax_het.algorithms import build
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.clock import arrivals, window
 from fedjax_het.engine import dispatch
+from fedjax_het.engine import slots as slots_of_results
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.availability import from_intervals
 from fedjax_het.problem import Problem
@@ -166,7 +167,7 @@ def test_a_merge_of_one_client_is_the_same_with_and_without_an_accumulator():
 def test_fewer_slots_than_clients_change_nothing(slotted, slots, monkeypatch):
     """Results that give way are trained again; here a model takes 5 kB or so."""
     params = sum(leaf.nbytes for leaf in jax.tree.leaves(slotted.base.variables))
-    monkeypatch.setitem(dispatch.RESULT_BYTES, "cpu", params * (slots + 0.5))
+    monkeypatch.setitem(slots_of_results.RESULT_BYTES, "cpu", params * (slots + 0.5))
     tight = simulate(
         slotted.algorithm,
         slotted.problem,

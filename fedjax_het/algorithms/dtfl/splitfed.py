@@ -7,7 +7,7 @@ import numpy as np
 from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.dtfl import timing
 from fedjax_het.algorithms.dtfl.tiers import cuts, split
-from fedjax_het.algorithms.fedavg import full_model
+from fedjax_het.algorithms.parts import full_model
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import SplitTraining, TrainingKeywords
 from fedjax_het.common.errors import require

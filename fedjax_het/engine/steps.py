@@ -1,0 +1,102 @@
+"""The server's step as a program: after a merge, or with the training of a single client in it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, Variables
+from fedjax_het.contract.checks import check_merged
+from fedjax_het.contract.masks import Route
+from fedjax_het.engine.programs import Outputs, Round, Rows, merge_chunk, train_one
+from fedjax_het.engine.state import Leaves, StateSplit
+
+
+def server_step(
+    algorithm: Algorithm,
+    split: StateSplit,
+    acc: PyTree,
+    leaves: Leaves,
+    variables: Variables,
+    shared: PyTree,
+) -> tuple[Leaves, Variables, Mapping[str, Any]]:
+    """Closes a merge and takes the server's step; traced.
+
+    Args:
+      algorithm: the method.
+      split: separates the leaves of its state.
+      acc: accumulator of its merge.
+      leaves: JAX leaves of its state.
+      variables: the server's model.
+      shared: `Plan.shared` of the newest plan.
+
+    Returns:
+      The leaves, the model, and what the merge reports.
+    """
+    merged = algorithm.merge.finalize(acc, variables, shared)
+    check_merged(algorithm.name, merged, variables)
+    state, variables = algorithm.update(split.traced(leaves), variables, merged)
+    return split.stepped(state), variables, merged.info
+
+
+def close_program(
+    algorithm: Algorithm, split: StateSplit
+) -> Callable[..., tuple[list[Any], Variables, Mapping[str, Any]]]:
+    """A server step after a merge as one function, to be jitted.
+
+    Args:
+      algorithm: the method.
+      split: separates the leaves of its state.
+
+    Returns:
+      `(acc, leaves, variables, shared) -> (changed, variables, info)`; `changed` has None for every
+      leaf that the step leaves as it is, which therefore need not be copied.
+    """
+
+    def run(
+        acc: PyTree, leaves: Leaves, variables: Variables, shared: PyTree
+    ) -> tuple[list[Any], Variables, Mapping[str, Any]]:
+        new, variables, info = server_step(algorithm, split, acc, leaves, variables, shared)
+        changed = [None if a is b else a for a, b in zip(new, leaves, strict=True)]
+        return changed, variables, info
+
+    return run
+
+
+def lone_program(
+    algorithm: Algorithm, route: Route, mask_shapes: PyTree, split: StateSplit
+) -> Callable[..., tuple[Leaves, Variables, Mapping[str, Any], Outputs]]:
+    """A server step with a single client as one function, to be jitted; it runs on one device.
+
+    What lies between training and the new model is one pass over the parameters: no accumulator is
+    cleared, filled and read back.
+
+    Args:
+      algorithm: the method.
+      route: the client's route, compiled in.
+      mask_shapes: mask shapes for `merge.init`.
+      split: separates the leaves of the state.
+
+    Returns:
+      `(leaves, variables, shared, start, data, rows, common)` to `(leaves, variables, info,
+      outputs)`.
+    """
+
+    def run(
+        leaves: Leaves,
+        variables: Variables,
+        shared: PyTree,
+        start: Variables,
+        data: PyTree,
+        rows: Rows,
+        common: Round,
+    ) -> tuple[Leaves, Variables, Mapping[str, Any], Outputs]:
+        acc = algorithm.merge.init(split.traced(leaves), variables, mask_shapes)
+        row = jax.tree.map(lambda a: a[0], rows)
+        result, mask = train_one(algorithm, route, start, data, row, row.steps, common)
+        result, mask = jax.tree.map(lambda a: a[None], (result, mask))
+        acc, outputs = merge_chunk(algorithm, acc, start, rows, result, mask, common)
+        return *server_step(algorithm, split, acc, leaves, variables, shared), outputs
+
+    return run
