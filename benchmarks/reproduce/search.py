@@ -8,21 +8,20 @@ seeds it is then reported for is not. Each cell is written as soon as it is meas
 interrupted search goes on where it stopped. The table is ordered by method, then by mean accuracy.
 """
 
+import functools
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import harness
 from fedjax_het import algorithms, experiment
-from fedjax_het.common.jsonio import read_json, write_json
 from fedjax_het.config import methods, named, section
 from fedjax_het.simulation.simulate import simulate
+from fedjax_het.sweeps import sweep
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A configuration to compare.")
 _OUT = flags.DEFINE_string("out", None, "Directory for the cells.", required=True)
@@ -69,18 +68,14 @@ def main(argv: list[str]) -> None:
     del argv
     settings = experiment.plain(_CONFIG.value)
     grid = json.loads(_GRID.value)
-    out, cells = Path(_OUT.value), []
-    out.mkdir(parents=True, exist_ok=True)
-    for label in _METHODS.value or methods(settings):
-        for values in itertools.product(*grid.values()):
-            options = dict(zip(grid, values, strict=True))
-            slug = "_".join([label, *(f"{value:g}" for value in values)])
-            path = out / ("".join(c if c.isalnum() or c in "._" else "-" for c in slug) + ".json")
-            if not path.exists():
-                write_json(path, cell(settings, label, options))
-                jax.clear_caches()
-            cells.append(read_json(path))
-    print(table(cells, list(grid)))
+    cells = {
+        "_".join([label, *(f"{value:g}" for value in values)]): functools.partial(
+            cell, settings, label, dict(zip(grid, values, strict=True))
+        )
+        for label in _METHODS.value or methods(settings)
+        for values in itertools.product(*grid.values())
+    }
+    print(table(list(sweep(cells, _OUT.value).values()), list(grid)))
 
 
 if __name__ == "__main__":

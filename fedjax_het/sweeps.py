@@ -1,0 +1,68 @@
+"""Sweeps: the cells of a study, run once each, one file a cell, so that a study may be interrupted.
+
+cells = {f"fedavg_{lr}": functools.partial(final_accuracy, lr) for lr in (0.05, 0.1)}
+found = sweep(cells, "runs/search")
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.jsonio import read_json, write_json
+from fedjax_het.report.records import RunRecord
+
+
+def sweep(
+    cells: Mapping[str, Callable[[], Any]],
+    out: str | os.PathLike[str],
+    announce: Callable[[str, Any], None] | None = None,
+) -> dict[str, Any]:
+    """Runs every cell that has no file yet.
+
+    Compiled programs are dropped between cells: a study compiles more of them than a process can
+    hold.
+
+    Args:
+      cells: names of the cells, and functions that return what JSON can hold.
+      out: directory of the files, `<name>.json`; made if it does not exist.
+      announce: function of the name and the value of a cell, called when it has been run.
+
+    Returns:
+      The values by name, in the order of the cells, as they are read back from the files.
+
+    Raises:
+      InputError: two names that become the same file.
+    """
+    root = Path(out)
+    paths = {name: root / f"{_slug(name)}.json" for name in cells}
+    require(
+        len(set(paths.values())) == len(paths),
+        f"cells {sorted(paths)}",
+        "must differ in more than punctuation, each has a file of its own",
+        "give one another name",
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    for name, run in cells.items():
+        if paths[name].exists():
+            continue
+        value = run()
+        write_json(paths[name], value)
+        jax.clear_caches()
+        if announce is not None:
+            announce(name, value)
+    return {name: read_json(path) for name, path in paths.items()}
+
+
+def curve(record: RunRecord) -> dict[str, list[Any]]:
+    """The evaluations of a run as columns: `step`, `virtual_s` and `accuracy`."""
+    rows = [row for row in record.metrics if row.get("accuracy") is not None]
+    return {name: [row[name] for row in rows] for name in ("step", "virtual_s", "accuracy")}
+
+
+def _slug(name: str) -> str:
+    """A name as that of a file."""
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in name)
