@@ -23,6 +23,7 @@ import numpy as np
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.preview import Preview
 from fedjax_het.contract.selection import Select, uniform
 
 Array = jax.Array
@@ -240,6 +241,8 @@ class Algorithm(NamedTuple):
       select: who takes part; see `fedjax_het.contract.selection`.
       evaluated: `(state, variables) -> [Variables]`, the models whose mean accuracy counts as the
         method's; None for the global model alone.
+      preview: `() -> Preview`, on the host, what a run would do; None for a method that plans
+        nothing ahead.
     """
 
     name: str
@@ -256,6 +259,7 @@ class Algorithm(NamedTuple):
     ) = None
     select: Select = uniform
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
+    preview: Callable[[], Preview] | None = None
 
     @property
     def overlaps(self) -> bool:

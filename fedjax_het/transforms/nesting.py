@@ -21,8 +21,9 @@ class Nested(NamedTuple):
 def nested(algorithm: Algorithm) -> Algorithm:
     """The method with its state in `Nested.inner`; its `init` and `plan` are left to be replaced.
 
-    The merge, the server's step, buffers, observations and evaluated models are those of the method
-    inside. A plan that is replaced by one that looks at the state no longer runs in batches.
+    The merge, the server's step, buffers, observations, evaluated models and the preview are those
+    of the method inside. A plan that is replaced by one that looks at the state no longer runs in
+    batches.
 
     Args:
       algorithm: any method.
