@@ -14,10 +14,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fedjax_het import __version__, experiment
-from fedjax_het.algorithms.adel import preview as plans
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.jsonio import jsonable
 from fedjax_het.fleet import profile as profiles
+from fedjax_het.report import preview as previews
 from fedjax_het.runtime import processes
 
 
@@ -151,7 +151,7 @@ def plan() -> None:
         flags.DEFINE_string("out", None, "Directory for the figure and the numbers.")
 
     def program(values: flags.FlagValues) -> None:
-        print(plans.text(experiment.plan(_config(values), values.out)))
+        print(previews.text(experiment.plan(_config(values), values.out)))
 
     _run(program, define)
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_het import algorithms
-from fedjax_het.algorithms.adel import preview as plans
-from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.jsonio import read_json, write_atomic, write_json
 from fedjax_het.config import (
     CompareOptions,
@@ -19,9 +18,11 @@ from fedjax_het.config import (
     section,
 )
 from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.preview import Preview
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.resources import Resources
 from fedjax_het.problem import Problem
+from fedjax_het.report import preview as previews
 from fedjax_het.report.compare import Comparison
 from fedjax_het.report.compare import compare as compare_records
 from fedjax_het.report.page import write_report
@@ -207,31 +208,34 @@ def _slug(label: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in label).lower()
 
 
-def plan(config: Any, out: str | Path | None = None) -> plans.Preview:
-    """The deadlines and batches that a run would have, without training.
+def plan(config: Any, out: str | Path | None = None) -> Preview:
+    """What a run would do, without training: its deadlines and batches, say.
 
     Args:
-      config: a configuration whose `algorithm` plans its rounds ahead (`adel.preview.PLANNED`).
+      config: a configuration whose `algorithm` has a preview.
       out: a directory for `plan.png`, `plan.json` and `plan.txt`; made if it does not exist.
 
     Returns:
-      The plan; `adel.preview.text` prints it.
+      The preview; `report.preview.text` prints it.
 
     Raises:
-      InputError: a method that has no plan, or options that it cannot use.
+      InputError: a method that has no preview, or options that it cannot use.
     """
     settings = plain(config)
     name, options = named(settings, "algorithm", derived=("problem",))
-    require_known(name, plans.PLANNED, "method with planned rounds")
-    problem = build_problem(settings)
-    algorithms.build(name, problem, **options)
-    shown = plans.preview(problem, name, options)
+    algorithm = algorithms.build(name, build_problem(settings), **options)
+    if algorithm.preview is None:
+        raise InputError(
+            f"algorithm {name!r}: plans no rounds ahead, so there is nothing to preview; train it, "
+            "or choose a method with an `Algorithm.preview`"
+        )
+    shown = algorithm.preview()
     if out is not None:
         root = Path(out)
         root.mkdir(parents=True, exist_ok=True)
-        write_atomic(root / "plan.png", png(plans.figure(shown)))
-        write_atomic(root / "plan.txt", plans.text(shown).encode())
-        write_json(root / "plan.json", shown.data())
+        write_atomic(root / "plan.png", png(previews.figure(shown)))
+        write_atomic(root / "plan.txt", previews.text(shown).encode())
+        write_json(root / "plan.json", previews.data(shown))
     return shown
 
 

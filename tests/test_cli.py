@@ -118,6 +118,7 @@ def test_the_version_is_the_package_s(fedjax_het):
         (["profile", "--config=TINY", "--batch=0"], "--batch=0: .* positive"),
         (["profile", "--config=TINY", "--nomeasure", "--out=x"], "--out=x: needs a measurement"),
         (["profile", "--config=TINY", "--out=no/x"], "--out=no/x: must be in a directory"),
+        (["plan", "--config=TINY"], "algorithm 'fedavg': plans no rounds ahead"),
         (["report", "--workdir=no"], "no: holds neither a run .* nor a comparison"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -200,6 +201,22 @@ def test_profile_prints_counted_beside_measured(fedjax_het, tiny, tmp_path):
     assert (first.split()[:2], second.split()[:2]) == (["fc1", "520"], ["fc2", "90"])
     assert "full step 2,528 FLOPs/sample" in foot
     assert json.loads(out.read_text())["batch"] == 4
+
+
+def test_plan_prints_deadlines_and_batches(fedjax_het, tiny):
+    planned = ("name=salf", "rounds=3", "total_s=6")
+    status, out, _ = fedjax_het(
+        "plan",
+        f"--config={tiny}",
+        *(f"--config.algorithm.{option}" for option in planned),
+        "--config.fleet.name=adel",
+        "--config.fleet.stages=2",
+    )
+    assert status == 0
+    for words in ("salf: rounds = 3", "deadline (s)", "step size", "batch (samples)", "power"):
+        assert words in out
+    for words in ("communication (s)", "chance that all miss layer", "chance to miss layer"):
+        assert words in out
 
 
 def test_compare_hands_over_files_and_seeds(fedjax_het, tiny, tmp_path, monkeypatch):

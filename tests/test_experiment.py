@@ -230,3 +230,23 @@ def test_options_of_every_algorithm_are_known():
     assert "learning_rate" not in algorithms.default_options("fedavg")
     with pytest.raises(InputError, match="'fedavg'"):
         algorithms.default_options("fedavgg")
+
+
+PLANNED = {
+    "algorithm": {"name": "salf", "learning_rate": 0.1, "rounds": 3, "total_s": 6.0},
+    "fleet": {"name": "adel", "stages": 2, "flops_per_sample_layer": 1700.0},
+}
+
+
+def test_a_plan_is_printed_drawn_and_kept(tmp_path):
+    shown = experiment.plan(changed(**PLANNED), tmp_path / "new" / "plan")
+    assert shown.method == "salf"
+    kept = json.loads((tmp_path / "new" / "plan" / "plan.json").read_text())
+    assert kept["by_round"]["deadline_s"]["values"] == pytest.approx([2.0] * 3)
+    assert (tmp_path / "new" / "plan" / "plan.txt").read_text().startswith("salf: rounds = 3, ")
+    assert (tmp_path / "new" / "plan" / "plan.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_method_without_a_preview_is_refused_by_name():
+    with pytest.raises(InputError, match="algorithm 'fedavg': plans no rounds ahead"):
+        experiment.plan(changed())

@@ -134,9 +134,9 @@ def bias() -> str:
         *((law, {}) for law in ("log-normal 1.0", "constant")),
         ("exponential", {"rates": "physical"}),
         ("half at 0.5", {"rates": "physical"}),
-        ("half at 0.5", {"rates": "physical", "estimate_rates": True}),
+        ("half at 0.5", {"rates": "physical", "online": {}}),
         ("walking", {"rates": "physical"}),
-        ("walking", {"rates": "physical", "estimate_rates": True}),
+        ("walking", {"rates": "physical", "online": {}}),
     ]
     for law, options in cases:
         problem = _problem(law)
@@ -164,7 +164,7 @@ def bias() -> str:
             assumed.append(1.0 - plan.shared["merge_probability"][0])
         weight = state.tally.weight[:, 0] / state.tally.seen
         rule = "ipw" if options else "corrected"
-        rule += ", learning" if "estimate_rates" in options else ""
+        rule += ", learning" if "online" in options else ""
         rows.append(
             [
                 law,

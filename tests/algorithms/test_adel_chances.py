@@ -14,8 +14,7 @@ from fedjax_het.algorithms.adel.depths import (
     miss_probability,
     whole_batches,
 )
-from fedjax_het.algorithms.adel.options import Layered
-from fedjax_het.algorithms.adel.workload import prepare
+from fedjax_het.algorithms.adel.workload import Layered, prepare
 from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.presets import build as build_fleet
 
@@ -32,6 +31,7 @@ OPTIONS = {
 @pytest.mark.parametrize("layers", [1, 3, 8, 13])
 @pytest.mark.parametrize("rate", [0.0, 0.3, 4.0, 25.0])
 def test_a_miss_is_a_poisson_tail_and_an_erlang_tail(layers, rate):
+    """methods/adel_fl.md check 1."""
     ell = np.arange(1, layers + 1)
     q = miss_probability(layers, rate)
     np.testing.assert_allclose(q, poisson.cdf(layers - ell, rate), rtol=0, atol=1e-12)
@@ -40,6 +40,7 @@ def test_a_miss_is_a_poisson_tail_and_an_erlang_tail(layers, rate):
 
 
 def test_golden_miss_probabilities():
+    """methods/adel_fl.md check 1."""
     np.testing.assert_allclose(miss_probability(8, 4.0)[[0, 7]], [0.9488663842, 0.0183156389])
     assert miss_probability(11, 9.0)[2] == pytest.approx(0.4556526043)
 
@@ -61,6 +62,7 @@ def test_the_logarithms_agree_and_do_not_underflow():
     ],
 )
 def test_probability_that_nobody_finishes_a_layer(users, layers, rate, wanted):
+    """methods/adel_fl.md check 2, check 3."""
     p = miss_probability(layers, rate) ** users
     np.testing.assert_allclose(p[: len(wanted)], wanted, atol=6e-6)
     deepest = draws(users, layers, rate, 200_000).max(axis=1)
@@ -69,6 +71,8 @@ def test_probability_that_nobody_finishes_a_layer(users, layers, rate, wanted):
 
 
 def test_p_grows_towards_the_input_and_with_m_and_falls_with_time_and_users():
+    """methods/adel_fl.md check 4."""
+
     def p(deadline=4.0, scale=1.0, users=20):
         return miss_probability(8, deadline / scale) ** users
 
@@ -79,6 +83,7 @@ def test_p_grows_towards_the_input_and_with_m_and_falls_with_time_and_users():
 
 
 def test_the_batch_rule_makes_everyone_equally_deep():
+    """methods/adel_fl.md check 10."""
     power, spent_s = np.asarray([100.0, 800.0, 3000.0]), np.asarray([0.0, 0.4, 0.9])
     samples = batch_sizes(0.7, power, 4.0, spent_s)
     np.testing.assert_allclose((4.0 - spent_s) * power / samples, 4.0 / 0.7)
@@ -96,7 +101,10 @@ def test_depth_counts_what_is_done_in_time():
 
 
 def test_the_uniform_depth_of_salf():
-    """Spec test 15: q = 1 - l/L for a straggler, so p = (1 - l/L)^U if all are."""
+    """methods/adel_fl.md check 15, methods/baselines.md check 11.
+
+    q = 1 - l/L for a straggler, so p = (1 - l/L)^U if all are.
+    """
     q = straggler_misses(np.asarray([True, True, False]), 4)
     np.testing.assert_allclose(q[0], [0.75, 0.5, 0.25, 0.0])
     np.testing.assert_allclose(np.prod(q[:2], axis=0), np.asarray([0.75, 0.5, 0.25, 0.0]) ** 2)
@@ -110,7 +118,7 @@ def test_exponential_fleets_do_what_the_planner_assumes(rates):
     setting = prepare(problem, Layered(**{**TRAINING, **OPTIONS, "rates": rates}))
     layers = setting.layers.number
     work = setting.workload(np.arange(8), 4.0, 1.1, 10_000)
-    missed = setting.missed(np.arange(8), work, setting.power)
+    missed = setting.missed(work)
     if rates == "ideal":
         np.testing.assert_allclose(missed, np.broadcast_to(missed[0], missed.shape))
     rounds = 2000
@@ -123,7 +131,7 @@ def test_exponential_fleets_do_what_the_planner_assumes(rates):
 
 @pytest.mark.parametrize(("layers", "wanted"), [(6, 11.47), (8, 14.14), (13, 20.63)])
 def test_waiting_for_twenty_users(layers, wanted):
-    """Spec test 15: the mean of the largest of 20 Erlang(L, 1) times."""
+    """methods/adel_fl.md check 15: the mean of the largest of 20 Erlang(L, 1) times."""
     fleet = build_fleet("exponential", 20, mean_flops_per_s=1.0, stages=layers)
     rng = np.random.default_rng(0)
     longest = [

@@ -18,8 +18,7 @@ from problems import (
 
 from fedjax_het import models
 from fedjax_het.algorithms import build
-from fedjax_het.algorithms.adel.layers import layers_of, on_batch_statistics, trained
-from fedjax_het.algorithms.adel.preview import preview, text
+from fedjax_het.algorithms.adel.depths import layers_of, on_batch_statistics, trained
 from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.models.base import BlockModel, flax_block
@@ -140,20 +139,3 @@ def test_a_gradient_does_not_depend_on_the_depth_it_is_cut_at(traced):
         jax.tree.leaves(whole.stats["blocks"][0])[0], jax.tree.leaves(cut.stats["blocks"][0])[0]
     )
     assert on_batch_statistics(problem.model).blocks[0].traced_train
-
-
-def test_a_plan_can_be_looked_at_without_training():
-    problem = adel_problem()
-    training = {"learning_rate": 0.5, "batch_size": 24}
-    options = {**training, "rounds": 10, "total_s": 20.0, "rates": "physical"}
-    shown = preview(problem, "adel", options)
-    assert shown.batch.shape == (10, 8)
-    assert shown.missed.shape == (10, 8, 3)
-    assert np.sum(shown.plan.deadlines_s) == pytest.approx(20.0)
-    np.testing.assert_allclose(shown.steps, 0.5 / np.arange(2, 12))
-    assert "10 rounds, 3 layers, 8 clients, 20 s in all" in text(shown)
-    equal = preview(problem, "salf", {**training, "rounds": 10, "total_s": 20.0})
-    np.testing.assert_allclose(equal.plan.deadlines_s, 2.0)
-    assert shown.plan.bound < equal.plan.bound
-    with pytest.raises(InputError, match="planned rounds"):
-        preview(problem, "fedavg", {})

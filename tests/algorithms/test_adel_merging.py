@@ -9,9 +9,8 @@ import pytest
 from adel_helpers import draws
 from problems import make_chunk
 
-from fedjax_het.algorithms.adel.depths import miss_probability
-from fedjax_het.algorithms.adel.layers import trained
-from fedjax_het.algorithms.adel.merging import merge_inputs, merge_rule, merge_weights
+from fedjax_het.algorithms.adel.depths import miss_probability, trained
+from fedjax_het.algorithms.adel.merging import LayerMerge
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Variables
 
@@ -34,12 +33,12 @@ def nothing():
 def merged(rule, missed, depth):
     """The model after one round: every client has its `DELTA`, and finished `depth` layers."""
     start = Variables(tree(OLD), nothing())
-    rows, shared = merge_inputs(rule, missed)
+    rows, shared = LayerMerge(rule).inputs(missed)
     shared = jax.tree.map(jnp.asarray, shared)
     rows = jax.tree.map(jnp.asarray, rows)
     mask = jax.vmap(functools.partial(trained, IDS))(LAYERS - depth)
     chunk = make_chunk(start, jnp.ones(USERS), tree(DELTA), mask=mask, row=rows, shared=shared)
-    merge = merge_rule(rule, IDS)
+    merge = LayerMerge(rule).aggregator(IDS)
     shapes = jax.eval_shape(lambda: jax.tree.map(lambda m: m[0], mask))
     acc = merge.add(merge.init((), start, shapes), chunk)
     new, _ = merge.finalize(acc, start, shared)
@@ -67,12 +66,12 @@ def errors(steps, wanted):
 
 @pytest.mark.parametrize(("rule", "unequal"), [("corrected", False), ("ipw", False), ("ipw", True)])
 def test_the_expected_step_is_that_of_fedavg(rule, unequal):
-    """Spec test 5."""
+    """methods/adel_fl.md check 5."""
     assert np.max(errors(after_many_rounds(rule, unequal), FULL)) < 4
 
 
 def test_rules_without_the_correction_fail_by_the_predicted_factor():
-    """Spec test 6, the negative controls."""
+    """methods/adel_fl.md check 6, the negative controls."""
     q = miss_probability(LAYERS, RATE)[:, None]
     for rule, factor in (("mean", 1 - q**USERS), ("zero_fill", 1 - q)):
         steps = after_many_rounds(rule)
@@ -81,15 +80,15 @@ def test_rules_without_the_correction_fail_by_the_predicted_factor():
 
 
 def test_unequal_rates_defeat_the_common_correction():
-    """Spec test 6, second half, with the effective weights of section 2.3."""
+    """methods/adel_fl.md check 6, second half, with the weights of methods/adel_fl.md 2.3."""
     steps = after_many_rounds("corrected", True)
     assert np.max(errors(steps, FULL)) > 20
     missed = miss_probability(LAYERS, UNEQUAL)
     depth = draws(USERS, LAYERS, UNEQUAL, 20_000, seed=1)
-    weight = np.mean([merge_weights("mean", missed, d, 0.0) for d in depth], axis=0)
+    weight = np.mean([LayerMerge("mean").weights(missed, d) for d in depth], axis=0)
     share = weight[:, 0] / weight[:, 0].mean()
     np.testing.assert_allclose(share, [0.001, 0.05, 0.31, 0.86, 1.77, 2.99], atol=0.06)
-    fair = np.mean([merge_weights("ipw", missed, d, 0.0) for d in depth], axis=0)
+    fair = np.mean([LayerMerge("ipw").weights(missed, d) for d in depth], axis=0)
     np.testing.assert_allclose(fair[2:], 1.0, atol=0.12)
 
 
@@ -106,7 +105,7 @@ def test_the_two_forms_of_the_rule_agree():
 
 
 def test_the_variance_is_the_exact_one_and_below_its_bounds():
-    """Spec test 7, section 2.4."""
+    """methods/adel_fl.md 2.4, check 7."""
     q = miss_probability(LAYERS, RATE)
     p = q**USERS
     steps = after_many_rounds("corrected")
@@ -125,7 +124,7 @@ def test_the_variance_is_the_exact_one_and_below_its_bounds():
 
 @pytest.mark.parametrize("rule", ["corrected", "ipw", "zero_fill", "mean"])
 def test_with_time_for_everything_it_is_fedavg_and_with_none_nothing_moves(rule):
-    """Spec tests 8 and 9; under jit, so a division by zero would show as NaN."""
+    """methods/adel_fl.md check 8, check 9; under jit, so a division by zero would show as NaN."""
     for rate, depth, wanted in ((200.0, LAYERS, FULL + np.stack(OLD)), (0.0, 0, np.stack(OLD))):
         missed = miss_probability(LAYERS, np.full(USERS, rate))
         new = jax.jit(functools.partial(merged, rule, missed))(jnp.full(USERS, depth, jnp.int32))
@@ -143,13 +142,13 @@ def test_a_layer_that_nobody_finished_keeps_its_bits(rule):
 
 def test_clients_out_of_reach_have_no_weight_rather_than_an_infinite_one():
     missed = miss_probability(LAYERS, np.asarray([0.0, 2.2, 2.2]))
-    rows, shared = merge_inputs("ipw", missed)
+    rows, shared = LayerMerge("ipw").inputs(missed)
     assert not rows["inverse_propensity"][0].any()
     assert np.all(np.isfinite(rows["inverse_propensity"]))
     np.testing.assert_allclose(
         shared["merge_probability"], 1 - np.prod(missed[1:], axis=0), rtol=1e-6
     )
-    floored, _ = merge_inputs("ipw", missed, propensity_floor=0.5)
+    floored, _ = LayerMerge("ipw", floor=0.5).inputs(missed)
     assert np.max(floored["inverse_propensity"]) <= 2.0
 
 
@@ -157,7 +156,7 @@ def test_the_reported_weight_is_the_weight_that_merges():
     missed = miss_probability(LAYERS, UNEQUAL)
     depth = np.asarray([2, 0, 4, 5, 5, 1])
     for rule in ("corrected", "ipw", "zero_fill", "mean"):
-        weight = merge_weights(rule, missed, depth, 0.0)
+        weight = LayerMerge(rule).weights(missed, depth)
         new = np.asarray(merged(rule, missed, jnp.asarray(depth)))
         wanted = [
             OLD[i] + np.sum(weight[:, i, None] * DELTA[i], axis=0) / USERS for i in range(LAYERS)
@@ -172,7 +171,7 @@ def test_running_statistics_are_never_amplified():
     shared = {"merge_probability": jnp.asarray([0.25]), "clients": jnp.asarray(2.0)}
     rows = {"inverse_propensity": jnp.full((2, 1), 4.0)}
     for rule in ("corrected", "ipw", "zero_fill"):
-        merge = merge_rule(rule, {"blocks": ({"w": 0},), "exits": ()})
+        merge = LayerMerge(rule).aggregator({"blocks": ({"w": 0},), "exits": ()})
         chunk = make_chunk(
             start,
             jnp.ones(2),
@@ -189,7 +188,10 @@ def test_running_statistics_are_never_amplified():
 
 
 def test_identical_full_width_clients_are_fedavg_and_unowned_elements_stay():
-    """Spec test 16: the element-wise mean over owners, which HeteroFL-style baselines use."""
+    """methods/adel_fl.md check 16: the element-wise mean over owners.
+
+    HeteroFL-style baselines use it.
+    """
     merge = masked_mean()
     start = Variables(tree(OLD[:1]), {"blocks": ({},), "exits": ()})
     delta = jnp.asarray([[1.0, 2.0], [1.0, 2.0]], jnp.float32)

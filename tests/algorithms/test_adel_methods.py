@@ -1,5 +1,8 @@
 """ADEL-FL and its relatives as algorithms: the clock, the records, and who wins at equal time."""
 
+from dataclasses import fields
+from typing import get_type_hints
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from scipy.stats import norm
 
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.adel.depths import miss_probability
+from fedjax_het.algorithms.adel.workload import Layered, LayeredKeywords
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.clock import Status, dispatch
 from fedjax_het.engine.engine import Engine
@@ -58,7 +62,7 @@ def test_a_round_lasts_until_its_deadline_and_who_has_nothing_is_dropped(rates):
 
 
 def test_how_often_stragglers_are_dropped():
-    """Spec test 15: a user completes a round with probability 1 - Q(L, T)."""
+    """methods/adel_fl.md check 15: a user completes a round with probability 1 - Q(L, T)."""
     problem = adel_problem(users=20)
     rounds = 300
     algorithm = build("adel_drop", problem, rounds=rounds, total_s=rounds * 3.0, **TRAINING)
@@ -147,11 +151,13 @@ def test_a_run_cannot_outlive_its_plan():
         ({"solver": "guess"}, "solver"),
         ({"schedule": "cosine"}, "schedule"),
         ({"batch_scale": (1.0,)}, "batch_scale"),
-        ({"estimate_rates": True}, "physical"),
-        ({"memory_rounds": 1.0}, "memory_rounds"),
+        ({"online": {}}, "physical"),
+        ({"online": {"memory_rounds": 1.0}}, "memory_rounds"),
+        ({"online": {"replan_tolerance": 0.0}}, "replan_tolerance"),
         ({"propensity_floor": 1.0}, "propensity_floor"),
         ({"max_batch": 0}, "max_batch"),
         ({"constants": {"gradient_norm": -1.0}}, "gradient_norm"),
+        ({"constants": {"smothness": 1.0}}, "did you mean"),
         ({"clients_per_round": 1}, "sample more clients"),
         ({"local_steps": 2}, "local_steps"),
         ({"weighting": "samples"}, "weighting"),
@@ -235,7 +241,10 @@ def test_exponential_times_show_no_bias():
 
 
 def test_adel_is_ahead_of_dropping_and_of_waiting_at_equal_time():
-    """Spec test 18: mean accuracy of three seeds; six layers, of which few fit into a round."""
+    """methods/adel_fl.md check 18: mean accuracy of three seeds.
+
+    Of the six layers few fit into a round.
+    """
     problem = adel_problem(users=20, samples=60, hidden=(32, 16), mean_power=18, stages=6)
     rounds, total_s = 20, 52.0
     settings = {"rounds": rounds, "max_virtual_s": total_s, "execution": "masked", "chunk": 20}
@@ -261,8 +270,8 @@ def test_adel_is_ahead_of_dropping_and_of_waiting_at_equal_time():
 def test_a_resumed_run_has_the_same_bits(tmp_path):
     """The plan, the learned speeds and the counts included."""
     problem = adel_problem(users=5, samples=12, hidden=(8,), stages=2, mean_power=5, drift=0.5)
-    options = {**BUDGET, "batch_size": 5, "rates": "physical", "estimate_rates": True}
-    algorithm = build("adel", problem, **options, replan_tolerance=0.01)
+    options = {**BUDGET, "batch_size": 5, "rates": "physical"}
+    algorithm = build("adel", problem, **options, online={"replan_tolerance": 0.01})
     run = {"execution": "masked", "seed": 3, "eval_every": 6}
     shared = {"engine": Engine(algorithm, RunOptions(rounds=1, **run).resources(problem))}
     shared["evaluator"] = Evaluator(problem)
@@ -275,3 +284,36 @@ def test_a_resumed_run_has_the_same_bits(tmp_path):
     times = [[row["virtual_s"] for row in r.record.metrics] for r in (whole, resumed)]
     assert times[0] == times[1]
     assert np.any(whole.state.deadlines_s != algorithm.init(None, None).deadlines_s)
+
+
+def test_a_plan_can_be_looked_at_without_training():
+    problem = adel_problem()
+    options = {"learning_rate": 0.5, "batch_size": 24, "rounds": 10, "total_s": 20.0}
+    algorithm = build("adel", problem, **options, rates="physical")
+    shown = algorithm.preview()
+    rounds, clients = ({n: c.values for n, c in part.items()} for part in shown[2:])
+    assert {"rounds": 10, "layers": 3, "clients": 8}.items() <= shown.summary.items()
+    assert shown.summary["total_s"] == pytest.approx(20.0)
+    assert np.sum(rounds["deadline_s"]) == pytest.approx(20.0)
+    np.testing.assert_allclose(rounds["step_size"], 0.5 / np.arange(2, 12))
+    assert rounds["missed_by_all"].shape == (10, 3)
+    assert rounds["batch"].shape == (10, 8)
+    np.testing.assert_array_equal(clients["batch"], rounds["batch"][[0, -1]].T)
+    assert clients["missed"].shape == (8, 3)
+    # It is the plan that a run follows.
+    first, *_ = planned(algorithm, problem, 1)
+    assert first[0].deadline_s == rounds["deadline_s"][0]
+    np.testing.assert_array_equal(first[0].batch, rounds["batch"][0])
+    np.testing.assert_allclose(
+        1 - first[0].shared["merge_probability"], np.prod(clients["missed"], axis=0), atol=1e-6
+    )
+    for name in ("salf", "adel_drop"):
+        equal = build(name, problem, **options).preview()
+        assert equal.method == name
+        np.testing.assert_allclose(equal.by_round["deadline_s"].values, 2.0)
+        assert shown.summary["bound"] < equal.summary["bound"]
+    assert build("adel_wait", problem, **TRAINING).preview is None
+
+
+def test_every_shared_option_is_a_typed_keyword():
+    assert set(get_type_hints(LayeredKeywords)) == {field.name for field in fields(Layered)}

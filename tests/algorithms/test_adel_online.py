@@ -6,7 +6,7 @@ import pytest
 from adel_helpers import adel_problem, situations
 
 from fedjax_het.algorithms import build
-from fedjax_het.algorithms.adel.tally import Speeds, observe
+from fedjax_het.algorithms.adel.online import Speeds
 from fedjax_het.fleet.speed import SpeedTrace
 from fedjax_het.problem import Problem
 
@@ -57,20 +57,20 @@ def test_the_estimate_finds_the_rate_although_work_is_cut_short():
         finished_s = np.cumsum(rng.exponential(size=(2, layers)) * (batch / power)[:, None], axis=1)
         depth = np.sum(finished_s <= 2.0, axis=1)
         busy_s = np.minimum(finished_s[:, -1], 2.0)
-        speeds = observe(speeds, np.arange(2), batch, depth, busy_s, memory_rounds=1e9)
+        speeds = speeds.observe(np.arange(2), batch, depth, busy_s, memory_rounds=1e9)
     np.testing.assert_allclose(speeds.power, power, rtol=0.03)
 
 
 def test_old_observations_fade():
     speeds = Speeds(np.asarray([100.0]), np.asarray([1.0]))
     for _ in range(60):
-        speeds = observe(speeds, np.arange(1), np.asarray([10]), np.asarray([2]), np.ones(1), 5.0)
+        speeds = speeds.observe(np.arange(1), np.asarray([10]), np.asarray([2]), np.ones(1), 5.0)
     assert speeds.power[0] == pytest.approx(20.0, rel=1e-3)
 
 
 def test_learned_speeds_take_out_the_bias_that_drift_puts_in():
     problem, slow = drifting(0.3)
-    blind, learning = run(problem)[-1], run(problem, estimate_rates=True)[-1]
+    blind, learning = run(problem)[-1], run(problem, online={})[-1]
 
     def weight(state):
         return np.mean(state.tally.weight / state.tally.seen[:, None], axis=1)
@@ -79,13 +79,13 @@ def test_learned_speeds_take_out_the_bias_that_drift_puts_in():
     assert np.mean(weight(blind)[slow < 1]) < 0.75
     assert np.mean(weight(learning)[slow < 1]) == pytest.approx(1.0, abs=0.12)
     nominal = problem.fleet.flops_per_s * 3 / float(problem.cost.step_flops())
-    found = learning.speeds.power / (nominal * slow)
+    found = learning.learned.speeds.power / (nominal * slow)
     assert np.median(np.abs(np.log(found))) < 0.35
 
 
 def test_the_rest_of_the_time_is_planned_anew_when_speeds_change():
     problem, _ = drifting(0.1)
-    states = run(problem, rounds=30, estimate_rates=True, batch_scale=(0.5, 3.0))
+    states = run(problem, rounds=30, online={}, batch_scale=(0.5, 3.0))
     plans = [state.deadlines_s for state in states]
     changed = [t for t in range(30) if not np.array_equal(plans[t], plans[t + 1])]
     assert changed
@@ -94,13 +94,13 @@ def test_the_rest_of_the_time_is_planned_anew_when_speeds_change():
         np.testing.assert_array_equal(plans[t][: t + 1], plans[t + 1][: t + 1])
         assert np.sum(plans[t + 1]) == pytest.approx(90.0)
     # Slower devices make smaller batches, so that the noise term asks for a larger scale.
-    assert states[changed[0] + 1].noise > states[0].noise
+    assert states[changed[0] + 1].learned.noise > states[0].learned.noise
     assert states[changed[0] + 1].scale > states[0].scale
-    steady = run(problem, rounds=30, estimate_rates=True, replan_tolerance=1e9)
+    steady = run(problem, rounds=30, online={"replan_tolerance": 1e9})
     np.testing.assert_array_equal(steady[-1].deadlines_s, steady[0].deadlines_s)
 
 
 def test_the_state_is_arrays():
     problem, _ = drifting(0.5)
-    state = run(problem, rounds=2, estimate_rates=True)[-1]
+    state = run(problem, rounds=2, online={})[-1]
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state))

@@ -1,6 +1,7 @@
 """A step size that shrinks when the test accuracy no longer grows."""
 
 import pytest
+from adel_helpers import adel_problem
 from problems import digits_problem
 
 from fedjax_het.algorithms import build
@@ -41,3 +42,9 @@ def test_it_scales_any_method_and_resumes(tmp_path):
     simulate(algorithm, problem, rounds=3, workdir=tmp_path, checkpoint_every=3)
     rest = simulate(algorithm, problem, rounds=6, workdir=tmp_path, checkpoint_every=3)
     assert [row["info"]["learning_rate_scale"] for row in rest.record.metrics[1:]] == scales
+
+
+def test_the_preview_is_that_of_the_method_inside():
+    algorithm = build("salf", adel_problem(), learning_rate=0.1, rounds=4, total_s=8.0)
+    assert on_plateau(algorithm, 1).preview is algorithm.preview is not None
+    assert on_plateau(build("fedavg", digits_problem(), learning_rate=0.1), 1).preview is None

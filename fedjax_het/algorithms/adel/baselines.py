@@ -1,157 +1,179 @@
 """What ADEL-FL is compared with, in the same model of time: SALF, drop-stragglers, wait-for-all."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 
 from fedjax_het.algorithms import parts
-from fedjax_het.algorithms.adel.depths import depths_reached
-from fedjax_het.algorithms.adel.layers import on_batch_statistics
-from fedjax_het.algorithms.adel.merging import Rule, merge_inputs, merge_rule
-from fedjax_het.algorithms.adel.options import EqualDeadlines, Waiting
-from fedjax_het.algorithms.adel.rounds import (
-    compute_until,
-    last_moment,
-    layer_mask,
-    layered_tasks,
+from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of
+from fedjax_het.algorithms.adel.depths import on_batch_statistics
+from fedjax_het.algorithms.adel.merging import LayerMerge, Rule, Tally, empty_tally, layer_merge
+from fedjax_het.algorithms.adel.planning import make_plan, preview
+from fedjax_het.algorithms.adel.workload import (
+    Attempt,
+    Layered,
+    LayeredKeywords,
+    Setting,
+    prepare,
+    require_budget,
     require_planned,
-    require_rule,
 )
-from fedjax_het.algorithms.adel.tally import Tally, count, empty_tally, summary
-from fedjax_het.algorithms.adel.workload import Setting, prepare
 from fedjax_het.algorithms.registry import register
 from fedjax_het.common.errors import require
+from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Report, Schedule, Variables
 from fedjax_het.contract.clock import barrier, deadline
 from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.preview import Preview
 from fedjax_het.problem import Problem
 
 
-@register(options=EqualDeadlines)
+@register(options=Layered)
 def salf(
     problem: Problem,
     *,
+    rounds: int,
+    total_s: float,
+    batch_scale: float = 1.0,
     aggregator: Rule | None = None,
     propensity_floor: float = 0.0,
     straggler_share: float | None = None,
-    **layered: Any,
+    **layered: Unpack[LayeredKeywords],
 ) -> Algorithm:
     r"""SALF: equal deadlines, every client sends the layers it finished, merged without bias.
 
     Args:
       problem: model, data and fleet.
+      rounds: R; a run cannot be longer than what was planned for it.
+      total_s: T_max, virtual seconds for all rounds together.
+      batch_scale: m, fixed: batches are $m P_u (T - B_u) / T$, in the unit of `adel`.
       aggregator: as in `adel`; with stragglers the default is "corrected" if everyone is one, and
         "ipw" if not, since clients then differ.
       propensity_floor: as in `adel`.
-      straggler_share: None draws depths from layer times, as the ADEL-FL authors compare. A share
-        is SALF's own model instead: that share of the clients, the slowest, finishes a uniform
-        number 1..L of layers, everyone else all of them; $q^l = 1 - l/L$ for a straggler.
-      **layered: see `EqualDeadlines`.
+      straggler_share: share of the clients, the slowest, that finishes a uniform number 1..L of
+        layers while everyone else finishes all of them, which is SALF's own model;
+        $q^l = 1 - l/L$ for a straggler. None draws depths from layer times, as the ADEL-FL authors
+        compare.
+      **layered: see `Layered`; `learning_rate` is required.
 
     References:
       SALF, arXiv 2403.18375; its own correction constant was not available, so that of `adel` is
-      used with $p^l = \prod_u q_u^l$.
+      used with $p^l = \prod_u q_u^l$ (methods/adel_fl.md 5).
     """
-    options = EqualDeadlines.parse(layered)
-    setting = prepare(problem, options)
-    deadline_s, scale = _equal_deadline(setting, options), options.batch_scale * setting.unit_s
+    setting = prepare(problem, Layered.parse(layered))
+    deadline_s, scale = _equal(setting, rounds, total_s, batch_scale)
     room = setting.largest_batch(np.full(1, deadline_s), scale)
     layers = setting.layers.number
-    rule = require_rule(aggregator, options.rates, propensity_floor)
-    slow = np.zeros(problem.num_clients, bool)
+    slow, unbiased = None, setting.unbiased
     if straggler_share is not None:
-        require(
-            0 < straggler_share <= 1,
-            f"straggler_share = {straggler_share}",
-            "must lie in (0, 1]",
-            "use 0.9, or leave it out to draw depths from layer times",
-        )
-        number = round(straggler_share * problem.num_clients)
-        slow[np.argsort(setting.power, kind="stable")[:number]] = True
-        if aggregator is None:
-            rule = "corrected" if slow.all() else "ipw"
+        slow = slowest(setting.power, straggler_share)
+        unbiased = "corrected" if slow.all() else "ipw"
+    merge = layer_merge(aggregator, propensity_floor, unbiased)
 
     def plan(state: Tally, variables: Variables, situation: Situation) -> tuple[Plan, Tally]:
         del variables
         clients = situation.clients
-        require_planned(situation.round, options.rounds)
+        require_planned(situation.round, rounds)
         work = setting.workload(clients, deadline_s, scale, room)
-        if straggler_share is None:
-            missed = setting.missed(clients, work, setting.power)
-            finished_s = setting.layer_times(situation, work)
-            depth = depths_reached(finished_s, work.window_s)
-            compute_s = compute_until(work, depth, finished_s)
+        if slow is None:
+            tried = setting.attempt(situation, work)
         else:
             missed = straggler_misses(slow[clients], layers)
             drawn = situation.rng.integers(1, layers, len(clients), endpoint=True)
             depth = np.where(slow[clients], drawn, layers)
-            compute_s = last_moment(work)
-        tasks, depth = layered_tasks(
-            setting, situation, rule, propensity_floor, work, missed, depth, compute_s
-        )
-        return tasks, count(state, clients, rule, missed, depth, propensity_floor)
+            tried = Attempt(missed, depth, work.last_moment_s)
+        tasks, sent = setting.layered_tasks(situation, merge, work, tried)
+        return tasks, state.add(clients, merge, tried.missed, sent)
 
     return Algorithm(
         name="salf",
         init=_tally(setting),
         plan=plan,
-        mask=layer_mask(setting),
+        mask=setting.layers.mask,
         local=setting.local_update(room, on_batch_statistics(problem.model)),
-        merge=merge_rule(rule, setting.layers.ids),
+        merge=merge.aggregator(setting.layers.ids),
         update=parts.replace,
         observe=_report,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
+        preview=functools.partial(_preview, "salf", setting, rounds, deadline_s, scale, room),
     )
 
 
-def straggler_misses(slow: np.ndarray, layers: int) -> np.ndarray:
-    r"""float64[k, L]: $q^l = 1 - l/L$ for stragglers of uniform depth 1..L, 0 for the others.
+def slowest(power: np.ndarray, share: float) -> np.ndarray:
+    """Which clients are SALF's stragglers, bool[n].
 
     Args:
-      slow: bool[k].
-      layers: L; the first axis entry is the input side, l = 1.
+      power: samples x layers per second, float64[n].
+      share: share of the clients that are stragglers.
+    """
+    require(
+        0 < share <= 1,
+        f"straggler_share = {share}",
+        "must lie in (0, 1]",
+        "use 0.9, or leave it out to draw depths from layer times",
+    )
+    slow = np.zeros(power.size, bool)
+    slow[np.argsort(power, kind="stable")[: round(share * power.size)]] = True
+    return slow
+
+
+def straggler_misses(slow: np.ndarray, layers: int) -> np.ndarray:
+    r"""Chances of SALF's stragglers, $q^l = 1 - l/L$, and 0 for the others; float64[k, L].
+
+    Args:
+      slow: stragglers among the clients, bool[k].
+      layers: L; the first entry of its axis is the input side, l = 1.
     """
     each = 1.0 - np.arange(1, layers + 1) / layers
     return np.where(slow[:, None], each[None, :], 0.0)
 
 
-@register(options=EqualDeadlines)
+@register(options=Layered)
 def adel_drop(
     problem: Problem,
     *,
+    rounds: int,
+    total_s: float,
+    batch_scale: float = 1.0,
     zero_fill: bool = False,
-    **layered: Any,
+    **layered: Unpack[LayeredKeywords],
 ) -> Algorithm:
     """Drop-stragglers in ADEL-FL's model of time: equal deadlines, all layers or nothing.
 
     Args:
       problem: model, data and fleet.
-      zero_fill: count dropped clients as updates of zero, like the authors' code; otherwise the
-        mean is over those who finished, and a round that nobody finishes is skipped.
-      **layered: see `EqualDeadlines`.
+      rounds: as in `salf`.
+      total_s: as in `salf`.
+      batch_scale: as in `salf`.
+      zero_fill: whether dropped clients count as updates of zero, like in the authors' code;
+        otherwise the mean is over those who finished, and a round that nobody finishes is skipped.
+      **layered: see `Layered`; `learning_rate` is required.
+
+    References:
+      methods/adel_fl.md 5, A14.
     """
-    options = EqualDeadlines.parse(layered)
-    setting = prepare(problem, options)
-    deadline_s, scale = _equal_deadline(setting, options), options.batch_scale * setting.unit_s
+    setting = prepare(problem, Layered.parse(layered))
+    deadline_s, scale = _equal(setting, rounds, total_s, batch_scale)
     room = setting.largest_batch(np.full(1, deadline_s), scale)
     layers = setting.layers.number
-    rule: Rule = "zero_fill" if zero_fill else "mean"
+    merge = LayerMerge("zero_fill" if zero_fill else "mean")
 
     def plan(state: Tally, variables: Variables, situation: Situation) -> tuple[Plan, Tally]:
         del variables
         clients = situation.clients
-        require_planned(situation.round, options.rounds)
+        require_planned(situation.round, rounds)
         work = setting.workload(clients, deadline_s, scale, room)
         # All layers are missed when the last one, at the input side, is.
-        missed = np.repeat(setting.missed(clients, work, setting.power)[:, :1], layers, axis=1)
+        missed = np.repeat(setting.missed(work)[:, :1], layers, axis=1)
         whole_s = setting.layer_times(situation, work)[:, -1]
-        shared = merge_inputs(rule, missed)[1]
-        full = np.full(len(clients), layers)
+        full, shared = np.full(len(clients), layers), merge.inputs(missed)[1]
         tasks = setting.tasks(situation, work, full, whole_s, shared=shared)
         depth = np.where(tasks.timing.total_s <= deadline_s, layers, 0)
-        return tasks, count(state, clients, rule, missed, depth)
+        return tasks, state.add(clients, merge, missed, depth)
 
     return Algorithm(
         name="adel_drop",
@@ -159,27 +181,33 @@ def adel_drop(
         plan=plan,
         mask=None,
         local=setting.local_update(room),
-        merge=merge_rule(rule, setting.layers.ids),
+        merge=merge.aggregator(setting.layers.ids),
         update=parts.replace,
         observe=_report,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
+        preview=functools.partial(_preview, "adel_drop", setting, rounds, deadline_s, scale, room),
     )
 
 
-@register(options=Waiting)
-def adel_wait(problem: Problem, **layered: Any) -> Algorithm:
+@register(options=Layered)
+def adel_wait(
+    problem: Problem, *, batch_scale: float = 1.0, **layered: Unpack[LayeredKeywords]
+) -> Algorithm:
     r"""Wait-for-all in ADEL-FL's model of time: a round lasts $\max_u B_u + \Gamma(L, S_u / P_u)$.
 
     There are no deadlines to plan; `run.max_virtual_s` ends the run.
 
     Args:
       problem: model, data and fleet.
-      **layered: see `Waiting`.
+      batch_scale: m, fixed: batches are $m P_u$, in the unit of `adel`.
+      **layered: see `Layered`; `learning_rate` is required.
+
+    References:
+      methods/adel_fl.md 5, A15.
     """
-    options = Waiting.parse(layered)
-    setting = prepare(problem, options)
-    scale = options.batch_scale * setting.unit_s
+    setting = prepare(problem, Layered.parse(layered))
+    scale = _scale(setting, batch_scale)
     room = setting.largest_batch(np.full(1, np.inf), scale)
 
     def tasks(situation: Situation) -> Plan:
@@ -194,14 +222,14 @@ def adel_wait(problem: Problem, **layered: Any) -> Algorithm:
         plan=Schedule(tasks),
         mask=None,
         local=setting.local_update(room),
-        merge=merge_rule("mean", setting.layers.ids),
+        merge=masked_mean(),
         update=parts.replace,
         pace=barrier(),
         cohort_size=setting.cohort,
     )
 
 
-def _tally(setting: Setting) -> Any:
+def _tally(setting: Setting) -> Callable[[Variables, jax.Array], Tally]:
     def init(variables: Variables, key: jax.Array) -> Tally:
         del variables, key
         return empty_tally(setting.problem.num_clients, setting.layers.number)
@@ -212,12 +240,25 @@ def _tally(setting: Setting) -> Any:
 def _report(
     state: Tally, variables: Variables, report: Report
 ) -> tuple[Tally, Variables, dict[str, Any]]:
-    return state, variables, summary(state, report.plan.shared["merge_probability"])
+    return state, variables, state.summary(report.plan.shared["merge_probability"])
 
 
-def _equal_deadline(setting: Setting, options: EqualDeadlines) -> float:
-    """T_max / R, if that is time enough for anyone."""
-    rounds, total_s = options.rounds, options.total_s
+def _scale(setting: Setting, batch_scale: float) -> float:
+    """Scale of the batch rule, m, in seconds per layer."""
+    require(
+        0 < batch_scale < np.inf,
+        f"batch_scale = {batch_scale}",
+        "must be positive",
+        "use 1.0 for batches of about batch_size",
+    )
+    return batch_scale * setting.unit_s
+
+
+def _equal(
+    setting: Setting, rounds: int, total_s: float, batch_scale: float
+) -> tuple[float, float]:
+    """The deadline of every round, T_max / R, if that is time enough for anyone; and m."""
+    require_budget(rounds, total_s)
     least_s = float(np.min(setting.communication_s))
     require(
         total_s / rounds > least_s,
@@ -225,4 +266,12 @@ def _equal_deadline(setting: Setting, options: EqualDeadlines) -> float:
         f"must leave more than the {least_s:.4g} s a round that the best client communicates",
         f"give more than {rounds * least_s:.4g} s, or plan fewer rounds",
     )
-    return total_s / rounds
+    return total_s / rounds, _scale(setting, batch_scale)
+
+
+def _preview(
+    name: str, setting: Setting, rounds: int, deadline_s: float, scale: float, max_batch: int
+) -> Preview:
+    bound = bound_of(setting, rounds, setting.power, AUTHORS)
+    equal = make_plan(bound, np.full(rounds, deadline_s), scale)
+    return preview(name, setting, equal, max_batch)

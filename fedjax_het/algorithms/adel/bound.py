@@ -1,22 +1,23 @@
 """The convergence bound that ADEL-FL plans with, as a function of deadlines and batch scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 
 from fedjax_het.algorithms.adel.depths import log_miss, log_miss_slope
+from fedjax_het.algorithms.adel.workload import Setting
 from fedjax_het.common.errors import require
-from fedjax_het.common.options import check_options, check_types
+from fedjax_het.common.options import check_types
 
 
 @dataclass(frozen=True)
 class Constants:
     """What the bound assumes about the objective; the defaults are those of the authors' code.
 
-    Only ratios matter to the plan: how noisy gradients are against how much a missed layer hurts.
+    Only ratios matter to the plan: how noisy gradients are against how much a missed layer hurts
+    (methods/adel_fl.md 3.3, A11, A12).
 
     Attributes:
       gradient_norm: G, bound on the norm of a client's gradient.
@@ -48,12 +49,6 @@ class Constants:
                 "leave it out for the authors' value",
             )
 
-    @classmethod
-    def parse(cls, options: Mapping[str, Any]) -> "Constants":
-        """`Constants(**options)` with an `InputError` for unknown names."""
-        check_options(options, "constant of the bound", cls)
-        return cls(**options)
-
     def noise(self, power: np.ndarray, cohort: int) -> float:
         r"""$\frac{1}{U^2} \sum_u \sigma_u^2 / P_u$ over a cohort of U clients drawn from all."""
         sigma = np.asarray(self.gradient_noise, np.float64)
@@ -64,6 +59,9 @@ class Constants:
             "give a list with one entry per client",
         )
         return float(np.mean(sigma**2 / power)) / cohort
+
+
+AUTHORS = Constants()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,8 @@ class Bound:
       constants: what is assumed about the objective.
 
     References:
-      ADEL-FL, arXiv 2505.23973; objective as in the first author's code.
+      ADEL-FL, arXiv 2505.23973; objective as in the first author's code
+      (methods/adel_fl.md 2.4, 3.1, A17).
     """
 
     layers: int
@@ -175,3 +174,16 @@ class Bound:
         slope = -self.missing_factor * a * np.exp(self.log_missing_slope(ratio))
         noise = np.sum(a) * self.constants.noise_weight * self.noise
         return slope / scale, float(-np.sum(slope * ratio) - noise / scale) / scale
+
+
+def bound_of(
+    setting: Setting, rounds: int, power: np.ndarray, constants: Constants, start: int = 0
+) -> Bound:
+    """The bound over the rounds from `start` on, for devices of this power, float64[n]."""
+    return Bound(
+        layers=setting.layers.number,
+        users=setting.cohort,
+        steps=setting.steps(rounds)[start:],
+        noise=constants.noise(power, setting.cohort),
+        constants=constants,
+    )

@@ -1,12 +1,148 @@
-"""How many layers a device finishes by the deadline, and how likely each layer is to be missed.
+"""Layers: which tensors they are made of, what each depth costs, and how deep a device gets.
 
-Backward passes finish the output layer first. With exponential layer times of mean 1/rate the
-number of layers finished in a window is Poisson, so all probabilities here are Poisson tails.
-Arrays over layers have the input side first, as everywhere in this library.
+ADEL-FL counts layers in the order in which back-propagation finishes them, output first; a device
+that finished d of L has trained the last d. A layer here is a block of the model ("module") or, as
+in the authors' MNIST networks, a single tensor ("tensor"). Arrays over layers have the input side
+first, as everywhere in this library.
+
+With exponential layer times of mean 1/rate the number of layers finished in a window is Poisson, so
+all probabilities here are Poisson tails.
 """
 
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaincc, gammaln, xlogy
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Array
+from fedjax_het.models.base import Block, BlockModel
+from fedjax_het.problem import Problem
+
+Granularity = Literal["module", "tensor"]
+
+# Back-propagation has the gradient of a bias before that of the kernel it is added to.
+_ORDER = ("kernel", "bias")
+
+
+class Layers(NamedTuple):
+    """The layers of a model and the price of each depth; arrays over depths have entries 0..L.
+
+    Attributes:
+      number: L.
+      ids: pytree of ints with the structure of the parameters: layer of each tensor, 0 at the input
+        side; -1 for exit heads, which are never trained.
+      first_block: int64[L+1], shallowest block that a depth trains (the last one at depth 0).
+      flops: float64[L+1], per sample; depth 0 is charged the attempt at depth 1.
+      upload_bytes: int64[L+1], what goes back to the server; depth 0, which misses the deadline, is
+        priced like the whole model.
+    """
+
+    number: int
+    ids: PyTree
+    first_block: np.ndarray
+    flops: np.ndarray
+    upload_bytes: np.ndarray
+
+    def mask(self, row: PyTree, shared: PyTree) -> PyTree:
+        """`Algorithm.mask` of the layers that a client finished, from `first_layer` of its row."""
+        del shared
+        return trained(self.ids, jnp.asarray(row["first_layer"]))
+
+
+def layers_of(
+    problem: Problem, granularity: Granularity = "module", virtual_layers: int = 0
+) -> Layers:
+    """Divides the model of a problem into layers.
+
+    Args:
+      problem: model and its prices.
+      granularity: "module": every block that has parameters. "tensor": every kernel and every bias,
+        the bias nearer the output (L = 6 for a network of three fully connected layers).
+      virtual_layers: layer times that pass after the output layer and before the next one without
+        finishing anything: 2 gives VGG-11 and VGG-13 the authors' 11 and 13 layers, which stand for
+        fully connected layers that the networks do not have.
+
+    Raises:
+      InputError: tensors whose order is not known.
+
+    References:
+      methods/adel_fl.md 4.2, A7.
+    """
+    require(
+        virtual_layers >= 0,
+        f"virtual_layers = {virtual_layers}",
+        "must be at least 0",
+        "use 2 for the authors' VGG, else leave it out",
+    )
+    shapes = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
+    # Layers as (block, tensor name or None for all of them), input side first.
+    order: list[tuple[int, str | None]] = []
+    for b, block in enumerate(shapes["blocks"]):
+        names = _tensor_names(problem.model, b, block) if granularity == "tensor" else [None]
+        order += [(b, name) for name in names if jax.tree.leaves(block)]
+    require(
+        bool(order),
+        f"model {problem.model.name!r} without parameters",
+        "has no layer to train",
+        "use another model",
+    )
+    number = len(order) + virtual_layers
+
+    def layer(b: int, path: Any) -> int:
+        place = order.index((b, path[-1].key if granularity == "tensor" else None))
+        # The virtual layers lie between the output layer and all others.
+        return number - 1 if place == len(order) - 1 else place
+
+    blocks = tuple(
+        jax.tree_util.tree_map_with_path(lambda path, _, b=b: layer(b, path), block)
+        for b, block in enumerate(shapes["blocks"])
+    )
+    ids = {"blocks": blocks, "exits": jax.tree.map(lambda _: -1, shapes["exits"])}
+    first_layers = [number - max(depth, 1) for depth in range(number + 1)]
+    prices = [_price(problem, shapes["blocks"], blocks, first) for first in first_layers]
+    first, flops, sent = zip(*prices)
+    sent = (sent[-1], *sent[1:])
+    return Layers(number, ids, np.asarray(first), np.asarray(flops), np.asarray(sent, np.int64))
+
+
+def trained(ids: PyTree, first_layer: jax.Array) -> PyTree:
+    """Mask of the layers `first_layer..L-1`, `bool[]` per tensor.
+
+    Args:
+      ids: `Layers.ids`.
+      first_layer: int32 scalar, L - depth.
+    """
+    return jax.tree.map(lambda i: (i >= first_layer) if i >= 0 else jnp.asarray(False), ids)
+
+
+def on_batch_statistics(model: BlockModel) -> BlockModel:
+    """The model with batch normalisation on the batch's own moments in every block.
+
+    A device runs the whole forward pass in training mode before it knows how many layers it will
+    finish. Were the blocks it does not reach run on stored statistics, its gradient would depend on
+    its depth, and no merge of layers could be unbiased. Running statistics are updated where a
+    block is trained, as usual.
+    """
+    if model.stats_policy == "frozen":
+        return model
+
+    def fixed(block: Block) -> Block:
+        def apply(
+            params: PyTree, stats: PyTree, x: Array, *, train: bool | Array, key: Array | None
+        ) -> tuple[Array, PyTree]:
+            y, new = block.apply(params, stats, x, train=True, key=key)
+            if isinstance(train, bool):
+                return y, new if train else stats
+            return y, jax.tree.map(lambda a, b: jnp.where(train, a, b), new, stats)
+
+        return block._replace(apply=apply, traced_train=True)
+
+    return dataclasses.replace(model, blocks=tuple(map(fixed, model.blocks)))
 
 
 def miss_probability(layers: int, expected_layers: np.ndarray | float) -> np.ndarray:
@@ -17,11 +153,14 @@ def miss_probability(layers: int, expected_layers: np.ndarray | float) -> np.nda
 
     Args:
       layers: L.
-      expected_layers: float64[...], lambda: mean number of layers that fit into the window if there
+      expected_layers: lambda, float64[...]: mean number of layers that fit into the window if there
         were no end to them; 0 misses everything.
 
     Returns:
       float64[..., L], input side first: decreasing along the last axis.
+
+    References:
+      methods/adel_fl.md 1.3.
     """
     needed = layers - np.arange(layers)
     return gammaincc(needed, np.asarray(expected_layers, np.float64)[..., None])
@@ -44,10 +183,7 @@ def log_miss_slope(layers: int, expected_layers: np.ndarray) -> np.ndarray:
 
 
 def batch_sizes(
-    scale: float,
-    power: np.ndarray,
-    deadline_s: float,
-    communication_s: np.ndarray,
+    scale: float, power: np.ndarray, deadline_s: float, communication_s: np.ndarray
 ) -> np.ndarray:
     r"""ADEL-FL's batch rule before rounding: $S_u = m P_u (T - B_u)^+ / T$.
 
@@ -62,6 +198,9 @@ def batch_sizes(
 
     Returns:
       float64[k], samples; 0 for a client whose communication takes the whole round.
+
+    References:
+      methods/adel_fl.md 1.2, A3.
     """
     share = 1.0 if np.isinf(deadline_s) else np.maximum(0.0, 1.0 - communication_s / deadline_s)
     return scale * power * share
@@ -80,3 +219,32 @@ def depths_reached(finished_s: np.ndarray, window_s: np.ndarray) -> np.ndarray:
       window_s: float64[k].
     """
     return np.sum(finished_s <= window_s[:, None], axis=1)
+
+
+def _tensor_names(model: BlockModel, b: int, block: PyTree) -> list[str | None]:
+    names = [path[-1].key for path, _ in jax.tree_util.tree_flatten_with_path(block)[0]]
+    require(
+        len(set(names)) == len(names) and set(names) <= set(_ORDER),
+        f"block {model.blocks[b].name!r} with tensors {names} and granularity = 'tensor'",
+        "the order in which gradients are ready is known for one kernel and one bias only",
+        "use granularity='module'",
+    )
+    return sorted(names, key=_ORDER.index)
+
+
+def _price(problem: Problem, shapes: Any, ids: Any, first_layer: int) -> tuple[int, float, int]:
+    """First trained block, FLOPs per sample and bytes sent of the layers `first_layer..L-1`."""
+    cost = problem.cost
+    kept = [
+        [leaf for leaf, i in zip(jax.tree.leaves(block), jax.tree.leaves(of)) if i >= first_layer]
+        for block, of in zip(shapes, ids)
+    ]
+    first = next(b for b, leaves in enumerate(kept) if leaves)
+    flops = float(cost.step_flops(first))
+    if not any(leaf.ndim >= 2 for leaf in kept[first]):
+        # The gradient of a bias alone needs no contraction in its own block.
+        flops -= float(cost.weight_grad_flops[first])
+    sent = sum(leaf.size * leaf.dtype.itemsize for leaves in kept for leaf in leaves)
+    if cost.uploads_stats:
+        sent += sum(int(cost.stats_bytes[b]) for b, leaves in enumerate(kept) if leaves)
+    return first, flops, sent

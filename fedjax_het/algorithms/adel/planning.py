@@ -1,7 +1,12 @@
-"""Deadlines and batch scale that minimise the bound: feasibility first, then one of two solvers."""
+"""Deadlines and batch scale that minimise the bound: feasibility first, then one of two solvers.
+
+References:
+  methods/adel_fl.md 3.2, 3.3, 3.4, A2.
+"""
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -9,15 +14,20 @@ from scipy.optimize import SR1, Bounds, LinearConstraint, brentq, minimize, mini
 from scipy.special import gammainccinv
 from threadpoolctl import threadpool_limits
 
-from fedjax_het.algorithms.adel.bound import Bound
+from fedjax_het.algorithms.adel.bound import Bound, Constants, bound_of
 from fedjax_het.algorithms.adel.depths import miss_probability
-from fedjax_het.algorithms.adel.options import Solver
-from fedjax_het.common.errors import require
+from fedjax_het.algorithms.adel.workload import Setting, require_budget
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.contract.preview import Column, Preview
+
+Solver = Literal["water_filling", "trust_constr"]
 
 # Nodes at which the slope of the missing-layer term is tabulated, and scales tried first.
 _NODES, _SCALES = 1200, 24
 # Brings the objective to the size that the tolerances of trust-constr are meant for.
 _UNIT = 1e3
+# Shortest deadline over the longest communication: below 1 a client could never take part.
+_REACHABLE = 1.05
 
 
 class Limits(NamedTuple):
@@ -50,6 +60,101 @@ class DeadlinePlan(NamedTuple):
     scale: float
     missed: np.ndarray
     bound: float
+
+
+class Planner(NamedTuple):
+    """Plans deadlines for the rounds that are left.
+
+    Attributes:
+      setting: layers, step sizes and cohort.
+      rounds: R.
+      limits: of a plan for all rounds.
+      constants: of the bound.
+      solver: which solver.
+    """
+
+    setting: Setting
+    rounds: int
+    limits: Limits
+    constants: Constants
+    solver: Solver
+
+    def noise(self, power: np.ndarray) -> float:
+        """The noise term for devices of this power, float64[n]."""
+        return self.constants.noise(power, self.setting.cohort)
+
+    def plan(self, power: np.ndarray, start: int = 0, total_s: float | None = None) -> DeadlinePlan:
+        """Deadlines from round `start` on, for devices of this power and the time that is left."""
+        limits = self.limits if total_s is None else self.limits._replace(total_s=total_s)
+        bound = bound_of(self.setting, self.rounds, power, self.constants, start)
+        return plan_deadlines(bound, limits, self.solver)
+
+
+def make_planner(
+    setting: Setting,
+    *,
+    rounds: int,
+    total_s: float,
+    batch_scale: Sequence[float],
+    max_miss: float,
+    shortest_s: float | None,
+    constants: Constants,
+    solver: Solver,
+) -> Planner:
+    """The planner of `adel` with these options; see there."""
+    require_budget(rounds, total_s)
+    require_known(solver, ("water_filling", "trust_constr"), "solver")
+    require(
+        len(batch_scale) == 2 and 0 < batch_scale[0] <= batch_scale[1] < np.inf,
+        f"batch_scale = {tuple(batch_scale)}",
+        "must be the least and the largest scale, both positive",
+        "use (0.5, 1.2)",
+    )
+    if shortest_s is None:
+        shortest_s = _REACHABLE * float(np.max(setting.communication_s))
+    low, high = (float(scale) * setting.unit_s for scale in batch_scale)
+    limits = Limits(float(total_s), float(shortest_s), (low, high), max_miss)
+    return Planner(setting, rounds, limits, constants, solver)
+
+
+def preview(name: str, setting: Setting, plan: DeadlinePlan, max_batch: int) -> Preview:
+    """What a run with this plan would do; chances of clients are those of the first round.
+
+    Args:
+      name: the method.
+      setting: layers, step sizes and devices.
+      plan: deadlines of all rounds.
+      max_batch: largest batch there is room for.
+    """
+    rounds, number = plan.missed.shape
+    everyone = np.arange(setting.problem.num_clients)
+    works = [setting.workload(everyone, float(t), plan.scale, max_batch) for t in plan.deadlines_s]
+    batch = np.stack([work.batch for work in works])
+    layers = [str(layer) for layer in range(1, number + 1)]
+    layers[0], layers[-1] = f"{layers[0]} (input side)", f"{layers[-1]} (output side)"
+    return Preview(
+        method=name,
+        summary={
+            "rounds": rounds,
+            "layers": number,
+            "clients": everyone.size,
+            "total_s": float(np.sum(plan.deadlines_s)),
+            "batch_scale_s": plan.scale,
+            "bound": plan.bound,
+        },
+        by_round={
+            "deadline_s": Column("deadline (s)", plan.deadlines_s),
+            "step_size": Column("step size", setting.steps(rounds)),
+            "batch": Column("batch (samples)", batch),
+            "missed_by_all": Column("chance that all miss layer", plan.missed, layers),
+        },
+        by_client={
+            "power": Column("power (samples x layers / s)", setting.power),
+            "communication_s": Column("communication (s)", setting.communication_s),
+            "batch": Column("batch (samples)", batch[[0, -1]].T, ("first round", "last round")),
+            "missed": Column("chance to miss layer", setting.missed(works[0]), layers),
+        },
+    )
 
 
 def least_ratio(layers: int, users: int, max_miss: float) -> float:
