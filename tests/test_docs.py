@@ -1,6 +1,5 @@
 """The documentation works as it is written: Python blocks, commands, and configuration files."""
 
-import dataclasses
 import os
 import re
 import sys
@@ -11,7 +10,8 @@ import pytest
 from fedjax_het import algorithms, cli, experiment
 from fedjax_het.common.errors import InputError
 from fedjax_het.config import methods, named, section
-from fedjax_het.simulation import simulation
+from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.resources import Resources
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -69,16 +69,16 @@ def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):
     if not readme.exists():
         pytest.skip("no README.md")
     made = {}
-    make = simulation.make_engine
 
-    def reused(algorithm, problem, options):
+    def reused(algorithm, resources):
         # Compiling one program a method gives the same numbers, sooner.
         if id(algorithm) not in made:
-            masked = dataclasses.replace(options, execution="masked")
-            made[id(algorithm)] = make(algorithm, problem, masked)
+            masked = Resources(resources.problem, execution="masked")
+            made[id(algorithm)] = Engine(algorithm, masked)
         return made[id(algorithm)]
 
-    monkeypatch.setattr(simulation, "make_engine", reused)
+    for module in ("simulate", "simulation"):
+        monkeypatch.setattr(f"fedjax_het.simulation.{module}.Engine", reused)
     names: dict = {"__name__": "readme"}
     python = blocks(readme, "python")
     assert python
