@@ -21,7 +21,7 @@ METRICS = (
 )
 CLIENTS = (
     "step client version staleness dispatched_s arrived_s download_s compute_s upload_s bytes_down "
-    "bytes_up flops first_block exit_block cut_block samples steps loss status"
+    "bytes_up flops device_flops_per_s first_block exit_block cut_block samples steps loss status"
 )
 SUMMARY = (
     "name algorithm seed steps final_accuracy best_accuracy targets virtual_s wall_s compile_s "

@@ -9,10 +9,10 @@ from fedjax_het.report.tasks import evenly
 
 
 def cuts_of(record: RunRecord) -> tuple[np.ndarray, np.ndarray] | None:
-    """The last block on the client and the device's speed, each float64[clients, steps].
+    """The last block on the client and the device's FLOP/s, each float64[clients, steps].
 
-    NaN where a client had no task; None for a run whose tasks were not split. Speeds are those that
-    the method reported (`info["speed_flops_per_s"]`, in the order of the step's tasks), else NaN.
+    NaN where a client had no task, and for speeds that were not recorded; None for a run whose
+    tasks were not split.
     """
     columns = record.client_columns
     cut = columns["cut_block"]
@@ -22,12 +22,7 @@ def cuts_of(record: RunRecord) -> tuple[np.ndarray, np.ndarray] | None:
     shape = (int(client.max()) + 1, int(step.max()))
     block, speed = np.full(shape, np.nan), np.full(shape, np.nan)
     block[client, step - 1] = cut
-    reported = {row["step"]: row.get("info", {}).get("speed_flops_per_s") for row in record.metrics}
-    for s in np.unique(step):
-        rows = step == s
-        values = reported.get(int(s))
-        if values is not None and len(values) == int(rows.sum()):
-            speed[client[rows], s - 1] = values
+    speed[client, step - 1] = columns["device_flops_per_s"]
     return block, speed
 
 

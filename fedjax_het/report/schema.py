@@ -41,6 +41,7 @@ _CLIENTS = {
     "bytes_down": "n",
     "bytes_up": "n",
     "flops": "n",
+    "device_flops_per_s?": "n",
     "first_block": "i",
     "exit_block": "i",
     "cut_block?": "g",

@@ -14,6 +14,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import read_json, read_lines
 from fedjax_het.contract.clock import Closing, Flight, Status
 from fedjax_het.contract.plan import Plan
+from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
 from fedjax_het.simulation.identity import require_same
@@ -68,7 +69,12 @@ def _revision() -> str | None:
 
 
 def client_rows(
-    step: int, flight: Flight, closing: Closing, plan: Plan, last: int, outcome: Mapping[str, Any]
+    step: int,
+    flight: Flight,
+    closing: Closing,
+    plan: Plan,
+    problem: Problem,
+    outcome: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """One row per task of `clients.jsonl`.
 
@@ -77,10 +83,11 @@ def client_rows(
       flight: the tasks as dispatched.
       closing: what became of them.
       plan: the plan, for the routes.
-      last: the deepest block's index.
+      problem: the setting, for the depth of the model and the devices.
       outcome: `loss`, `samples` and `finite` per task; only read where the task was run.
     """
     timing, statuses = flight.timing, closing.status
+    last = problem.model.num_blocks - 1
     partial = np.asarray([status is Status.PARTIAL for status in statuses])
     ran = np.asarray([status is not Status.DROPPED for status in statuses])
     done = np.where(partial, closing.steps / flight.steps, 1.0)
@@ -99,6 +106,7 @@ def client_rows(
         "bytes_down": timing.bytes_down,
         "bytes_up": timing.bytes_up,
         "flops": timing.flops * done,
+        "device_flops_per_s": device_speeds(problem.fleet, flight),
         "first_block": [route.first for route in plan.routes],
         "exit_block": [last if route.exit is None else route.exit for route in plan.routes],
         "cut_block": [route.cut for route in plan.routes],
@@ -110,6 +118,15 @@ def client_rows(
     lists = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns.values()]
     names = ("step", *columns)
     return [dict(zip(names, (step, *values), strict=True)) for values in zip(*lists, strict=True)]
+
+
+def device_speeds(fleet: Fleet, flight: Flight) -> np.ndarray:
+    """FLOP/s of the device of each task when it was dispatched, float64[k]."""
+    speeds = np.empty(len(flight.client))
+    for step in np.unique(flight.version):
+        of = flight.version == step
+        speeds[of] = fleet.at(int(step)).speed(flight.client[of], flight.dispatched_s[of])
+    return speeds
 
 
 def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

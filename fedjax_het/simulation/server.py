@@ -85,7 +85,7 @@ class Server:
     ):
         keys = _keys(seed)
         self._algorithm, self._engine, self._round_key = algorithm, engine, keys["round"]
-        self._last = problem.model.num_blocks - 1
+        self._problem = problem
         self._sampler = Sampler(algorithm, problem, seed, keys["plan"])
         self._capacity = capacity
         self._debug = engine.resources.execution == "debug"
@@ -238,7 +238,7 @@ class Server:
         if out is not None:
             for name, column in outcome.items():
                 column[one.ran] = getattr(out, name)
-        return client_rows(one.step + 1, one.flight, one.closing, one.plan, self._last, outcome)
+        return client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
 
     def _send_out(self, table: DispatchTable) -> Closing:
         """Sends out idle clients; what becomes of the table at the next merge."""
@@ -259,7 +259,7 @@ class Server:
 
         def records() -> list[Record]:
             out, said = jax.device_get((outputs, info))
-            rows = client_rows(step, tasks.flight, closing, plan, self._last, out._asdict())
+            rows = client_rows(step, tasks.flight, closing, plan, self._problem, out._asdict())
             metrics = {**step_row(rows), "info": said, "in_flight": in_flight}
             return [Record(step, now_s, metrics, rows)]
 
