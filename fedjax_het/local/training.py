@@ -178,7 +178,7 @@ def local_training(
 ) -> LocalUpdate:
     r"""Mini-batch training of the masked parameters from the given start.
 
-    Minimises $F_i(w) + \\frac{\\mu}{2} \\lVert w - w_0 \\rVert^2$ over the coordinates of the mask;
+    Minimises $F_i(w) + \frac{\mu}{2} \lVert w - w_0 \rVert^2$ over the coordinates of the mask;
     see `training_loop`. The optimiser's state covers the route's blocks only and is new every
     round.
 
