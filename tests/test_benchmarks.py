@@ -177,7 +177,7 @@ def test_transfer_times_are_those_of_dtfl_s_first_table():
             "dtfl",
             problem,
             tiers=6,
-            fixed_tier=tier,
+            scheduler={"fixed_tier": tier},
             server_flops_per_s=speed,
             **dtfl_timing.OPTIONS,
         )

@@ -69,7 +69,10 @@ ARMS: dict[str, dict[str, Arm]] = {
             {"alpha": 0.5},
         ),
     },
-    "fixed": {f"tier {m} for all": ("dtfl", {"fixed_tier": m}, _CASE_2) for m in range(1, 8)},
+    "fixed": {
+        f"tier {m} for all": ("dtfl", {"scheduler": {"fixed_tier": m}}, _CASE_2)
+        for m in range(1, 8)
+    },
     "tiers": {f"{m} tiers": ("dtfl", {"tiers": m}, {}) for m in range(1, 7)},
     "clients": {
         f"{label}, {n} clients": (*_METHODS[label], {"clients": n, "participation": 0.1})
@@ -77,9 +80,9 @@ ARMS: dict[str, dict[str, Arm]] = {
         for label in ("DTFL", "FedAvg")
     },
     "privacy": {
-        **{f"dcor {a:g}": ("dtfl", {"dcor": a}, {}) for a in (0.25, 0.5, 0.75)},
-        "patch shuffling": ("dtfl", {"shuffle": "space"}, {}),
-        "channel shuffling": ("dtfl", {"shuffle": "channel"}, {}),
+        **{f"dcor {a:g}": ("dtfl", {"privacy": {"dcor": a}}, {}) for a in (0.25, 0.5, 0.75)},
+        "patch shuffling": ("dtfl", {"privacy": {"shuffle": "space"}}, {}),
+        "channel shuffling": ("dtfl", {"privacy": {"shuffle": "channel"}}, {}),
     },
     "variants": {
         "server optimiser reset": ("dtfl", {"server_opt_reset": "batch"}, {}),

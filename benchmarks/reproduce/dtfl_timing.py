@@ -21,6 +21,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from fedjax_het import algorithms, models
+from fedjax_het.algorithms.dtfl import Scheduler
 from fedjax_het.contract.algorithm import Algorithm, Report
 from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import FederatedData, from_arrays
@@ -150,8 +151,12 @@ def table_1() -> str:
     for case, profiles in CASES.items():
         problem, speed = setting(110, profiles=profiles)
         for m in range(1, 7):
-            algorithm = algorithms.build(
-                "dtfl", problem, tiers=6, fixed_tier=m, server_flops_per_s=speed, **OPTIONS
+            algorithm = algorithms.dtfl(
+                problem,
+                tiers=6,
+                scheduler=Scheduler(fixed_tier=m),
+                server_flops_per_s=speed,
+                **OPTIONS,
             )
             timing = next(iter(rounds_of(algorithm, problem, 1)))[0].timing
             slowest = int(np.argmax(timing.total_s))
@@ -204,7 +209,7 @@ def averages() -> str:
             lasts = []
             for seed in range(3):
                 problem, speed = setting(56, jitter=jitter, redraw_every=every, seed=seed)
-                own = {**OPTIONS, "ema": alpha, "server_flops_per_s": speed}
+                own = {**OPTIONS, "scheduler": {"ema": alpha}, "server_flops_per_s": speed}
                 algorithm = algorithms.build("dtfl", problem, **own)
                 lasts += [s for _, s, _ in rounds_of(algorithm, problem, 150, seed)][2:]
             cells.append(float(np.mean(lasts)))
@@ -219,7 +224,7 @@ def tiers_over_time(depth: int = 110, count: int = 80) -> Figure:
     own = {**OPTIONS, "server_flops_per_s": speed}
     algorithm = algorithms.build("dtfl", problem, **own)
     taken = list(rounds_of(algorithm, problem, count))
-    tier = np.array([plan.rows["tier"] + 1 for plan, _, _ in taken]).T
+    tier = np.array([plan.notes["tier"] + 1 for plan, _, _ in taken]).T
     pace = np.array([problem.fleet.at(r).flops_per_s for r in range(count)]).T / speed
     figure = Figure(figsize=(8.6, 5.4), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1))

@@ -2,10 +2,11 @@
 
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
-from fedjax_het.algorithms.dtfl import dtfl, fedgkt, splitfed
+from fedjax_het.algorithms.dtfl import dtfl
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
+from fedjax_het.algorithms.fedgkt import fedgkt
 from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedopt, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
@@ -18,6 +19,7 @@ from fedjax_het.algorithms.registry import (
     option_names,
     register,
 )
+from fedjax_het.algorithms.splitfed import splitfed
 
 __all__ = [
     "ALGORITHMS",

@@ -179,14 +179,3 @@ class SplitTraining(TrainingOptions):
 
     client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad"
     weight_decay: float = 5e-4
-
-
-@dataclass(frozen=True)
-class DistillationTraining(TrainingOptions):
-    """`TrainingOptions` of FedGKT, with the authors' optimiser.
-
-    The state of the server's optimiser outlives the round, that of a client's does not.
-    """
-
-    client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad"
-    weight_decay: float = 1e-4

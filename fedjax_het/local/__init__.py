@@ -1,6 +1,10 @@
 """How a client trains, and what it does to the activations that it sends."""
 
-from fedjax_het.local.correlation import distance_correlation
-from fedjax_het.local.shuffling import shuffle_channels, shuffle_patches
+from fedjax_het.local.privacy import (
+    Privacy,
+    distance_correlation,
+    shuffle_channels,
+    shuffle_patches,
+)
 
-__all__ = ["distance_correlation", "shuffle_channels", "shuffle_patches"]
+__all__ = ["Privacy", "distance_correlation", "shuffle_channels", "shuffle_patches"]

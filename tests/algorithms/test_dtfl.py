@@ -16,6 +16,7 @@ from problems import (
 )
 
 from fedjax_het.algorithms import build
+from fedjax_het.algorithms.dtfl import Scheduler
 from fedjax_het.fleet.availability import from_intervals
 from fedjax_het.simulation.simulate import simulate
 
@@ -41,7 +42,7 @@ def merged(problem, cuts, weights, values):
 
 
 def test_mixed_tiers_merge_by_samples_and_heads_within_their_tier():
-    """Tiers 1 and 2, N = (1, 3), values 1 and 2: every leaf of the model becomes 1.75."""
+    """Tiers 1 and 2, N = (1, 3), values 1 and 2: leaves become 1.75; methods/dtfl.md check 5."""
     problem = exits_problem()
     variables, info = merged(problem, [0, 1], [1.0, 3.0], [1.0, 2.0])
     for leaf in jax.tree.leaves(variables.params["blocks"]):
@@ -54,6 +55,7 @@ def test_mixed_tiers_merge_by_samples_and_heads_within_their_tier():
 
 
 def test_heads_of_a_tier_count_alike_and_others_stay():
+    """See methods/dtfl.md check 6."""
     problem = exits_problem()
     variables, _ = merged(problem, [1, 1], [1.0, 3.0], [1.0, 2.0])
     for leaf in jax.tree.leaves(variables.params["exits"][1]):
@@ -70,6 +72,7 @@ def test_running_statistics_of_both_halves_are_merged():
 
 
 def test_equal_clients_merge_to_themselves():
+    """See methods/dtfl.md check 4."""
     problem = exits_problem()
     variables, _ = merged(problem, [0, 1, 0], [1.0, 3.0, 2.0], [0.5] * 3)
     for leaf in jax.tree.leaves(variables.params):
@@ -98,10 +101,10 @@ def test_tiers_follow_the_scheduler_and_the_round_is_its_bound():
 
 def test_fixed_tiers_and_the_first_one():
     problem = exits_problem()
-    fixed = build("dtfl", problem, fixed_tier=[1, 2] * 4, **SGD)
+    fixed = build("dtfl", problem, scheduler=Scheduler(fixed_tier=[1, 2] * 4), **SGD)
     plan, _ = fixed.plan(fixed.init(None, None), None, situation(problem))
     assert [route.cut for route in plan.routes] == [0, 1] * 4
-    first = build("dtfl", problem, initial_tier=1, **SGD)
+    first = build("dtfl", problem, scheduler=Scheduler(initial_tier=1), **SGD)
     plan, _ = first.plan(first.init(None, None), None, situation(problem))
     assert {route.cut for route in plan.routes} == {0}
     one = build("dtfl", problem, tiers=1, **SGD)
@@ -136,7 +139,7 @@ def test_devices_take_the_tiers_they_can_hold():
 def test_unequal_routes_merge_into_one_accumulator():
     """Several tiers in one round: routed and masked agree, whatever the weights."""
     problem = batch_norm_problem((5, 8, 6), exits=True)
-    algorithm = build("dtfl", problem, fixed_tier=1, **SGD)
+    algorithm = build("dtfl", problem, scheduler={"fixed_tier": 1}, **SGD)
     start = problem.model.init(jax.random.key(0))
     routed, _ = one_round(algorithm, problem, start)
     masked, _ = one_round(algorithm, problem, start, execution="masked")

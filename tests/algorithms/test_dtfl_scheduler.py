@@ -1,4 +1,4 @@
-"""DTFL's scheduler: the golden numbers, brute force, and what must not matter."""
+"""DTFL's scheduler and what it believes: the golden numbers, brute force, what must not matter."""
 
 import itertools
 
@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_het.algorithms.dtfl import scheduler
+from fedjax_het.algorithms.dtfl import profiles, scheduler
 from fedjax_het.algorithms.dtfl.profiles import Profile
+from fedjax_het.algorithms.dtfl.scheduler import Scheduler
+from fedjax_het.common.errors import InputError
+from fedjax_het.fleet.cost import cost_table
+from fedjax_het.fleet.splits import cuts, price_tiers
+from fedjax_het.models import with_exits
+from fedjax_het.models.resnet import resnet56
 
 MIB = 2.0**20
 CLIENT = np.array([1.00, 1.63, 2.16, 2.68, 3.30, 3.81])
@@ -40,6 +46,7 @@ def random_times(draw_seed):
 
 
 def test_golden_estimates_and_tiers():
+    """See methods/dtfl.md 7, check 7."""
     round_s = golden()
     np.testing.assert_allclose(round_s, GOLDEN, rtol=2e-6)
     tier, longest_s = scheduler.assign(round_s)
@@ -49,6 +56,7 @@ def test_golden_estimates_and_tiers():
 
 @pytest.mark.parametrize(("span", "wanted"), [(2, 6.6667), (5, 7.6667)])
 def test_golden_average(span, wanted):
+    """See methods/dtfl.md 7, check 7."""
     history = scheduler.begin(1, 3, 1)
     who, tier = np.array([0]), np.array([1])
     for seconds in (10.0, 4.0, 7.0):
@@ -58,6 +66,7 @@ def test_golden_average(span, wanted):
 
 
 def test_order_and_unit_of_time_do_not_matter():
+    """See methods/dtfl.md check 7."""
     tier, longest_s = scheduler.assign(golden())
     order = np.array([3, 0, 4, 2, 1])
     profile = Profile(CLIENT, 0.02 * SERVER)
@@ -74,6 +83,7 @@ def test_order_and_unit_of_time_do_not_matter():
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**31))
 def test_it_is_the_min_max_optimum(seed):
+    """See methods/dtfl.md check 8."""
     round_s = random_times(seed)
     tier, longest_s = scheduler.assign(round_s)
     k, m = round_s.shape
@@ -88,6 +98,7 @@ def test_it_is_the_min_max_optimum(seed):
 
 
 def test_free_links_and_server_put_the_straggler_in_the_first_tier():
+    """See methods/dtfl.md check 9."""
     round_s = scheduler.estimate(
         Profile(CLIENT, 0 * SERVER), TAU, np.zeros(5, np.int64), np.full(5, 50), np.zeros((5, 6))
     )
@@ -98,6 +109,7 @@ def test_free_links_and_server_put_the_straggler_in_the_first_tier():
 
 
 def test_no_bandwidth_puts_everyone_where_least_is_sent():
+    """See methods/dtfl.md check 9."""
     sent = np.array([6.25, 25, 25, 12.5, 12.5, 6.25, 6.25]) * MIB
     profile = Profile(np.linspace(1, 6, 7), np.linspace(1, 0.1, 7))
     transfer_s = np.broadcast_to(sent * 50 / 1.0, (5, 7))
@@ -106,6 +118,7 @@ def test_no_bandwidth_puts_everyone_where_least_is_sent():
 
 
 def test_equal_clients_get_equal_tiers():
+    """See methods/dtfl.md check 10."""
     round_s = np.broadcast_to(golden()[2], (7, 6))
     assert len(set(scheduler.assign(round_s)[0].tolist())) == 1
 
@@ -161,7 +174,10 @@ def test_ten_thousand_clients_at_once():
 
 
 def test_a_switched_device_is_reassigned_within_three_observations():
-    """Smoothing with 2/3 forgets in three rounds, also in a tier that was visited before."""
+    """Smoothing with 2/3 forgets in three rounds, also in a tier that was visited before.
+
+    See methods/dtfl.md check 12.
+    """
     profile = Profile(CLIENT, 0.02 * SERVER)
     batches = np.full(5, 50)
     transfer_s = SENT[None, :] * batches[:, None] / RATE[:, None]
@@ -169,11 +185,17 @@ def test_a_switched_device_is_reassigned_within_three_observations():
 
     def rounds(history, unit_s, count):
         for _ in range(count):
-            tier = history.tier
-            history = scheduler.observe(history, who, tier, unit_s * CLIENT[tier], 2 / 3)
-            tau_s = history.ema_s[who, tier]
-            times = scheduler.estimate(profile, tau_s, tier, batches, transfer_s)
-            history = scheduler.reassign(history, who, *scheduler.assign(times))
+            history = scheduler.advance(
+                history,
+                Scheduler(),
+                profile,
+                clients=who,
+                tier=history.tier,
+                compute_s=unit_s * CLIENT[history.tier],
+                samples=batches,
+                transfer_s=transfer_s,
+                holds=np.ones((5, 6), bool),
+            )
         return history
 
     before = rounds(scheduler.begin(5, 6, 1), TAU, 12)
@@ -181,3 +203,19 @@ def test_a_switched_device_is_reassigned_within_three_observations():
     settled = rounds(scheduler.begin(5, 6, 1), switched, 12)
     assert (before.tier != settled.tier).any()
     np.testing.assert_array_equal(rounds(before, switched, 3).tier, settled.tier)
+
+
+def test_profiles_by_name_and_measured():
+    model = with_exits(resnet56(norm="batch", granularity="module"))
+    tiers = price_tiers(cost_table(model), cuts(8, 6))
+    published = profiles.choose("paper", tiers, 1e9)
+    np.testing.assert_allclose(published.client_s, [1.00, 1.63, 2.16, 2.68, 3.30, 3.81])
+    np.testing.assert_allclose(published.server_s[0], tiers.server_flops[0] / 1e9)
+    np.testing.assert_allclose(published.server_s[5] / published.server_s[0], 0.20)
+    code = profiles.choose("code", price_tiers(cost_table(model), cuts(8, 2)), 1e9)
+    np.testing.assert_allclose(code.client_s, [0.118, 0.160])
+    assert (profiles.choose("analytic", tiers, np.inf).server_s == 0).all()
+    own = profiles.choose(profiles.Profile(np.ones(6), np.zeros(6)), tiers, 1.0)
+    assert own.client_s.tolist() == [1.0] * 6
+    with pytest.raises(InputError, match="published for six"):
+        profiles.choose("paper", price_tiers(cost_table(model), cuts(8)), 1e9)

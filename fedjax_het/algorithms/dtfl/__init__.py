@@ -1,7 +1,7 @@
-"""DTFL (arXiv 2312.05642): tiers, profiles, scheduler, split training; SplitFed and FedGKT."""
+"""DTFL (arXiv 2312.05642): the algorithm, its tier scheduler, and what that believes of tiers."""
 
 from fedjax_het.algorithms.dtfl.dtfl import dtfl
-from fedjax_het.algorithms.dtfl.fedgkt import fedgkt
-from fedjax_het.algorithms.dtfl.splitfed import splitfed
+from fedjax_het.algorithms.dtfl.profiles import Profile
+from fedjax_het.algorithms.dtfl.scheduler import Scheduler
 
-__all__ = ["dtfl", "fedgkt", "splitfed"]
+__all__ = ["Profile", "Scheduler", "dtfl"]

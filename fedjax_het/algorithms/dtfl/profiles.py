@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_het.algorithms.dtfl.tiers import Tiers, cuts, split
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.profile import MeasuredProfile, with_measured
+from fedjax_het.fleet.splits import Tiers, cuts, price_tiers
 from fedjax_het.models.base import BlockModel
 
 Source = Literal["analytic", "paper", "code"]
@@ -50,22 +50,24 @@ def measured(
     """Times in proportion to those measured block by block (`fleet.profile.measure`).
 
     Args:
-      model: what was measured, with exit heads.
+      model: model that was measured, with exit heads.
       timed: its profile.
-      server_flops_per_s: of the server, on work counted as in the analytic table.
-      count: number of tiers.
+      server_flops_per_s: speed of the server on work counted as in the analytic table.
+      count: number of tiers; None for all.
     """
     cost = with_measured(cost_table(model), timed)
-    return analytic(split(cost, cuts(model.num_blocks, count)), server_flops_per_s)
+    return analytic(price_tiers(cost, cuts(model.num_blocks, count)), server_flops_per_s)
 
 
 def published(source: str, tiers: Tiers, server_flops_per_s: float) -> Profile:
     """Published ratios between the tiers of ResNet-56, at the analytic server time of tier 1.
 
+    See methods/dtfl.md 6.
+
     Args:
       source: "paper" (Table 2) or "code" (constants of the authors' scheduler).
-      tiers: at most six; fewer take the deepest.
-      server_flops_per_s: the server's speed.
+      tiers: prices of at most six tiers; fewer take the deepest of the published.
+      server_flops_per_s: speed of the server.
     """
     require_known(source, _TABLES, "profile")
     require(

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from fedjax_het.algorithms.dtfl import profiles, timing
-from fedjax_het.algorithms.dtfl.tiers import cuts, split
-from fedjax_het.common.errors import InputError
+from fedjax_het.fleet import splits
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.device import Fleet
+from fedjax_het.fleet.splits import cuts, price_tiers
 from fedjax_het.models import build, with_exits
 from fedjax_het.models.resnet import resnet56, resnet110
 
@@ -33,6 +32,7 @@ def table(request):
 
 
 def test_published_tables(table):
+    """See methods/dtfl.md 1, 2, check 1."""
     name, cost = table
     cut = cuts(8)
     np.testing.assert_array_equal(cut, np.arange(7))
@@ -54,7 +54,7 @@ def test_fewer_tiers_are_the_deepest():
 
 
 def test_analytic_ratios(table):
-    """Forward MACs of the halves without heads, over tier 1 of six."""
+    """Forward MACs of the halves without heads, over tier 1 of six; methods/dtfl.md 6."""
     name, cost = table
     forward = cost.forward_flops.cumsum()[cuts(8, 6)]
     wanted = {
@@ -73,7 +73,7 @@ def test_analytic_ratios(table):
 def test_halves_cost_the_whole(name, shape):
     cost = cost_table(build(name, shape, 10, exits=True))
     cut = cuts(cost.num_blocks)
-    table, returned = split(cost, cut), split(cost, cut, returned=True)
+    table, returned = price_tiers(cost, cut), price_tiers(cost, cut, returned=True)
     heads = cost.exit_forward_flops + cost.exit_weight_grad_flops + cost.exit_input_grad_flops
     whole = float(cost.step_flops())
     np.testing.assert_allclose(returned.client_flops + returned.server_flops, whole)
@@ -90,42 +90,27 @@ def test_halves_cost_the_whole(name, shape):
 
 
 def test_uplink_of_tier_2(table):
-    """5000 samples: 1250 MiB of activations, 40 kB of labels and the model."""
-    tiers = split(table[1], cuts(8))
+    """5000 samples: 1250 MiB of activations and 40 kB of labels; methods/dtfl.md check 11."""
+    tiers = price_tiers(table[1], cuts(8))
     samples = np.array([5000, 100])
-    moved = timing.split_bytes(tiers, np.array([1, 1]), samples, labels=1)
+    moved = splits.split_bytes(tiers, np.array([1, 1]), samples, labels=1)
     model = tiers.up_bytes[1]
     np.testing.assert_array_equal(moved.up - model - 8 * samples, [1250 * MIB, 25 * MIB])
     np.testing.assert_array_equal(moved.down, tiers.down_bytes[[1, 1]])
-    returned = timing.split_bytes(tiers, np.array([1, 1]), samples, 1, returned=True)
+    returned = splits.split_bytes(tiers, np.array([1, 1]), samples, 1, returned=True)
     np.testing.assert_array_equal(returned.down - moved.down, [1250 * MIB, 25 * MIB])
 
 
 def test_time_is_the_longer_side_and_the_transfer():
+    """See methods/dtfl.md check 13."""
     fleet = Fleet(np.array([10.0, 10.0]), downlink_bytes_per_s=4.0, uplink_bytes_per_s=2.0)
     who, rng = np.arange(2), np.random.default_rng(0)
-    moved = timing.Bytes(np.array([8, 8]), np.array([6, 6]))
+    moved = splits.Bytes(np.array([8, 8]), np.array([6, 6]))
     arguments = (fleet, who, np.array([50.0, 50.0]), np.array([3.0, 9.0]), moved, 0.0, rng)
-    both, own_s = timing.timing(*arguments)
+    both, own_s = splits.split_timing(*arguments)
     np.testing.assert_allclose(own_s, [5, 5])
     np.testing.assert_allclose(both.compute_s, [5, 9])
     np.testing.assert_allclose(both.total_s, [5 + 2 + 3, 9 + 2 + 3])
-    np.testing.assert_allclose(timing.transfer_s(fleet, who, moved), [5, 5])
-    after, _ = timing.timing(*arguments, parallel=False)
+    np.testing.assert_allclose(splits.transfer_s(fleet, who, moved), [5, 5])
+    after, _ = splits.split_timing(*arguments, parallel=False)
     np.testing.assert_allclose(after.total_s, [8 + 5, 14 + 5])
-
-
-def test_profiles_by_name_and_measured():
-    model = with_exits(resnet56(norm="batch", granularity="module"))
-    tiers = split(cost_table(model), cuts(8, 6))
-    published = profiles.choose("paper", tiers, 1e9)
-    np.testing.assert_allclose(published.client_s, [1.00, 1.63, 2.16, 2.68, 3.30, 3.81])
-    np.testing.assert_allclose(published.server_s[0], tiers.server_flops[0] / 1e9)
-    np.testing.assert_allclose(published.server_s[5] / published.server_s[0], 0.20)
-    code = profiles.choose("code", split(cost_table(model), cuts(8, 2)), 1e9)
-    np.testing.assert_allclose(code.client_s, [0.118, 0.160])
-    assert (profiles.choose("analytic", tiers, np.inf).server_s == 0).all()
-    own = profiles.choose(profiles.Profile(np.ones(6), np.zeros(6)), tiers, 1.0)
-    assert own.client_s.tolist() == [1.0] * 6
-    with pytest.raises(InputError, match="published for six"):
-        profiles.choose("paper", split(cost_table(model), cuts(8)), 1e9)

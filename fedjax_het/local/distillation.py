@@ -1,7 +1,9 @@
-r"""The two halves of group knowledge transfer, each taught by the other's logits.
+r"""Distillation over a cut: client and server each learn from the other's logits.
 
 client:  CE(head(h(x)), y) + a T^2 KL_T( client || server's logits )
 server:  a CE(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
+
+with the client's half h and its head, and the server's half g, of one block model.
 """
 
 from collections.abc import Callable
@@ -23,7 +25,12 @@ from fedjax_het.objectives.classification import cross_entropy
 
 
 class Halves(NamedTuple):
-    """Which blocks belong to the client's network, and which to the server's."""
+    """The two networks that a model is cut into, as what each of them trains.
+
+    Attributes:
+      edge: blocks of the client's network, and its head.
+      server: blocks of the server's network.
+    """
 
     edge: Route
     server: Route
@@ -49,10 +56,10 @@ def distillation(
     r"""$T^2 KL(\mathrm{softmax}(t / T) \| \mathrm{softmax}(s / T))$, mean over samples that count.
 
     Args:
-      student: float32[n, classes], logits that are to be taught.
-      teacher: float32[n, classes].
-      weight: float32[n], 0 for padding.
-      temperature: T.
+      student: logits that learn, float32[n, classes].
+      teacher: logits that are to be reached, float32[n, classes].
+      weight: weight of each sample, float32[n], 0 for padding.
+      temperature: temperature T of either softmax.
 
     References:
       Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*, 2015.
@@ -72,23 +79,25 @@ def edge_training(
     temperature: float,
     alpha: float,
 ) -> LocalUpdate:
-    """Trains a client's own network; `Task.row` holds it as `edge`, and whether it was `taught`.
+    """The local update of a client's own network.
+
+    `Task.row` holds the network as `edge`, and as `taught` whether the server has answered for its
+    samples; `Task.shared["logits"]`, float32[N, classes], are the answers for all samples.
 
     Args:
-      model: with exit heads.
-      pipeline: how raw samples become inputs.
-      parts: which blocks are the client's.
-      optimizer: the client's; its state is new every round.
+      model: model with exit heads.
+      pipeline: steps by which raw samples become inputs.
+      parts: halves of the model.
+      optimizer: optimiser of the client; its state is new every round.
       max_batch: samples a mini-batch has room for.
-      temperature: T.
-      alpha: weight of the server's logits, `Task.shared["logits"]` float32[N, classes].
+      temperature: temperature T of the distillation.
+      alpha: weight of the server's logits.
 
     Returns:
-      A local update that changes nothing in the global model; `info` is the trained network.
+      A local update that leaves the global model as it is; `info` is the trained network.
     """
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
-        del route
         edge = task.row["edge"]
         own = parts.put(start, edge, parts.edge)
         frozen = masks.split(start.params, parts.edge)[1]
@@ -125,7 +134,7 @@ def edge_training(
         )
         finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)])
         return ClientResult(
-            delta=jax.tree.map(lambda _: None, start.params),
+            delta=jax.tree.map(jnp.zeros_like, masks.split(start.params, route)[0]),
             stats=start.stats,
             loss=jnp.where(jnp.all(finite), result.loss, jnp.nan),
             samples=result.samples,
@@ -151,12 +160,12 @@ def server_training(
     numbers as storing those of every sample, and fits into memory.
 
     Args:
-      model: as in `edge_training`.
-      pipeline: how raw samples become inputs; augmentation is left out.
-      parts: which blocks are the server's.
-      optimizer: the server's.
+      model: model with exit heads.
+      pipeline: steps by which raw samples become inputs; augmentation is left out.
+      parts: halves of the model.
+      optimizer: optimiser of the server.
       batch_size: samples per batch.
-      temperature: T.
+      temperature: temperature T of the distillation.
       alpha: weight of the labels.
 
     Returns:

@@ -1,25 +1,42 @@
 """FedGKT: small networks at the clients and a large one at the server teach each other."""
 
 import functools
-from typing import Any, NamedTuple, Unpack
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.algorithms import parts
-from fedjax_het.algorithms.dtfl import timing
-from fedjax_het.algorithms.dtfl.distillation import edge_training, halves, server_training
-from fedjax_het.algorithms.dtfl.tiers import cuts, split
 from fedjax_het.algorithms.registry import register
-from fedjax_het.algorithms.training import DistillationTraining, TrainingKeywords
+from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Merged, Report, Variables
+from fedjax_het.contract.algorithm import (
+    Aggregator,
+    Algorithm,
+    Chunk,
+    Merged,
+    Report,
+    Variables,
+)
 from fedjax_het.contract.clock import barrier
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.fleet import splits
+from fedjax_het.local.distillation import edge_training, halves, server_training
 from fedjax_het.problem import Problem
+
+
+@dataclass(frozen=True)
+class DistillationTraining(TrainingOptions):
+    """`TrainingOptions` of FedGKT, with the authors' optimiser.
+
+    The state of the server's optimiser outlives the round, that of a client's does not.
+    """
+
+    client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad"
+    weight_decay: float = 1e-4
 
 
 class State(NamedTuple):
@@ -67,42 +84,29 @@ def fedgkt(
     Args:
       problem: model, data and fleet; the model needs exit heads.
       client_blocks: blocks of a client's network.
-      temperature: T.
+      temperature: temperature T of the distillation.
       alpha: weight of what the other side teaches.
-      server_epochs: E_s, passes of the server over everything it was sent, in the first round.
+      server_epochs: passes of the server over everything it was sent in the first round, E_s.
       anneal_rounds: rounds in which E_s falls to 1, linearly.
-      server_flops_per_s: of the server; None for the fastest device's. Its training begins when
-        all clients are done; its time is part of every task's.
+      server_flops_per_s: speed of the server; None for the fastest device's. Its training begins
+        when all clients are done; its time is part of every task's.
       **training: see `DistillationTraining`.
 
     References:
-      He, Annavaram and Avestimehr, *Group Knowledge Transfer*, NeurIPS 2020. T, alpha and E_s are
-      ours: their schedules are not stated in DTFL.
+      He, Annavaram and Avestimehr, *Group Knowledge Transfer*, NeurIPS 2020; methods/baselines.md
+      14. T, alpha and E_s are ours: their schedules are not stated in DTFL.
     """
     options = DistillationTraining.parse(training)
     model, n = problem.model, problem.num_clients
-    boundaries = cuts(model.num_blocks)
-    require(
-        bool(model.exits) and problem.data.y.ndim == 1,
-        f"model {model.name!r} with {len(model.exits)} exit heads, "
-        f"labels of shape {problem.data.y.shape[1:]}",
-        "clients need an auxiliary head, and one label a sample",
-        "set config.model.exits = True",
-    )
-    require(
-        1 <= client_blocks <= len(boundaries),
-        f"client_blocks = {client_blocks}",
-        f"must be between 1 and {len(boundaries)} of the model's {model.num_blocks} blocks",
-        "use 2",
-    )
+    _require_teachable(problem)
+    cut = splits.single_cut(model.num_blocks, client_blocks)
     for name, value in (("temperature", temperature), ("alpha", alpha)):
         require(np.isfinite(value) and value > 0, f"{name} = {value}", "must be positive", "use 1")
     for name, count in (("server_epochs", server_epochs), ("anneal_rounds", anneal_rounds)):
         require(count >= 1, f"{name} = {count}", "must be at least 1", "use 20")
-    cut = int(boundaries[client_blocks - 1])
-    both = halves(model.num_blocks, cut)
-    table = split(problem.cost, boundaries[[client_blocks - 1]])
-    speed = timing.server_speed(server_flops_per_s, problem.fleet)
+    both = halves(model.num_blocks, int(cut[0]))
+    table = splits.price_tiers(problem.cost, cut)
+    speed = splits.server_speed(server_flops_per_s, problem.fleet)
     room = min(options.batch_size, int(np.max(problem.data.sizes)))
     teaching = {"temperature": temperature, "alpha": alpha}
     optimizer, pipeline = options.optimizer(), problem.data.pipeline
@@ -126,35 +130,13 @@ def fedgkt(
     def plan(state: State, variables: Variables, situation: Situation) -> tuple[Plan, State]:
         del variables
         clients = situation.clients
-        sizes = problem.data.sizes[clients]
-        samples = options.samples(sizes, options.steps(sizes))
-        # Activations, labels and logits of every sample once, after training; the client's network
-        # stays where it is, and comes down once.
-        logit_bytes = 4 * model.num_classes
-        sent = timing.split_bytes(table, np.zeros_like(sizes), sizes, labels=1)
-        up = sent.up - table.up_bytes + sizes * logit_bytes
-        down = np.where(state.taught[clients], sizes * logit_bytes, table.down_bytes)
-        server_s = epochs(situation.round) * np.sum(sizes) * table.server_flops / speed
-        prices, _ = timing.timing(
-            problem.fleet.at(situation.round),
-            clients,
-            table.client_flops * samples + problem.cost.forward_pass_flops(cut) * sizes,
-            np.broadcast_to(server_s, clients.shape),
-            timing.Bytes(down, up),
-            situation.now_s,
-            situation.rng,
-            parallel=False,
-        )
-        rows = {
-            "edge": jax.tree.map(lambda a: np.asarray(a)[clients], state.edge),
-            "taught": state.taught[clients],
-        }
+        sent, taught = np.sum(problem.data.sizes[clients]), state.taught[clients]
+        server_s = epochs(situation.round) * sent * table.server_flops / speed
+        prices = _price(problem, options, table, situation, taught, server_s)
+        edge = jax.tree.map(lambda a: np.asarray(a)[clients], state.edge)
+        rows = {"edge": edge, "taught": taught}
         tasks = parts.plan_tasks(problem, options, situation, timing=prices, rows=rows)
         return tasks._replace(shared={"logits": state.logits}), state
-
-    def update(state: State, variables: Variables, merged: Merged) -> tuple[State, Variables]:
-        del merged
-        return state, variables
 
     def observe(
         state: State, variables: Variables, report: Report
@@ -177,16 +159,18 @@ def fedgkt(
             jnp.int32(passes),
             key,
         )
-        taught = state.taught.copy()
-        taught[clients] = True
 
-        def put(every: np.ndarray, new: np.ndarray) -> np.ndarray:
+        def put(every: np.ndarray, new: np.ndarray | bool) -> np.ndarray:
             every = np.array(every)
             every[clients] = new
             return every
 
         state = State(
-            jax.tree.map(put, state.edge, trained), np.asarray(logits), taught, memory, state.key
+            edge=jax.tree.map(put, state.edge, trained),
+            logits=np.asarray(logits),
+            taught=put(state.taught, True),
+            optimizer=memory,
+            key=state.key,
         )
         return state, variables, {"server_epochs": passes, "server_loss": float(loss)}
 
@@ -200,10 +184,81 @@ def fedgkt(
         plan=plan,
         mask=None,
         local=edge_training(model, pipeline, both, optimizer, max_batch=room, **teaching),
-        merge=masked_mean(),
-        update=update,
+        merge=_nothing(),
+        update=parts.replace,
         observe=observe,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
         evaluated=evaluated,
     )
+
+
+def _require_teachable(problem: Problem) -> None:
+    """Raises `InputError` unless clients have a head, and samples a label, of their own."""
+    model, labels = problem.model, problem.data.y
+    require(
+        bool(model.exits) and labels.ndim == 1,
+        f"model {model.name!r} with {len(model.exits)} exit heads, "
+        f"labels of shape {labels.shape[1:]}",
+        "clients need an auxiliary head, and one label a sample",
+        "set config.model.exits = True",
+    )
+
+
+def _price(
+    problem: Problem,
+    training: TrainingOptions,
+    table: splits.Tiers,
+    situation: Situation,
+    taught: np.ndarray,
+    server_s: np.ndarray,
+) -> Timing:
+    """What a round takes the cohort.
+
+    Activations, labels and logits of every sample go up once, after training. The client's network
+    stays where it is, and comes down once; then it is the server's logits that come down.
+
+    Args:
+      problem: model, data and fleet.
+      training: options of the clients.
+      table: prices of the only cut.
+      situation: the cohort, and when it starts.
+      taught: clients that have their network already, bool[k].
+      server_s: time of the server on what everyone sends, float64[1].
+    """
+    clients = situation.clients
+    sizes = problem.data.sizes[clients]
+    samples = training.samples(sizes, training.steps(sizes))
+    logit_bytes = 4 * problem.model.num_classes
+    sent = splits.split_bytes(table, np.zeros_like(sizes), sizes, labels=1)
+    up = sent.up - table.up_bytes + sizes * logit_bytes
+    down = np.where(taught, sizes * logit_bytes, table.down_bytes)
+    prices, _ = splits.split_timing(
+        problem.fleet.at(situation.round),
+        clients,
+        table.client_flops * samples + problem.cost.forward_pass_flops(table.cut) * sizes,
+        np.broadcast_to(server_s, clients.shape),
+        splits.Bytes(down, up),
+        situation.now_s,
+        situation.rng,
+        parallel=False,
+    )
+    return prices
+
+
+def _nothing() -> Aggregator:
+    """The merge of clients that send no weights: the model stays as it is, bit for bit."""
+
+    def init(state: State, variables: Variables, mask_shapes: PyTree) -> PyTree:
+        del state, variables, mask_shapes
+        return ()
+
+    def add(acc: PyTree, chunk: Chunk) -> PyTree:
+        del chunk
+        return acc
+
+    def finalize(acc: PyTree, variables: Variables, shared: PyTree) -> Merged:
+        del acc, shared
+        return Merged(variables)
+
+    return Aggregator(init, add, finalize)

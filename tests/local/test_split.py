@@ -1,4 +1,4 @@
-"""Split training with local losses: nothing leaks through the cut, and tiers merge into one."""
+"""Split training with local losses: each half learns from its own, and nothing leaks."""
 
 import functools
 
@@ -17,12 +17,13 @@ from problems import (
 
 from fedjax_het import models
 from fedjax_het.algorithms import build
-from fedjax_het.algorithms.common import amsgrad
-from fedjax_het.algorithms.dtfl.local import Privacy, split_training
 from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import Task, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import DeviceData, Pipeline, gather
+from fedjax_het.local.optimizers import amsgrad
+from fedjax_het.local.privacy import Privacy
+from fedjax_het.local.split import split_training
 from fedjax_het.objectives.classification import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -96,7 +97,10 @@ def test_one_step_is_two_gradient_steps(cut):
 
 
 def test_nothing_leaks_through_the_cut():
-    """Another server half changes no bit of the client's, and another head none of the server's."""
+    """Another server half changes no bit of the client's, and another head none of the server's.
+
+    See methods/dtfl.md check 3.
+    """
     problem = exits_problem()
     start = problem.model.init(jax.random.key(1))
     base = train(problem, start, cut=0).delta
@@ -116,7 +120,7 @@ def test_nothing_leaks_through_the_cut():
 @pytest.mark.parametrize(
     ("make", "privacy"),
     [
-        (exits_problem, Privacy(correlation=True, shuffle="channel")),
+        (exits_problem, Privacy(dcor=0.5, shuffle="channel")),
         (lambda: batch_norm_problem(exits=True), Privacy()),
     ],
     ids=["privacy", "running statistics"],
@@ -124,7 +128,7 @@ def test_nothing_leaks_through_the_cut():
 def test_a_traced_cut_gives_the_same_numbers(make, privacy):
     problem = make()
     start = problem.model.init(jax.random.key(1))
-    alpha = 0.5 if privacy.correlation else None
+    alpha = privacy.dcor or None
     for cut in range(problem.model.num_blocks - 1):
         arguments = {"cut": cut, "privacy": privacy, "alpha": alpha}
         one, every = (train(problem, start, traced=t, **arguments) for t in (False, True))
@@ -175,23 +179,25 @@ def test_a_server_without_memory_steps_by_signs():
 
 
 def test_without_weight_the_correlation_changes_nothing():
+    """See methods/dtfl.md check 16."""
     problem = exits_problem()
     start = problem.model.init(jax.random.key(1))
     plain = train(problem, start, cut=1)
-    told = train(problem, start, cut=1, privacy=Privacy(correlation=True), alpha=0.0)
+    told = train(problem, start, cut=1, privacy=Privacy(dcor=0.9), alpha=0.0)
     assert_close(plain.delta, told.delta)
     assert 0 < float(told.info["correlation"]) <= 1
-    strong = train(problem, start, cut=1, privacy=Privacy(correlation=True), alpha=0.9)
+    strong = train(problem, start, cut=1, privacy=Privacy(dcor=0.9), alpha=0.9)
     assert differ(strong.delta["blocks"][0], plain.delta["blocks"][0])
     assert_same(
         train(problem, start, cut=1, steps=1).delta["blocks"][2],
-        train(problem, start, cut=1, steps=1, privacy=Privacy(correlation=True), alpha=0.9).delta[
-            "blocks"
-        ][2],
+        train(problem, start, cut=1, steps=1, privacy=Privacy(dcor=0.9), alpha=0.9).delta["blocks"][
+            2
+        ],
     )
 
 
 def test_shuffling_changes_what_the_server_sees_alone():
+    """See methods/dtfl.md check 17."""
     problem = exits_problem()
     start = problem.model.init(jax.random.key(1))
     plain = train(problem, start, cut=0)

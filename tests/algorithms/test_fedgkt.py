@@ -1,65 +1,18 @@
-"""SplitFed and FedGKT, DTFL's baselines."""
+"""FedGKT: networks that teach each other. See methods/baselines.md 14, check 14."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_close, assert_same, differ, exits_problem, situation
+from problems import assert_same, differ, exits_problem, situation
 
 from fedjax_het.algorithms import build
-from fedjax_het.algorithms.dtfl.distillation import distillation, halves
+from fedjax_het.local.distillation import halves
 from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
-
-
-def test_splitfed_is_fedavg_but_for_time_and_traffic():
-    problem = exits_problem()
-    results = [
-        simulate(build(name, problem, **SGD), problem, rounds=2) for name in ("splitfed", "fedavg")
-    ]
-    assert_close(results[0].variables, results[1].variables)
-    assert results[0].faults == []
-    split, whole = (r.record.clients[0] for r in results)
-    assert split["flops"] < whole["flops"]
-    assert split["bytes_up"] > split["samples"] * problem.cost.activation_bytes[1]
-
-
-def test_splitfed_waits_for_both_sides_and_gets_gradients_back():
-    problem = exits_problem()
-    slow, fast = (
-        build("splitfed", problem, server_flops_per_s=s, **SGD) for s in (1e3, float("inf"))
-    )
-    timings = [a.plan((), None, situation(problem))[0].timing for a in (slow, fast)]
-    cost, sizes = problem.cost, problem.data.sizes
-    inner = cost.input_grad_flops.copy()
-    inner[0] = 0
-    each = cost.forward_flops + cost.weight_grad_flops + inner
-    np.testing.assert_allclose(
-        timings[0].compute_s - timings[1].compute_s, each[2:].sum() * sizes / 1e3
-    )
-    np.testing.assert_allclose(
-        timings[1].compute_s, each[:2].sum() * sizes / problem.fleet.flops_per_s
-    )
-    model = int((cost.param_bytes + cost.stats_bytes)[:2].sum())
-    np.testing.assert_array_equal(timings[0].bytes_down, sizes * cost.activation_bytes[1] + model)
-    np.testing.assert_array_equal(
-        timings[0].bytes_up, sizes * (cost.activation_bytes[1] + 8) + model
-    )
-
-
-def test_distillation_is_zero_for_a_good_pupil_and_ignores_padding():
-    logits = jax.random.normal(jax.random.key(0), (5, 4))
-    weight = jnp.asarray([1.0, 1.0, 1.0, 0.0, 0.0])
-    assert float(distillation(logits, logits + 3.0, weight, 3.0)) == pytest.approx(0, abs=1e-6)
-    other = logits.at[:3].set(0.0)
-    told = distillation(logits, other, weight, 2.0)
-    p = jax.nn.softmax(other[:3] / 2)
-    wanted = 4 * jnp.mean(jnp.sum(p * (jnp.log(p) - jax.nn.log_softmax(logits[:3] / 2)), axis=1))
-    assert float(told) == pytest.approx(float(wanted), rel=1e-5)
-    assert float(told) == pytest.approx(float(distillation(logits[:3], other[:3], weight[:3], 2.0)))
 
 
 def gkt(problem, **options):
