@@ -130,7 +130,7 @@ def choosing(algorithm, choose):
     def plan(state, variables, situation):
         plan, state = algorithm.plan(state, variables, situation)
         order = choose(situation.round, len(plan.clients))
-        columns = ("clients", "steps", "batch", "weight", "timing", "rows")
+        columns = ("clients", "steps", "batch", "weight", "timing", "rows", "notes")
         chosen = {
             name: jax.tree.map(lambda a: np.asarray(a)[order], getattr(plan, name))
             for name in columns
