@@ -155,6 +155,7 @@ PUBLIC = {
         "with_measured",
     ],
     "fedjax_het.local": [
+        "Privacy",
         "distance_correlation",
         "shuffle_channels",
         "shuffle_patches",

@@ -14,7 +14,6 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import read_json, read_lines
 from fedjax_het.contract.clock import Closing, Flight, Status
 from fedjax_het.contract.plan import Plan
-from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
 from fedjax_het.simulation.identity import require_same
@@ -106,7 +105,7 @@ def client_rows(
         "bytes_down": timing.bytes_down,
         "bytes_up": timing.bytes_up,
         "flops": timing.flops * done,
-        "device_flops_per_s": device_speeds(problem.fleet, flight),
+        "device_flops_per_s": device_speeds(problem, flight),
         "first_block": [route.first for route in plan.routes],
         "exit_block": [last if route.exit is None else route.exit for route in plan.routes],
         "cut_block": [route.cut for route in plan.routes],
@@ -120,12 +119,13 @@ def client_rows(
     return [dict(zip(names, (step, *values), strict=True)) for values in zip(*lists, strict=True)]
 
 
-def device_speeds(fleet: Fleet, flight: Flight) -> np.ndarray:
+def device_speeds(problem: Problem, flight: Flight) -> np.ndarray:
     """FLOP/s of the device of each task when it was dispatched, float64[k]."""
     speeds = np.empty(len(flight.client))
     for step in np.unique(flight.version):
         of = flight.version == step
-        speeds[of] = fleet.at(int(step)).speed(flight.client[of], flight.dispatched_s[of])
+        fleet = problem.fleet.at(int(step))
+        speeds[of] = fleet.speed(flight.client[of], flight.dispatched_s[of])
     return speeds
 
 
