@@ -17,6 +17,9 @@ from fedjax_het.data.shuffle import permute
 
 Array = jax.Array
 
+# Samples per forward pass of an evaluation: few enough for a CPU's cache, many for an accelerator.
+_CPU_PASS, _ACCELERATOR_PASS = 64, 1024
+
 _FULL_SCALE = {"uint8": 255.0, "int16": 32768.0, "float32": 1.0}
 
 
@@ -98,6 +101,21 @@ def prepare(x: Array | np.ndarray, spec: Pipeline) -> Array:
     # Subtract, then multiply: unlike a product plus an offset, this cannot be fused into an FMA in
     # one compiled program and not in another, so every execution sees the same bits.
     return (x.astype(jnp.float32) - per_channel(offset)) * per_channel(factor)
+
+
+def in_batches(x: np.ndarray, y: np.ndarray) -> tuple[Array, Array]:
+    """All samples on the device, cut into batches for evaluation: `[m, b, ...]` both.
+
+    The last batch is filled up with samples from the beginning, which the caller leaves out.
+    """
+    count = len(y)
+    batch = min(count, _CPU_PASS if jax.default_backend() == "cpu" else _ACCELERATOR_PASS)
+    places = np.arange(-(-count // batch) * batch) % count
+    cut = (-1, batch)
+    return (
+        jnp.asarray(x[places].reshape(*cut, *x.shape[1:])),
+        jnp.asarray(y[places].reshape(*cut, *y.shape[1:])),
+    )
 
 
 def gather(

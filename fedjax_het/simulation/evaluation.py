@@ -4,18 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fedjax_het.contract.algorithm import Variables
-from fedjax_het.data.batches import prepare
+from fedjax_het.data.batches import in_batches, prepare
+from fedjax_het.objectives.classification import correct, sample_losses
 from fedjax_het.problem import Problem
 from fedjax_het.runtime.compiling import Compiler
-
-# Samples per forward pass: small enough for a CPU's cache, large enough for an accelerator.
-_BATCH = {"cpu": 64}
-_ACCELERATOR_BATCH = 1024
 
 
 class Evaluator:
@@ -32,26 +27,15 @@ class Evaluator:
         self._problem = problem
         self.compiler = Compiler()
         data = problem.data
-        count = len(data.test_y)
-        batch = min(_BATCH.get(jax.default_backend(), _ACCELERATOR_BATCH), count)
-        padding = -count % batch
-        places = np.concatenate([np.arange(count), np.zeros(padding, np.int64)])
-        self._x = jnp.asarray(data.test_x[places].reshape(-1, batch, *data.test_x.shape[1:]))
-        self._y = jnp.asarray(data.test_y[places].reshape(-1, batch, *data.test_y.shape[1:]))
-        self._count = count
+        self._x, self._y = in_batches(data.test_x, data.test_y)
+        self._count = len(data.test_y)
         self._program: Any = None
 
     def _measure(self, variables: Variables, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
         def one(batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             inputs = prepare(batch[0], self._problem.data.pipeline)
             logits, _ = self._problem.model.apply(variables, inputs)
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-            right = (jnp.argmax(logits, axis=-1).astype(batch[1].dtype) == batch[1]).astype(
-                jnp.float32
-            )
-            # A sequence counts with the mean over its positions.
-            flat = (loss.shape[0], -1)
-            return right.reshape(flat).mean(axis=1), loss.reshape(flat).mean(axis=1)
+            return correct(logits, batch[1]), sample_losses(logits, batch[1])
 
         right, loss = jax.lax.map(one, (x, y))
         return right.reshape(-1), loss.reshape(-1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_het.data import Pipeline, from_arrays, gather, prepare
+from fedjax_het.data.batches import in_batches
 
 
 def _data(augment=None, normalise=None, shape=(8, 6, 3), n=40, clients=None):
@@ -134,3 +135,12 @@ def test_prepare_scales_by_storage_type():
     np.testing.assert_array_equal(prepare(features, Pipeline((1.0, 2.0), (1.0, 2.0))), [[1.0, 1.0]])
     tokens = np.array([[1, 2]], np.int32)
     assert prepare(tokens, Pipeline()).dtype == jnp.int32
+
+
+@pytest.mark.parametrize("count", [3, 64, 130])
+def test_evaluation_sees_every_sample_once_and_then_the_first_again(count):
+    x, y = in_batches(np.arange(2.0 * count).reshape(count, 2), np.arange(count))
+    assert x.shape == (*y.shape, 2)
+    seen = np.ravel(y)
+    np.testing.assert_array_equal(seen, np.arange(seen.size) % count)
+    assert seen.size - count < y.shape[1] <= count
