@@ -15,12 +15,12 @@ MIB = 2**20
 
 
 def get_config() -> ConfigDict:
-    server = {
+    links = {
         "server_up_bytes_per_s": 10 * MIB * SCALE,
         "server_down_bytes_per_s": 50 * MIB * SCALE,
         "sizes": "coo64",
-        "interval": 40,
     }
+    density = {"interval": 40}
     return ConfigDict(
         {
             "data": {
@@ -36,16 +36,21 @@ def get_config() -> ConfigDict:
                 "learning_rate": 0.1,
                 "batch_size": 20,
                 "local_steps": 5,
-                "patience": 5,
-                **server,
+                "density": density,
+                "recovery": {"patience": 5},
+                "links": links,
             },
             "run": {"rounds": 20000, "max_virtual_s": 20000.0, "eval_every_s": 400.0},
             "compare": {
                 "methods": {
                     "PR-FL": {},
-                    "nested masks, synchronous": {"name": "nested_mask_sync", **server},
-                    "FedFix of the author": {"name": "prfl_fedfix", **server},
-                    "FedAsyn of the author": {"name": "prfl_fedasyn", **server},
+                    "nested masks, synchronous": {
+                        "name": "nested_mask_sync",
+                        "density": density,
+                        "links": links,
+                    },
+                    "FedFix of the author": {"name": "prfl_fedfix", "links": links},
+                    "FedAsyn of the author": {"name": "prfl_fedasyn", "links": links},
                 },
                 "seeds": (0,),
                 "targets": (0.5, 0.6),

@@ -38,7 +38,7 @@ from fedjax_het.simulation.simulate import simulate
 CLIENTS, VGG11 = 10, 9_747_136
 TRAINING: dict[str, Any] = {"batch_size": 20, "local_steps": 5, "learning_rate": 0.1}
 # Adjustments come oftener than the author's 50 rounds: runs are a tenth as long.
-CONTROL: dict[str, Any] = {"interval": 40, "patience": 5}
+CONTROL: dict[str, Any] = {"density": {"interval": 40}, "recovery": {"patience": 5}}
 
 
 def network(shape: tuple[int, ...], classes: int) -> BlockModel:
@@ -124,42 +124,45 @@ def setting(name: str, split: str, seed: int) -> tuple[Problem, float]:
 Arm = tuple[str, dict[str, Any], float]
 METHODS: dict[str, Arm] = {
     "PR-FL": ("prfl", CONTROL, 1.0),
-    "nested masks synchronous": ("nested_mask_sync", {"interval": CONTROL["interval"]}, 1.5),
+    "nested masks synchronous": ("nested_mask_sync", {"density": CONTROL["density"]}, 1.5),
     "FedFix of the author": ("prfl_fedfix", {}, 2.0),
     "FedAsyn of the author": ("prfl_fedasyn", {}, 3.0),
-    "FedAvg": ("nested_mask_sync", {"densities": (1.0,), "lowest": 1.0}, 4.0),
+    "FedAvg": ("nested_mask_sync", {"density": {"start": (1.0,), "lowest": 1.0}}, 4.0),
 }
 ABLATIONS: dict[str, Arm] = {
-    "no recovery": ("prfl", {**CONTROL, "recover": False, "roll_back": False}, 1.0),
-    "no buffer": ("prfl", {**CONTROL, "buffered": False}, 1.0),
-    "no masks": ("prfl", {**CONTROL, "masked": False}, 1.0),
+    "no recovery": ("prfl", {**CONTROL, "recovery": None}, 1.0),
+    "no buffer": ("prfl", {**CONTROL, "merge": {"buffered": False}}, 1.0),
+    "no masks": ("prfl", {**CONTROL, "merge": {"masked": False}}, 1.0),
     "no residual distribution": ("prfl", {**CONTROL, "distribution": "distinct"}, 1.0),
 }
 # Runs of the digits are short: recovery is looked for four times as often.
-_SOON: dict[str, Any] = {"interval": 10, "patience": 3}
+_SOON: dict[str, Any] = {"density": {"interval": 10}, "recovery": {"patience": 3}}
 EARLY: dict[str, Arm] = {
     "early recovery": ("prfl", _SOON, 1.0),
-    "early adaptation without recovery": (
-        "prfl",
-        {**_SOON, "recover": False, "roll_back": False},
-        1.0,
-    ),
+    "early adaptation without recovery": ("prfl", {**_SOON, "recovery": None}, 1.0),
 }
+
+
+def _changed(options: dict[str, Any], group: str, **changes: Any) -> Arm:
+    """PR-FL with these options and some of a group changed."""
+    return "prfl", {**options, group: {**options.get(group, {}), **changes}}, 1.0
+
+
 STUDY: dict[str, Arm] = {
     # The increment matters once recovery fires.
-    "early recovery with increment 0.1": ("prfl", {**_SOON, "increment": 0.1}, 1.0),
-    "early recovery with increment 0.4": ("prfl", {**_SOON, "increment": 0.4}, 1.0),
-    "increment 0.1": ("prfl", {**CONTROL, "increment": 0.1}, 1.0),
-    "increment 0.4": ("prfl", {**CONTROL, "increment": 0.4}, 1.0),
-    "floor 0.05": ("prfl", {**CONTROL, "lowest": 0.05}, 1.0),
-    "floor 0.2": ("prfl", {**CONTROL, "lowest": 0.2}, 1.0),
-    "interval 20": ("prfl", {**CONTROL, "interval": 20}, 1.0),
-    "interval 80": ("prfl", {**CONTROL, "interval": 80}, 1.0),
-    "a 0": ("prfl", {**CONTROL, "a": 0.0}, 1.0),
-    "a 1.2": ("prfl", {**CONTROL, "a": 1.2}, 1.0),
+    "early recovery with increment 0.1": _changed(_SOON, "recovery", increment=0.1),
+    "early recovery with increment 0.4": _changed(_SOON, "recovery", increment=0.4),
+    "increment 0.1": _changed(CONTROL, "recovery", increment=0.1),
+    "increment 0.4": _changed(CONTROL, "recovery", increment=0.4),
+    "floor 0.05": _changed(CONTROL, "density", lowest=0.05),
+    "floor 0.2": _changed(CONTROL, "density", lowest=0.2),
+    "interval 20": _changed(CONTROL, "density", interval=20),
+    "interval 80": _changed(CONTROL, "density", interval=80),
+    "a 0": _changed(CONTROL, "merge", a=0.0),
+    "a 1.2": _changed(CONTROL, "merge", a=1.2),
     "rule of the slides": ("prfl", {**CONTROL, "mode": "paper"}, 1.0),
-    "frozen staleness": ("prfl", {**CONTROL, "live": False}, 1.0),
-    "start at 1": ("prfl", {**CONTROL, "densities": (1.0,)}, 1.0),
+    "frozen staleness": _changed(CONTROL, "merge", live=False),
+    "start at 1": _changed(CONTROL, "density", start=(1.0,)),
 }
 ARMS = {"methods": METHODS, "ablations": ABLATIONS, "early": EARLY, "study": STUDY}
 
@@ -168,14 +171,12 @@ def run_arm(label: str, arm: Arm, name: str, split: str, seed: int, total_s: flo
     """One run; returns what the tables need."""
     method, options, factor = arm
     problem, scale = setting(name, split, seed)
-    options = {
-        **TRAINING,
+    links = {
         "sizes": "coo64",
         "server_up_bytes_per_s": 10 * MIB * scale,
         "server_down_bytes_per_s": 50 * MIB * scale,
-        **options,
     }
-    algorithm = algorithms.build(method, problem, **options)
+    algorithm = algorithms.build(method, problem, **TRAINING, links=links, **options)
     began = time.perf_counter()
     result = simulate(
         algorithm,

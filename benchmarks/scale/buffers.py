@@ -19,8 +19,9 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.scale.cohort import make_data
 from fedjax_het import algorithms
-from fedjax_het.algorithms.prfl.buffers import RANKINGS, flat, never_pruned, page_size
-from fedjax_het.algorithms.prfl.prfl import DENSITIES
+from fedjax_het.algorithms.prfl.density import DENSITIES
+from fedjax_het.algorithms.prfl.pages import RANKINGS, page_size
+from fedjax_het.algorithms.prfl.ranking import flat, never_pruned
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
@@ -48,12 +49,11 @@ def one_case(label: str, clients: int, hidden: int, merges: int) -> dict[str, An
     algorithm = algorithms.build(
         "prfl",
         problem,
-        densities=densities,
-        buffer_density=room,
-        recover=False,
-        interval=2,
+        density={"start": densities, "interval": 2},
+        recovery=None,
         interval_s=middling_s / 2,
-        slack_s=0.0,
+        links={"slack_s": 0.0},
+        memory={"buffer_density": room},
         learning_rate=0.05,
         batch_size=10,
         local_steps=1,

@@ -1,4 +1,4 @@
-"""PR-FL in the loop; numbers in names are those of the specification's tests (section 12)."""
+"""PR-FL in the loop. Checks of methods/pr_fl.md."""
 
 import functools
 import itertools
@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_close, assert_same, differ, digits, digits_problem
+from problems import assert_close, assert_same, differ, digits, digits_problem, situation
 
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.prfl.buffers import unpack
 from fedjax_het.algorithms.prfl.merging import moved, sums
-from fedjax_het.algorithms.prfl.ranking import prunable
+from fedjax_het.algorithms.prfl.ranking import join, never_pruned, prunable
 from fedjax_het.common.errors import InputError
-from fedjax_het.contract.algorithm import Task
+from fedjax_het.contract.algorithm import Task, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.staleness import discount
 from fedjax_het.data.federated import from_arrays
@@ -51,12 +51,12 @@ def problem():
     return Problem(mlp((64,), 10, hidden=(HIDDEN,)), data, fleet)
 
 
-def options(**changes):
+def options(links=None, **changes):
     rates = {
         "server_up_bytes_per_s": 10 * MIB * SCALE,
         "server_down_bytes_per_s": 50 * MIB * SCALE,
     }
-    return {**TRAINING, **rates, **changes}
+    return {**TRAINING, "links": {**rates, **(links or {})}, **changes}
 
 
 @functools.cache
@@ -86,10 +86,17 @@ def run(name, rounds, *, watch=None, **changes):
 
 @jax.jit
 def everything(slots, booked):
-    """All uploads, leading axis n, NaN where pruned."""
+    """All uploads and their masks, leading axis n."""
     like = jax.eval_shape(lambda: problem().model.init(jax.random.key(0))).params
-    one = functools.partial(unpack, slots, booked, like=like, pruned=np.nan)
-    return jax.lax.map(lambda client: one(client), jnp.arange(len(slots.size)))
+
+    def one(client):
+        upload = unpack(slots, booked, client, like)
+        there = slots.ranks[slots.ranking[client]] < slots.size[client]
+        others = [jnp.ones(leaf.shape, bool) for leaf in never_pruned(like)]
+        of_stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), upload.stats)
+        return upload, Variables(join(like, there, others), of_stats)
+
+    return jax.lax.map(one, jnp.arange(len(slots.size)))
 
 
 @functools.cache
@@ -103,7 +110,7 @@ def watched_run():
         models = jax.device_get((old, new))
         seen.append((before.density.copy(), report, (uploads, *meta), after, models))
 
-    result = run("prfl", 40, watch=watch, interval=5, patience=2)
+    result = run("prfl", 40, watch=watch, density={"interval": 5}, recovery={"patience": 2})
     return result, seen
 
 
@@ -117,29 +124,30 @@ def test_the_log_is_sound_and_windows_overlap():
 
 
 def test_8_14_uploads_hold_exactly_their_mask():
-    """Pruned coordinates are NaN in the buffers: as many as the density says, biases none."""
+    """As many weights as the density says, and all biases; what is pruned is zero."""
     _, seen = watched_run()
     assert not np.any(seen[0][2][2])  # whole models of the first training are not kept
-    for _, report, (uploads, _, _), _, _ in seen[1:]:
-        kernels = [leaf for leaf in jax.tree.leaves(uploads.params) if leaf.ndim >= 3]
-        kept = sum(np.sum(~np.isnan(k), axis=tuple(range(1, k.ndim))) for k in kernels)
+    for _, report, ((uploads, there), _, _), _, _ in seen[1:]:
+        kernels = [leaf for leaf in jax.tree.leaves(there.params) if leaf.ndim >= 3]
+        kept = sum(np.sum(k, axis=tuple(range(1, k.ndim))) for k in kernels)
         for client, count in zip(report.plan.clients, report.plan.rows["count"], strict=True):
             assert kept[client] == count
-        biases = [leaf for leaf in jax.tree.leaves(uploads.params) if leaf.ndim == 2]
-        assert all(np.all(np.isfinite(leaf)) for leaf in biases)
+        for leaf, mask in zip(*map(jax.tree.leaves, (uploads, there)), strict=True):
+            assert np.all(leaf[~mask] == 0)
+            assert np.any(leaf[mask] != 0)
 
 
 def test_packed_buffers_merge_as_dense_ones():
     """Every merge is MaskFedAvg over all uploads, written out dense."""
     _, seen = watched_run()
     late = discount("polynomial", a=0.6)
-    for _, report, (uploads, version, _), _, (old, new) in seen[1:]:
+    for _, report, ((uploads, there), version, _), _, (old, new) in seen[1:]:
         p = late(report.round - version)
 
-        def dense(before, every, p=p):
-            return moved(before, *sums(p, every, True), 1.0)
+        def dense(before, every, mask, p=p):
+            return moved(before, *sums(p, every, mask, True), 1.0)
 
-        assert_close(new, jax.tree.map(dense, old, uploads), rtol=1e-5, atol=1e-6)
+        assert_close(new, jax.tree.map(dense, old, uploads, there), rtol=1e-5, atol=1e-6)
 
 
 def test_15_a_slot_changes_only_when_its_client_arrives():
@@ -201,7 +209,7 @@ def test_13_a_weight_outside_all_masks_keeps_the_servers_value():
         models.append(jax.device_get(new))
         ranks.append(jax.device_get(after.rank))
 
-    run("nested_mask_sync", 4, watch=watch, densities=(0.1,), interval=100)
+    run("nested_mask_sync", 4, watch=watch, density={"start": (0.1,), "interval": 100})
     for before, after in itertools.pairwise(models[1:]):
         moved_weights = 0
         for a, b, r in zip(prunable(before.params), prunable(after.params), ranks[0], strict=True):
@@ -213,8 +221,7 @@ def test_13_a_weight_outside_all_masks_keeps_the_servers_value():
 
 
 def test_21_with_whole_models_and_everyone_it_is_fedavg():
-    whole = {"densities": (1.0,), "lowest": 1.0}
-    pruned = run("nested_mask_sync", 2, **whole)
+    pruned = run("nested_mask_sync", 2, density={"start": (1.0,), "lowest": 1.0})
     setting = problem()
     fedavg = build("fedavg", setting, **TRAINING, weighting="uniform")
     plain = simulate(fedavg, setting, rounds=2, chunk=1, evaluator=evaluator())
@@ -223,14 +230,15 @@ def test_21_with_whole_models_and_everyone_it_is_fedavg():
 
 def test_20_participation_is_equalised():
     """With the author's sizes; whoever is at the floor is not slower than the rest."""
-    result = run("prfl", 120, recover=False, interval=10, local_steps=1, sizes="coo64")
+    author = {"local_steps": 1, "links": {"sizes": "coo64"}}
+    result = run("prfl", 120, recovery=None, density={"interval": 10}, **author)
     trained = np.bincount([row["client"] for row in result.record.clients[20:]], minlength=10)
     assert trained.min() / trained.max() > 0.9
     densities = [
         r["info"]["densities"] for r in result.record.metrics[1:] if "densities" in r["info"]
     ]
     assert np.all(np.asarray(densities) >= 0.1)
-    full = run("prfl_fedfix", 80, local_steps=1, sizes="coo64")
+    full = run("prfl_fedfix", 80, **author)
     trained = np.bincount([row["client"] for row in full.record.clients[20:]], minlength=10)
     assert trained.min() / trained.max() < 0.4
 
@@ -246,13 +254,15 @@ def test_densities_follow_the_times_and_are_recorded():
 def test_ablations_differ_from_the_method():
     base = run("prfl", 6)
     for change in ({"buffered": False}, {"masked": False}, {"live": False, "a": 2.0}):
-        assert differ(base.variables.params, run("prfl", 6, **change).variables.params), change
+        assert differ(base.variables.params, run("prfl", 6, merge=change).variables.params), change
 
 
 def test_distributions_cost_what_they_should():
     """The same plan takes longer the more the server sends."""
     times = [
-        run("prfl", 3, distribution=way, server_jitter=0.0).record.metrics[-1]["virtual_s"]
+        run("prfl", 3, distribution=way, links={"server_jitter": 0.0}).record.metrics[-1][
+            "virtual_s"
+        ]
         for way in ("residual", "distinct", "unicast")
     ]
     assert times[0] < times[1] < times[2]
@@ -267,30 +277,33 @@ def test_one_at_a_time_moves_by_a_share():
 
 
 def test_buffers_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match=r"buffers of 10 clients .* bytes: exceed memory_bytes"):
-        build("prfl", problem(), **options(memory_bytes=1e5))
+    with pytest.raises(InputError, match=r"buffers of 10 clients .* bytes: exceed limit_bytes"):
+        build("prfl", problem(), **options(memory={"limit_bytes": 1e5}))
     with pytest.raises(InputError, match=r"buffer_density = 0.3: is below the mean density 0\.4"):
-        build("prfl", problem(), **options(buffer_density=0.3))
+        build("prfl", problem(), **options(memory={"buffer_density": 0.3}))
 
 
 def test_room_for_the_sub_models_is_enough():
     """As much memory as the first densities take changes no bit."""
     assert_same(
-        run("prfl", 8, interval=100, buffer_density=0.45).variables,
-        run("prfl", 8, interval=100).variables,
+        run("prfl", 8, density={"interval": 100}, memory={"buffer_density": 0.45}).variables,
+        run("prfl", 8, density={"interval": 100}).variables,
     )
 
 
 def test_uploads_without_room_are_merged_and_not_kept():
-    result = run("prfl", 12, interval=100, adapt=False, densities=(0.5,), buffer_density=0.51)
+    half = {"start": (0.5,), "interval": 100}
+    result = run("prfl", 12, adapt=False, density=half, memory={"buffer_density": 0.51})
     assert all(row["info"]["kept"] == row["merged"] for row in result.record.metrics[2:])
     seen = []
 
     def watch(before, old, after, new, report):
         seen.append(jax.device_get((report.info["share_of_arrivals"], after.slots.size, new)))
 
-    grown = {"recover": True, "patience": 1, "interval": 1, "roll_back": False, "increment": 0.5}
-    tight = run("prfl", 16, watch=watch, densities=(0.2,), buffer_density=0.25, **grown)
+    small = {"start": (0.2,), "interval": 1}
+    grown = {"patience": 1, "roll_back": False, "increment": 0.5}
+    room = {"buffer_density": 0.25}
+    tight = run("prfl", 16, watch=watch, density=small, recovery=grown, memory=room)
     assert tight.faults == []
     kept = [np.sum(count > 0) for _, count, _ in seen[1:]]
     assert min(kept) < 10
@@ -298,12 +311,14 @@ def test_uploads_without_room_are_merged_and_not_kept():
 
 
 def test_recovery_needs_validation_samples():
-    with pytest.raises(InputError, match="recover = True without validation data"):
+    with pytest.raises(InputError, match="recovery without validation data"):
         build("prfl", digits_problem(), **TRAINING)
 
 
 def test_resumed_in_mid_flight(tmp_path):
-    algorithm = build("prfl", problem(), **options(interval=3, patience=1))
+    algorithm = build(
+        "prfl", problem(), **options(density={"interval": 3}, recovery={"patience": 1})
+    )
     engine = {
         "engine": make_engine(algorithm, problem(), chunk=1),
         "evaluator": evaluator(),
@@ -323,8 +338,30 @@ def test_recorded_links(data_dir):
     """Rates that change within a transfer, of measured phones; the server's link on top."""
     fleet = presets.build("traces", 10, links="bandwidth", data_dir=data_dir)
     setting = Problem(problem().model, problem().data, fleet)
-    algorithm = build("prfl", setting, **options(recover=False, interval=3))
+    algorithm = build("prfl", setting, **options(recovery=None, density={"interval": 3}))
     result = simulate(algorithm, setting, rounds=5, chunk=1, evaluator=evaluator())
     assert result.faults == []
     lasts = [row["upload_s"] for row in result.record.clients]
     assert len(set(lasts)) == len(lasts)
+
+
+@pytest.mark.parametrize("name", ["prfl", "prfl_fedasyn", "prfl_fedfix", "nested_mask_sync"])
+def test_devices_are_priced_as_they_are_in_the_round(name):
+    """A fleet that is re-drawn: the plan of round 50 knows the devices of round 50."""
+    fleet = presets.build("dtfl", 10, redraw_every=50, redraw_share=1.0)
+    setting = Problem(problem().model, problem().data, fleet)
+    algorithm = build(name, setting, **options())
+    variables = setting.model.init(jax.random.key(0))
+    state = algorithm.init(variables, jax.random.key(1))
+    for now in (0, 50):
+        plan, _ = algorithm.plan(state, variables, situation(setting, round=now))
+        timing = plan.timing
+        np.testing.assert_allclose(timing.compute_s, timing.flops / fleet.at(now).flops_per_s)
+    assert np.any(fleet.at(0).flops_per_s != fleet.at(50).flops_per_s)
+
+
+def test_weights_are_ranked_after_the_first_merge_whatever_the_densities():
+    every = {"interval": 1, "remask": "on_density_change"}
+    result = run("nested_mask_sync", 1, density=every)
+    rank = np.concatenate([np.ravel(leaf) for leaf in result.state.rank])
+    assert sorted(rank.tolist()) == list(range(WEIGHTS))

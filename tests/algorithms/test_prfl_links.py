@@ -1,4 +1,4 @@
-"""PR-FL's links and windows; numbers in names are those of the specification's section 12."""
+"""PR-FL's links and windows. Checks of methods/pr_fl.md."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_het.algorithms.prfl import links
-from fedjax_het.algorithms.prfl.pace import window_rule
+from fedjax_het.algorithms.prfl.links import window_rule
 from fedjax_het.algorithms.prfl.ranking import nested_mask, prunable, rank_weights
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.clock import Flight, Status

@@ -1,4 +1,4 @@
-"""PR-FL's rules one by one; numbers in names are those of the specification's section 12."""
+"""PR-FL's rules one by one. Checks of methods/pr_fl.md."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_het.algorithms.prfl import density as rules
-from fedjax_het.algorithms.prfl.buffers import Layout, no_bookings, no_slots
-from fedjax_het.algorithms.prfl.controller import Settings, State, adjust
+from fedjax_het.algorithms.prfl.controller import Control, adjust, first_state
+from fedjax_het.algorithms.prfl.density import Density, Recovery
 from fedjax_het.algorithms.prfl.merging import moved, sums
+from fedjax_het.algorithms.prfl.pages import Layout
 from fedjax_het.algorithms.prfl.ranking import core_sizes, nested_mask, prunable, rank_weights
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.contract.staleness import discount
@@ -21,8 +22,11 @@ X = np.nan
 
 
 def merged(uploads, weight, previous, *, masked=True, eta=1.0):
-    values = jnp.asarray(uploads, jnp.float32)
-    num, den = sums(jnp.asarray(weight, jnp.float32), values, masked)
+    """MaskFedAvg of uploads in which X stands for what is pruned."""
+    values = np.asarray(uploads, np.float32)
+    there = ~np.isnan(values)
+    held = jnp.asarray(np.where(there, values, 7.0))  # what is pruned may have any value
+    num, den = sums(jnp.asarray(weight, jnp.float32), held, jnp.asarray(there), masked)
     return np.asarray(moved(jnp.asarray(previous, jnp.float32), num, den, eta))
 
 
@@ -82,7 +86,7 @@ def test_6_server_step():
 
 def test_7_nothing_is_divided_by_zero():
     def loss(old):
-        num, den = sums(jnp.ones(2), jnp.full((2, 3), jnp.nan), True)
+        num, den = sums(jnp.ones(2), jnp.ones((2, 3)), jnp.zeros((2, 3), bool), True)
         return jnp.sum(moved(old, num, den, 1.0))
 
     value, slope = jax.jit(jax.value_and_grad(loss))(jnp.ones(3))
@@ -189,31 +193,12 @@ NETWORK = Variables({"blocks": (jnp.ones((2, 2)),)}, {})
 POOL = Layout(4, 1, 8)
 
 
-def controlled(density, mode="code", **options):
-    n = len(density)
-    state = State(
-        step=np.asarray(1),
-        slots=no_slots(NETWORK, POOL, n),
-        booked=no_bookings(POOL, n),
-        importance=None,
-        rank=[],
-        order=None,
-        place=np.asarray(0),
-        density=np.asarray(density, float),
-        floor=np.full(n, 0.1),
-        lowest=np.asarray(0.1),
-        first_stage=np.asarray(True),
-        times=rules.no_times(n, 3),
-        stops=rules.no_stops(n + 1),
-        armed=np.asarray(False),
-        finished=np.asarray(False),
-        sent_s=np.zeros((n, 2)),
-        uplink=np.zeros((n, 3)),
-        best=(),
-    )
-    given = {"adapt": True, "roll_back": False, "remask": "always", **options}
-    common = {"core": 0.05, "increment": 0.2, "patience": 1, "recover": True, "layout": POOL}
-    return state, Settings(mode=mode, **common, **given)
+def controlled(start, mode="code", *, adapt=True, roll_back=False):
+    options = Density(start=start, lowest=0.1, interval=3)
+    recovery = Recovery(increment=0.2, patience=1, roll_back=roll_back)
+    control = Control(mode, adapt, options, recovery, POOL, np.ones(1))
+    state = first_state(NETWORK, control, len(start))
+    return state._replace(step=np.asarray(1), place=np.asarray(0)), control
 
 
 @pytest.mark.parametrize("mode", ["code", "paper"])

@@ -31,7 +31,12 @@ ROUNDS = 2
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
 BUDGET = {"learning_rate": 1.0, "rounds": 12, "total_s": 24.0}
 DEADLINE = {**TRAINING, "deadline_s": 0.1}  # stops the slowest third of the devices
-PRUNING = {**TRAINING, "interval": 1, "patience": 1, "interval_s": 0.02, "validate_on": "test"}
+PRUNING = {
+    **TRAINING,
+    "interval_s": 0.02,
+    "density": {"interval": 1},
+    "recovery": {"patience": 1, "validate_on": "test"},
+}
 SETTINGS = {
     "adel": (small_adel, BUDGET),
     "adel_drop": (small_adel, BUDGET),
@@ -45,7 +50,7 @@ SETTINGS = {
     "fedgkt": (exits_problem, {**TRAINING, "client_optimizer": "sgd", "server_epochs": 2}),
     "fedpmt": (digits_problem, {**TRAINING, "depths": (1, 3)}),
     "fedprox": (digits_problem, DEADLINE),
-    "nested_mask_sync": (digits_problem, {**TRAINING, "interval": 1}),
+    "nested_mask_sync": (digits_problem, {**TRAINING, "density": {"interval": 1}}),
     "prfl": (digits_problem, PRUNING),
     "salf": (small_adel, BUDGET),
     "splitfed": (digits_problem, {**TRAINING, "client_optimizer": "sgd"}),

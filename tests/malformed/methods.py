@@ -51,6 +51,11 @@ def redrawn(name: str, **options: Any) -> Call:
     return call
 
 
+def pruned(**options: Any) -> Call:
+    """Makes PR-FL without recovery, which would need validation data."""
+    return method("prfl", **{"recovery": None, **options})
+
+
 SPLIT: list[Case] = [
     (redrawn("fedel"), "redraw_every on the fleet of fedel | devices of round 0 | leave it out"),
     (redrawn("adel_wait"), "redraw_every | devices of round 0 | leave it out"),
@@ -162,53 +167,58 @@ METHODS: list[Case] = [
     (method("fedfix"), "'interval_s' is missing | must be given, a number | interval_s = ..."),
     (method("fedfix", interval_s=-1), "interval_s = -1 | must be a positive number | middling"),
     (method("fedfix", interval_s=1, most_windows=0), "most_windows = 0 | at least 1 | no cap"),
-    (method("prfl"), "recover = True without validation data | held-out | validation_fraction"),
+    (method("prfl"), "recovery without validation data | held-out | validation_fraction"),
+    (pruned(density={"start": (0.5, 0)}), "start = (0.5, 0) | in (0, 1] | (1.0,)"),
+    (pruned(density={"lowest": 0}), "lowest = 0 | must lie in (0, 1] | leave it out"),
+    (pruned(density={"core": 0.2}), "core = 0.2 | must be at most lowest = 0.1 | use 0.05"),
+    (pruned(density={"interval": 0}), "interval = 0 | must be at least 1 | leave it out"),
+    (pruned(density={"dense_share": 2}), "dense_share = 2 | must lie in [0, 1] | leave it out"),
+    (pruned(density=0.5), "'density' = 0.5 | must be a Density | e.g. density = Density("),
+    (pruned(recovery={"increment": 2}), "increment = 2 | must lie in (0, 1] | leave it"),
+    (pruned(recovery={"patience": 0}), "patience = 0 | must be at least 1 | leave it"),
     (
-        method("prfl", recover=False, densities=(0.5, 0)),
-        "densities = (0.5, 0) | in (0, 1] | (1.0,)",
+        pruned(recovery={"patience": 2.5}),
+        "'recovery', its option 'patience' = 2.5 | a whole number | patience = 10",
     ),
-    (method("prfl", recover=False, lowest=0), "lowest = 0 | must lie in (0, 1] | leave it out"),
+    (pruned(recover=False), "'recover' | must be one of | did you mean 'recovery'"),
+    (pruned(mode="slides"), "mode 'slides' | must be one of code, paper | choose one"),
     (
-        method("prfl", recover=False, core=0.2),
-        "core = 0.2 | must be at most lowest = 0.1 | use 0.05",
-    ),
-    (method("prfl", recover=False, increment=2), "increment = 2 | must lie in (0, 1] | leave it"),
-    (method("prfl", recover=False, interval=0), "interval = 0 | must be at least 1 | leave it out"),
-    (
-        method("prfl", recover=False, mode="slides"),
-        "mode 'slides' | must be one of code, paper | choose one",
-    ),
-    (
-        method("prfl", recover=False, pace="now"),
+        pruned(pace="now"),
         "pace 'now' | must be one of single, sync, window | did you mean 'window'",
     ),
     (
-        method("prfl", recover=False, sizes="zip"),
+        pruned(distribution="all"),
+        "distribution 'all' | must be one of distinct, residual, unicast | choose one",
+    ),
+    (pruned(interval_s=0), "interval_s = 0 | a positive number | author"),
+    (
+        pruned(links={"sizes": "zip"}),
         "sizes 'zip' | must be one of bitmap, coo64, index | choose one",
     ),
     (
-        method("prfl", recover=False, distribution="all"),
-        "distribution 'all' | must be one of distinct, residual, unicast | choose one",
-    ),
-    (
-        method("prfl", recover=False, server_up_bytes_per_s=0),
+        pruned(links={"server_up_bytes_per_s": 0}),
         "server link of 0 | must be positive | use inf",
     ),
-    (method("prfl", recover=False, server_step=2), "server_step = 2 | must lie in [0, 1] | leave"),
-    (method("prfl", recover=False, slack_s=-1), "slack_s = -1 | at least 0 | use 0.1"),
-    (method("prfl", recover=False, interval_s=0), "interval_s = 0 | a positive number | author"),
+    (pruned(links={"slack_s": -1}), "slack_s = -1 | at least 0 | use 0.1"),
+    (pruned(merge={"server_step": 2}), "server_step = 2 | must lie in [0, 1] | leave"),
+    (pruned(merge={"staleness": "old"}), "staleness 'old' | must be one of | choose one"),
     (
-        method("prfl", recover=False, memory_bytes=1),
-        "buffers of 4 clients | exceed memory_bytes = 1 | roll_back = False",
+        pruned(memory={"limit_bytes": 1}),
+        "buffers of 4 clients | exceed limit_bytes = 1 | roll_back = False",
     ),
     (
-        method("prfl", recover=False, buffer_density=0),
+        pruned(memory={"buffer_density": 0}),
         "buffer_density = 0 | must lie in (0, 1] | leave it out",
     ),
     (
-        method("prfl", recover=False, buffer_density=0.2),
+        pruned(memory={"buffer_density": 0.2}),
         "buffer_density = 0.2 | is below the mean density | raise it, or lower densities",
     ),
+    (
+        method("prfl_fedasyn", merge={"buffered": True}),
+        "'merge', its option 'buffered' | must be one of a, b, server_step, staleness | choose",
+    ),
+    (method("nested_mask_sync", adapt=True), "'adapt' | must be one of | choose one"),
     (
         method("fedyogi", server_learning_rate=0),
         "server_learning_rate = 0 | must be positive | 0.01",

@@ -34,7 +34,16 @@ UNSTABLE = ("wall_s", "compile_s", "compiled_programs")
 METHODS = {
     "fedyogi": ({"clients_per_round": 3}, ROUNDS, 1),
     "fedbuff": ({"clients_per_round": 6, "buffer_size": 2}, 24, 4),
-    "prfl": ({"recover": False, "interval": 3, "interval_s": 0.02, "slack_s": 0.0}, 24, 4),
+    "prfl": (
+        {
+            "recovery": None,
+            "density": {"interval": 3},
+            "interval_s": 0.02,
+            "links": {"slack_s": 0.0},
+        },
+        24,
+        4,
+    ),
 }
 
 

@@ -1,15 +1,12 @@
 r"""The server's buffers: of every client the weights of its sub-model, packed into pages.
 
 A sub-model is the beginning of the ranking that it was made with. Its upload is kept in the order
-of that ranking, cut into pages of P weights that lie anywhere in one pool; so no mask is stored,
+of that ranking, cut into pages that lie anywhere in one pool (`pages.py`); so no mask is stored,
 and weights that happen to be zero count. A slot refers to its own ranking: one is not overwritten
 while a slot, or a task at work, has it, and while all are taken the newest stays in use. With n
 clients, N weights that can be pruned, D parameters that cannot, and kept densities rho_i ::
 
     bytes = 4 (sum_i (rho_i N rounded up to whole pages) + n D + RANKINGS N)
-
-P is N / 64 or less, so that rounding up costs N / 128 a client. The pool has a fixed size; an
-upload that finds no room is merged when it arrives and not kept.
 """
 
 from typing import Any, NamedTuple
@@ -18,111 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms.prfl.ranking import prunable
+from fedjax_het.algorithms.prfl.pages import RANKINGS, Booked, Layout, book
+from fedjax_het.algorithms.prfl.ranking import flat, join, never_pruned
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
-
-RANKINGS = 4
-_MOST_PAGE, _PARTS = 4096, 64
-
-
-class Layout(NamedTuple):
-    """The shape of the pool.
-
-    Attributes:
-      weights: that can be pruned, N.
-      page: weights in a page, P.
-      pages: in the pool.
-    """
-
-    weights: int
-    page: int
-    pages: int
-
-    @property
-    def per_model(self) -> int:
-        """Pages of a whole model, J."""
-        return -(-self.weights // self.page)
-
-    def needed(self, count: np.ndarray) -> np.ndarray:
-        """Pages of sub-models with so many weights."""
-        return -(-np.asarray(count, np.int64) // self.page)
-
-
-def page_size(weights: int) -> int:
-    """P: a power of two."""
-    return int(np.clip(2 ** int(np.log2(max(weights // _PARTS, 1))), 1, _MOST_PAGE))
-
-
-class Booked(NamedTuple):
-    """What is set aside for the next upload of each client, on the host.
-
-    Its latest upload lies in the first of these pages; the next one will, too.
-
-    Attributes:
-      pages: int32[n, J], places in the pool in the order of the ranking; the size of the pool where
-        there is none.
-      size: int32[n], weights of the task that was sent out last.
-      ranking: int32[n], its ranking; -1 if its upload will not be kept.
-    """
-
-    pages: np.ndarray
-    size: np.ndarray
-    ranking: np.ndarray
-
-
-def no_bookings(layout: Layout, clients: int) -> Booked:
-    """Before anything is sent out."""
-    return Booked(
-        np.full((clients, layout.per_model), layout.pages, np.int32),
-        np.zeros(clients, np.int32),
-        np.full(clients, -1, np.int32),
-    )
-
-
-def book(
-    booked: Booked,
-    layout: Layout,
-    clients: np.ndarray,
-    count: np.ndarray,
-    ranking: np.ndarray | int,
-) -> Booked:
-    """Sets pages aside for tasks that are sent out, small sub-models first, while there are any.
-
-    Args:
-      booked: so far.
-      layout: of the pool.
-      clients: int64[k].
-      count: int64[k], weights of their sub-models.
-      ranking: int64[k] or one value, the place of their ranking; -1 keeps nothing.
-    """
-    pages, counts, rankings = (a.copy() for a in booked)
-    ranking = np.broadcast_to(ranking, clients.shape)
-    free = np.ones(layout.pages + 1, bool)
-    free[pages] = False
-    places = np.flatnonzero(free[:-1])
-    held = np.sum(pages[clients] < layout.pages, axis=1)
-    more = np.where(ranking >= 0, np.maximum(layout.needed(count) - held, 0), 0)
-    order = np.argsort(more, kind="stable")
-    fits = np.empty(clients.shape, bool)
-    fits[order] = np.cumsum(more[order]) <= places.size
-    more = np.where(fits, more, 0)
-    before = np.cumsum(more) - more
-    column = np.arange(np.sum(more)) - np.repeat(before - held, more)
-    pages[np.repeat(clients, more), column] = places[: np.sum(more)]
-    counts[clients] = count
-    rankings[clients] = np.where(fits, ranking, -1)
-    return Booked(pages, counts, rankings)
-
-
-def release(booked: Booked, layout: Layout, clients: np.ndarray) -> Booked:
-    """Gives back the pages that the uploads of these clients, now in place, do not need."""
-    pages = booked.pages.copy()
-    kept = booked.ranking[clients] >= 0
-    need = np.where(kept, layout.needed(booked.size[clients]), 0)
-    beyond = np.arange(layout.per_model) >= need[:, None]
-    pages[clients] = np.where(beyond, layout.pages, pages[clients])
-    return booked._replace(pages=pages)
 
 
 class Slots(NamedTuple):
@@ -180,27 +76,6 @@ def no_slots(variables: Variables, layout: Layout, clients: int) -> Slots:
     )
 
 
-def never_pruned(tree: PyTree) -> list[Any]:
-    """The leaves that `prunable` leaves out."""
-    return [leaf for leaf in jax.tree.leaves(tree) if len(leaf.shape) < 2]
-
-
-def flat(params: PyTree) -> jax.Array:
-    """All prunable weights, float32[N]."""
-    return jnp.concatenate([leaf.reshape(-1) for leaf in prunable(params)])
-
-
-def join(like: PyTree, weights: jax.Array, rest: list[jax.Array]) -> PyTree:
-    """Parameters of the structure of `like` from `flat` and `never_pruned`."""
-    sizes = [int(np.prod(leaf.shape)) for leaf in prunable(like)]
-    parts = iter(jnp.split(weights, np.cumsum(sizes)[:-1]))
-    others = iter(rest)
-    return jax.tree.map(
-        lambda leaf: next(parts).reshape(leaf.shape) if len(leaf.shape) >= 2 else next(others),
-        like,
-    )
-
-
 def store(
     slots: Slots,
     booked: Booked,
@@ -251,20 +126,17 @@ def by_rank(slots: Slots, booked: Booked, client: jax.Array) -> tuple[jax.Array,
     return values, jnp.arange(values.size) < slots.size[client]
 
 
-def unpack(
-    slots: Slots, booked: Booked, client: jax.Array, like: PyTree, pruned: float = 0.0
-) -> Variables:
-    """The latest upload of a client; traced.
+def unpack(slots: Slots, booked: Booked, client: jax.Array, like: PyTree) -> Variables:
+    """The latest upload of a client, with zeros for the weights that it has not; traced.
 
     Args:
       slots: the buffers.
       booked: where they are.
       client: int32[].
       like: structure and shapes of the parameters.
-      pruned: value of the weights that the sub-model has not.
     """
     values, there = by_rank(slots, booked, client)
-    weights = jnp.where(there, values, pruned)[slots.ranks[slots.ranking[client]]]
+    weights = jnp.where(there, values, 0.0)[slots.ranks[slots.ranking[client]]]
     rest, stats = jax.tree.map(lambda every: every[client], (slots.rest, slots.stats))
     return Variables(join(like, weights, rest), stats)
 

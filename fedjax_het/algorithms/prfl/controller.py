@@ -1,28 +1,57 @@
-"""The server's side of PR-FL between merges: densities, recovery, ranking, roll-back."""
+"""The server's side of PR-FL between merges: its state, and what happens when an interval ends."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.algorithms.prfl import density as rules
-from fedjax_het.algorithms.prfl.buffers import (
-    Booked,
-    Layout,
-    Slots,
+from fedjax_het.algorithms.prfl.buffers import Slots, free_ranking, no_slots, rolled_back, unpack
+from fedjax_het.algorithms.prfl.density import Density, Recovery, Stops, Times
+from fedjax_het.algorithms.prfl.links import WARM_UP, Traffic, no_traffic
+from fedjax_het.algorithms.prfl.pages import Booked, Layout, no_bookings, release
+from fedjax_het.algorithms.prfl.ranking import (
+    Importance,
+    close_interval,
     flat,
-    free_ranking,
-    rolled_back,
-    unpack,
+    no_importance,
+    prunable,
+    rank_weights,
 )
-from fedjax_het.algorithms.prfl.density import Stops, Times
-from fedjax_het.algorithms.prfl.ranking import Importance, close_interval, rank_weights
+from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
-from fedjax_het.data.batches import prepare
+from fedjax_het.data.batches import in_batches, prepare
+from fedjax_het.objectives.classification import correct
 from fedjax_het.problem import Problem
+
+
+class Control(NamedTuple):
+    """What the controller is told.
+
+    Attributes:
+      mode: "code" or "paper", see `prfl`.
+      adapt: whether densities follow the clients' times.
+      density: options of the sub-models.
+      recovery: options of recovery; None for none.
+      layout: of the buffers.
+      cost: float64[leaves], cost of a weight, see `ranking.time_per_weight`; or ones.
+    """
+
+    mode: Literal["code", "paper"]
+    adapt: bool
+    density: Density
+    recovery: Recovery | None
+    layout: Layout
+    cost: np.ndarray
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the server may return to its best model."""
+        return self.recovery is not None and self.recovery.roll_back
 
 
 class State(NamedTuple):
@@ -42,10 +71,10 @@ class State(NamedTuple):
       first_stage: bool[], until the first recovery.
       times: of the clients.
       stops: n + 1 automata, the server's last.
-      armed, finished: bool[], the server's automaton has fired once; with the floor at 1.
-      sent_s: float64[n, 2], when the last task of each client was sent out, and when it arrives.
-      uplink: float64[n, 3], its upload as (from, to, mean rate).
-      best: `(variables, slots, booked, importance)` of the best score of an armed server, or ().
+      armed: bool[], whether the server's automaton has fired once.
+      traffic: on the server's link.
+      best: `(variables, slots, booked, importance)` of the server's best score, from the first
+        evaluation on; what `init` made before that, and () where nothing is rolled back.
     """
 
     step: np.ndarray
@@ -62,88 +91,129 @@ class State(NamedTuple):
     times: Times
     stops: Stops
     armed: np.ndarray
-    finished: np.ndarray
-    sent_s: np.ndarray
-    uplink: np.ndarray
+    traffic: Traffic
     best: PyTree
 
 
-class Settings(NamedTuple):
-    """The options of the controller, see `prfl`, and the layout of its buffers."""
+def first_state(variables: Variables, control: Control, clients: int) -> State:
+    """Before the first task: whole models, no ranking, empty buffers."""
+    density, weights = control.density, control.layout.weights
+    slots = no_slots(variables, control.layout, clients)
+    booked, importance = no_bookings(control.layout, clients), no_importance(variables.params)
+    best = ()
+    if control.rolls_back:
+        best = jax.tree.map(jnp.array, (variables, slots, booked, importance))
+    rank = [jnp.zeros(leaf.shape, jnp.int32) for leaf in prunable(variables.params)]
+    return State(
+        step=np.asarray(0),
+        slots=slots,
+        booked=booked,
+        importance=importance,
+        rank=rank if control.density.prunes else [],
+        order=jnp.arange(weights, dtype=jnp.int32),
+        place=np.asarray(-1 if control.density.prunes else 0),
+        density=density.first(clients),
+        floor=np.full(clients, float(density.lowest)),
+        lowest=np.asarray(float(density.lowest)),
+        first_stage=np.asarray(True),
+        times=rules.no_times(clients, density.interval),
+        stops=rules.no_stops(clients + 1),
+        armed=np.asarray(False),
+        traffic=no_traffic(clients),
+        best=best,
+    )
 
-    mode: str
-    core: float
-    increment: float
-    patience: int
-    adapt: bool
-    recover: bool
-    roll_back: bool
-    remask: str
-    layout: Layout
 
-
-class Scorer:
-    """Accuracy on the server's validation samples, of its model and of every upload.
+def arrived(state: State, layout: Layout, clients: np.ndarray, merged: np.ndarray) -> State:
+    """The state after a merge: one step on, with the times of who arrived and what is free again.
 
     Args:
-      problem: the model, and the pipeline of the data.
-      x, y: the samples.
+      state: before.
+      layout: of the buffers.
+      clients: int64[k], whose tasks are done.
+      merged: bool[k], which of them count.
     """
-
-    def __init__(self, problem: Problem, x: np.ndarray, y: np.ndarray):
-        batch = min(len(y), 64 if jax.default_backend() == "cpu" else 1024)
-        places = np.resize(np.arange(len(y)), -(-len(y) // batch) * batch)
-        self._x = jnp.asarray(x[places].reshape(-1, batch, *x.shape[1:]))
-        self._y = jnp.asarray(y[places].reshape(-1, batch, *y.shape[1:]))
-        counts = (np.arange(len(places)) < len(y)).reshape(-1, batch)
-        self._counts = jnp.asarray(counts.astype(np.float32))
-
-        def accuracy(variables: Variables, *samples: jax.Array) -> jax.Array:
-            def right(part: tuple[jax.Array, ...]) -> jax.Array:
-                logits, _ = problem.model.apply(variables, prepare(part[0], problem.data.pipeline))
-                hit = (jnp.argmax(logits, axis=-1).astype(part[1].dtype) == part[1]).astype(
-                    jnp.float32
-                )
-                return jnp.sum(hit.reshape(hit.shape[0], -1).mean(axis=1) * part[2])
-
-            return jnp.sum(jax.lax.map(right, samples)) / jnp.sum(samples[2])
-
-        structure = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
-
-        def of_slots(slots: Slots, booked: Booked, *samples: jax.Array) -> jax.Array:
-            def one(client: jax.Array) -> jax.Array:
-                return accuracy(unpack(slots, booked, client, structure), *samples)
-
-            return jax.lax.map(one, jnp.arange(slots.size.shape[0]))
-
-        self._accuracy, self._of_slots = jax.jit(accuracy), jax.jit(of_slots)
-
-    def __call__(self, variables: Variables, slots: Slots, booked: Booked) -> np.ndarray:
-        """float64[n + 1], the clients' and the server's; NaN before the first upload."""
-        samples = (self._x, self._y, self._counts)
-        server = self._accuracy(variables, *samples)
-        clients = self._of_slots(slots, jax.tree.map(jnp.asarray, booked), *samples)
-        known = np.asarray(slots.size) > 0
-        return np.append(np.where(known, np.asarray(clients, np.float64), np.nan), float(server))
+    times = state.times
+    if state.step >= WARM_UP:  # before, everyone waits for everyone
+        times = rules.record(times, clients, state.traffic.sent_s[clients, 1])
+    return state._replace(
+        step=np.asarray(int(state.step) + 1),
+        booked=release(state.booked, layout, clients[merged]),
+        times=times,
+    )
 
 
-def rerank(
-    state: State, variables: Variables, settings: Settings, cost: np.ndarray, *, changed: bool
-) -> State:
+# `(variables, slots, booked) -> float64[n + 1]`, see `scorer`.
+Score = Callable[[Variables, Slots, Booked], np.ndarray]
+
+
+def scorer(problem: Problem, validate_on: str) -> Score:
+    """Accuracy on the server's held-out samples, of every upload and of the server's model.
+
+    Args:
+      problem: the model, the samples and the pipeline of the data.
+      validate_on: see `Recovery`.
+
+    Returns:
+      A function whose scores are the clients' and then the server's; NaN before the first upload.
+
+    Raises:
+      InputError: there are no validation samples.
+    """
+    data = problem.data
+    x, y = (data.test_x, data.test_y) if validate_on == "test" else (data.val_x, data.val_y)
+    require(
+        x is not None,
+        "recovery without validation data",
+        "looks at accuracies on held-out samples",
+        "load the data with validation_fraction = 0.05, or set validate_on = 'test'",
+    )
+    assert x is not None
+    assert y is not None
+    count, batches = len(y), in_batches(x, y)
+
+    def hits(variables: Variables, x: jax.Array, y: jax.Array) -> jax.Array:
+        def one(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            logits, _ = problem.model.apply(variables, prepare(batch[0], data.pipeline))
+            return correct(logits, batch[1])
+
+        return jnp.sum(jax.lax.map(one, (x, y)).reshape(-1)[:count])
+
+    @jax.jit
+    def of_slots(slots: Slots, booked: Booked, like: PyTree, *samples: jax.Array) -> jax.Array:
+        def one(client: jax.Array) -> jax.Array:
+            return hits(unpack(slots, booked, client, like), *samples)
+
+        return jax.lax.map(one, jnp.arange(slots.size.shape[0]))
+
+    of_server = jax.jit(hits)
+
+    def score(variables: Variables, slots: Slots, booked: Booked) -> np.ndarray:
+        server = of_server(variables, *batches)
+        booked = jax.tree.map(jnp.asarray, booked)
+        clients = of_slots(slots, booked, variables.params, *batches)
+        found = np.append(np.asarray(clients), np.asarray(server)) / np.float32(count)
+        known = np.append(np.asarray(slots.size) > 0, True)
+        return np.where(known, found.astype(np.float64), np.nan)
+
+    return score
+
+
+def rerank(state: State, variables: Variables, control: Control, *, changed: bool) -> State:
     """Closes the interval of the importances and ranks the weights anew.
 
     While uploads refer to all rankings that there is room for, the newest stays.
     """
     importance = _close(state.importance)
     state = state._replace(importance=importance)
-    if settings.remask == "on_density_change" and not changed:
+    if control.density.remask == "on_density_change" and not changed:
         return state
-    kept = settings.layout.pages > 0
+    kept = control.layout.pages > 0
     place = free_ranking(state.slots, state.booked) if kept else -1
     if place is None:
         return state
     rank, by_weight, order = _rank(
-        variables.params, importance.table, settings.core, tuple(cost.tolist())
+        variables.params, importance.table, control.density.core, tuple(control.cost.tolist())
     )
     slots = state.slots
     if kept:
@@ -169,73 +239,88 @@ _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def adjust(
-    state: State, variables: Variables, settings: Settings, score: np.ndarray | None
+    state: State, variables: Variables, control: Control, score: np.ndarray | None
 ) -> tuple[State, Variables, dict[str, Any]]:
-    """Densities at the end of an interval (sections 4 and 5).
+    """Densities at the end of an interval (methods/pr_fl.md 4, 5).
 
     Args:
       state: after the merge.
       variables: the server's model.
-      settings: options.
-      score: what `Scorer` says; None without recovery.
+      control: options.
+      score: what the `scorer` says; None without recovery.
 
     Returns:
       The state and the model, which a roll-back replaces, and what happened.
     """
-    density, floor, lowest = state.density, state.floor, float(state.lowest)
-    first_stage = bool(state.first_stage)
     info: dict[str, Any] = {}
     # Once densities only grow, a floor that all have passed rises with them.
-    only_grow = settings.mode == "code" and not first_stage
-    if only_grow and np.min(density) > lowest + 0.01:
-        lowest = float(np.min(density))
+    slowest = float(np.min(state.density))
+    only_grow = control.mode == "code" and not state.first_stage
+    if only_grow and slowest > state.lowest + 0.01:
+        state = state._replace(lowest=np.asarray(slowest))
     if score is not None:
-        patience = np.full(len(score), settings.patience)
-        if lowest >= 1.0:
-            patience[-1] *= 8
-        stops, fire = rules.check(state.stops, score, patience)
-        armed, finished, best = state.armed, state.finished, state.best
-        if settings.roll_back and not score[-1] <= state.stops.best[-1]:
-            best = _copy((variables, state.slots, state.booked, state.importance))
-        if fire[-1] and not armed:
-            armed = np.asarray(True)
-        elif fire[-1]:
-            finished = np.asarray(lowest >= 1.0)
-            lowest = min(lowest + settings.increment, 1.0)
-            if settings.roll_back:
-                variables, slots, booked, importance = _copy(best)
-                slots, booked, place = rolled_back(
-                    slots,
-                    jax.tree.map(np.asarray, booked),
-                    state.slots,
-                    state.booked,
-                    int(state.place),
-                    settings.layout,
-                )
-                state = state._replace(
-                    slots=slots, booked=booked, importance=importance, place=np.asarray(place)
-                )
-                info["rolled_back"] = True
-        raised = np.minimum(density + settings.increment, 1.0)
-        if settings.mode == "code":
-            density = np.where(fire[:-1], raised, density)
-            floor = np.maximum(floor, lowest)
-        else:
-            floor = np.maximum(np.where(fire[:-1], raised, floor), lowest)
-        density = np.maximum(density, floor)
-        if np.any(fire[:-1]) or lowest > float(state.lowest):
-            first_stage = False
-        info["recovered"] = np.flatnonzero(fire[:-1]).tolist()
-        info["validation_accuracy"] = float(score[-1])
-        state = state._replace(stops=stops, armed=armed, finished=finished, best=best)
-    if settings.adapt and (first_stage or settings.mode == "paper"):
-        rule = rules.feedback if settings.mode == "code" else rules.by_ratio
-        density = rule(density, rules.mean_times(state.times), floor)
+        assert control.recovery is not None
+        state, variables, info = _recover(state, variables, control, control.recovery, score)
+    if control.adapt and (state.first_stage or control.mode == "paper"):
+        rule = rules.feedback if control.mode == "code" else rules.by_ratio
+        density = rule(state.density, rules.mean_times(state.times), state.floor)
+        state = state._replace(density=density)
+    info["densities"] = np.round(state.density, 4).tolist()
+    return state, variables, info
+
+
+def _recover(
+    state: State, variables: Variables, control: Control, options: Recovery, score: np.ndarray
+) -> tuple[State, Variables, dict[str, Any]]:
+    """Raises the densities of who has stopped improving, or the floor of all; see `adjust`."""
+    info: dict[str, Any] = {}
+    lowest = float(state.lowest)
+    patience = np.full(len(score), options.patience)
+    if lowest >= 1.0:
+        patience[-1] *= 8
+    if options.roll_back and not score[-1] <= state.stops.best[-1]:
+        best = _copy((variables, state.slots, state.booked, state.importance))
+        state = state._replace(best=best)
+    stops, fire = rules.check(state.stops, score, patience)
+    if fire[-1] and not state.armed:
+        state = state._replace(armed=np.asarray(True))
+    elif fire[-1]:
+        lowest = min(lowest + options.increment, 1.0)
+        if options.roll_back:
+            state, variables = _roll_back(state, control.layout)
+            info["rolled_back"] = True
+    raised = np.minimum(state.density + options.increment, 1.0)
+    if control.mode == "code":
+        density = np.where(fire[:-1], raised, state.density)
+        floor = np.maximum(state.floor, lowest)
+    else:
+        density = state.density
+        floor = np.maximum(np.where(fire[:-1], raised, state.floor), lowest)
+    recovered = np.any(fire[:-1]) or lowest > state.lowest
+    info["recovered"] = np.flatnonzero(fire[:-1]).tolist()
+    info["validation_accuracy"] = float(score[-1])
     state = state._replace(
-        density=density,
+        density=np.maximum(density, floor),
         floor=floor,
         lowest=np.asarray(lowest),
-        first_stage=np.asarray(first_stage),
+        first_stage=np.asarray(bool(state.first_stage) and not recovered),
+        stops=stops,
     )
-    info["densities"] = np.round(density, 4).tolist()
     return state, variables, info
+
+
+def _roll_back(state: State, layout: Layout) -> tuple[State, Variables]:
+    """The state and the model of the best score, with room for the tasks that are at work."""
+    variables, slots, booked, importance = _copy(state.best)
+    slots, booked, place = rolled_back(
+        slots,
+        jax.tree.map(np.asarray, booked),
+        state.slots,
+        state.booked,
+        int(state.place),
+        layout,
+    )
+    state = state._replace(
+        slots=slots, booked=booked, importance=importance, place=np.asarray(place)
+    )
+    return state, variables

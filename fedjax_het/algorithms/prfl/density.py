@@ -1,14 +1,110 @@
 """How large a sub-model each client gets: by its times, and later by whether it still learns."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fedjax_het.common.errors import require
+from fedjax_het.common.options import check_types
+
+# The author's starting densities for ten clients, fastest first.
+DENSITIES = (1.0, 1.0, 0.6, 0.6, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1)
 _RATE_OF_AUTHOR, _BAND_OF_AUTHOR = 0.9, 0.05
 
 
+@dataclass(frozen=True)
+class Density:
+    """Sub-models: how large they are, and which weights they have.
+
+    Attributes:
+      start: densities at the start, given to the clients in turn.
+      lowest: smallest density that adaptation may give, rho_min; with 1 nothing is pruned.
+      core: share of every layer that everyone has, by magnitude.
+      interval: merges between adjustments, I.
+      remask: "always" ranks anew every interval, "on_density_change" only with new densities.
+      cost_aware: whether importance is divided by the time a weight costs in its layer, as PruneFL
+        does.
+      dense_share: share of the FLOPs that pruning does not save.
+    """
+
+    start: Sequence[float] = DENSITIES
+    lowest: float = 0.1
+    core: float = 0.05
+    interval: int = 50
+    remask: Literal["always", "on_density_change"] = "always"
+    cost_aware: bool = True
+    dense_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "density option", type(self))
+        values = np.asarray(self.start, np.float64)
+        require(
+            values.ndim == 1 and values.size > 0 and bool(np.all((values > 0) & (values <= 1))),
+            f"start = {self.start}",
+            "must be a list of numbers in (0, 1]",
+            "use (1.0,) to let adaptation find them",
+        )
+        for name, value in (("lowest", self.lowest), ("core", self.core)):
+            require(0 < value <= 1, f"{name} = {value}", "must lie in (0, 1]", "leave it out")
+        require(
+            self.core <= self.lowest,
+            f"core = {self.core}",
+            f"must be at most lowest = {self.lowest}",
+            "use 0.05",
+        )
+        require(
+            self.interval >= 1,
+            f"interval = {self.interval}",
+            "must be at least 1",
+            "leave it out",
+        )
+        require(
+            0 <= self.dense_share <= 1,
+            f"dense_share = {self.dense_share}",
+            "must lie in [0, 1]",
+            "leave it out",
+        )
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any sub-model may be smaller than the model."""
+        return self.lowest < 1.0
+
+    def first(self, clients: int) -> np.ndarray:
+        """Densities at the start, float64[clients]."""
+        return np.maximum(np.resize(np.asarray(self.start, np.float64), clients), self.lowest)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """When and how densities rise because a model has stopped improving.
+
+    Attributes:
+      increment: what a recovery adds to a density, Delta rho.
+      patience: evaluations, one an interval, without improvement before a recovery.
+      roll_back: whether the server returns to its best model when it stops improving.
+      validate_on: samples on which models are scored: "validation" (`validation_fraction` of the
+        data), or "test", as in the author's code.
+    """
+
+    increment: float = 0.2
+    patience: int = 10
+    roll_back: bool = True
+    validate_on: Literal["validation", "test"] = "validation"
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "recovery option", type(self))
+        increment, patience = self.increment, self.patience
+        require(
+            0 < increment <= 1, f"increment = {increment}", "must lie in (0, 1]", "leave it out"
+        )
+        require(patience >= 1, f"patience = {patience}", "must be at least 1", "leave it out")
+
+
 class Times(NamedTuple):
-    """The last times of every client, in a ring of I entries (section 1, Q_i).
+    """The last times of every client, in a ring of I entries (methods/pr_fl.md 1, Q_i).
 
     Attributes:
       recent_s: float64[n, I], seconds between consecutive arrivals.
@@ -97,7 +193,7 @@ def by_ratio(density: np.ndarray, mean_s: np.ndarray, floor: np.ndarray) -> np.n
 
 
 class Stops(NamedTuple):
-    """Early stopping, one automaton an entry (section 5).
+    """Early stopping, one automaton an entry (methods/pr_fl.md 5).
 
     Attributes:
       best, last: float64[m], scores; NaN before the first.

@@ -9,18 +9,76 @@ and over the arrivals that are not kept. An upload keeps the mask it came with w
 changes.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.algorithms.prfl.buffers import Booked, Slots, store, weighted_sums
+from fedjax_het.algorithms.prfl.buffers import Slots, store, weighted_sums
+from fedjax_het.algorithms.prfl.pages import Booked
 from fedjax_het.algorithms.prfl.ranking import Importance, observe
+from fedjax_het.common.errors import require
+from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import zeros
 from fedjax_het.contract.algorithm import Aggregator, Buffers, Chunk, Merged, Variables
-from fedjax_het.contract.staleness import Discount
+from fedjax_het.contract.staleness import Discount, discount
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """How late uploads count, and how far the server goes.
+
+    Attributes:
+      staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
+      a: its exponent or slope; the author's 0.6.
+      b: late steps that the hinge forgives; the author's 2.
+      server_step: the server's step eta.
+    """
+
+    staleness: str = "polynomial"
+    a: float = 0.6
+    b: float = 2.0
+    server_step: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "merge option", type(self))
+        require(
+            0 <= self.server_step <= 1,
+            f"server_step = {self.server_step}",
+            "must lie in [0, 1]",
+            "leave it out",
+        )
+        self.late()  # refuses what is no discount
+
+    def late(self) -> Discount:
+        """The discount s."""
+        return discount(self.staleness, self.a, self.b)
+
+    def alone(self) -> "Merge":
+        """The merge of the asynchronous baselines: arrivals only, as late as they came."""
+        return Merge(**vars(self), live=False, buffered=False)
+
+
+@dataclass(frozen=True)
+class Merge(Arrivals):
+    r"""PR-FL's merge and its ablations; on top of `Arrivals`.
+
+    Attributes:
+      live: whether a slot is weighed by its staleness now; False by the staleness it arrived with
+        (the code).
+      buffered: whether all slots are merged; False averages the arrivals only and moves the model
+        by their share $\alpha = \sum p_i$ of the weights of all clients, as the author's FedAsyn
+        and FedFix do.
+      masked: whether a coordinate counts only where it is trained; False takes the plain mean, in
+        which a pruned coordinate is a zero.
+    """
+
+    live: bool = True
+    buffered: bool = True
+    masked: bool = True
 
 
 class Acc(NamedTuple):
@@ -44,16 +102,23 @@ class Acc(NamedTuple):
     step: jax.Array
 
 
-def sums(weight: jax.Array, values: jax.Array, masked: bool) -> tuple[jax.Array, jax.Array]:
-    """`sum_i p_i m_i W_i` and `sum_i p_i m_i`, with m from the NaNs of the values.
+def sums(
+    weight: jax.Array, values: jax.Array, mask: jax.Array, masked: bool
+) -> tuple[jax.Array, jax.Array]:
+    """`sum_i p_i m_i W_i` and `sum_i p_i m_i`; what is not a number counts as pruned.
 
     Args:
       weight: float32[c], p.
-      values: float32[c, ...].
+      values: float32[c, ...], W.
+      mask: bool[c, ...], m; or bool[c], where all of a tensor is there or none.
       masked: False counts a pruned coordinate as a zero.
     """
-    there = ~jnp.isnan(values)
-    p = jnp.broadcast_to(weight.reshape((-1,) + (1,) * (values.ndim - 1)), values.shape)
+
+    def wide(each: jax.Array) -> jax.Array:
+        missing = (1,) * (values.ndim - each.ndim)
+        return jnp.broadcast_to(each.reshape(each.shape + missing), values.shape)
+
+    p, there = wide(weight), wide(mask) & ~jnp.isnan(values)
     num = jnp.sum(jnp.where(there, p * values, 0.0), axis=0)
     return num, jnp.sum(jnp.where(there, p, 0.0) if masked else p, axis=0)
 
@@ -65,22 +130,16 @@ def moved(old: jax.Array, num: jax.Array, den: jax.Array, eta: jax.Array | float
     return jnp.where(there, old + eta * (mean - old), old)
 
 
-def mask_fed_avg(
-    late: Discount, *, buffered: bool, masked: bool, live: bool, eta: float
-) -> Aggregator:
-    r"""The merge of PR-FL, and of its ablations.
+def mask_fed_avg(options: Merge) -> Aggregator:
+    """The merge of PR-FL, and of its ablations.
 
     Args:
-      late: the discount s.
-      buffered: False averages the arrivals only and moves the model by their share $\alpha = \sum
-        p_i$ of the weights of all clients, as the author's FedAsyn and FedFix do.
-      masked: False takes the plain mean, in which a pruned coordinate is a zero.
-      live: weighs every slot by its staleness now; False by the staleness it arrived with.
-      eta: the server's step.
+      options: which of them.
 
     Returns:
       An `Aggregator` over a state with the fields `slots`, `booked`, `importance` and `step`.
     """
+    late, buffered, masked = options.late(), options.buffered, options.masked
 
     def init(state: Any, variables: Variables, mask_shapes: PyTree) -> Acc:
         del mask_shapes
@@ -100,26 +159,19 @@ def mask_fed_avg(
         nowhere = acc.arrived.shape[0]
         at = jnp.where(keep, chunk.client, nowhere)
         discount = late(chunk.staleness)
-
-        def upload(start: jax.Array, delta: jax.Array, mask: jax.Array) -> jax.Array:
-            mask = mask.reshape(mask.shape + (1,) * (start.ndim - mask.ndim))
-            return jnp.where(jnp.broadcast_to(mask, start.shape), start + delta, jnp.nan)
+        uploads = jax.tree.map(jnp.add, chunk.start, Variables(chunk.delta, chunk.stats_delta))
+        mask = jax.tree.map(lambda _: jnp.ones(keep.shape, bool), uploads)
+        if chunk.mask is not None:
+            mask = mask._replace(params=chunk.mask)
 
         def put(every: jax.Array, new: jax.Array) -> jax.Array:
             return every.at[at].set(new.astype(every.dtype), mode="drop")
 
-        mask = chunk.mask
-        if mask is None:
-            everyone = jnp.ones(keep.shape, bool)
-            mask = jax.tree.map(lambda _: everyone, chunk.delta)
-        params = jax.tree.map(upload, chunk.start.params, chunk.delta, mask)
-        stats = jax.tree.map(jnp.add, chunk.start.stats, chunk.stats_delta)
-        uploads = Variables(params, stats)
         passing = keep & (acc.booked.ranking[chunk.client] < 0) if buffered else keep
 
         def pass_on(total: tuple[Variables, Variables]) -> tuple[Variables, Variables]:
             p = jnp.where(passing, chunk.weight * discount, 0.0)
-            both = jax.tree.map(lambda values: sums(p, values, masked), uploads)
+            both = jax.tree.map(lambda w, m: sums(p, w, m, masked), uploads, mask)
             num = jax.tree.map(lambda old, pair: old + pair[0], total[0], both)
             return num, jax.tree.map(lambda old, pair: old + pair[1], total[1], both)
 
@@ -145,13 +197,14 @@ def mask_fed_avg(
     def finalize(acc: Acc, variables: Variables, shared: PyTree) -> Merged:
         del shared
         slots = acc.slots
-        discount = late(jnp.maximum(acc.step - slots.version, 0)) if live else slots.discount
-        p = jnp.where(slots.version >= 0, slots.weight * discount, 0.0)
+        now = late(jnp.maximum(acc.step - slots.version, 0)) if options.live else slots.discount
+        p = jnp.where(slots.version >= 0, slots.weight * now, 0.0)
         share = jnp.sum(jnp.where(acc.arrived, p, 0.0)) / jnp.maximum(jnp.sum(p), 1e-30)
-        num, den, step = acc.num, acc.den, eta * share
+        num, den, step = acc.num, acc.den, options.server_step * share
         if buffered:
             kept = weighted_sums(slots, acc.booked, p, variables.params, masked=masked)
-            (num, den), step = jax.tree.map(jnp.add, (num, den), kept), jnp.float32(eta)
+            num, den = jax.tree.map(jnp.add, (num, den), kept)
+            step = jnp.float32(options.server_step)
         new = jax.tree.map(lambda old, n, d: moved(old, n, d, step), variables, num, den)
         return Merged(new, {"share_of_arrivals": share})
 

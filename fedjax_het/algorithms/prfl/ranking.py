@@ -6,12 +6,65 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.types import PyTree
+from fedjax_het.models.base import BlockModel
+from fedjax_het.problem import Problem
 
 
 def prunable(tree: PyTree) -> list[Any]:
-    """The leaves that may be pruned: weights, not biases or scales (section 1)."""
+    """The leaves that may be pruned: weights, not biases or scales (methods/pr_fl.md 1)."""
     return [leaf for leaf in jax.tree.leaves(tree) if len(leaf.shape) >= 2]
+
+
+def never_pruned(tree: PyTree) -> list[Any]:
+    """The leaves that `prunable` leaves out."""
+    return [leaf for leaf in jax.tree.leaves(tree) if len(leaf.shape) < 2]
+
+
+def flat(params: PyTree) -> jax.Array:
+    """All prunable weights, float32[N]."""
+    return jnp.concatenate([leaf.reshape(-1) for leaf in prunable(params)])
+
+
+def join(like: PyTree, weights: jax.Array, rest: list[jax.Array]) -> PyTree:
+    """Parameters of the structure of `like` from `flat` and `never_pruned`."""
+    sizes = [int(np.prod(leaf.shape)) for leaf in prunable(like)]
+    parts = iter(jnp.split(weights, np.cumsum(sizes)[:-1]))
+    others = iter(rest)
+    return jax.tree.map(
+        lambda leaf: next(parts).reshape(leaf.shape) if len(leaf.shape) >= 2 else next(others),
+        like,
+    )
+
+
+class Network(NamedTuple):
+    """What of a model can be pruned.
+
+    Attributes:
+      structure: shapes of the parameters.
+      weights: that can be pruned, N.
+      dense: parameters that cannot, D.
+      core: weights of the core, which everyone has.
+    """
+
+    structure: PyTree
+    weights: int
+    dense: int
+    core: int
+
+    def kept(self, density: np.ndarray) -> np.ndarray:
+        """Weights of sub-models of these densities, int64 of the same shape; at least the core."""
+        floor = np.floor(density * self.weights + 1e-9).astype(np.int64)
+        return np.maximum(floor, self.core)
+
+
+def network(model: BlockModel, core: float) -> Network:
+    """The sizes of a model, with this share of each leaf in the core."""
+    structure = jax.eval_shape(lambda: model.init(jax.random.key(0))).params
+    sizes = np.asarray([leaf.size for leaf in prunable(structure)], np.int64)
+    dense = sum(leaf.size for leaf in never_pruned(structure))
+    return Network(structure, int(np.sum(sizes)), dense, int(np.sum(core_sizes(sizes, core))))
 
 
 def nested_mask(params: PyTree, rank: list[jax.Array], count: jax.Array) -> PyTree:
@@ -102,7 +155,7 @@ def core_sizes(sizes: np.ndarray, core: float) -> np.ndarray:
 def rank_weights(
     params: PyTree, table: list[jax.Array], core: float, cost: np.ndarray
 ) -> list[jax.Array]:
-    """Ranks of all prunable weights, 0 the last to be pruned (section 3).
+    """Ranks of all prunable weights, 0 the last to be pruned (methods/pr_fl.md 3).
 
     First the core of every layer, its largest weights by magnitude; then by importance over cost,
     across layers. A weight without importance takes the smallest of its layer times its magnitude,
@@ -133,3 +186,27 @@ def rank_weights(
     rank = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size, dtype=jnp.int32))
     parts = jnp.split(rank, np.cumsum(sizes)[:-1])
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+
+
+def time_per_weight(problem: Problem, training: TrainingOptions, net: Network) -> np.ndarray:
+    """PruneFL's cost of a weight, per prunable leaf: to send it, and to compute with it.
+
+    Both on the device in the middle, as devices are in round 0; relative to the mean over all
+    weights.
+    """
+    fleet, table = problem.fleet, problem.cost
+    link_s = 4 / np.median(fleet.uplink_bytes_per_s) + 4 / np.median(fleet.downlink_bytes_per_s)
+    sizes = problem.data.sizes
+    samples = float(np.median(training.samples(sizes, training.steps(sizes))))
+    flops = table.forward_flops + table.input_grad_flops + table.weight_grad_flops
+    cost, size = [], []
+    for block, work in zip(net.structure["blocks"], flops, strict=True):
+        own = prunable(block)
+        total = sum(leaf.size for leaf in own)
+        for leaf in own:
+            cost.append(link_s + samples * work / max(total, 1) / np.median(fleet.flops_per_s))
+            size.append(leaf.size)
+    for leaf in prunable(net.structure["exits"]):
+        cost.append(float(np.mean(cost)))
+        size.append(leaf.size)
+    return np.asarray(cost) / np.average(cost, weights=size)
