@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.scale.cohort import make_data
 from fedjax_het import algorithms
+from fedjax_het.algorithms.prfl.buffers import RANKINGS, page_size
 from fedjax_het.algorithms.prfl.density import DENSITIES
-from fedjax_het.algorithms.prfl.pages import RANKINGS, page_size
 from fedjax_het.algorithms.prfl.ranking import flat, never_pruned
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.fleet.presets import build as build_fleet

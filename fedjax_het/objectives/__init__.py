@@ -1,5 +1,5 @@
 """What is minimised and what is measured: losses over the output of a model's last block."""
 
-from fedjax_het.objectives.classification import correct, cross_entropy, sample_losses
+from fedjax_het.objectives.classification import cross_entropy
 
-__all__ = ["correct", "cross_entropy", "sample_losses"]
+__all__ = ["cross_entropy"]

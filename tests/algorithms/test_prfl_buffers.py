@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_het.algorithms.prfl.buffers import free_ranking, no_slots, rolled_back, unpack
-from fedjax_het.algorithms.prfl.merging import Merge, mask_fed_avg
-from fedjax_het.algorithms.prfl.pages import (
+from fedjax_het.algorithms.prfl.buffers import (
     RANKINGS,
     Layout,
     book,
+    free_ranking,
     no_bookings,
+    no_slots,
     page_size,
     release,
+    rolled_back,
+    unpack,
 )
+from fedjax_het.algorithms.prfl.merging import Merge, mask_fed_avg
 from fedjax_het.algorithms.prfl.ranking import (
     flat,
     join,

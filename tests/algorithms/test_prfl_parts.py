@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_het.algorithms.prfl import density as rules
+from fedjax_het.algorithms.prfl.buffers import Layout
 from fedjax_het.algorithms.prfl.controller import Control, adjust, first_state
 from fedjax_het.algorithms.prfl.density import Density, Recovery
 from fedjax_het.algorithms.prfl.merging import moved, sums
-from fedjax_het.algorithms.prfl.pages import Layout
 from fedjax_het.algorithms.prfl.ranking import core_sizes, nested_mask, prunable, rank_weights
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.contract.staleness import discount
@@ -92,6 +92,11 @@ def test_7_nothing_is_divided_by_zero():
     value, slope = jax.jit(jax.value_and_grad(loss))(jnp.ones(3))
     assert float(value) == 3.0
     np.testing.assert_array_equal(slope, np.ones(3))
+
+
+def test_what_is_not_a_number_counts_as_pruned():
+    num, den = sums(jnp.ones(2), jnp.asarray([[jnp.nan], [4.0]]), jnp.ones(2, bool), True)
+    assert moved(jnp.ones(1), num, den, 1.0)[0] == 4.0
 
 
 # ---- masks ---------------------------------------------------------------------------------------

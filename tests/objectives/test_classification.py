@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.data.batches import Batch
-from fedjax_het.objectives import correct, cross_entropy, sample_losses
+from fedjax_het.objectives.classification import correct, cross_entropy, sample_losses
 
 LOGITS = np.log([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
 Y = np.asarray([0, 1], np.int32)

@@ -1,24 +1,196 @@
 r"""The server's buffers: of every client the weights of its sub-model, packed into pages.
 
 A sub-model is the beginning of the ranking that it was made with. Its upload is kept in the order
-of that ranking, cut into pages that lie anywhere in one pool (`pages.py`); so no mask is stored,
+of that ranking, cut into pages of P weights that lie anywhere in one pool; so no mask is stored,
 and weights that happen to be zero count. A slot refers to its own ranking: one is not overwritten
 while a slot, or a task at work, has it, and while all are taken the newest stays in use. With n
 clients, N weights that can be pruned, D parameters that cannot, and kept densities rho_i ::
 
     bytes = 4 (sum_i (rho_i N rounded up to whole pages) + n D + RANKINGS N)
+
+P is N / 64 or less, so that rounding up costs N / 128 a client. The pool has a fixed size; pages
+are given out on the host when tasks are sent out, and an upload that finds no room is merged when
+it arrives and not kept.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms.prfl.pages import RANKINGS, Booked, Layout, book
-from fedjax_het.algorithms.prfl.ranking import flat, join, never_pruned
+from fedjax_het.algorithms.prfl.ranking import Network, flat, join, never_pruned
+from fedjax_het.common.errors import require
+from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
+
+RANKINGS = 4  # that uploads may refer to at a time
+_MOST_PAGE, _PARTS = 4096, 64
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How much room the buffers have.
+
+    Attributes:
+      buffer_density: mean density that there is room for, which recovery may exceed; None for 1, or
+        for what fits.
+      limit_bytes: limit for the buffers and all else that the server keeps but the results.
+    """
+
+    buffer_density: float | None = None
+    limit_bytes: float = 16e9
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "memory option", type(self))
+        density = self.buffer_density
+        require(
+            density is None or 0 < density <= 1,
+            f"buffer_density = {density}",
+            "must lie in (0, 1]",
+            "leave it out for as much as fits",
+        )
+
+
+class Layout(NamedTuple):
+    """The shape of the pool.
+
+    Attributes:
+      weights: weights that can be pruned, N.
+      page: weights in a page, P.
+      pages: number of pages in the pool.
+    """
+
+    weights: int
+    page: int
+    pages: int
+
+    @property
+    def per_model(self) -> int:
+        """Pages of a whole model, J."""
+        return -(-self.weights // self.page)
+
+    def needed(self, count: np.ndarray) -> np.ndarray:
+        """Pages of sub-models with so many weights."""
+        return -(-np.asarray(count, np.int64) // self.page)
+
+
+def page_size(weights: int) -> int:
+    """P: a power of two."""
+    return int(np.clip(2 ** int(np.log2(max(weights // _PARTS, 1))), 1, _MOST_PAGE))
+
+
+def pool_layout(net: Network, counts: np.ndarray, memory: Memory, *, copies: int) -> Layout:
+    """The pool that fits; see `buffers` for what it takes.
+
+    Args:
+      net: sizes of the model.
+      counts: int64[n], weights of the first sub-models.
+      memory: the room there is.
+      copies: copies of the buffers; 0 keeps nothing.
+
+    Raises:
+      InputError: the first sub-models do not fit, or more is asked for than fits.
+    """
+    density, limit_bytes = memory.buffer_density, memory.limit_bytes
+    n, parameters = len(counts), net.weights + net.dense
+    layout = Layout(net.weights, page_size(net.weights), 0)
+    if copies == 0:
+        return layout
+    # Rankings, importances, sums, and where the pages of each client are.
+    fixed = 4 * (20 * parameters + n * layout.per_model)
+    each = 4 * copies * layout.page
+    first, most = int(np.sum(layout.needed(counts))), n * layout.per_model
+    room = limit_bytes - fixed - 4 * copies * n * net.dense
+    wanted = most if density is None else int(np.ceil(density * most))
+    require(
+        density is None or wanted >= first,
+        f"buffer_density = {density}",
+        f"is below the mean density {first / most:.3g} of the first sub-models",
+        "raise it, or lower densities",
+    )
+    least = first if density is None else wanted
+    need = least * each + limit_bytes - room
+    require(
+        least * each <= room,
+        f"buffers of {n} clients and a model of {parameters} parameters: {need:.4g} bytes",
+        f"exceed limit_bytes = {limit_bytes:.4g}",
+        "raise it if there is as much, set roll_back = False, or take smaller densities",
+    )
+    return layout._replace(pages=min(wanted, int(room // each)))
+
+
+class Booked(NamedTuple):
+    """What is set aside for the next upload of each client, on the host.
+
+    Its latest upload lies in the first of these pages; the next one will, too.
+
+    Attributes:
+      pages: int32[n, J], places in the pool in the order of the ranking; the size of the pool where
+        there is none.
+      size: int32[n], weights of the task that was sent out last.
+      ranking: int32[n], its ranking; -1 if its upload will not be kept.
+    """
+
+    pages: np.ndarray
+    size: np.ndarray
+    ranking: np.ndarray
+
+
+def no_bookings(layout: Layout, clients: int) -> Booked:
+    """Before anything is sent out."""
+    return Booked(
+        np.full((clients, layout.per_model), layout.pages, np.int32),
+        np.zeros(clients, np.int32),
+        np.full(clients, -1, np.int32),
+    )
+
+
+def book(
+    booked: Booked,
+    layout: Layout,
+    clients: np.ndarray,
+    count: np.ndarray,
+    ranking: np.ndarray | int,
+) -> Booked:
+    """Sets pages aside for tasks that are sent out, small sub-models first, while there are any.
+
+    Args:
+      booked: bookings so far.
+      layout: shape of the pool.
+      clients: int64[k].
+      count: int64[k], weights of their sub-models.
+      ranking: int64[k] or one value, the place of their ranking; -1 keeps nothing.
+    """
+    pages, counts, rankings = (a.copy() for a in booked)
+    ranking = np.broadcast_to(ranking, clients.shape)
+    free = np.ones(layout.pages + 1, bool)
+    free[pages] = False
+    places = np.flatnonzero(free[:-1])
+    held = np.sum(pages[clients] < layout.pages, axis=1)
+    more = np.where(ranking >= 0, np.maximum(layout.needed(count) - held, 0), 0)
+    order = np.argsort(more, kind="stable")
+    fits = np.empty(clients.shape, bool)
+    fits[order] = np.cumsum(more[order]) <= places.size
+    more = np.where(fits, more, 0)
+    before = np.cumsum(more) - more
+    column = np.arange(np.sum(more)) - np.repeat(before - held, more)
+    pages[np.repeat(clients, more), column] = places[: np.sum(more)]
+    counts[clients] = count
+    rankings[clients] = np.where(fits, ranking, -1)
+    return Booked(pages, counts, rankings)
+
+
+def release(booked: Booked, layout: Layout, clients: np.ndarray) -> Booked:
+    """Gives back the pages that the uploads of these clients, now in place, do not need."""
+    pages = booked.pages.copy()
+    kept = booked.ranking[clients] >= 0
+    need = np.where(kept, layout.needed(booked.size[clients]), 0)
+    beyond = np.arange(layout.per_model) >= need[:, None]
+    pages[clients] = np.where(beyond, layout.pages, pages[clients])
+    return booked._replace(pages=pages)
 
 
 class Slots(NamedTuple):
@@ -50,29 +222,29 @@ class Slots(NamedTuple):
 
 def no_slots(variables: Variables, layout: Layout, clients: int) -> Slots:
     """Before the first upload; without pages, where nothing is ever kept, there are no arrays."""
+    nothing: Any = ()
+    slots = Slots(
+        pool=nothing,
+        size=jnp.zeros(clients, jnp.int32),
+        ranking=jnp.zeros(clients, jnp.int32),
+        ranks=nothing,
+        rest=[],
+        stats=nothing,
+        version=jnp.full(clients, -1, jnp.int32),
+        weight=jnp.zeros(clients, jnp.float32),
+        discount=jnp.zeros(clients, jnp.float32),
+    )
+    if not layout.pages:
+        return slots
 
     def room(leaf: jax.Array) -> jax.Array:
         return jnp.zeros((clients, *leaf.shape), leaf.dtype)
 
-    pool: Any = ()
-    ranks: Any = ()
-    rest: list[jax.Array] = []
-    stats: PyTree = ()
-    if layout.pages:
-        pool = jnp.zeros((layout.pages, layout.page), jnp.float32)
-        ranks = jnp.tile(jnp.arange(layout.weights, dtype=jnp.int32), (RANKINGS, 1))
-        rest = [room(leaf) for leaf in never_pruned(variables.params)]
-        stats = jax.tree.map(room, variables.stats)
-    return Slots(
-        pool,
-        jnp.zeros(clients, jnp.int32),
-        jnp.zeros(clients, jnp.int32),
-        ranks,
-        rest,
-        stats,
-        jnp.full(clients, -1, jnp.int32),
-        jnp.zeros(clients, jnp.float32),
-        jnp.zeros(clients, jnp.float32),
+    return slots._replace(
+        pool=jnp.zeros((layout.pages, layout.page), jnp.float32),
+        ranks=jnp.tile(jnp.arange(layout.weights, dtype=jnp.int32), (RANKINGS, 1)),
+        rest=[room(leaf) for leaf in never_pruned(variables.params)],
+        stats=jax.tree.map(room, variables.stats),
     )
 
 
@@ -87,7 +259,7 @@ def store(
     """Puts uploads in place of the earlier ones of their clients; traced.
 
     Args:
-      slots: so far.
+      slots: buffers so far.
       booked: `Booked`, on the device.
       client: int32[c].
       keep: bool[c], which of them have arrived whole. Of those without a ranking nothing stays.
@@ -131,7 +303,7 @@ def unpack(slots: Slots, booked: Booked, client: jax.Array, like: PyTree) -> Var
 
     Args:
       slots: the buffers.
-      booked: where they are.
+      booked: places of the uploads.
       client: int32[].
       like: structure and shapes of the parameters.
     """
@@ -139,56 +311,6 @@ def unpack(slots: Slots, booked: Booked, client: jax.Array, like: PyTree) -> Var
     weights = jnp.where(there, values, 0.0)[slots.ranks[slots.ranking[client]]]
     rest, stats = jax.tree.map(lambda every: every[client], (slots.rest, slots.stats))
     return Variables(join(like, weights, rest), stats)
-
-
-def weighted_sums(
-    slots: Slots, booked: Booked, p: jax.Array, like: PyTree, *, masked: bool
-) -> tuple[Variables, Variables]:
-    """`sum_i p_i m_i W_i` and `sum_i p_i m_i` over what is kept, summed by rank.
-
-    Args:
-      slots: the buffers.
-      booked: where they are.
-      p: float32[n], weights.
-      like: structure and shapes of the parameters.
-      masked: False counts a pruned coordinate as a zero.
-    """
-    p = jnp.where(slots.size > 0, p, 0.0)
-    weights = slots.ranks.shape[1]
-    room = booked.pages.shape[1] * slots.pool.shape[1]
-
-    def one(client: jax.Array, total: jax.Array) -> jax.Array:
-        values, there = by_rank(slots, booked, client)
-        own = jnp.where(there, p[client] * values, 0.0)
-        return total.at[slots.ranking[client]].add(own)
-
-    sums = jnp.zeros((RANKINGS, room), jnp.float32)
-    sums = jax.lax.fori_loop(0, slots.size.shape[0], one, sums)
-
-    def of_ranking(r: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        here = (slots.ranking == r) & (slots.size > 0)
-
-        def add(_: Any, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            # Weight k counts for the sub-models that have more than k weights.
-            by_count = jnp.zeros(weights + 1, jnp.float32)
-            by_count = by_count.at[slots.size].add(jnp.where(here, p, 0.0))
-            more = jnp.cumsum(by_count[::-1])[::-1][1:]
-            ranks = slots.ranks[r]
-            return total[0] + sums[r][ranks], total[1] + more[ranks]
-
-        return jax.lax.fori_loop(0, jnp.any(here).astype(jnp.int32), add, total)
-
-    nothing = jnp.zeros(weights, jnp.float32)
-    num, den = jax.lax.fori_loop(0, RANKINGS, of_ranking, (nothing, nothing))
-    everyone = jnp.sum(p)
-    if not masked:
-        den = jnp.full_like(den, everyone)
-    rest, stats = jax.tree.map(
-        lambda every: jnp.tensordot(p, every, axes=1, precision=jax.lax.Precision.HIGHEST),
-        (slots.rest, slots.stats),
-    )
-    others, of_stats = jax.tree.map(lambda leaf: jnp.full_like(leaf, everyone), (rest, stats))
-    return Variables(join(like, num, rest), stats), Variables(join(like, den, others), of_stats)
 
 
 def free_ranking(slots: Slots, booked: Booked) -> int | None:
@@ -204,12 +326,12 @@ def rolled_back(
     """Earlier buffers, with room for what is at work now.
 
     Args:
-      slots: of then.
-      booked: of then.
+      slots: buffers of then.
+      booked: bookings of then.
       now: the slots of now, for their rankings.
       tasks: the bookings of now, for the tasks.
-      place: of the newest ranking among those of now.
-      layout: of the pool.
+      place: place of the newest ranking among those of now.
+      layout: shape of the pool.
 
     Returns:
       The slots, the bookings, and the place of the newest ranking. Where there is no room for a

@@ -9,10 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.algorithms.prfl import density as rules
-from fedjax_het.algorithms.prfl.buffers import Slots, free_ranking, no_slots, rolled_back, unpack
+from fedjax_het.algorithms.prfl.buffers import (
+    Booked,
+    Layout,
+    Slots,
+    free_ranking,
+    no_bookings,
+    no_slots,
+    release,
+    rolled_back,
+    unpack,
+)
 from fedjax_het.algorithms.prfl.density import Density, Recovery, Stops, Times
 from fedjax_het.algorithms.prfl.links import WARM_UP, Traffic, no_traffic
-from fedjax_het.algorithms.prfl.pages import Booked, Layout, no_bookings, release
 from fedjax_het.algorithms.prfl.ranking import (
     Importance,
     close_interval,
@@ -37,7 +46,7 @@ class Control(NamedTuple):
       adapt: whether densities follow the clients' times.
       density: options of the sub-models.
       recovery: options of recovery; None for none.
-      layout: of the buffers.
+      layout: shape of the pool of buffers.
       cost: float64[leaves], cost of a weight, see `ranking.time_per_weight`; or ones.
     """
 
@@ -60,19 +69,19 @@ class State(NamedTuple):
     Attributes:
       step: int64[], merges so far.
       slots: latest uploads.
-      booked: what is set aside for the next ones.
-      importance: of the weights.
+      booked: pages set aside for the next ones.
+      importance: importance of the weights.
       rank: int32 per prunable leaf.
       order: int32[N], its inverse: the weights by rank.
-      place: int64[], of this ranking among those of the slots; -1 before the first.
+      place: int64[], place of this ranking among those of the slots; -1 before the first.
       density: float64[n], rho of the next sub-models.
       floor: float64[n], smallest density the time rule may give.
       lowest: float64[], smallest floor of all.
       first_stage: bool[], until the first recovery.
-      times: of the clients.
+      times: times of the clients.
       stops: n + 1 automata, the server's last.
       armed: bool[], whether the server's automaton has fired once.
-      traffic: on the server's link.
+      traffic: tasks on the server's link.
       best: `(variables, slots, booked, importance)` of the server's best score, from the first
         evaluation on; what `init` made before that, and () where nothing is rolled back.
     """
@@ -128,9 +137,9 @@ def arrived(state: State, layout: Layout, clients: np.ndarray, merged: np.ndarra
     """The state after a merge: one step on, with the times of who arrived and what is free again.
 
     Args:
-      state: before.
-      layout: of the buffers.
-      clients: int64[k], whose tasks are done.
+      state: state before the merge.
+      layout: shape of the pool of buffers.
+      clients: int64[k], clients whose tasks are done.
       merged: bool[k], which of them count.
     """
     times = state.times
@@ -152,7 +161,7 @@ def scorer(problem: Problem, validate_on: str) -> Score:
 
     Args:
       problem: the model, the samples and the pipeline of the data.
-      validate_on: see `Recovery`.
+      validate_on: option of that name, see `Recovery`.
 
     Returns:
       A function whose scores are the clients' and then the server's; NaN before the first upload.
@@ -244,10 +253,10 @@ def adjust(
     """Densities at the end of an interval (methods/pr_fl.md 4, 5).
 
     Args:
-      state: after the merge.
+      state: state after the merge.
       variables: the server's model.
       control: options.
-      score: what the `scorer` says; None without recovery.
+      score: scores that the `scorer` gives; None without recovery.
 
     Returns:
       The state and the model, which a roll-back replaces, and what happened.

@@ -82,7 +82,7 @@ class Recovery:
     """When and how densities rise because a model has stopped improving.
 
     Attributes:
-      increment: what a recovery adds to a density, Delta rho.
+      increment: addition to a density at a recovery, Delta rho.
       patience: evaluations, one an interval, without improvement before a recovery.
       roll_back: whether the server returns to its best model when it stops improving.
       validate_on: samples on which models are scored: "validation" (`validation_fraction` of the

@@ -28,7 +28,7 @@ class Links:
     """The server's link, and what is sent over it.
 
     Attributes:
-      sizes: how sub-models are encoded, see `model_bytes`.
+      sizes: encoding of sub-models, see `model_bytes`.
       server_up_bytes_per_s: rate of the server's link towards the clients; inf for no limit.
       server_down_bytes_per_s: rate at which it receives.
       server_jitter: log-std of one sample of the factor on both, 20 are averaged.
@@ -90,14 +90,14 @@ def priced(
 
     Args:
       problem: model, data and fleet.
-      situation: who is sent out, and when.
-      traffic: what the server's link has carried so far.
+      situation: cohort that is sent out, and the time.
+      traffic: tasks on the server's link so far.
       net: sizes of the model.
       count: int64[k], weights of the sub-models.
       samples: int64[k], samples that each task processes.
-      dense_share: see `Density`.
+      dense_share: option of that name, see `Density`.
       links: the server's link.
-      way: how sub-models are sent, see `sent_bytes`.
+      way: distribution of sub-models, see `sent_bytes`.
 
     Returns:
       The prices, the seconds until the server is ready for another broadcast, and the traffic with
@@ -176,7 +176,7 @@ def download_s(
     first ones that are sent (residual), or one run of bytes after those of smaller models.
 
     Args:
-      way: see `sent_bytes`.
+      way: distribution of sub-models, see `sent_bytes`.
       sizes: int64[k], bytes.
       own_s: float64[k], seconds on each client's own link.
       server_bytes_per_s: rate of the server's link; inf for none.
@@ -207,7 +207,7 @@ def upload_s(
       start_s: float64[k], when each may start.
       sizes: int64[k], bytes.
       own_s: float64[k], seconds at the client's own rate.
-      server_bytes_per_s: what the server can receive; inf for no limit.
+      server_bytes_per_s: rate at which the server can receive; inf for no limit.
       busy: float64[m, 3], uploads since before as (from, to, mean rate).
     """
     rate = sizes / np.maximum(own_s, 1e-12)

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.algorithms.prfl.buffers import Slots, store, weighted_sums
-from fedjax_het.algorithms.prfl.pages import Booked
-from fedjax_het.algorithms.prfl.ranking import Importance, observe
+from fedjax_het.algorithms.prfl.buffers import RANKINGS, Booked, Slots, by_rank, store
+from fedjax_het.algorithms.prfl.ranking import Importance, join, observe
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
@@ -33,7 +32,7 @@ class Arrivals:
 
     Attributes:
       staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
-      a: its exponent or slope; the author's 0.6.
+      a: exponent or slope of the discount; the author's 0.6.
       b: late steps that the hinge forgives; the author's 2.
       server_step: the server's step eta.
     """
@@ -85,9 +84,9 @@ class Acc(NamedTuple):
     """Accumulator of one merge.
 
     Attributes:
-      slots: with the arrivals in place.
-      booked: what is set aside for them.
-      importance: with theirs.
+      slots: buffers with the arrivals in place.
+      booked: pages set aside for them.
+      importance: importances with theirs.
       arrived: bool[n].
       num, den: sums over the arrivals that are not kept; over all where buffers are not merged.
       step: int32[], server step, from 0.
@@ -123,6 +122,56 @@ def sums(
     return num, jnp.sum(jnp.where(there, p, 0.0) if masked else p, axis=0)
 
 
+def weighted_sums(
+    slots: Slots, booked: Booked, p: jax.Array, like: PyTree, *, masked: bool
+) -> tuple[Variables, Variables]:
+    """`sum_i p_i m_i W_i` and `sum_i p_i m_i` over the buffers, added up by rank; traced.
+
+    Args:
+      slots: the buffers.
+      booked: places of the uploads.
+      p: float32[n], weights.
+      like: structure and shapes of the parameters.
+      masked: False counts a pruned coordinate as a zero.
+    """
+    p = jnp.where(slots.size > 0, p, 0.0)
+    weights = slots.ranks.shape[1]
+    room = booked.pages.shape[1] * slots.pool.shape[1]
+
+    def one(client: jax.Array, total: jax.Array) -> jax.Array:
+        values, there = by_rank(slots, booked, client)
+        own = jnp.where(there, p[client] * values, 0.0)
+        return total.at[slots.ranking[client]].add(own)
+
+    by_place = jnp.zeros((RANKINGS, room), jnp.float32)
+    by_place = jax.lax.fori_loop(0, slots.size.shape[0], one, by_place)
+
+    def of_ranking(r: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        here = (slots.ranking == r) & (slots.size > 0)
+
+        def add(_: Any, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            # Weight k counts for the sub-models that have more than k weights.
+            by_count = jnp.zeros(weights + 1, jnp.float32)
+            by_count = by_count.at[slots.size].add(jnp.where(here, p, 0.0))
+            more = jnp.cumsum(by_count[::-1])[::-1][1:]
+            ranks = slots.ranks[r]
+            return total[0] + by_place[r][ranks], total[1] + more[ranks]
+
+        return jax.lax.fori_loop(0, jnp.any(here).astype(jnp.int32), add, total)
+
+    nothing = jnp.zeros(weights, jnp.float32)
+    num, den = jax.lax.fori_loop(0, RANKINGS, of_ranking, (nothing, nothing))
+    everyone = jnp.sum(p)
+    if not masked:
+        den = jnp.full_like(den, everyone)
+    rest, stats = jax.tree.map(
+        lambda every: jnp.tensordot(p, every, axes=1, precision=jax.lax.Precision.HIGHEST),
+        (slots.rest, slots.stats),
+    )
+    others, of_stats = jax.tree.map(lambda leaf: jnp.full_like(leaf, everyone), (rest, stats))
+    return Variables(join(like, num, rest), stats), Variables(join(like, den, others), of_stats)
+
+
 def moved(old: jax.Array, num: jax.Array, den: jax.Array, eta: jax.Array | float) -> jax.Array:
     """`old + eta (num / den - old)`, and `old` bit for bit where den is 0."""
     there = den > 0
@@ -134,7 +183,7 @@ def mask_fed_avg(options: Merge) -> Aggregator:
     """The merge of PR-FL, and of its ablations.
 
     Args:
-      options: which of them.
+      options: options of the merge.
 
     Returns:
       An `Aggregator` over a state with the fields `slots`, `booked`, `importance` and `step`.
@@ -158,7 +207,7 @@ def mask_fed_avg(options: Merge) -> Aggregator:
         keep = chunk.weight > 0
         nowhere = acc.arrived.shape[0]
         at = jnp.where(keep, chunk.client, nowhere)
-        discount = late(chunk.staleness)
+        s = late(chunk.staleness)
         uploads = jax.tree.map(jnp.add, chunk.start, Variables(chunk.delta, chunk.stats_delta))
         mask = jax.tree.map(lambda _: jnp.ones(keep.shape, bool), uploads)
         if chunk.mask is not None:
@@ -170,7 +219,7 @@ def mask_fed_avg(options: Merge) -> Aggregator:
         passing = keep & (acc.booked.ranking[chunk.client] < 0) if buffered else keep
 
         def pass_on(total: tuple[Variables, Variables]) -> tuple[Variables, Variables]:
-            p = jnp.where(passing, chunk.weight * discount, 0.0)
+            p = jnp.where(passing, chunk.weight * s, 0.0)
             both = jax.tree.map(lambda w, m: sums(p, w, m, masked), uploads, mask)
             num = jax.tree.map(lambda old, pair: old + pair[0], total[0], both)
             return num, jax.tree.map(lambda old, pair: old + pair[1], total[1], both)
@@ -182,7 +231,7 @@ def mask_fed_avg(options: Merge) -> Aggregator:
         slots = slots._replace(
             version=put(slots.version, acc.step - chunk.staleness),
             weight=put(slots.weight, chunk.weight),
-            discount=put(slots.discount, discount),
+            discount=put(slots.discount, s),
         )
         return acc._replace(
             slots=slots,
@@ -197,8 +246,8 @@ def mask_fed_avg(options: Merge) -> Aggregator:
     def finalize(acc: Acc, variables: Variables, shared: PyTree) -> Merged:
         del shared
         slots = acc.slots
-        now = late(jnp.maximum(acc.step - slots.version, 0)) if options.live else slots.discount
-        p = jnp.where(slots.version >= 0, slots.weight * now, 0.0)
+        s = late(jnp.maximum(acc.step - slots.version, 0)) if options.live else slots.discount
+        p = jnp.where(slots.version >= 0, slots.weight * s, 0.0)
         share = jnp.sum(jnp.where(acc.arrived, p, 0.0)) / jnp.maximum(jnp.sum(p), 1e-30)
         num, den, step = acc.num, acc.den, options.server_step * share
         if buffered:

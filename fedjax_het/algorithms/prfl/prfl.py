@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.algorithms import parts
+from fedjax_het.algorithms.prfl.buffers import Memory, book, pool_layout
 from fedjax_het.algorithms.prfl.controller import (
     Control,
     State,
@@ -19,7 +20,6 @@ from fedjax_het.algorithms.prfl.controller import (
 from fedjax_het.algorithms.prfl.density import Density, Recovery
 from fedjax_het.algorithms.prfl.links import Links, Way, priced, window_rule
 from fedjax_het.algorithms.prfl.merging import Arrivals, Merge, mask_fed_avg, start_masked
-from fedjax_het.algorithms.prfl.pages import Memory, book, pool_layout
 from fedjax_het.algorithms.prfl.ranking import nested_mask, network, prunable, time_per_weight
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
@@ -66,7 +66,7 @@ def prfl(
       mode: reading of the method. "code" adapts densities by the author's feedback rule until the
         first recovery, "paper" by the slides' ratio of whole-model times, throughout.
       adapt: whether densities follow the clients' times; False leaves them to recovery.
-      distribution: how sub-models are sent, see `links.sent_bytes`.
+      distribution: way in which sub-models are sent, see `links.sent_bytes`.
       pace: "window" the author's rule, "single" one arrival a window, "sync" everyone.
       interval_s: shortest window.
       density: options of the sub-models.
@@ -119,7 +119,7 @@ def prfl_fedasyn(
 
     Args:
       problem: model, data and fleet.
-      interval_s: what a window without an arrival is prolonged by.
+      interval_s: time by which a window without an arrival is prolonged.
       merge: options of the merge.
       links: options of the server's link.
       **training: see `UniformTraining`.
@@ -210,34 +210,18 @@ def _sub_models(
     problem: Problem,
     training: UniformTraining,
     *,
-    density: Density,
-    mode: Literal["code", "paper"] = "code",
-    adapt: bool = False,
-    recovery: Recovery | None = None,
     way: Way,
-    links: Links,
     pace: Pace,
     shortest_s: float = 0.0,
+    mode: Literal["code", "paper"] = "code",
+    adapt: bool = False,
+    density: Density,
+    recovery: Recovery | None = None,
     merge: Merge,
+    links: Links,
     memory: Memory = Memory(),
 ) -> Algorithm:
-    """The method of these options; see `prfl`.
-
-    Args:
-      name: name for records.
-      problem: model, data and fleet.
-      training: the clients' options.
-      density: see `prfl`.
-      mode: see `prfl`.
-      adapt: see `prfl`.
-      recovery: see `prfl`.
-      way: `distribution` of `prfl`.
-      links: see `prfl`.
-      pace: when the server merges.
-      shortest_s: least seconds between a dispatch and the end of its window.
-      merge: see `prfl`.
-      memory: see `prfl`.
-    """
+    """The method of these options, see `prfl`; a window lasts `shortest_s` seconds at least."""
     parts.require_memory(problem, training, 0)
     n, net = problem.num_clients, network(problem.model, density.core)
     copies = 0

@@ -43,7 +43,7 @@ class Network(NamedTuple):
 
     Attributes:
       structure: shapes of the parameters.
-      weights: that can be pruned, N.
+      weights: weights that can be pruned, N.
       dense: parameters that cannot, D.
       core: weights of the core, which everyone has.
     """
@@ -106,9 +106,9 @@ def observe(importance: Importance, squares: list[jax.Array], keep: jax.Array) -
     """Adds the squared gradients of some clients, each scaled to [0, 1] over all its weights.
 
     Args:
-      importance: so far.
+      importance: importance so far.
       squares: float32[c, ...] per leaf.
-      keep: bool[c], whose count.
+      keep: bool[c], clients whose gradients count.
     """
 
     def over(reduce: Any) -> jax.Array:
