@@ -78,7 +78,7 @@ def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):
         return made[id(algorithm)]
 
     for module in ("simulate", "simulation"):
-        monkeypatch.setattr(f"fedjax_het.simulation.{module}.Engine", reused)
+        monkeypatch.setattr(sys.modules[f"fedjax_het.simulation.{module}"], "Engine", reused)
     names: dict = {"__name__": "readme"}
     python = blocks(readme, "python")
     assert python
