@@ -190,8 +190,9 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
     if "fleet" in full:
         full["fleet"] = {**defaults(FLEETS[full["fleet"]["name"]]), **full["fleet"]}
     if "name" in full.get("algorithm", {}):
-        filled = algorithms.default_options(full["algorithm"]["name"])
-        full["algorithm"] = {**filled, **full["algorithm"]}
+        full["algorithm"] = algorithms.resolved_options(
+            full["algorithm"]["name"], full["algorithm"]
+        )
     run = asdict(RunOptions.parse(section(config, "run")))
     for name in ("workdir", "name", "tensorboard"):
         run.pop(name)

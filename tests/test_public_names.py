@@ -71,6 +71,7 @@ PUBLIC = {
         "prfl_fedasyn",
         "prfl_fedfix",
         "register",
+        "resolved_options",
         "salf",
         "splitfed",
     ],

@@ -18,6 +18,7 @@ from fedjax_het.algorithms.registry import (
     default_options,
     option_names,
     register,
+    resolved_options,
 )
 from fedjax_het.algorithms.splitfed import splitfed
 
@@ -50,6 +51,7 @@ __all__ = [
     "prfl_fedasyn",
     "prfl_fedfix",
     "register",
+    "resolved_options",
     "salf",
     "splitfed",
 ]

@@ -1,13 +1,13 @@
 """Methods by name: every factory registers itself, and configurations find it here."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, overload
 
 from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.common.options import check_options, defaults, grouped, parameters
+from fedjax_het.common.options import check_options, defaults, filled, grouped, parameters
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.problem import Problem
 
@@ -71,6 +71,12 @@ def default_options(name: str) -> dict[str, Any]:
     """What the options of an algorithm are where they are left out; groups are dictionaries."""
     require_known(name, ALGORITHMS, "algorithm")
     return defaults(*_signatures(name))
+
+
+def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given over those left out, within groups as well."""
+    require_known(name, ALGORITHMS, "algorithm")
+    return filled(options, *_signatures(name))
 
 
 def option_names(name: str) -> set[str]:

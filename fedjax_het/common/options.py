@@ -10,7 +10,7 @@ import inspect
 import reprlib
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
@@ -90,7 +90,10 @@ def grouped(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[
         group = _group(known[name].annotation)
         if group is None or not isinstance(value, Mapping):
             return value
-        return group(**grouped(value, group))
+        given, default = grouped(value, group), known[name].default
+        # What the mapping leaves out is as in the factory's own default, if there is one.
+        same: Any = default if isinstance(default, group) else None
+        return group(**given) if same is None else replace(same, **given)
 
     return {name: made(name, value) for name, value in options.items()}
 
@@ -102,6 +105,19 @@ def defaults(*factories: Callable[..., Any]) -> dict[str, Any]:
         for name, parameter in parameters(*factories).items()
         if (default := parameter.default) is not parameter.empty
     }
+
+
+def filled(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[str, Any]:
+    """The options over the defaults of their factories, within groups as well.
+
+    Args:
+      options: names and values that `check_options` has passed; a group may be a mapping.
+      *factories: the factories they are for.
+    """
+    known = parameters(*factories)
+    made = grouped({name: value for name, value in options.items() if name in known}, *factories)
+    plain = {n: asdict(v) if is_dataclass(v) else v for n, v in made.items()}  # type: ignore[arg-type]
+    return {**defaults(*factories), **options, **plain}
 
 
 def parameters(*factories: Callable[..., Any]) -> dict[str, inspect.Parameter]:

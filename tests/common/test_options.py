@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from fedjax_het.common.errors import InputError
-from fedjax_het.common.options import check_options, check_types, defaults, parameters
+from fedjax_het.common.options import (
+    check_options,
+    check_types,
+    defaults,
+    filled,
+    grouped,
+    parameters,
+)
 
 
 @dataclass
@@ -120,3 +127,35 @@ def test_defaults_are_those_of_the_signature():
 def test_the_only_choice_of_none_is_to_leave_it_out():
     with pytest.raises(InputError, match="'x': there is none to choose from; leave it out"):
         check_options({"x": 1}, "option", lambda: None)
+
+
+@dataclass(frozen=True)
+class Links:
+    rate: float = 10.0
+    sizes: str = "bitmap"
+
+
+def networked(*, links: Links | None = None, own: Links = Links(rate=3.0)) -> None:
+    del links, own
+
+
+def test_a_group_of_options_is_its_dataclass_or_a_mapping():
+    check_options({"links": {"rate": 5}, "own": Links()}, "option", networked)
+    made = grouped({"links": {"rate": 5}, "own": Links(2.0)}, networked)
+    assert made == {"links": Links(5), "own": Links(2.0)}
+    assert grouped({"links": None}, networked) == {"links": None}
+    assert grouped({"own": {"sizes": "index"}}, networked) == {"own": Links(3.0, "index")}
+    with pytest.raises(InputError, match=r"option 'links', its option 'rat'.*did you mean 'rate'"):
+        check_options({"links": {"rat": 5}}, "option", networked)
+    with pytest.raises(InputError, match=r"option 'links', its option 'rate' = 'fast': .*a number"):
+        check_options({"links": {"rate": "fast"}}, "option", networked)
+    with pytest.raises(InputError, match="option 'own' = 7"):
+        check_options({"own": 7}, "option", networked)
+
+
+def test_what_is_left_out_of_a_group_is_filled_in():
+    assert defaults(networked) == {"links": None, "own": {"rate": 3.0, "sizes": "bitmap"}}
+    assert filled({"links": {"sizes": "index"}, "own": {"sizes": "coo64"}}, networked) == {
+        "links": {"rate": 10.0, "sizes": "index"},
+        "own": {"rate": 3.0, "sizes": "coo64"},
+    }
