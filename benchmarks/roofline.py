@@ -80,7 +80,6 @@ class Product(NamedTuple):
 
 def products(model: BlockModel, batch: int) -> Counter[Product]:
     """The products of one client's step: forward and backward pass of the whole model."""
-    variables = jax.eval_shape(model.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((batch, *model.input_shape), model.input_dtype)
     y = jax.ShapeDtypeStruct((batch,), jnp.int32)
 
@@ -88,7 +87,7 @@ def products(model: BlockModel, batch: int) -> Counter[Product]:
         logits, _ = model.apply(Variables(params, stats), x, train=True, key=jax.random.key(0))
         return cross_entropy(logits, Batch(x, y, jnp.ones(y.shape, jnp.float32)))
 
-    traced = jax.make_jaxpr(jax.grad(loss))(variables.params, variables.stats, x, y)
+    traced = jax.make_jaxpr(jax.grad(loss))(*model.shapes, x, y)
     return Counter(_products(traced.jaxpr))
 
 

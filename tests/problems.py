@@ -22,7 +22,9 @@ from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.engine.engine import Engine, make_engine
 from fedjax_het.engine.routes import Routes
 from fedjax_het.fleet.device import Fleet
-from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block, flax_block
+from fedjax_het.models.exits import with_exits
 from fedjax_het.models.mlp import Dense, mlp
 from fedjax_het.models.norm import BatchNorm
 from fedjax_het.problem import Problem
@@ -135,7 +137,7 @@ def windows(
     Plans by hand have the rows `first` and `exit`.
     """
     options = TrainingOptions.parse({"learning_rate": 0.1, "batch_size": 4, **training})
-    structure = jax.eval_shape(problem.model.init, jax.random.key(0)).params
+    structure = problem.model.shapes.params
     blocks, has_exits = problem.model.num_blocks, bool(problem.model.exits)
 
     def plan(state: Any, variables: Variables, situation: Situation) -> tuple[Plan, Any]:

@@ -111,7 +111,7 @@ def setting(name: str, split: str, seed: int) -> tuple[Problem, float]:
     """The problem, and the factor on all rates."""
     data = federated(name, split, seed)
     model = network(data.input_shape, data.num_classes)
-    shapes = jax.eval_shape(model.init, jax.random.key(0)).params
+    shapes = model.shapes.params
     weights = sum(leaf.size for leaf in jax.tree.leaves(shapes) if len(leaf.shape) >= 2)
     scale = weights / VGG11
     # A local training of the whole model takes half a second.

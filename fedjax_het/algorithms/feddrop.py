@@ -19,7 +19,8 @@ from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.data.batches import DeviceData
-from fedjax_het.models.base import Block, BlockModel
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block
 from fedjax_het.problem import Problem
 
 # Rates above this leave about one unit in a hundred: no device is asked to train less.
@@ -67,7 +68,7 @@ def _inputs(keep: np.ndarray) -> np.ndarray:
 
 def thin_cost(problem: Problem) -> ThinCost:
     """The prices of the problem's model, split by how they shrink."""
-    shapes = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params["blocks"]
+    shapes = problem.model.shapes.params["blocks"]
 
     def total(block: PyTree, matrices: bool) -> float:
         leaves = [x for x in jax.tree.leaves(block) if (x.ndim >= 2) == matrices]

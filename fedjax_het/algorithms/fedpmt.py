@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -127,7 +126,7 @@ def fedpmt(
         )
         return plan._replace(info={"infeasible_clients": int(np.sum(~feasible))})
 
-    structure = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
+    structure = problem.model.shapes.params
 
     def mask(row: PyTree, shared: PyTree) -> PyTree:
         del shared

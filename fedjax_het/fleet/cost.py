@@ -211,8 +211,7 @@ def cost_table(model: BlockModel) -> CostTable:
       InputError: if a block's work cannot be counted.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(model.init, key)
-    params, stats = variables.params, variables.stats
+    params, stats = model.shapes
     inputs = [jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)]
     inputs += model.activation_shapes(1)
     live = model.stats_policy == "mean"

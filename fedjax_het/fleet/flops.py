@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
-from fedjax_het.models.base import Block
+from fedjax_het.models.block import Block
 from fedjax_het.models.lowering import lowering
 
 # Primitives whose work cannot be seen from outside.

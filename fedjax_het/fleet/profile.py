@@ -20,7 +20,8 @@ import numpy as np
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.fleet.cost import CostTable
-from fedjax_het.models.base import Block, BlockModel
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block
 from fedjax_het.models.lowering import lowering
 
 _FORMAT = 1

@@ -47,12 +47,11 @@ def _logits(
 
 def _parts(model: BlockModel, batch: int) -> int:
     """In how many parts a mini-batch is run; whole where a batch has statistics of its own."""
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    if jax.tree.leaves(variables.stats):
+    if jax.tree.leaves(model.shapes.stats):
         return 1
     param_bytes, output_bytes = (
         sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
-        for tree in (variables.params, model.activation_shapes(1))
+        for tree in (model.shapes.params, model.activation_shapes(1))
     )
     return choose_parts(jax.default_backend(), output_bytes, param_bytes, batch)
 

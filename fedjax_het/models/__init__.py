@@ -6,8 +6,10 @@ from typing import Any, Literal
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_options
 from fedjax_het.models.adapt import from_flax
-from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
+from fedjax_het.models.exits import with_exits
 from fedjax_het.models.mlp import logistic, mlp
 from fedjax_het.models.precision import with_compute_dtype
 from fedjax_het.models.resnet import resnet, resnet20, resnet56, resnet110

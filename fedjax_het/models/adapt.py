@@ -19,7 +19,8 @@ from jax.extend.core import Literal as JaxprLiteral
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
-from fedjax_het.models.base import Block, BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 
 Array = jax.Array

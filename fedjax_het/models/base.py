@@ -6,18 +6,17 @@ rule about the names of layers (or the sorting of dictionaries) can change which
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
-from fedjax_het.models.block import Block, ExitHead, cast, flax_block
-
-__all__ = ["Block", "BlockModel", "flax_block", "with_exits"]
+from fedjax_het.models import checks
+from fedjax_het.models.block import Block, cast
 
 Array = jax.Array
 
@@ -54,25 +53,19 @@ class BlockModel:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        require(len(self.blocks) > 0, f"model {self.name!r} has no blocks", "needs one", "add one")
-        require(
-            self.stats_policy in ("mean", "frozen"),
-            f"stats_policy = {self.stats_policy!r}",
-            "must be 'mean' or 'frozen'",
-            "use 'mean' unless the statistics were trained elsewhere",
-        )
-        require_known(self.compute_dtype, ("float32", "bfloat16"), "compute_dtype")
-        require(
-            len(self.exits) in (0, self.num_blocks - 1),
-            f"model {self.name!r} has {len(self.exits)} exit heads",
-            f"must have one after each of the first {self.num_blocks - 1} blocks, or none",
-            "use with_exits(model)",
+        checks.check_structure(
+            self.name, len(self.blocks), len(self.exits), self.stats_policy, self.compute_dtype
         )
 
     @property
     def num_blocks(self) -> int:
         """L, the number of blocks."""
         return len(self.blocks)
+
+    @functools.cached_property
+    def shapes(self) -> Variables:
+        """What `init` returns as `ShapeDtypeStruct`s; found once, and nothing is computed."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def exit_slot(self, block: int) -> int:
         """Where `params["exits"]` holds the head after a block."""
@@ -278,15 +271,12 @@ class BlockModel:
 
     def activation_shapes(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shape of each block's output for a batch, and its dtype outside; nothing is computed."""
-        variables = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         x = jax.ShapeDtypeStruct((batch, *self.input_shape), self.input_dtype)
         shapes: list[jax.ShapeDtypeStruct] = []
-        for block, params, stats in zip(
-            self.blocks, variables.params["blocks"], variables.stats["blocks"]
-        ):
-            x = jax.eval_shape(
-                functools.partial(block.apply, train=False, key=None), params, stats, x
-            )[0]
+        for b, block in enumerate(self.blocks):
+            params, stats = self.shapes.params["blocks"][b], self.shapes.stats["blocks"][b]
+            apply = functools.partial(block.apply, train=False, key=None)
+            x = jax.eval_shape(apply, params, stats, x)[0]
             shapes.append(x)
         return tuple(shapes)
 
@@ -348,60 +338,10 @@ class BlockModel:
         return cast((params, x), self.compute_dtype)
 
     def _check(self, x: Array, first: int, exit: int) -> None:
-        kind = jnp.integer if jnp.issubdtype(self.input_dtype, jnp.integer) else jnp.floating
-        require(
-            x.ndim > 0 and x.shape[1:] == tuple(self.input_shape) and jnp.issubdtype(x.dtype, kind),
-            f"x = {x.dtype}{list(x.shape)}",
-            f"model {self.name!r} takes {jnp.dtype(self.input_dtype)}[batch, "
-            f"{', '.join(map(str, self.input_shape))}]",
-            "reshape or convert the samples, or build the model for this input_shape",
-        )
-        require(
-            0 <= exit < self.num_blocks,
-            f"exit = {exit}",
-            f"must be a block of {self.name!r}, 0..{self.num_blocks - 1}",
-            "use None for the network's own head",
-        )
-        require(
-            0 <= first < self.num_blocks,
-            f"first = {first}",
-            f"must be a block of {self.name!r}, 0..{self.num_blocks - 1}",
-            "use 0 to train everything",
-        )
+        checks.check_samples(x, self.name, self.input_shape, self.input_dtype)
+        known = (self.name, self.num_blocks)
+        checks.check_block("exit", exit, *known, "use None for the network's own head")
+        checks.check_block("first", first, *known, "use 0 to train everything")
 
     def _check_boundary(self, block: int) -> None:
-        require(
-            0 <= block < self.num_blocks - 1,
-            f"block = {block}",
-            f"a boundary of {self.name!r} lies after one of the blocks 0..{self.num_blocks - 2}",
-            "use apply() to run the whole model",
-        )
-
-
-def with_exits(model: BlockModel, *, shared: bool = False) -> BlockModel:
-    """`model` with a head after every block but the last: mean over space or time, then linear.
-
-    A model that predicts at every position of a sequence gets heads that do, without a mean.
-
-    Args:
-      model: a model; heads it already has are replaced.
-      shared: one head for all depths, for transformers, whose blocks give activations of one shape.
-
-    Returns:
-      The model with `exits`; its blocks are initialised as before.
-
-    Raises:
-      InputError: a shared head for activations of different shapes.
-    """
-    shapes = model.activation_shapes(1)
-    widths = sorted({z.shape for z in shapes[:-1]})
-    require(
-        not shared or len(widths) < 2,
-        f"a shared exit head for model {model.name!r}",
-        f"its blocks give activations of shapes {widths}",
-        "give every block a head of its own (exits = True)",
-    )
-    positions = len(shapes[-1].shape) - 2
-    head = ExitHead(model.num_classes, positions)
-    exits = tuple(flax_block(f"exit_{block.name}", head) for block in model.blocks[:-1])
-    return replace(model, exits=exits, shared_exit=shared)
+        checks.check_boundary(block, self.name, self.num_blocks)

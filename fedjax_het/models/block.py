@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
-from fedjax_het.models.product import dot_general
 
 Array = jax.Array
 
@@ -107,21 +106,3 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
         return a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
     return jax.tree.map(one, tree)
-
-
-class ExitHead(nn.Module):
-    """Mean over all axes between batch and channels, then one linear layer (FedEL, section 2.4).
-
-    Attributes:
-      num_classes: size of the last axis of the logits.
-      positions: axes after the batch that the logits keep: 1 for a prediction per symbol.
-    """
-
-    num_classes: int
-    positions: int = 0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Logits `[batch, *kept, num_classes]` of `x` `[batch, *kept, ..., channels]`."""
-        x = jnp.mean(x, axis=tuple(range(1 + self.positions, x.ndim - 1)))
-        return nn.Dense(self.num_classes, dot_general=dot_general)(x)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from fedjax_het.common.errors import require
-from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.mlp import Dense
 from fedjax_het.models.pooling import max_pool

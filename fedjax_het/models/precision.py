@@ -37,8 +37,7 @@ def with_compute_dtype(
     if compute_dtype == "float32":
         return model
     key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(model.init, key)
-    params, stats = variables.params, variables.stats
+    params, stats = model.shapes
     x: Any = jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)
     for b, block in enumerate(model.blocks):
         x = _output(block, params["blocks"][b], stats["blocks"][b], x, key, compute_dtype)

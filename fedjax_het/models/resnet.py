@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.models.base import Block, BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.norm import Norm, Normalize
 from fedjax_het.models.product import dot_general

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require
-from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 from fedjax_het.models.norm import LayerNorm
 
 Array = jax.Array

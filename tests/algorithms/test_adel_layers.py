@@ -21,7 +21,8 @@ from fedjax_het.algorithms import build
 from fedjax_het.algorithms.adel.depths import layers_of, on_batch_statistics, trained
 from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
-from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 from fedjax_het.models.norm import GroupNorm
 from fedjax_het.problem import Problem
 

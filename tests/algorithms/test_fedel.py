@@ -17,7 +17,7 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.fleet import presets
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models import build as build_model
-from fedjax_het.models.base import with_exits
+from fedjax_het.models.exits import with_exits
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate

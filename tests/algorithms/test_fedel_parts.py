@@ -15,7 +15,8 @@ from fedjax_het.contract.aggregation import masked_mean, normalised_mean, plain_
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.profile import MeasuredProfile, with_measured
-from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 
 
 class _Branches(nn.Module):

@@ -106,7 +106,7 @@ def test_10_the_compiled_programs_really_leave_work_out(cnn_problem, full_compil
     """FLOPs that the compiler counts in the cohort's own programs, relative to FedAvg's."""
     options = {"learning_rate": 0.1, "batch_size": 32}
     methods = {name: build(name, cnn_problem, **options) for name in ("fedavg", "fedpmt")}
-    start = jax.eval_shape(cnn_problem.model.init, jax.random.key(0))
+    start = cnn_problem.model.shapes
     data = cnn_problem.data.device()
 
     def flops(method, depth):

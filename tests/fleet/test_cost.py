@@ -10,8 +10,10 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.cost import cost_table, price
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.profile import xla_flops
-from fedjax_het.models.base import BlockModel, flax_block, with_exits
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 from fedjax_het.models.cnn import leaf_cnn, pfl_cnn
+from fedjax_het.models.exits import with_exits
 from fedjax_het.models.mlp import mlp
 
 
@@ -175,7 +177,7 @@ def test_counts_agree_with_xla(model, tolerance):
     """XLA also counts biases, activations and pooling: it may see more, within the tolerance."""
     table = cost_table(model)
     batch = 4
-    variables = jax.eval_shape(model.init, jax.random.key(0))
+    variables = model.shapes
     shapes = [jax.ShapeDtypeStruct((batch, *model.input_shape), jnp.float32)]
     shapes += model.activation_shapes(batch)
     for b, block in enumerate(model.blocks):

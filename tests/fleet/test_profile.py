@@ -16,7 +16,7 @@ from fedjax_het.fleet.profile import (
     with_measured,
     xla_flops,
 )
-from fedjax_het.models.base import with_exits
+from fedjax_het.models.exits import with_exits
 from fedjax_het.models.mlp import mlp
 
 MODEL = with_exits(mlp((12,), 5, hidden=(16, 8)))

@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.adapt import from_flax
-from fedjax_het.models.base import with_exits
+from fedjax_het.models.exits import with_exits
 from fedjax_het.models.lowering import lowering
 from fedjax_het.models.norm import BatchNorm
 

@@ -12,7 +12,8 @@ from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.engine.resources import check_resources
 from fedjax_het.models import autotune
-from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 from fedjax_het.models.cnn import Conv
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.lowering import Convolution, lowering, lowering_of

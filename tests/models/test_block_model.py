@@ -1,5 +1,6 @@
 """What freezing, leaving early, splitting and choosing the mode do, on small models."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from fedjax_het.models import MODELS, build
-from fedjax_het.models.base import Block, BlockModel, flax_block, with_exits
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block, flax_block
+from fedjax_het.models.exits import with_exits
 from fedjax_het.models.norm import BatchNorm
 
 KEY = jax.random.key(7)
@@ -55,6 +58,16 @@ def variables():
     start = small().init(KEY)
     # Statistics other than 0 and 1, so that using and updating them shows.
     return start._replace(stats=jax.tree.map(lambda a: 1.5 * a - 0.25, start.stats))
+
+
+def test_shapes_are_those_of_fresh_variables_and_found_once(variables):
+    model = small()
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), model.shapes) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), variables
+    )
+    assert model.shapes is model.shapes
+    # A copy with other fields has shapes of its own.
+    assert dataclasses.replace(model, exits=()).shapes.params["exits"] == ()
 
 
 def same(a, b, **tolerance):
@@ -168,7 +181,7 @@ def test_every_model_may_be_cut_anywhere(name):
     input_shape = SHAPES.get(name, (32, 32, 3))
     options = {"granularity": "module"} if name.startswith("resnet") else {}
     model = with_exits(build(name, input_shape, 7, **options))
-    variables = jax.eval_shape(model.init, KEY)
+    variables = model.shapes
     x = jax.ShapeDtypeStruct((2, *input_shape), model.input_dtype)
     # A sequence model gives logits for every position.
     output = (2, 16, 7) if name == "transformer" else (2, 7)

@@ -16,7 +16,8 @@ from problems import assert_close, differ, digits, fleet, one_round
 from fedjax_het.algorithms import build
 from fedjax_het.models import implicit_gemm
 from fedjax_het.models import lowering as lowerings
-from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 from fedjax_het.models.cnn import Conv
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.lowering import implicit_fits, lowering

@@ -14,16 +14,12 @@ from fedjax_het.models.resnet import resnet20, resnet56, resnet110
 from fedjax_het.models.vgg import vgg11, vgg13, vgg16
 
 
-def shapes(model):
-    return jax.eval_shape(model.init, jax.random.key(0))
-
-
 def size(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def per_block(model):
-    return [size(block) for block in shapes(model).params["blocks"]]
+    return [size(block) for block in model.shapes.params["blocks"]]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +40,7 @@ def test_small_models(model, counts):
 
 
 def test_vgg11_of_pr_fl():
-    leaves = jax.tree.leaves(shapes(vgg11(norm="none", hidden=(512, 512))).params)
+    leaves = jax.tree.leaves(vgg11(norm="none", hidden=(512, 512)).shapes.params)
     assert sum(math.prod(leaf.shape) for leaf in leaves if len(leaf.shape) > 1) == 9_747_136
     assert sum(math.prod(leaf.shape) for leaf in leaves if len(leaf.shape) == 1) == 3_786
     assert vgg11(norm="none", hidden=(512, 512)).num_blocks == 11
@@ -53,10 +49,10 @@ def test_vgg11_of_pr_fl():
 def test_vgg_with_batch_norm_and_linear_head():
     # kernel, bias, scale, bias, mean, var of every convolution; two of the classifier.
     for model, convolutions in ((vgg11, 8), (vgg13, 10), (vgg16, 13)):
-        variables = shapes(model(norm="batch"))
+        variables = model(norm="batch").shapes
         assert model(norm="batch").num_blocks == convolutions + 1
         assert len(jax.tree.leaves(variables)) == 6 * convolutions + 2
-    assert size(shapes(vgg16(norm="none")).params) == 14_719_818
+    assert size(vgg16(norm="none").shapes.params) == 14_719_818
 
 
 @pytest.mark.parametrize(
@@ -73,7 +69,7 @@ def test_vgg_with_batch_norm_and_linear_head():
 )
 def test_bottleneck_resnets_of_dtfl(model, modules, total, statistics):
     by_module = model(norm="batch", granularity="module")
-    variables = shapes(by_module)
+    variables = by_module.shapes
     assert [size(block) for block in variables.params["blocks"]] == modules
     assert size(variables.params) == total
     assert size(variables.stats) == statistics
@@ -95,14 +91,14 @@ def test_resnet20_by_unit():
         (10,),
     ]
     # 269,722 with identity shortcuts in the paper, plus the two projections and their norms.
-    assert size(shapes(model).params) == 269_722 + (16 * 32 + 64) + (32 * 64 + 128)
+    assert size(model.shapes.params) == 269_722 + (16 * 32 + 64) + (32 * 64 + 128)
 
 
 def test_granularities_are_the_same_network():
     def program(granularity):
         model = resnet20((8, 8, 3), width=2, granularity=granularity)
         x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
-        return str(jax.make_jaxpr(lambda v, x: model.apply(v, x)[0])(shapes(model), x))
+        return str(jax.make_jaxpr(lambda v, x: model.apply(v, x)[0])(model.shapes, x))
 
     assert program("unit") == program("module")
 

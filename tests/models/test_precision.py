@@ -8,7 +8,8 @@ import pytest
 
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models import MODELS, build, from_flax, with_compute_dtype, with_exits
-from fedjax_het.models.base import BlockModel, flax_block
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 from fedjax_het.models.norm import BatchNorm, GroupNorm, LayerNorm
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -30,7 +31,7 @@ def samples(model, batch=2):
 
 
 def loss(model, params, stats, x, **options):
-    variables = jax.eval_shape(model.init, KEY)._replace(params=params, stats=stats)
+    variables = model.shapes._replace(params=params, stats=stats)
     logits, stats = model.apply(variables, x, train=True, key=KEY, **options)
     return jnp.sum(jnp.square(logits)), (logits, stats)
 
@@ -48,7 +49,7 @@ def products(jaxpr):
 
 def traced(model):
     """Jaxpr and results' shapes of loss, logits, statistics and gradients."""
-    variables = jax.eval_shape(model.init, KEY)
+    variables = model.shapes
     step = jax.value_and_grad(lambda *args: loss(model, *args), has_aux=True)
     arguments = (variables.params, variables.stats, samples(model))
     return jax.make_jaxpr(step, return_shape=True)(*arguments)

@@ -173,7 +173,7 @@ def fedel(
         )
         return tasks._replace(routes=routes), state
 
-    structure = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
+    structure = problem.model.shapes.params
 
     def mask(row: PyTree, shared: PyTree) -> PyTree:
         del shared

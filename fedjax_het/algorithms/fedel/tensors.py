@@ -31,7 +31,8 @@ from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.fleet.flops import jaxpr_flops
-from fedjax_het.models.base import Block, BlockModel
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block
 from fedjax_het.models.lowering import lowering
 
 Chain = Literal["exclusive", "inclusive"]
@@ -155,7 +156,6 @@ def tensor_times(model: BlockModel, cost: CostTable) -> TensorTimes:
       The times; exit heads are not among the tensors.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(model.init, key)
     shapes = [jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)]
     shapes += model.activation_shapes(1)
     names: list[str] = []
@@ -164,7 +164,7 @@ def tensor_times(model: BlockModel, cost: CostTable) -> TensorTimes:
     known: dict[str, tuple[list[int], np.ndarray, np.ndarray]] = {}
     crossed = 0.0
     for b, block in enumerate(model.blocks):
-        params, stats = variables.params["blocks"][b], variables.stats["blocks"][b]
+        params, stats = model.shapes.params["blocks"][b], model.shapes.stats["blocks"][b]
         train = model.stats_policy == "mean" or not jax.tree.leaves(stats)
         paths = [
             "/".join(str(getattr(part, "key", part)) for part in path)

@@ -1,0 +1,59 @@
+"""Early exits: a light head after every block, from which a loss can be taken."""
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedjax_het.common.errors import require
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
+from fedjax_het.models.product import dot_general
+
+
+class ExitHead(nn.Module):
+    """Mean over all axes between batch and channels, then one linear layer (methods/fedel.md 2.4).
+
+    Attributes:
+      num_classes: size of the last axis of the logits.
+      positions: axes after the batch that the logits keep: 1 for a prediction per symbol.
+    """
+
+    num_classes: int
+    positions: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits `[batch, *kept, num_classes]` of `x` `[batch, *kept, ..., channels]`."""
+        x = jnp.mean(x, axis=tuple(range(1 + self.positions, x.ndim - 1)))
+        return nn.Dense(self.num_classes, dot_general=dot_general)(x)
+
+
+def with_exits(model: BlockModel, *, shared: bool = False) -> BlockModel:
+    """`model` with a head after every block but the last: mean over space or time, then linear.
+
+    A model that predicts at every position of a sequence gets heads that do, without a mean.
+
+    Args:
+      model: a model; heads it already has are replaced.
+      shared: one head for all depths, for transformers, whose blocks give activations of one shape.
+
+    Returns:
+      The model with `exits`; its blocks are initialised as before.
+
+    Raises:
+      InputError: a shared head for activations of different shapes.
+    """
+    shapes = model.activation_shapes(1)
+    widths = sorted({z.shape for z in shapes[:-1]})
+    require(
+        not shared or len(widths) < 2,
+        f"a shared exit head for model {model.name!r}",
+        f"its blocks give activations of shapes {widths}",
+        "give every block a head of its own (exits = True)",
+    )
+    positions = len(shapes[-1].shape) - 2
+    head = ExitHead(model.num_classes, positions)
+    exits = tuple(flax_block(f"exit_{block.name}", head) for block in model.blocks[:-1])
+    return replace(model, exits=exits, shared_exit=shared)
