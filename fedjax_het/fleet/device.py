@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.contract.plan import Timing
+from fedjax_het.fleet import jitter
+from fedjax_het.fleet.amounts import client_ids, device_column, device_groups, task_amount
 from fedjax_het.fleet.availability import Availability, always
 from fedjax_het.fleet.bandwidth import TraceLink
 from fedjax_het.fleet.redraw import Redraw
@@ -14,6 +16,16 @@ from fedjax_het.fleet.speed import SpeedTrace
 
 # Given as a number or an array, held as an array of length n.
 PerDevice = Any
+
+_COLUMNS = {
+    "flops_per_s": {"positive": True, "may_be_inf": False},
+    "downlink_bytes_per_s": {"positive": True, "may_be_inf": True},
+    "uplink_bytes_per_s": {"positive": True, "may_be_inf": True},
+    "memory_bytes": {"positive": True, "may_be_inf": True},
+    "latency_s": {"positive": False, "may_be_inf": False},
+    "compute_jitter": {"positive": False, "may_be_inf": False},
+    "link_jitter": {"positive": False, "may_be_inf": False},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,25 +86,11 @@ class Fleet:
             "must be one number per device",
             "pass an array of length n >= 1",
         )
-        self._column("flops_per_s", n, positive=True, may_be_inf=False)
-        for name in ("downlink_bytes_per_s", "uplink_bytes_per_s", "memory_bytes"):
-            self._column(name, n, positive=True, may_be_inf=True)
-        for name in ("latency_s", "compute_jitter", "link_jitter"):
-            self._column(name, n, positive=False, may_be_inf=False)
-        groups = np.asarray(self.groups)
-        require(
-            groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and bool((groups >= 0).all()),
-            f"groups = {groups}",
-            f"must be {n} integers >= 0",
-            "number the device classes from 0",
-        )
-        self._freeze("groups", np.broadcast_to(groups, (n,)).astype(np.int64))
-        require(
-            not self.group_names or int(self.groups.max()) < len(self.group_names),
-            f"group {int(self.groups.max())} with {len(self.group_names)} group names",
-            "every group needs a name",
-            "name them all, or none",
-        )
+        for name, limits in _COLUMNS.items():
+            column = device_column(name, getattr(self, name), n, **limits)
+            object.__setattr__(self, name, column)
+        groups = device_groups(self.groups, self.group_names, n)
+        object.__setattr__(self, "groups", groups)
         require_known(
             self.compute_distribution, ("lognormal", "exponential"), "compute_distribution"
         )
@@ -126,36 +124,6 @@ class Fleet:
                 "must have one entry per device",
                 "build both for the same number of devices",
             )
-
-    def _column(self, name: str, n: int, *, positive: bool, may_be_inf: bool) -> None:
-        try:
-            value = np.asarray(getattr(self, name), np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{name} = {getattr(self, name)!r}: must be numbers; give one value per device"
-            ) from error
-        require(
-            value.shape in ((), (n,)),
-            f"{name} of shape {value.shape}",
-            f"must be a number or have shape ({n},), like flops_per_s",
-            "give one value per device",
-        )
-        value = np.array(np.broadcast_to(value, (n,)))
-        # NaN fails every comparison, so it is caught here as well.
-        good = ((value > 0) if positive else (value >= 0)) & (may_be_inf | (value < np.inf))
-        bad = np.flatnonzero(~good)
-        limit = ("positive" if positive else ">= 0") + ("" if may_be_inf else " and finite")
-        require(
-            bad.size == 0,
-            f"{name} = {value[bad[:1]]} of device {bad[:1]}",
-            f"must be {limit}",
-            "leave the device out, or give it a usable value",
-        )
-        self._freeze(name, value)
-
-    def _freeze(self, name: str, value: np.ndarray) -> None:
-        value.setflags(write=False)
-        object.__setattr__(self, name, value)
 
     @property
     def num_devices(self) -> int:
@@ -204,17 +172,16 @@ class Fleet:
         Raises:
           InputError: for unknown clients, negative amounts, or a task that would take no time.
         """
-        clients = self._known(clients)
+        clients = client_ids(clients, self.num_devices)
         k = clients.size
-        work = self._amount("flops", flops, k)
-        down, up = self._amount("bytes_down", bytes_down, k), self._amount("bytes_up", bytes_up, k)
-        self._require_whole("bytes_down", down)
-        self._require_whole("bytes_up", up)
-        start_s = self._amount("now_s", now_s, k)
+        work = task_amount("flops", flops, k)
+        down = task_amount("bytes_down", bytes_down, k, whole=True)
+        up = task_amount("bytes_up", bytes_up, k, whole=True)
+        start_s = task_amount("now_s", now_s, k)
         if compute_s is None:
             factor = self._compute_factor(clients, rng)
             compute_s = work / self.speed(clients, start_s) * factor
-        compute_s = self._amount("compute_s", compute_s, k)
+        compute_s = task_amount("compute_s", compute_s, k)
         download_s = self._transfer_s("down", clients, down, start_s, rng)
         upload_s = self._transfer_s("up", clients, up, start_s + download_s + compute_s, rng)
         total_s = download_s + compute_s + upload_s
@@ -231,7 +198,7 @@ class Fleet:
 
     def speed(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
         """FLOP/s of each client for a task that is dispatched at `now_s`, float64[k]."""
-        clients = self._known(clients)
+        clients = client_ids(clients, self.num_devices)
         drift = 1.0 if self.speed_trace is None else self.speed_trace.at(clients, now_s)
         return self.flops_per_s[clients] * drift
 
@@ -259,8 +226,8 @@ class Fleet:
         Raises:
           InputError: the fleet's exponential times are sums of another number of stages.
         """
-        part_s = self._amount("flops", flops, self._known(clients).size) / stages
-        part_s = part_s / self.speed(clients, now_s)
+        speed = self.speed(clients, now_s)
+        part_s = task_amount("flops", flops, speed.size) / stages / speed
         if self.compute_distribution == "exponential":
             require(
                 self.compute_stages == stages,
@@ -268,15 +235,15 @@ class Fleet:
                 f"must be the {stages} parts that the work is divided into",
                 f"build the fleet with stages = {stages}",
             )
-            each = np.maximum(rng.exponential(size=(clients.size, stages)), 1e-9)
+            each = jitter.exponentials(clients.size, stages, rng)
         else:
-            factor = np.asarray(_lognormal_factor(self.compute_jitter[clients], rng))
+            factor = np.asarray(jitter.lognormal(self.compute_jitter[clients], rng))
             each = np.broadcast_to(factor.reshape(-1, 1), (clients.size, stages))
         return np.cumsum(part_s[:, None] * each, axis=1)
 
     def next_available(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
         """Earliest time >= `now_s` at which each client is on, float64[k]; see `Availability`."""
-        return self.availability.next_available(self._known(clients), now_s)
+        return self.availability.next_available(client_ids(clients, self.num_devices), now_s)
 
     def describe(self) -> dict[str, Any]:
         """The fleet in numbers, for a run's record: JSON-ready, unlimited values as None."""
@@ -305,48 +272,12 @@ class Fleet:
             "groups": {label: int(count) for label, count in zip(labels, counts)},
         }
 
-    def _known(self, clients: np.ndarray) -> np.ndarray:
-        clients = np.asarray(clients)
-        require(
-            clients.ndim == 1
-            and clients.dtype.kind in "iu"
-            and bool(((clients >= 0) & (clients < self.num_devices)).all()),
-            lambda: f"clients = {clients}",
-            f"must be a vector of ids in 0..{self.num_devices - 1}",
-            "the fleet has one device per client",
-        )
-        return clients
-
-    @staticmethod
-    def _require_whole(name: str, value: np.ndarray) -> None:
-        require(
-            bool((value == np.floor(value)).all()),
-            lambda: f"{name} = {value}",
-            "must be whole bytes",
-            "round up",
-        )
-
-    @staticmethod
-    def _amount(name: str, value: Any, k: int) -> np.ndarray:
-        value = np.asarray(value, np.float64)
-        require(
-            value.shape in ((), (k,)) and bool(((value >= 0) & (value < np.inf)).all()),
-            lambda: f"{name} = {value}",
-            f"must be a finite number >= 0, or {k} of them",
-            "give one value per client",
-        )
-        return np.array(np.broadcast_to(value, (k,)))
-
     def _compute_factor(
         self, clients: np.ndarray, rng: np.random.Generator | None
     ) -> np.ndarray | float:
         if self.compute_distribution == "exponential":
-            if rng is None:
-                return 1.0
-            # A draw of exactly 0 would break the rule that no duration is zero.
-            stages = self.compute_stages
-            return np.maximum(rng.gamma(stages, 1.0 / stages, clients.size), 1e-9)
-        return _lognormal_factor(self.compute_jitter[clients], rng)
+            return jitter.mean_of_stages(self.compute_stages, clients.size, rng)
+        return jitter.lognormal(self.compute_jitter[clients], rng)
 
     def _transfer_s(
         self,
@@ -364,15 +295,8 @@ class Fleet:
         latency_s = np.where(transfer_bytes > 0, self.latency_s[clients], 0.0)
         if trace is not None:
             return latency_s + trace.transfer_s(clients, transfer_bytes, start_s + latency_s)
-        jitter = _lognormal_factor(self.link_jitter[clients], rng)
-        return latency_s + transfer_bytes / rate[clients] * jitter
-
-
-def _lognormal_factor(log_std: np.ndarray, rng: np.random.Generator | None) -> np.ndarray | float:
-    """`exp(s z - s^2 / 2)`, whose mean is one; constant where `s` is 0."""
-    if rng is None or not log_std.any():
-        return 1.0
-    return np.exp(log_std * rng.standard_normal(log_std.size) - log_std**2 / 2)
+        factor = jitter.lognormal(self.link_jitter[clients], rng)
+        return latency_s + transfer_bytes / rate[clients] * factor
 
 
 def speed_thirds(speed: np.ndarray) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def adel(
     drift_every_s: float = 10.0,
     drift_until_s: float = 1000.0,
 ) -> Fleet:
-    """ADEL-FL's users (sections 1.1 and 7-A5): exponential layer times, fixed communication times.
+    """ADEL-FL's users (methods/adel_fl.md 1.1, A5): exponential layer times, constant transfers.
 
     User u has the power `P_u ~ U(min_share, 1) * max_power` samples x layers per second and spends
     `B_u ~ U(0, max_communication_s)` on communication whatever it sends, half of it each way:
@@ -79,7 +79,7 @@ def fedel(
     assignment: Literal["random", "cyclic"] = "random",
     base_flops_per_s: float = FLOPS_PER_S,
 ) -> Fleet:
-    """FedEL's fleets (section 5.1): device types 1, 2, 3 and 4 times slower than the fastest.
+    """FedEL's fleets: types 1, 2, 3 and 4 times slower than the fastest (methods/fedel.md 5.1).
 
     The test bed of five Orin and five Xavier boards is `slowdowns=(1, 2), assignment="cyclic"`.
 
@@ -109,7 +109,7 @@ def fedel(
     )
 
 
-# DTFL, section 5: compute seconds over those of the reference machine, and link rate.
+# methods/dtfl.md 5: compute seconds over those of the reference machine, and link rate.
 _DTFL_COEFFICIENT = np.array([16.0, 20.0, 34.0, 130.0, 250.0]) / 14.5
 _DTFL_RATE = np.array([100.0, 30.0, 30.0, 30.0, 10.0])
 
@@ -125,7 +125,7 @@ def dtfl(
     redraw_every: int | None = None,
     redraw_share: float = 0.3,
 ) -> Fleet:
-    """DTFL's five resource profiles (section 5); client k has profile `profiles[k mod len]`.
+    """DTFL's five resource profiles (methods/dtfl.md 5); client k has `profiles[k mod len]`.
 
     Args:
       num_clients: n.
@@ -167,7 +167,7 @@ def dtfl(
     )
 
 
-# PR-FL, section 8, MiB/s.
+# methods/pr_fl.md 8, in MiB/s.
 _PRFL_DOWN = np.array([20.0, 18.0, 12.0, 10.0, 6.0, 4.0, 2.5, 2.0, 2.0, 1.5])
 _PRFL_UP = np.array([5.0, 4.0, 3.0, 2.5, 1.5, 1.0, 0.6, 0.5, 0.5, 0.4])
 
@@ -181,7 +181,7 @@ def prfl(
     scale: float = 1.0,
     flops_per_s: float = FLOPS_PER_S,
 ) -> Fleet:
-    """PR-FL's ten clients (section 8): equal computers on unequal links, client k on link k mod 10.
+    """PR-FL's ten clients (methods/pr_fl.md 8): equal computers; client k is on link k mod 10.
 
     The authors multiply each rate by the mean of `draws` samples of LogNormal(0, sigma), which is
     close to a log-normal with the same two moments: `E = e^{sigma^2 / 2}` and

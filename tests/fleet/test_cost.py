@@ -63,7 +63,7 @@ def exits():
 
 
 def test_fedpmt_table(cnn):
-    # FedPMT spec, section 6; depth d trains the blocks L - d .. L - 1.
+    # methods/fedpmt.md 6; depth d trains the blocks L - d .. L - 1.
     assert cnn.names == ("conv1", "conv2", "fc1", "fc2")
     np.testing.assert_array_equal(cnn.param_count, [832, 51_264, 1_606_144, 5_130])
     flops = [1_254_400, 20_070_400, 3_211_264, 10_240]

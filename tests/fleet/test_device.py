@@ -96,7 +96,7 @@ def test_jitter_keeps_the_mean(random):
 
 
 def test_waiting_for_all_of_20_exponential_users():
-    # ADEL-FL spec, section 5: E[max of 20 Erlang(8, 1)] = 14.14 +- 0.05.
+    # methods/adel_fl.md 5: E[max of 20 Erlang(8, 1)] = 14.14 +- 0.05.
     n = 20 * 20_000
     fleet = Fleet(np.ones(n), compute_distribution="exponential", compute_stages=8)
     times = fleet.timing(np.arange(n), 8.0, 0, 0, 0.0, np.random.default_rng(1)).total_s

@@ -71,7 +71,7 @@ def test_dtfl_profiles():
 
 
 def test_prfl_round_times():
-    # PR-FL spec, section 8: full VGG-11, 20 bytes per weight down and 4 up, links without jitter.
+    # methods/pr_fl.md 8: full VGG-11, 20 bytes per weight down and 4 up, links without jitter.
     fleet = build("prfl", 10, sigma=0.0, flops_per_s=1e15)
     weights = 9_747_136 + 3_786
     timing = fleet.timing(np.arange(10), 1.0, 20 * weights, 4 * weights, 0.0, None)

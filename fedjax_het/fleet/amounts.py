@@ -1,0 +1,119 @@
+"""What a fleet is given, checked: numbers per device, numbers per task, ids of clients."""
+
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.common.errors import InputError, require
+
+
+def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: bool) -> np.ndarray:
+    """A property of n devices, float64[n], read-only.
+
+    Args:
+      name: name of the property.
+      value: a number for all devices, or one for each.
+      n: number of devices.
+      positive: whether 0 is refused.
+      may_be_inf: whether infinity is accepted.
+
+    Raises:
+      InputError: anything else than such numbers.
+    """
+    try:
+        column = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name} = {value!r}: must be numbers; give one value per device"
+        ) from error
+    require(
+        column.shape in ((), (n,)),
+        f"{name} of shape {column.shape}",
+        f"must be a number or have shape ({n},), like flops_per_s",
+        "give one value per device",
+    )
+    column = np.array(np.broadcast_to(column, (n,)))
+    # NaN fails every comparison, so it is caught here as well.
+    good = ((column > 0) if positive else (column >= 0)) & (may_be_inf | (column < np.inf))
+    bad = np.flatnonzero(~good)
+    limit = ("positive" if positive else ">= 0") + ("" if may_be_inf else " and finite")
+    require(
+        bad.size == 0,
+        f"{name} = {column[bad[:1]]} of device {bad[:1]}",
+        f"must be {limit}",
+        "leave the device out, or give it a usable value",
+    )
+    column.setflags(write=False)
+    return column
+
+
+def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
+    """The class of each device, int64[n], read-only.
+
+    Args:
+      value: a class for all devices, or one for each.
+      names: names of the classes, or ().
+      n: number of devices.
+
+    Raises:
+      InputError: values that are no classes, or a class without a name among names.
+    """
+    groups = np.asarray(value)
+    require(
+        groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and bool((groups >= 0).all()),
+        f"groups = {groups}",
+        f"must be {n} integers >= 0",
+        "number the device classes from 0",
+    )
+    groups = np.broadcast_to(groups, (n,)).astype(np.int64)
+    require(
+        not names or int(groups.max()) < len(names),
+        f"group {int(groups.max())} with {len(names)} group names",
+        "every group needs a name",
+        "name them all, or none",
+    )
+    groups.setflags(write=False)
+    return groups
+
+
+def client_ids(clients: np.ndarray, n: int) -> np.ndarray:
+    """The ids as an array; `InputError` unless each is one of n devices."""
+    clients = np.asarray(clients)
+    require(
+        clients.ndim == 1
+        and clients.dtype.kind in "iu"
+        and bool(((clients >= 0) & (clients < n)).all()),
+        lambda: f"clients = {clients}",
+        f"must be a vector of ids in 0..{n - 1}",
+        "the fleet has one device per client",
+    )
+    return clients
+
+
+def task_amount(name: str, value: Any, k: int, *, whole: bool = False) -> np.ndarray:
+    """An amount of k tasks, float64[k].
+
+    Args:
+      name: name of the amount.
+      value: a number for all tasks, or one for each.
+      k: number of tasks.
+      whole: whether it counts bytes.
+
+    Raises:
+      InputError: a number that is negative or not finite, or a fraction of a byte.
+    """
+    amount = np.asarray(value, np.float64)
+    require(
+        amount.shape in ((), (k,)) and bool(((amount >= 0) & (amount < np.inf)).all()),
+        lambda: f"{name} = {amount}",
+        f"must be a finite number >= 0, or {k} of them",
+        "give one value per client",
+    )
+    amount = np.array(np.broadcast_to(amount, (k,)))
+    require(
+        not whole or bool((amount == np.floor(amount)).all()),
+        lambda: f"{name} = {amount}",
+        "must be whole bytes",
+        "round up",
+    )
+    return amount
