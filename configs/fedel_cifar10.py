@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
                 "batch_size": 16,
                 "local_steps": 5,
                 "clients_per_round": 10,
-                "starts_per_exit": 1,
+                "extensions": {"starts_per_exit": 1},
             },
             "run": {"rounds": 200, "max_virtual_s": 24.0, "eval_every": 10},
             "compare": {

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
                 "batch_size": 8,
                 "local_steps": 5,
                 "clients_per_round": 10,
-                "starts_per_exit": 1,
+                "extensions": {"starts_per_exit": 1},
             },
             "run": {"rounds": 60, "max_virtual_s": 7.3, "eval_every": 5},
             "compare": {

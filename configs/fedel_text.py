@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
                 "batch_size": 8,
                 "local_steps": 5,
                 "clients_per_round": 8,
-                "starts_per_exit": 1,
+                "extensions": {"starts_per_exit": 1},
             },
             "run": {"rounds": 240, "max_virtual_s": 5.4, "eval_every": 10},
             "compare": {

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from fedjax_het.algorithms import build
+from fedjax_het.algorithms.fedel import Extensions, fedel
 from fedjax_het.algorithms.fedel.selection import select
 from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import from_arrays
@@ -61,8 +61,9 @@ def client_s(width: int) -> tuple[float, float, int]:
     data = from_arrays(x, y, x[:10], y[:10], clients=owner, num_classes=10)
     model = build_model("resnet20", (16, 16, 3), 10, width=width)
     problem = Problem(model, data, presets.build("fedel", clients, assignment="cyclic"))
-    training = {"learning_rate": 0.1, "batch_size": batch, "starts_per_exit": 1}
-    algorithm = build("fedel", problem, variant="elastic_only", **training)
+    training: dict[str, Any] = {"learning_rate": 0.1, "batch_size": batch}
+    extensions = Extensions(starts_per_exit=1)
+    algorithm = fedel(problem, variant="elastic_only", extensions=extensions, **training)
     variables = model.init(jax.random.key(0))
     state = algorithm.init(variables, jax.random.key(0))
     situation = Situation(0, 0.0, np.arange(clients), jax.random.key(1), rng)

@@ -112,7 +112,7 @@ _CORE: dict[str, Arm] = {
     "FedEL": ("fedel", {}, {}),
     "ElasticTrainer": ("fedel", {"variant": "elastic_only"}, {}),
     "FedPMT": ("fedpmt", {}, {}),
-    "FedEL, total budget": ("fedel", {"budget": "total"}, {}),
+    "FedEL, total budget": ("fedel", {"budget": {"counts": "total"}}, {}),
     "FedEL-C": ("fedel", {"variant": "C"}, {}),
     "FedEL, no rollback": ("fedel", {"variant": "no_rollback"}, {}),
     "FedEL, plain mean": ("fedel", {"agg": "plain"}, {}),
@@ -120,19 +120,19 @@ _CORE: dict[str, Arm] = {
 # One pass over a client's data: the clients' numbers of steps differ, which FedNova is about.
 _EPOCH: dict[str, Any] = {"local_steps": None, "epochs": 1}
 # The probe of ElasticTrainer's code: a whole step of the client's own optimiser.
-_REAL: dict[str, Any] = {"probe_step": 1.0}
+_REAL: dict[str, Any] = {"probe": {"step": 1.0}}
 _SPREAD_8: dict[str, Any] = {"slowdowns": (1.0, 2.0, 4.0, 8.0)}
 _SPREAD_16: dict[str, Any] = {"slowdowns": (1.0, 4.0, 8.0, 16.0)}
 _BETA: dict[str, Arm] = {
     **{f"beta {b:g}": ("fedel", {"beta": b}, {}) for b in (0.0, 0.2, 0.4, 0.8, 1.0)},
-    "beta 0, adaptive": ("fedel", {"beta": 0.0, "adaptive_beta": True}, {}),
+    "beta 0, adaptive": ("fedel", {"beta": 0.0, "extensions": {"adaptive_beta": True}}, {}),
 }
 _PROBE: dict[str, Arm] = {
     "FedEL, real probe": ("fedel", _REAL, {}),
     "beta 0.2, real probe": ("fedel", {"beta": 0.2, **_REAL}, {}),
     "beta 1, real probe": ("fedel", {"beta": 1.0, **_REAL}, {}),
     "ElasticTrainer, real probe": ("fedel", {"variant": "elastic_only", **_REAL}, {}),
-    "FedEL, exit probe": ("fedel", {"probe": "exit"}, {}),
+    "FedEL, exit probe": ("fedel", {"probe": {"head": "exit"}}, {}),
 }
 _WRAPPED: dict[str, Arm] = {
     "FedAvg, 5 a round": ("fedavg", {"clients_per_round": 5}, {}),
@@ -150,8 +150,8 @@ _WRAPPED: dict[str, Arm] = {
 _SENSITIVITY: dict[str, Arm] = {
     "T_th 3/4": ("fedel", {"threshold": 0.75}, {}),
     "T_th 1/2": ("fedel", {"threshold": 0.5}, {}),
-    "profile noise 20 %": ("fedel", {"profile_noise": 0.2}, {}),
-    "global momentum 0.9": ("fedel", {"global_momentum": 0.9}, {}),
+    "profile noise 20 %": ("fedel", {"extensions": {"profile_noise": 0.2}}, {}),
+    "global momentum 0.9": ("fedel", {"extensions": {"global_momentum": 0.9}}, {}),
     "FedAvg, spread 8": ("fedavg", {}, _SPREAD_8),
     "FedEL, spread 8": ("fedel", {}, _SPREAD_8),
     "FedAvg, spread 16": ("fedavg", {}, _SPREAD_16),

@@ -1,4 +1,4 @@
-"""Parts that most methods share: priced plans, checks against the fleet, the plain server step."""
+"""Parts that methods share: priced plans, what devices can hold and meet, the plain server step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +89,52 @@ def require_memory(problem: Problem, training: TrainingOptions, first: np.ndarra
         f"exceed the memory of their devices, {problem.fleet.memory_bytes[short[:5]]} bytes",
         "use smaller batches, or a method that trains sub-models (fedpmt)",
     )
+
+
+def memory_reach(problem: Problem, training: TrainingOptions, visited: np.ndarray) -> np.ndarray:
+    """The shallowest block from which each client can hold a window, per exit.
+
+    Earlier blocks of a window then run forward only, which stores nothing. The probe, two passes
+    over the whole network, is not counted: it can be taken block by block.
+
+    Args:
+      problem: model prices and the devices' memory.
+      training: batch size and optimiser.
+      visited: bool[n, L], blocks at which each client's windows ever end.
+
+    Returns:
+      int64[n, L]; of no meaning where no window ends.
+
+    Raises:
+      InputError: a device that cannot hold even the last block of one of its windows.
+    """
+    cost, n, blocks = problem.cost, problem.num_clients, problem.model.num_blocks
+    reach = np.zeros((n, blocks), np.int64)
+    batch = np.minimum(training.batch_size, problem.data.sizes)
+    memory = np.broadcast_to(np.asarray(problem.fleet.memory_bytes, np.float64), (n,))
+    # Fleets have few kinds of devices; the table is made once for each.
+    kinds, kind = np.unique(np.stack([memory, batch], axis=1), axis=0, return_inverse=True)
+    first, exit = np.arange(blocks)[:, None], np.flatnonzero(visited.any(axis=0))[None, :]
+    for k, (limit, samples) in enumerate(kinds):
+        need = cost.memory_bytes(
+            np.minimum(first, exit),
+            np.broadcast_to(exit, (blocks, exit.size)),
+            np.int64(samples),
+            training.optimizer_slots,
+        )
+        # The need falls with `first`, so those that fit are a suffix of the blocks before the exit.
+        fits = (need <= limit) & (first <= exit)
+        members = np.flatnonzero(kind == k)
+        short = np.flatnonzero(visited[members][:, exit[0]].any(axis=0) & ~fits.any(axis=0))[:1]
+        require(
+            short.size == 0,
+            f"clients {members[:5].tolist()} (of {members.size}) with {limit:.4g} bytes of memory",
+            f"cannot hold block {exit[0, short]} alone, which needs {need[exit[0, short], short]} "
+            "bytes",
+            "use smaller batches or larger devices",
+        )
+        reach[members[:, None], exit] = np.argmax(fits, axis=0)
+    return reach
 
 
 def require_constant_fleet(problem: Problem, method: str) -> None:

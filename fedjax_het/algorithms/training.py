@@ -124,6 +124,10 @@ class TrainingOptions:
         )
         return k
 
+    def largest_batch(self, problem: Problem) -> int:
+        """Samples that the largest mini-batch of any client holds."""
+        return min(self.batch_size, int(np.max(problem.data.sizes)))
+
     def optimizer(self) -> optax.GradientTransformation:
         """The client's optimiser."""
         if self.client_optimizer == "sgd":
@@ -155,12 +159,11 @@ class TrainingOptions:
           model: trains this network in place of the problem's, with the same parameters.
           observe: see `local_training`.
         """
-        room = min(self.batch_size, int(np.max(problem.data.sizes)))
         return local_training(
             problem.model if model is None else model,
             problem.data.pipeline,
             self.optimizer(),
-            max_batch=room,
+            max_batch=self.largest_batch(problem),
             proximal=proximal,
             observe=observe,
         )

@@ -9,7 +9,7 @@ import problems
 import pytest
 
 from fedjax_het.algorithms import build, fedavg
-from fedjax_het.algorithms.fedel import fedel
+from fedjax_het.algorithms.fedel import Budget, Extensions, Probe, fedel
 from fedjax_het.algorithms.fedel.fedel import mask_bias
 from fedjax_het.algorithms.fedel.tensors import tensor_times
 from fedjax_het.common.errors import InputError
@@ -25,6 +25,7 @@ from fedjax_het.simulation.simulate import simulate
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TRAINING = {"learning_rate": 0.05, "batch_size": 4, "local_steps": 2}
+ONE_START = Extensions(starts_per_exit=1)
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def _plans(problem, rounds, **options):
 @pytest.mark.parametrize("clients", [10, 100])
 @pytest.mark.parametrize("spread", [2.0, 4.0])
 def test_a_round_lasts_as_long_as_the_budget(clients, spread):
-    # Acceptance A1: FedAvg takes the slowest device's time, FedEL the fastest one's.
+    # methods/fedel.md A1: FedAvg takes the slowest device's time, FedEL the fastest one's.
     problem = _problem((1.0, spread), clients)
     full = fedavg(problem, **TRAINING)
     whole, _ = full.plan((), None, problems.situation(problem))
@@ -71,13 +72,13 @@ def test_windows_select_inside_and_routes_cover():
             assert route.first == trained.min()
         visited |= state.selected
         assert np.all(plan.timing.bytes_up > 0)
-    # A4: every block is trained by slow clients too.
+    # methods/fedel.md A4: every block is trained by slow clients too.
     slow = _problem().fleet.groups == 3
     assert visited[slow].all(axis=1).any()
 
 
 def test_elastic_trainer_leaves_the_front_to_fast_clients():
-    # A4
+    # methods/fedel.md A4
     problem = _problem()
     slow = problem.fleet.groups == 3
     for _, state in _plans(problem, 3, variant="elastic_only"):
@@ -86,17 +87,19 @@ def test_elastic_trainer_leaves_the_front_to_fast_clients():
 
 
 def test_total_budget_reports_the_overrun_of_forward_passes():
-    # 16: four times slower, the forward pass alone exceeds a budget of 3/2 backward passes.
-    ratios = np.stack([p.rows["budget_ratio"] for p, _ in _plans(_problem(), 4, budget="total")])
+    # methods/fedel.md check 16: four times slower, the forward pass alone exceeds a budget of 3/2
+    # backward passes.
+    plans = [plan for plan, _ in _plans(_problem(), 4, budget=Budget(counts="total"))]
+    ratios = np.stack([plan.notes["budget_ratio"] for plan in plans])
     groups = _problem().fleet.groups
     assert np.all(ratios[:, groups == 0] <= 1 + 1e-6)
     assert ratios[:, groups == 3].max() > 1.1
-    assert [p.rows["chosen"].any(axis=1).all() for p, _ in _plans(_problem(), 3, budget="total")]
+    assert all(plan.rows["chosen"].any(axis=1).all() for plan in plans)
 
 
 def test_starts_per_exit_bounds_the_routes():
     routes = set()
-    for plan, state in _plans(_problem(), 6, starts_per_exit=1):
+    for plan, state in _plans(_problem(), 6, extensions=ONE_START):
         routes |= set(plan.routes)
         assert all(r.first <= s.argmax() for r, s in zip(plan.routes, state.selected, strict=True))
     assert {r.first for r in routes} == {0}
@@ -113,19 +116,19 @@ def test_bandwidth_aware_budget_includes_the_upload():
     best = np.flatnonzero((problem.fleet.groups == 0) & (np.arange(9) % 2 == 0))
     budget_s = full.timing.total_s[best].max()
     unaware, _ = next(_plans(here, 1))
-    aware, _ = next(_plans(here, 1, bandwidth_aware=True))
+    aware, _ = next(_plans(here, 1, extensions=Extensions(bandwidth_aware=True)))
     assert np.max(unaware.timing.total_s) > 1.1 * budget_s
     assert np.max(aware.timing.total_s) <= 1.1 * budget_s
 
 
 def test_profiles_that_are_wrong_by_a_fifth_change_the_round_by_at_most_a_fifth():
-    for plan, state in _plans(_problem(), 4, profile_noise=0.2):
-        assert np.max(plan.rows["budget_ratio"]) <= 1.2 + 1e-6
+    for plan, state in _plans(_problem(), 4, extensions=Extensions(profile_noise=0.2)):
+        assert np.max(plan.notes["budget_ratio"]) <= 1.2 + 1e-6
         assert state.selected.any(axis=1).all()
 
 
 def test_without_limits_it_is_federated_averaging():
-    # 10: a tiny step makes every importance positive.
+    # methods/fedel.md check 10: a tiny step makes every importance positive.
     equal = Problem(_problem().model, _problem().data, Fleet(flops_per_s=np.full(9, 1e6)))
     training = {**TRAINING, "learning_rate": 1e-3, "local_steps": 3}
     variables = equal.model.init(jax.random.key(3))
@@ -141,24 +144,16 @@ def test_without_limits_it_is_federated_averaging():
 
 
 def test_tensors_outside_the_selection_keep_their_bits_and_executions_agree():
-    # 11, with momentum; masked runs all exits and multiplies, routed never builds the rest.
+    # methods/fedel.md check 11, with momentum; masked runs all exits and multiplies, routed never
+    # builds the rest.
     problem = _problem(clients=3)
-    algorithm = fedel(problem, **TRAINING, momentum=0.9, mu=0.1, starts_per_exit=1)
+    algorithm = fedel(problem, **TRAINING, momentum=0.9, mu=0.1, extensions=ONE_START)
     variables = problem.model.init(jax.random.key(0))
     state = algorithm.init(variables, None)
     plan, state = algorithm.plan(state, variables, problems.situation(problem))
     plan, state = algorithm.plan(state, variables, problems.situation(problem, round=1))
     # Without the fast client no one reaches the end of the network.
-    take = [1, 2]
-    some = plan._replace(
-        clients=plan.clients[take],
-        routes=[plan.routes[i] for i in take],
-        steps=plan.steps[take],
-        batch=plan.batch[take],
-        weight=plan.weight[take],
-        timing=type(plan.timing)(*(part[take] for part in plan.timing)),
-        rows={name: rows[take] for name, rows in plan.rows.items()},
-    )
+    some = plan.take(np.asarray([1, 2]))
     results = {
         execution: problems.one_round(algorithm, problem, variables, some, execution=execution)[0]
         for execution in ("routed", "masked", "debug")
@@ -185,7 +180,7 @@ def test_tensors_outside_the_selection_keep_their_bits_and_executions_agree():
 
 
 def test_mask_bias():
-    # 15
+    # methods/fedel.md check 15
     full = np.ones((3, 4), bool)
     assert mask_bias(full) == pytest.approx(0.0)
     part = full.copy()
@@ -194,10 +189,12 @@ def test_mask_bias():
 
 
 def test_a_tensor_nobody_trained_stays_out_at_beta_zero():
-    # 13: the dead-tensor effect, and what adaptive_beta does about it.
+    # methods/fedel.md check 13: a tensor that never moved, and what adaptive_beta does about it.
     problem = _problem((1.0,), 9)
     for adaptive in (False, True):
-        algorithm = fedel(problem, **TRAINING, beta=0.0, adaptive_beta=adaptive)
+        algorithm = fedel(
+            problem, **TRAINING, beta=0.0, extensions=Extensions(adaptive_beta=adaptive)
+        )
         variables = problem.model.init(jax.random.key(0))
         state = algorithm.init(variables, None)
         moved = np.ones(10, np.float32)
@@ -210,7 +207,7 @@ def test_a_tensor_nobody_trained_stays_out_at_beta_zero():
 
 def test_windows_move_only_when_a_client_takes_part_and_runs_resume(tmp_path):
     problem = _problem()
-    options = {**TRAINING, "clients_per_round": 4, "starts_per_exit": 1}
+    options = {**TRAINING, "clients_per_round": 4, "extensions": ONE_START}
     engine = {"execution": "masked", "checkpoint_every": 2, "eval_every": 5}
     whole = simulate(fedel(problem, **options), problem, rounds=5, **engine)
     assert whole.faults == []
@@ -253,29 +250,72 @@ def test_little_memory_limits_how_far_back_a_window_reaches():
         fedel(poor, **TRAINING)
 
 
+def test_the_moments_of_adaptive_clients_take_memory():
+    problem = _problem()
+    memory = np.full(9, np.inf)
+    memory[0] = float(problem.cost.memory_bytes(3, 4, TRAINING["batch_size"], optimizer_slots=3))
+    small = _with_memory(problem, memory)
+    block = tensor_times(problem.model, problem.cost).block
+    shallowest = {}
+    for optimizer in ("sgd", "amsgrad"):
+        plan, _ = next(_plans(small, 1, client_optimizer=optimizer))
+        shallowest[optimizer] = block[plan.rows["chosen"][0]].min()
+    assert shallowest["sgd"] < shallowest["amsgrad"] == 3
+
+
 def test_remedies_for_bad_options():
     plain = problems.digits_problem()
     with pytest.raises(InputError, match="exits = True"):
         build("fedel", plain, learning_rate=0.1)
     build("fedel", plain, learning_rate=0.1, variant="elastic_only")
     assert build_model("mlp", (64,), 10, exits=True).exits
-    for option in (
-        {"beta": 1.5},
-        {"threshold": 0.0},
-        {"budget": "forward"},
-        {"variant": "D"},
-        {"agg": "median"},
-        {"global_momentum": 1.0},
-        {"profile_noise": -0.1},
-        {"buckets": 0},
-        {"starts_per_exit": 0},
-        {"mu": -1.0},
-        {"probe": "middle"},
-        {"probe_step": 0.0},
-        {"chain": "both"},
+    for options, word in (
+        ({"beta": 1.5}, "beta"),
+        ({"threshold": 0.0}, "threshold"),
+        ({"variant": "D"}, "variant"),
+        ({"agg": "median"}, "agg"),
+        ({"mu": -1.0}, "mu"),
+        ({"budget": {"counts": "forward"}}, "counts"),
+        ({"budget": {"chain": "both"}}, "chain"),
+        ({"budget": {"buckets": 0}}, "budget.buckets"),
+        ({"budget": "total"}, "must be a Budget"),
+        ({"probe": {"head": "middle"}}, "head"),
+        ({"probe": {"step": 0.0}}, "probe.step"),
+        ({"extensions": {"global_momentum": 1.0}}, "extensions.global_momentum"),
+        ({"extensions": {"profile_noise": -0.1}}, "extensions.profile_noise"),
+        ({"extensions": {"starts_per_exit": 0}}, "extensions.starts_per_exit"),
+        ({"extensions": {"adaptive": True}}, "did you mean 'adaptive_beta'"),
     ):
-        with pytest.raises(InputError, match=next(iter(option))):
-            build("fedel", _problem(), **TRAINING, **option)
+        with pytest.raises(InputError, match=word):
+            build("fedel", _problem(), **TRAINING, **options)
+
+
+@pytest.mark.parametrize(
+    ("group", "options"),
+    [
+        (Budget, {"counts": "forward"}),
+        (Budget, {"buckets": 1.5}),
+        (Probe, {"head": "middle"}),
+        (Extensions, {"adaptive_beta": 1}),
+    ],
+)
+def test_groups_of_options_check_themselves(group, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        group(**options)
+
+
+def test_a_group_may_be_a_mapping():
+    one = fedel(_problem(), **TRAINING, probe=Probe(step=1.0), extensions=ONE_START)
+    other = build(
+        "fedel", _problem(), **TRAINING, probe={"step": 1.0}, extensions={"starts_per_exit": 1}
+    )
+    variables = _problem().model.init(jax.random.key(0))
+    plans = [
+        algorithm.plan(algorithm.init(variables, None), variables, problems.situation(_problem()))
+        for algorithm in (one, other)
+    ]
+    problems.assert_same(plans[0][0].rows, plans[1][0].rows)
+    assert plans[0][0].routes == plans[1][0].routes
 
 
 def test_route_of_elastic_trainer_needs_no_exits():

@@ -5,7 +5,50 @@ import itertools
 import numpy as np
 import pytest
 
-from fedjax_het.algorithms.fedel.selection import official_select, quantise, select
+from fedjax_het.algorithms.fedel.selection import quantise, select
+
+
+def official_select(
+    importance: np.ndarray, weight: np.ndarray, through: np.ndarray, budget: int
+) -> tuple[np.ndarray, float]:
+    """ElasticTrainer's dynamic programme, one client, inclusive chain; for comparison only.
+
+    Three of its properties are kept (methods/fedel.md D1, D2, D3): a chain that fits whole never
+    considers the first tensor; a state whose best set leaves its tensor out hides the one that
+    trains it; a budget too small for anything is worth -99999.
+
+    Args:
+      importance: float64[K], input to output.
+      weight: int64[K], t_w.
+      through: int64[K], t_g.
+      budget: units.
+
+    Returns:
+      chosen bool[K] and the value found.
+
+    References:
+      Huang et al., *ElasticTrainer*, MobiSys 2023, and its code; methods/fedel.md 1.4.
+    """
+    gain, own, way = (np.asarray(a)[::-1] for a in (importance, weight, through))
+    beyond = np.flatnonzero(np.cumsum(way) > budget)
+    considered = int(beyond[0]) if beyond.size else len(gain) - 1
+    # State (j, t): the last j tensors within time t. Sets are linked through their shallowest.
+    value = np.full((considered + 1, budget + 1), -99999.0)
+    ends_here = np.zeros((considered + 1, budget + 1), bool)
+    chosen = np.zeros((considered + 1, budget + 1, len(gain)), bool)
+    ends_here[0] = True
+    for j in range(1, considered + 1):
+        value[j], chosen[j] = value[j - 1], chosen[j - 1]
+        for before in range(j):
+            step = int(own[j - 1] + np.sum(way[before:j]))
+            for t in range(step, budget + 1):
+                found = gain[j - 1] + (value[before, t - step] if before else 0.0)
+                if ends_here[before, t - step] and found > value[j, t] and gain[j - 1] > 0:
+                    value[j, t], ends_here[j, t] = found, True
+                    chosen[j, t] = chosen[before, t - step]
+                    chosen[j, t, j - 1] = True
+    best = np.unravel_index(np.argmax(value), value.shape)
+    return chosen[best][::-1], float(value[best])
 
 
 def chain_of(through, convention):
@@ -15,7 +58,7 @@ def chain_of(through, convention):
 
 
 def solve(importance, weight, through, budget, convention):
-    """One instance given from output to input, as in the specification."""
+    """One instance given from output to input, as in methods/fedel.md."""
     gain, own, way = (np.asarray(a)[::-1] for a in (importance, weight, through))
     chosen, value = select(
         gain[None].astype(np.float32),
@@ -43,7 +86,8 @@ def brute_force(gain, weight, chain, budget):
 
 @pytest.mark.parametrize("convention", ["exclusive", "inclusive"])
 def test_equals_brute_force_on_random_instances(convention):
-    # 1: 250 instances at once, some importances negative, padded with forbidden tensors.
+    # methods/fedel.md check 1: 250 instances at once, some importances negative, padded with
+    # forbidden tensors.
     rng = np.random.default_rng(3)
     n, most, budget = 250, 7, 20
     size = rng.integers(1, most + 1, n)
@@ -67,7 +111,7 @@ def test_equals_brute_force_on_random_instances(convention):
 
 
 def test_elastic_trainers_own_example():
-    # 2: output to input.
+    # methods/fedel.md check 2: output to input.
     case = {"importance": [1, 3, 10, 5, 3], "weight": [5, 1, 7, 3, 1], "through": [0, 2, 1, 4, 0]}
     assert solve(**case, budget=14, convention="inclusive") == ([0, 1, 1, 0, 0], 13.0)
     assert solve(**case, budget=14, convention="exclusive") == ([0, 1, 1, 1, 0], 18.0)
@@ -75,21 +119,21 @@ def test_elastic_trainers_own_example():
 
 
 def test_official_solver_hides_states_that_skip_their_tensor():
-    # 3: defect D2.
+    # methods/fedel.md D2, check 3
     case = {"importance": [6, 1, 7, 2], "weight": [2, 1, 1, 4], "through": [0, 2, 2, 3]}
     assert solve(**case, budget=6, convention="inclusive") == ([0, 1, 1, 0], 8.0)
     assert official(**case, budget=6) == ([1, 1, 0, 0], 7.0)
 
 
 def test_official_solver_never_considers_the_first_layer_if_the_chain_fits():
-    # 4: defect D1.
+    # methods/fedel.md D1, check 4
     case = {"importance": [1, 1, 5], "weight": [2, 2, 2], "through": [1, 1, 1]}
     assert solve(**case, budget=9, convention="inclusive") == ([1, 1, 1], 7.0)
     assert official(**case, budget=9) == ([1, 1, 0], 2.0)
 
 
 def test_official_solver_on_a_budget_too_small_for_anything():
-    # Defect D3; the exact solver is worth 0 there.
+    # methods/fedel.md D3; the exact solver is worth 0 there.
     case = {"importance": [1, 1], "weight": [5, 5], "through": [0, 1]}
     assert official(**case, budget=2) == ([0, 0], -99999.0)
     assert solve(**case, budget=2, convention="inclusive") == ([0, 0], 0.0)
@@ -116,7 +160,7 @@ def _instances(n=40, k=12, seed=0):
 
 
 def test_value_does_not_fall_with_the_budget_and_all_is_chosen_at_the_end():
-    # 6: whole units, so that the budget is the same instance cut off later.
+    # methods/fedel.md check 6: whole units, so that the budget is the same instance cut off later.
     rng = np.random.default_rng(5)
     gain = rng.uniform(0.1, 1, (1, 9)).astype(np.float32)
     weight = rng.integers(1, 5, (1, 9)).astype(np.int32)
@@ -133,7 +177,7 @@ def test_value_does_not_fall_with_the_budget_and_all_is_chosen_at_the_end():
 
 
 def test_true_cost_never_exceeds_the_budget():
-    # 6: rounding up is always feasible; rounding down is not.
+    # methods/fedel.md check 6: rounding up is always feasible; rounding down is not.
     gain, weight, chain = _instances()
     budget = np.full(len(gain), 11.0)
     chosen, _ = select(gain, *quantise(weight, chain, budget, 50), 50)
@@ -150,7 +194,7 @@ def test_true_cost_never_exceeds_the_budget():
 
 
 def test_scaled_times_with_a_scaled_budget_choose_the_same():
-    # 7
+    # methods/fedel.md check 7
     gain, weight, chain = _instances(seed=1)
     budget = np.full(len(gain), 9.0)
     a = quantise(weight, chain, budget, 50)

@@ -1,4 +1,4 @@
-"""FedEL's windows: the specification's examples, its invariants, and the Jetson Orin profile."""
+"""FedEL's windows: the examples and invariants of methods/fedel.md, and the Jetson Orin profile."""
 
 import math
 
@@ -9,7 +9,7 @@ from fedjax_het.algorithms.fedel.tensors import TensorTimes
 from fedjax_het.algorithms.fedel.windows import initial, slide, visited
 from fedjax_het.common.errors import InputError
 
-# Milliseconds of VGG16's tensors on a Jetson Orin, 32 x 32 images, batch 4 (specification 1.2).
+# Milliseconds of VGG16's tensors on a Jetson Orin, 32 x 32 images, batch 4 (methods/fedel.md 1.2).
 _CONV_W = (0.13, 0.32, 0.23, 0.30, 0.32, 0.79, 0.78, 1.57, 3.22, 3.21, 3.15, 3.09, 3.12)
 _CONV_G = (0, 0.24, 0.15, 0.27, 0.31, 0.58, 0.58, 1.08, 2.11, 2.11, 2.12, 2.19, 2.19)
 _POOL = {2: 0.07, 4: 0.05, 7: 0.08, 10: 0.14, 13: 0.12}
@@ -31,7 +31,7 @@ TIMES = np.array([3.0, 3, 4, 2, 3, 2, 2, 3, 1])
 
 
 def step(lo, hi, kept, *, times=TIMES, threshold=10.0, variant="fedel"):
-    """One client's next window, blocks counted from 1 as in the specification."""
+    """One client's next window, blocks counted from 1 as in methods/fedel.md."""
     selected = np.zeros((1, len(times)), bool)
     selected[0, [b - 1 for b in kept]] = True
     new = slide(
@@ -41,7 +41,7 @@ def step(lo, hi, kept, *, times=TIMES, threshold=10.0, variant="fedel"):
 
 
 def test_first_window():
-    # 8
+    # methods/fedel.md check 8
     lo, hi = initial(TIMES, np.array([10.0, 100.0, 1.0]))
     assert (hi + 1).tolist() == [3, 9, 1]
     assert lo.tolist() == [0, 0, 0]
@@ -108,7 +108,8 @@ def test_unknown_variant_is_named():
 
 
 def test_invariants_of_random_walks():
-    # 9: 200 clients with their own times; selections are random, front edges do not see them.
+    # methods/fedel.md check 9: 200 clients with their own times; selections are random, front
+    # edges do not see them.
     rng = np.random.default_rng(0)
     n, blocks = 200, 9
     times = rng.uniform(0.2, 4, (n, blocks))
@@ -145,7 +146,8 @@ def test_invariants_of_random_walks():
     [(1, [14]), (2, [10, 14]), (3, [9, 12, 14]), (4, [9, 11, 13, 14])],
 )
 def test_front_edges_of_vgg16_on_orin(slowdown, fronts):
-    # 16: with the full backward time as the budget a pass takes as many rounds as the slowdown.
+    # methods/fedel.md check 16: with the full backward time as the budget a pass takes as many
+    # rounds as the slowdown.
     times = orin_vgg16()
     assert times.weight.sum() == pytest.approx(20.7, abs=0.1)
     assert times.through.sum() == pytest.approx(14.4, abs=0.1)
@@ -156,20 +158,3 @@ def test_front_edges_of_vgg16_on_orin(slowdown, fronts):
         lo, hi = slide(lo, hi, everything, slowdown * times.block_cost, budget)
         seen.append(int(hi[0]) + 1)
     assert seen == 2 * fronts
-
-
-def test_price_of_the_papers_figure_3():
-    # 5: tensors 2 and 4 of five.
-    rng = np.random.default_rng(0)
-    w, g = rng.uniform(1, 2, 5), rng.uniform(1, 2, 5)
-    names = tuple("abcde")
-    times = TensorTimes(names, np.arange(5), w, g, np.full(5, 4), 5)
-    chosen = np.array([[False, True, False, True, False]])
-    paper = w[1] + w[3] + g[2] + g[3] + g[4]
-    assert times.cost(chosen, np.array([4]), "exclusive")[0] == pytest.approx(paper)
-    assert times.cost(chosen, np.array([4]), "inclusive")[0] == pytest.approx(paper + g[1])
-    # 7: what lies behind the exit costs nothing.
-    nearer = times.cost(chosen, np.array([3]), "exclusive")[0]
-    assert nearer == pytest.approx(paper - g[4])
-    assert np.isinf(times.chain(np.array([2]))[0, 3:]).all()
-    assert times.cost(np.zeros((1, 5), bool), np.array([4]), "exclusive")[0] == 0.0

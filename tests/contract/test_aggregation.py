@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import assert_close, assert_same, make_chunk
+from problems import assert_close, assert_same, make_chunk, scalars, values_of
 
-from fedjax_het.contract.aggregation import align, masked_mean, weighted_sum
+from fedjax_het.contract.aggregation import (
+    align,
+    masked_mean,
+    normalised_mean,
+    plain_mean,
+    weighted_sum,
+)
 from fedjax_het.contract.algorithm import Variables
 
 MEAN = masked_mean()
@@ -195,3 +201,46 @@ def test_align_broadcasts_from_the_right():
     like = jnp.zeros((2, 3))
     np.testing.assert_array_equal(align(jnp.asarray([1.0, 2.0, 3.0]), like), [[1, 2, 3]] * 2)
     np.testing.assert_array_equal(align(jnp.asarray(5.0), like), np.full((2, 3), 5.0))
+
+
+def merged_value(aggregator, values, mask, steps=None, weight=None):
+    """Clients bring `values` of one scalar from a model at 1; returns the new value."""
+    model = scalars([1.0])
+    n = len(values)
+    shapes = {"blocks": ({"w": jax.ShapeDtypeStruct((), bool)},), "exits": ()}
+    stacked = {"blocks": ({"w": jnp.asarray(mask, bool)},), "exits": ()}
+    delta = jnp.asarray([v - 1.0 if m else 0.0 for v, m in zip(values, mask)], jnp.float32)
+    chunk = make_chunk(
+        model,
+        weight or [1.0] * n,
+        {"blocks": ({"w": delta},), "exits": ()},
+        mask=stacked,
+        row={"steps": jnp.asarray(steps or [1.0] * n, jnp.float32)},
+    )
+    acc = aggregator.add(aggregator.init((), model, shapes), chunk)
+    merged, _ = aggregator.finalize(acc, model, None)
+    return float(values_of(merged)[0])
+
+
+def test_masked_mean_of_the_contributors():
+    # methods/fedel.md check 12
+    for aggregator in (masked_mean(), normalised_mean()):
+        assert merged_value(aggregator, [2, 5, 4], [1, 0, 1]) == pytest.approx(3.0)
+        assert merged_value(aggregator, [4, 2, 5], [1, 1, 0]) == pytest.approx(3.0)
+        assert merged_value(aggregator, [2, 2, 4, 4], [1, 1, 1, 1]) == pytest.approx(3.0)
+        assert merged_value(aggregator, [2, 5, 4], [0, 0, 0]) == 1.0
+
+
+def test_plain_mean_is_diluted_by_frozen_copies():
+    assert merged_value(plain_mean(), [2, 5, 4], [1, 0, 1]) == pytest.approx(1 + 4 / 3)
+    assert merged_value(plain_mean(), [2, 5, 4], [0, 0, 0]) == 1.0
+
+
+def test_nova_normalises_by_local_steps():
+    # (1 * 2/2 + 3 * 6/6) / 2 per step, times 4 steps on average, over the holders only
+    merged = merged_value(normalised_mean(), [3, 9, 7], [1, 0, 1], steps=[2, 9, 6])
+    assert merged == pytest.approx(1 + (2 / 2 + 6 / 6) / 2 * 4)
+    weighted = merged_value(
+        normalised_mean(), [3, 9, 7], [1, 0, 1], steps=[2, 9, 6], weight=[3, 1, 1]
+    )
+    assert weighted == pytest.approx(1 + (3 + 1) / 4 * (3 * 2 + 6) / 4)

@@ -4,19 +4,55 @@ Everything is in FLOPs per sample on the client's own device. With $s_i$ the slo
 against the fastest and C the full model, client i may spend `threshold` $\cdot C / s_i$.
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from fedjax_het.algorithms.fedel.tensors import Chain, TensorTimes, chain_cost
-from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.errors import require
+from fedjax_het.common.options import check_types
 from fedjax_het.contract.plan import Situation, Timing
 from fedjax_het.problem import Problem
 
-Accounting = Literal["backward", "total"]
-
 # A profile is taken once per device, before the first round.
 _PROFILE_SEED = 20_509
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a budget counts; the paper leaves it open (methods/fedel.md 1.3, 1.5, 2.3).
+
+    Attributes:
+      counts: "backward": as in the paper, time is the time of tensors, so forward passes are free;
+        the clock charges a task the share of a full step that its backward pass has in the full
+        backward pass. "total": forward passes are paid for and charged.
+      chain: see `TensorTimes.chain`.
+      buckets: resolution of the selection, parts of the budget.
+    """
+
+    counts: Literal["backward", "total"] = "backward"
+    chain: Chain = "exclusive"
+    buckets: int = 1000
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "option of budget", type(self))
+        value = f"budget.buckets = {self.buckets}"
+        require(self.buckets >= 1, value, "must be at least 1", "use 1000")
+
+
+class Prices(NamedTuple):
+    """What k clients plan with, in FLOPs per sample.
+
+    Attributes:
+      weight: float64[k, K], t_w of each tensor.
+      chain: float64[k, K], cost of the gradient's way to each tensor; inf behind the exit.
+      room: float64[k], what is left for tensors; may be negative.
+    """
+
+    weight: np.ndarray
+    chain: np.ndarray
+    room: np.ndarray
 
 
 class Bill(NamedTuple):
@@ -33,17 +69,14 @@ class Bill(NamedTuple):
     true_ratio: np.ndarray
 
 
-class Budget:
+class Accounts:
     """Prices and limits of all clients.
 
     Args:
       problem: model, data and fleet.
       times: the model's tensors.
       threshold: T_th over the time of the fastest device's full step.
-      accounting: "backward": as in the paper, time is the time of tensors, so forward passes are
-        free; the clock charges a task the share of a full step that its backward pass has in the
-        full backward pass. "total": forward passes are paid for and charged.
-      chain: see `TensorTimes.chain`.
+      budget: what it counts.
       bandwidth_aware: adds the upload of a tensor to its price, and that of the whole model over
         the fastest link to the budget.
       profile_noise: clients plan with prices wrong by a factor in `1 -+ profile_noise`, drawn per
@@ -59,24 +92,14 @@ class Budget:
         self,
         problem: Problem,
         times: TensorTimes,
-        threshold: float,
-        accounting: Accounting,
-        chain: Chain,
-        bandwidth_aware: bool,
-        profile_noise: float,
+        threshold: float = 1.0,
+        budget: Budget = Budget(),
+        *,
+        bandwidth_aware: bool = False,
+        profile_noise: float = 0.0,
     ):
-        require(threshold > 0, f"threshold = {threshold}", "must be positive", "use 1")
-        require_known(accounting, ("backward", "total"), "budget")
-        require_known(chain, ("exclusive", "inclusive"), "chain")
-        require(
-            0 <= profile_noise < 1,
-            f"profile_noise = {profile_noise}",
-            "must lie in [0, 1)",
-            "use 0.2 for profiles that are off by up to 20 %",
-        )
         self.times = times
-        self._problem, self._accounting, self._chain = problem, accounting, chain
-        self._bandwidth_aware = bandwidth_aware
+        self._problem, self._budget, self._bandwidth_aware = problem, budget, bandwidth_aware
         cost = problem.cost
         speed = problem.fleet.flops_per_s
         self._share = threshold * speed / np.max(speed)
@@ -92,19 +115,13 @@ class Budget:
             shape = (problem.num_clients, times.num_tensors)
             self._error = rng.uniform(1 - profile_noise, 1 + profile_noise, shape)
 
-    def prices(
-        self, clients: np.ndarray, samples: np.ndarray, exit: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def prices(self, clients: np.ndarray, samples: np.ndarray, exit: np.ndarray) -> Prices:
         """What the clients plan with.
 
         Args:
           clients: int64[k].
           samples: int64[k], samples of the round, over which an upload is spread.
           exit: int64[k], last block of each window.
-
-        Returns:
-          `(t_w float64[k, K], chain float64[k, K], room float64[k])`; `room` is what is left for
-          tensors and may be negative.
         """
         times, error = self.times, self._error
         error = (
@@ -113,16 +130,16 @@ class Budget:
             else np.broadcast_to(error, (len(clients), times.num_tensors))
         )
         weight = times.weight * error
-        chain = chain_cost(times.through * error, times.block, exit, self._chain)
+        chain = chain_cost(times.through * error, times.block, exit, self._budget.chain)
         room = self._allowance(clients) - self._head[exit]
-        if self._accounting == "total":
+        if self._budget.counts == "total":
             room = room - self._forward[exit]
         if self._bandwidth_aware:
             per_byte = self._per_byte[clients] / samples
             weight = weight + per_byte[:, None] * times.size_bytes
             room = room + self._upload_allowance(clients, samples)
             room = room - per_byte * self._problem.cost.exit_param_bytes[exit]
-        return weight, chain, room
+        return Prices(weight, chain, room)
 
     def bill(
         self,
@@ -142,9 +159,10 @@ class Budget:
           situation: for the jitter of the durations.
         """
         cost, times = self._problem.cost, self.times
-        backward = times.cost(chosen, exit, self._chain) + self._head[exit]
+        backward = times.cost(chosen, exit, self._budget.chain) + self._head[exit]
         true = times.cost(chosen, exit, "exclusive") + self._head[exit] + self._forward[exit]
-        charged = true if self._accounting == "total" else backward * self._step / times.total
+        total = self._budget.counts == "total"
+        charged = true if total else backward * self._step / times.total
         size = chosen @ times.size_bytes + cost.exit_param_bytes[exit]
         if cost.uploads_stats:
             size = size + times.blocks_of(chosen) @ cost.stats_bytes
@@ -160,7 +178,7 @@ class Budget:
         return Bill(timing._replace(flops=true * samples), charged / full, true / full)
 
     def _allowance(self, clients: np.ndarray) -> np.ndarray:
-        full = self.times.total if self._accounting == "backward" else self._step
+        full = self.times.total if self._budget.counts == "backward" else self._step
         return self._share[clients] * full
 
     def _upload_allowance(self, clients: np.ndarray, samples: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """FedEL: windows slide through the network; the best tensors inside that fit a budget train."""
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
@@ -8,14 +9,14 @@ import numpy as np
 
 from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.fedel import importance, windows
-from fedjax_het.algorithms.fedel.budget import Accounting, Budget
-from fedjax_het.algorithms.fedel.choice import choose
-from fedjax_het.algorithms.fedel.memory import memory_reach
-from fedjax_het.algorithms.fedel.prober import Prober
-from fedjax_het.algorithms.fedel.tensors import Chain, tensor_times
+from fedjax_het.algorithms.fedel.budget import Accounts, Budget
+from fedjax_het.algorithms.fedel.importance import Probe
+from fedjax_het.algorithms.fedel.selection import choose
+from fedjax_het.algorithms.fedel.tensors import TensorTimes, tensor_times
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean, normalised_mean, plain_mean
@@ -24,6 +25,53 @@ from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
+
+_MERGES = {"masked": masked_mean, "nova": normalised_mean, "plain": plain_mean}
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """What goes beyond the paper; the defaults change nothing.
+
+    Attributes:
+      adaptive_beta: whether a tensor that nobody moved takes its local importance whole; see
+        `importance.blend`.
+      global_momentum: share of the last rounds' movement in the global importance; the paper takes
+        the last round alone (0).
+      bandwidth_aware: whether the budget also pays for the upload of the selected tensors.
+      profile_noise: largest relative error of the tensor times that clients plan with; the clock
+        charges the true ones.
+      starts_per_exit: bound on the compiled programs: the first block with a gradient is rounded
+        down to one of so many per exit. Numbers and virtual time do not change. None rounds
+        nothing.
+    """
+
+    adaptive_beta: bool = False
+    global_momentum: float = 0.0
+    bandwidth_aware: bool = False
+    profile_noise: float = 0.0
+    starts_per_exit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "option of extensions", type(self))
+        require(
+            0 <= self.global_momentum < 1,
+            f"extensions.global_momentum = {self.global_momentum}",
+            "must lie in [0, 1)",
+            "use 0 for the last round alone",
+        )
+        require(
+            0 <= self.profile_noise < 1,
+            f"extensions.profile_noise = {self.profile_noise}",
+            "must lie in [0, 1)",
+            "use 0.2 for profiles that are off by up to 20 %",
+        )
+        require(
+            self.starts_per_exit is None or self.starts_per_exit >= 1,
+            f"extensions.starts_per_exit = {self.starts_per_exit}",
+            "must be at least 1",
+            "leave it out to round nothing",
+        )
 
 
 class State(NamedTuple):
@@ -48,18 +96,11 @@ def fedel(
     variant: windows.Variant = "fedel",
     beta: float = 0.6,
     threshold: float = 1.0,
-    budget: Accounting = "backward",
-    chain: Chain = "exclusive",
-    buckets: int = 1000,
     agg: Literal["masked", "nova", "plain"] = "masked",
     mu: float = 0.0,
-    probe: importance.Probe = "full",
-    probe_step: float = 0.01,
-    adaptive_beta: bool = False,
-    global_momentum: float = 0.0,
-    bandwidth_aware: bool = False,
-    profile_noise: float = 0.0,
-    starts_per_exit: int | None = None,
+    budget: Budget = Budget(),
+    probe: Probe = Probe(),
+    extensions: Extensions = Extensions(),
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Sliding windows, early exits and elastic tensor selection under one runtime budget.
@@ -70,9 +111,9 @@ def fedel(
     tensor, the mean over those who trained it. All clients have the budget of the fastest device's
     full training step; a device s times slower affords 1/s of the work.
 
-    Warning: the paper counts backward time only, so with `budget="backward"` the forward pass
-    through the blocks before the window is free, and a device four times slower would in truth
-    take up to twice the budget; `info.true_budget_ratio` says what it is. `budget="total"` charges
+    Warning: the paper counts backward time only, so by default the forward pass through the blocks
+    before the window is free, and a device four times slower would in truth take up to twice the
+    budget; `info.true_budget_ratio` says what it is. `budget=Budget(counts="total")` charges
     everything.
 
     A device whose memory cannot hold a window (`Fleet.memory_bytes`) trains what it can hold of it,
@@ -84,24 +125,11 @@ def fedel(
       variant: see `windows.slide`; "elastic_only" is ElasticTrainer with federated averaging.
       beta: weight of the local against the global importance.
       threshold: the budget over that of the fastest device's full step.
-      budget: see `Budget`.
-      chain: see `TensorTimes.chain`.
-      buckets: resolution of the selection, parts of the budget.
       agg: "masked"; "nova", FedNova's normalisation per tensor; or "plain", the mean over everyone.
       mu: FedProx's pull towards the round's model, on the selected tensors.
-      probe: where the probe takes its loss, see `importance.local_probe`.
-      probe_step: share of the client's step that the probe takes. 1 is ElasticTrainer's real step,
-        which was small: at rates of 0.1 it overshoots, useful tensors look harmful and are not
-        trained (docs/results/fedel.md). Towards 0 the importance becomes the squared gradient norm.
-      adaptive_beta: see `importance.blend`; beyond the paper.
-      global_momentum: share of the last rounds' movement in the global importance; beyond the
-        paper, which takes the last round alone (0).
-      bandwidth_aware: the budget also pays for the upload of the selected tensors; beyond the
-        paper.
-      profile_noise: clients plan with tensor times that are wrong by up to this share; the clock
-        charges the true ones.
-      starts_per_exit: bounds the compiled programs: the first block with a gradient is rounded down
-        to one of so many per exit. Numbers and virtual time do not change. None rounds nothing.
+      budget: what a budget counts, where the paper leaves it open.
+      probe: how the local importance is measured, where the paper leaves it open.
+      extensions: what goes beyond the paper.
       **training: see `UniformTraining`; clients weigh alike as in the paper.
 
     Returns:
@@ -112,20 +140,25 @@ def fedel(
     References:
       Zhang, Chen, Bian, Wang and Xu, *FedEL*, NeurIPS 2025, arXiv 2509.16902, Algorithm 1; Huang et
       al., *ElasticTrainer*, MobiSys 2023. The authors published no code; exit heads, normalisation
-      and the treatment of tensors that nobody trained are ours.
+      and the treatment of tensors that nobody trained are ours (docs/methods/fedel.md).
     """
     options = UniformTraining.parse(training)
     parts.require_constant_fleet(problem, "fedel")
-    require_known(variant, windows.VARIANTS, "variant")
-    require_known(agg, ("masked", "nova", "plain"), "agg")
-    require_known(probe, ("full", "exit"), "probe")
-    _check(problem, variant, beta, probe_step, global_momentum, mu, buckets, starts_per_exit)
+    _check(problem, variant, beta, threshold, agg, mu)
     n, blocks = problem.num_clients, problem.model.num_blocks
     times = tensor_times(problem.model, problem.cost)
-    accounts = Budget(problem, times, threshold, budget, chain, bandwidth_aware, profile_noise)
+    accounts = Accounts(
+        problem,
+        times,
+        threshold,
+        budget,
+        bandwidth_aware=extensions.bandwidth_aware,
+        profile_noise=extensions.profile_noise,
+    )
     ends = windows.visited(times.block_cost, accounts.window_threshold, variant)
-    reach = memory_reach(problem, options, ends)
-    prober = Prober(problem, options, times.index, probe, probe_step)
+    reach = parts.memory_reach(problem, options, ends)
+    local_importance = importance.cohort_probe(problem, options, times.index, probe)
+    structure = problem.model.shapes.params
 
     def init(variables: Variables, key: Any) -> State:
         del variables, key
@@ -135,6 +168,9 @@ def fedel(
 
     def plan(state: State, variables: Variables, situation: Situation) -> tuple[Plan, State]:
         clients = situation.clients
+        sizes = problem.data.sizes[clients]
+        steps = options.steps(sizes)
+        samples = options.samples(sizes, steps)
         lo, hi = windows.slide(
             state.lo[clients],
             state.hi[clients],
@@ -143,13 +179,12 @@ def fedel(
             accounts.window_threshold[clients],
             variant,
         )
-        batch = np.minimum(options.batch_size, problem.data.sizes[clients])
-        local = prober(variables, clients, batch, hi, situation.key)
-        worth = np.asarray(importance.blend(local, state.moved, beta, adaptive_beta))
-        steps = options.steps(problem.data.sizes[clients])
-        samples = options.samples(problem.data.sizes[clients], steps)
+        batch = np.minimum(options.batch_size, sizes)
+        local = local_importance(variables, clients, batch, hi, situation.key)
+        worth = importance.blend(local, state.moved, beta, extensions.adaptive_beta)
+        prices = accounts.prices(clients, samples, hi)
         held = np.maximum(lo, reach[clients, hi])
-        chosen = choose(accounts, clients, samples, held, hi, worth, buckets)
+        chosen = choose(np.asarray(worth), prices, times.block, held, hi, budget.buckets)
         bill = accounts.bill(clients, samples, chosen, hi, situation)
         trained = times.blocks_of(chosen)
         tasks = parts.plan_tasks(
@@ -164,7 +199,7 @@ def fedel(
             },
             notes={"budget_ratio": bill.ratio, "true_budget_ratio": bill.true_ratio},
         )
-        first = _round_down(np.argmax(trained, axis=1), hi, starts_per_exit)
+        first = _round_down(np.argmax(trained, axis=1), hi, extensions.starts_per_exit)
         routes = [Route(int(f), int(e)) for f, e in zip(first, hi, strict=True)]
         state = state._replace(
             lo=_put(state.lo, clients, lo),
@@ -173,8 +208,6 @@ def fedel(
         )
         return tasks._replace(routes=routes), state
 
-    structure = problem.model.shapes.params
-
     def mask(row: PyTree, shared: PyTree) -> PyTree:
         del shared
         heads = masks.suffix(structure, jnp.int32(blocks), jnp.asarray(row["exit"]))["exits"]
@@ -182,7 +215,7 @@ def fedel(
         return {"blocks": tensors, "exits": heads}
 
     def update(state: State, variables: Variables, merged: Merged) -> tuple[State, Variables]:
-        kept = jnp.float32(global_momentum)
+        kept = jnp.float32(extensions.global_momentum)
         moved = importance.movement(times.index, variables, merged.variables)
         moved = kept * state.moved + (1.0 - kept) * moved
         return state._replace(moved=moved), merged.variables
@@ -190,17 +223,7 @@ def fedel(
     def observe(
         state: State, variables: Variables, report: Report
     ) -> tuple[State, Variables, dict[str, Any]]:
-        rows = {**report.plan.rows, **report.plan.notes}
-        info = {
-            "budget_ratio": float(np.max(rows["budget_ratio"])),
-            "true_budget_ratio": float(np.max(rows["true_budget_ratio"])),
-            "overrun_clients": int(np.sum(rows["budget_ratio"] > 1 + 1e-6)),
-            "o1": mask_bias(rows["chosen"]),
-            "trained_blocks": _by_group(
-                times.blocks_of(rows["chosen"]), problem.fleet.groups, report.plan.clients
-            ),
-        }
-        return state, variables, info
+        return state, variables, _books(report.plan, times, problem.fleet.groups)
 
     return Algorithm(
         name="fedel",
@@ -208,7 +231,7 @@ def fedel(
         plan=plan,
         mask=mask,
         local=options.local_update(problem, proximal=mu),
-        merge={"masked": masked_mean, "nova": normalised_mean, "plain": plain_mean}[agg](),
+        merge=_MERGES[agg](),
         update=update,
         observe=observe,
         pace=barrier(),
@@ -230,16 +253,11 @@ def mask_bias(chosen: np.ndarray) -> float:
 
 
 def _check(
-    problem: Problem,
-    variant: str,
-    beta: float,
-    probe_step: float,
-    global_momentum: float,
-    mu: float,
-    buckets: int,
-    starts_per_exit: int | None,
+    problem: Problem, variant: str, beta: float, threshold: float, agg: str, mu: float
 ) -> None:
     model = problem.model
+    require_known(variant, windows.VARIANTS, "variant")
+    require_known(agg, _MERGES, "agg")
     require(
         bool(model.exits) or model.num_blocks == 1 or variant == "elastic_only",
         f"model {model.name!r} without exit heads",
@@ -247,26 +265,8 @@ def _check(
         "set config.model.exits = True, or make the model with_exits(model)",
     )
     require(0 <= beta <= 1, f"beta = {beta}", "must lie in [0, 1]", "use 0.6 as in the paper")
-    require(
-        0 < probe_step <= 1,
-        f"probe_step = {probe_step}",
-        "must lie in (0, 1]",
-        "use 1 for a real step, 0.01 for gradient norms",
-    )
-    require(
-        0 <= global_momentum < 1,
-        f"global_momentum = {global_momentum}",
-        "must lie in [0, 1)",
-        "use 0 for the last round alone",
-    )
+    require(threshold > 0, f"threshold = {threshold}", "must be positive", "use 1")
     require(np.isfinite(mu) and mu >= 0, f"mu = {mu}", "must be at least 0", "try 0.001 to 1")
-    require(buckets >= 1, f"buckets = {buckets}", "must be at least 1", "use 1000")
-    require(
-        starts_per_exit is None or starts_per_exit >= 1,
-        f"starts_per_exit = {starts_per_exit}",
-        "must be at least 1",
-        "leave it out to round nothing",
-    )
 
 
 def _put(old: np.ndarray, clients: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -284,7 +284,16 @@ def _round_down(first: np.ndarray, exit: np.ndarray, starts: int | None) -> np.n
     return place * size // starts
 
 
-def _by_group(trained: np.ndarray, groups: np.ndarray, clients: np.ndarray) -> list[list[int]]:
-    """Clients of each device group that trained a tensor of each block."""
-    count = int(groups.max()) + 1
-    return [trained[groups[clients] == g].sum(axis=0).tolist() for g in range(count)]
+def _books(plan: Plan, times: TensorTimes, groups: np.ndarray) -> dict[str, Any]:
+    """What is recorded of a round's plan; see `fedel`."""
+    ratio, chosen = plan.notes["budget_ratio"], plan.rows["chosen"]
+    trained, group = times.blocks_of(chosen), groups[plan.clients]
+    return {
+        "budget_ratio": float(np.max(ratio)),
+        "true_budget_ratio": float(np.max(plan.notes["true_budget_ratio"])),
+        "overrun_clients": int(np.sum(ratio > 1 + 1e-6)),
+        "o1": mask_bias(chosen),
+        "trained_blocks": [
+            trained[group == g].sum(axis=0).tolist() for g in range(int(groups.max()) + 1)
+        ],
+    }

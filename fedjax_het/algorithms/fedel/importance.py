@@ -1,28 +1,59 @@
 r"""What a tensor is worth to a client: its own probe, blended with how the global model moved.
 
-Local (ElasticTrainer; specification 1.7): on one mini-batch, with gradient $g_0$ at $w$, take one
-real optimiser step $\Delta w$ on all tensors and the gradient $g_1$ at $w + \Delta w$; then
+Local (ElasticTrainer; methods/fedel.md 1.7): on one mini-batch, with gradient $g_0$ at $w$, take
+one real optimiser step $\Delta w$ on all tensors and the gradient $g_1$ at $w + \Delta w$; then
 $I_k \propto -\sum g_{1,k} \Delta w_k$, divided by the largest magnitude. The step is thrown away.
 
-Global (FedEL; specification 3): $\sum (w_{r+1,k} - w_{r,k})^2$ over a tensor, divided by the
+Global (FedEL; methods/fedel.md 3): $\sum (w_{r+1,k} - w_{r,k})^2$ over a tensor, divided by the
 largest; the learning rate of the paper's formula cancels. Only these K numbers need to be sent.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from fedjax_het.algorithms.training import TrainingOptions
+from fedjax_het.common.errors import require
+from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import DeviceData, Pipeline, gather
 from fedjax_het.models.base import BlockModel
 from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.problem import Problem
+from fedjax_het.runtime.chunking import choose_chunk
 
 Array = jax.Array
-Probe = Literal["full", "exit"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How a client measures what its tensors are worth to it (methods/fedel.md 1.7).
+
+    Attributes:
+      head: "full" takes the loss at the network's own head, "exit" at that of the client's window.
+      step: share of the client's step that the probe takes. 1 is ElasticTrainer's real step, which
+        was small: at rates of 0.1 it overshoots, useful tensors look harmful and are not trained
+        (docs/results/fedel.md). Towards 0 the importance becomes the squared gradient norm.
+    """
+
+    head: Literal["full", "exit"] = "full"
+    step: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), "option of probe", type(self))
+        require(
+            0 < self.step <= 1,
+            f"probe.step = {self.step}",
+            "must lie in (0, 1]",
+            "use 1 for a real step, 0.01 for gradient norms",
+        )
 
 
 def per_tensor(index: tuple[PyTree, ...], blocks: tuple[PyTree, ...]) -> Array:
@@ -74,7 +105,7 @@ def local_probe(
     index: tuple[PyTree, ...],
     *,
     max_batch: int,
-    path: Probe = "full",
+    head: Literal["full", "exit"] = "full",
 ) -> Callable[..., Array]:
     """The probe of one client, to be mapped over a cohort.
 
@@ -84,7 +115,7 @@ def local_probe(
       optimizer: the client's optimiser.
       index: `TensorTimes.index`.
       max_batch: samples a mini-batch has room for.
-      path: "full" takes the loss at the network's own head, "exit" at the client's window.
+      head: see `Probe`.
 
     Returns:
       `(variables, data, client, batch, exit, key) -> float32[K]`, normalised local importance;
@@ -99,7 +130,7 @@ def local_probe(
 
         def loss(params: PyTree) -> Array:
             here = Variables(params, variables.stats)
-            if path == "full":
+            if head == "full":
                 logits, _ = model.apply(here, samples.x, train=True, key=noise_key)
             else:
                 every, _ = model.apply_exits(here, samples.x, train=True, key=noise_key)
@@ -111,6 +142,56 @@ def local_probe(
         return normalise(jnp.where(jnp.all(jnp.isfinite(raw)), raw, 0.0))
 
     return probe
+
+
+def cohort_probe(
+    problem: Problem, training: TrainingOptions, index: tuple[PyTree, ...], probe: Probe
+) -> Callable[[Variables, np.ndarray, np.ndarray, np.ndarray, Array], Array]:
+    """The probe of a whole cohort on the device; compiled at first use, once per cohort size.
+
+    Args:
+      problem: model and data.
+      training: batch size and optimiser of the clients.
+      index: `TensorTimes.index`.
+      probe: how it is taken.
+
+    Returns:
+      `(variables, clients int64[k], batch int64[k], exit int64[k], key) -> float32[k, K]`; see
+      `local_probe`.
+    """
+    max_batch = training.largest_batch(problem)
+    one = local_probe(
+        problem.model,
+        problem.data.pipeline,
+        optax.chain(training.optimizer(), optax.scale(probe.step)),
+        index,
+        max_batch=max_batch,
+        head=probe.head,
+    )
+    cost = problem.cost
+    step_flops = float(cost.step_flops()) * max_batch
+    param_bytes = int(np.sum(cost.param_bytes + cost.exit_param_bytes))
+    chunk = choose_chunk(jax.default_backend(), step_flops, param_bytes)
+
+    @jax.jit
+    def every(variables: Variables, data: DeviceData, rows: Any, key: Array) -> Array:
+        def of(row: Any) -> Array:
+            client, batch, exit = row
+            own = jax.random.fold_in(key, client)
+            return one(variables, data, client, batch, exit, own)
+
+        # Without vmap, convolutions and matrix products keep their unbatched, faster form.
+        return jax.lax.map(of, rows, batch_size=chunk if chunk > 1 else None)
+
+    on_device = functools.cache(problem.data.device)
+
+    def run(
+        variables: Variables, clients: np.ndarray, batch: np.ndarray, exit: np.ndarray, key: Array
+    ) -> Array:
+        rows = tuple(jnp.asarray(a.astype(np.int32)) for a in (clients, batch, exit))
+        return every(variables, on_device(), rows, key)
+
+    return run
 
 
 def movement(index: tuple[PyTree, ...], old: Variables, new: Variables) -> Array:

@@ -5,8 +5,8 @@ r"""Which tensors to train within a budget: exact, on the device, for all client
 The cost depends on A only through the sum of t_w and the shallowest tensor d. So walk d from the
 output inwards and keep an ordinary 0/1 knapsack V over the t_w passed so far: the best set whose
 shallowest tensor is d is worth `I_d + V[budget - chain(d) - t_w^d]`. That is O(K Q) and exact on
-the quantised instance; the dynamic programme of ElasticTrainer is O(K^2 Q) and is not (see
-`official_select`).
+the quantised instance; the dynamic programme of ElasticTrainer is O(K^2 Q) and is not
+(methods/fedel.md 1.4, 1.5).
 """
 
 import functools
@@ -15,12 +15,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_het.algorithms.fedel.budget import Prices
+
 Array = jax.Array
 
 # Clients whose tables are filled side by side; more only costs memory.
 _SIDE_BY_SIDE = 32
 # Units of what may not be chosen; a few of them still fit an int32.
 _NEVER = 2**29
+
+
+def choose(
+    worth: np.ndarray,
+    prices: Prices,
+    block: np.ndarray,
+    lo: np.ndarray,
+    hi: np.ndarray,
+    buckets: int,
+) -> np.ndarray:
+    """The tensors of its window that each client trains: all if they fit, else the best set.
+
+    A window that fits whole is not quantised. A client that can afford nothing, or to whom nothing
+    matters, trains the best tensor of its window's last block; `Accounts.bill` records the overrun.
+
+    Args:
+      worth: float32[n, K], importance of each tensor.
+      prices: costs and allowances of the same clients.
+      block: int64[K], block of each tensor.
+      lo: int64[n], first block of each window.
+      hi: int64[n], last block of each window.
+      buckets: resolution, parts of the budget.
+
+    Returns:
+      bool[n, K]; never an empty set.
+    """
+    inside = (block >= lo[:, None]) & (block <= hi[:, None])
+    wanted = inside & (worth > 0)
+    way = prices.chain[np.arange(len(lo)), np.argmax(wanted, axis=1)]
+    whole = np.sum(np.where(wanted, prices.weight, 0.0), axis=1) + way
+    fits = wanted.any(axis=1) & (whole <= prices.room * (1 + 1e-9))
+    chain = np.where(inside, prices.chain, np.inf)
+    units = quantise(prices.weight, chain, prices.room, buckets)
+    best, _ = select(worth.astype(np.float32), *units, buckets)
+    chosen = np.where(fits[:, None], wanted, np.asarray(best))
+    top = np.where(block == hi[:, None], worth, -np.inf)
+    # A block without parameters has no tensor to fall back on; take the deepest one inside.
+    top = np.where(
+        np.isfinite(top).any(axis=1, keepdims=True), top, np.where(inside, worth, -np.inf)
+    )
+    fallback = np.equal(np.arange(len(block)), np.argmax(top, axis=1)[:, None])
+    return np.where(chosen.any(axis=1, keepdims=True), chosen, fallback)
 
 
 def quantise(
@@ -109,46 +153,3 @@ def _select_one(buckets: int, gain: Array, weight: Array, chain: Array) -> tuple
 
     _, chosen = jax.lax.scan(outwards, left, (taken, weight, tensors[-1]))
     return chosen, best
-
-
-def official_select(
-    importance: np.ndarray, weight: np.ndarray, through: np.ndarray, budget: int
-) -> tuple[np.ndarray, float]:
-    """ElasticTrainer's dynamic programme, one client, inclusive chain; for comparison only.
-
-    Three of its properties are kept: a chain that fits whole never considers the first tensor; a
-    state whose best set leaves its tensor out hides the one that trains it; a budget too small for
-    anything is worth -99999.
-
-    Args:
-      importance: float64[K], input to output.
-      weight: int64[K], t_w.
-      through: int64[K], t_g.
-      budget: units.
-
-    Returns:
-      chosen bool[K] and the value found.
-
-    References:
-      Huang et al., *ElasticTrainer*, MobiSys 2023, and its code; specification 1.4.
-    """
-    gain, own, way = (np.asarray(a)[::-1] for a in (importance, weight, through))
-    beyond = np.flatnonzero(np.cumsum(way) > budget)
-    considered = int(beyond[0]) if beyond.size else len(gain) - 1
-    # State (j, t): the last j tensors within time t. Sets are linked through their shallowest.
-    value = np.full((considered + 1, budget + 1), -99999.0)
-    ends_here = np.zeros((considered + 1, budget + 1), bool)
-    chosen = np.zeros((considered + 1, budget + 1, len(gain)), bool)
-    ends_here[0] = True
-    for j in range(1, considered + 1):
-        value[j], chosen[j] = value[j - 1], chosen[j - 1]
-        for before in range(j):
-            step = int(own[j - 1] + np.sum(way[before:j]))
-            for t in range(step, budget + 1):
-                found = gain[j - 1] + (value[before, t - step] if before else 0.0)
-                if ends_here[before, t - step] and found > value[j, t] and gain[j - 1] > 0:
-                    value[j, t], ends_here[j, t] = found, True
-                    chosen[j, t] = chosen[before, t - step]
-                    chosen[j, t, j - 1] = True
-    best = np.unravel_index(np.argmax(value), value.shape)
-    return chosen[best][::-1], float(value[best])

@@ -1,6 +1,7 @@
 r"""Tensors in the order of the computation, and what the backward pass through each costs.
 
-FedEL prices a set A of tensors as the sum of two parts (paper, section 3; specification 1.3)::
+FedEL prices a set A of tensors as the sum of two parts (Zhang et al. 2025, section 3;
+methods/fedel.md 1.3)::
 
     cost(A) = sum_{k in A} t_w^k  +  sum of t_g^k over all k that the gradient crosses on its way
                                      from the loss down to the shallowest tensor d = min A

@@ -1,7 +1,8 @@
 """The window of blocks that slides through the network, one per client; NumPy, all clients at once.
 
 Blocks count from 0 at the input. The *front edge* `hi` is the deep side, the *end edge* `lo` the
-shallow side. At the start of each of its rounds a client (paper, section 4.1; specification 2.1)
+shallow side. At the start of each of its rounds a client (Zhang et al. 2025, section 4.1;
+methods/fedel.md 2.1)
 
 1. *wraps*: a window whose front edge was the last block starts again at the input;
 2. pulls up the end edge past the leading blocks of which nothing was selected last time;
