@@ -1,6 +1,7 @@
 """FedDrop: every device trains a fresh random sub-network, thinned to what it can afford."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -19,6 +20,7 @@ from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.data.batches import DeviceData
+from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block
 from fedjax_het.problem import Problem
@@ -37,6 +39,9 @@ class ThinCost(NamedTuple):
       forward_flops, input_grad_flops, weight_grad_flops: float64[L], full prices per sample.
       matrix_bytes: float64[L], tensors of two or more axes.
       vector_bytes: float64[L], the others.
+      stats_bytes: float64[L], running statistics.
+      heads_bytes: bytes of the exit heads, which come down with every model and are never thinned.
+      uploads_stats: whether running statistics go back to the server.
     """
 
     forward_flops: np.ndarray
@@ -44,6 +49,9 @@ class ThinCost(NamedTuple):
     weight_grad_flops: np.ndarray
     matrix_bytes: np.ndarray
     vector_bytes: np.ndarray
+    stats_bytes: np.ndarray
+    heads_bytes: int
+    uploads_stats: bool
 
     def step_flops(self, keep: np.ndarray) -> np.ndarray:
         """FLOPs per sample of a training step.
@@ -55,10 +63,17 @@ class ThinCost(NamedTuple):
         flops = flops - np.eye(len(flops))[0] * self.input_grad_flops
         return np.sum(flops * _inputs(keep) * keep, axis=-1)
 
-    def bytes(self, keep: np.ndarray) -> np.ndarray:
-        """Bytes of the sub-network's parameters; `keep` as in `step_flops`."""
+    def download_bytes(self, keep: np.ndarray) -> np.ndarray:
+        """Whole bytes of the sub-network with all that belongs to it; `keep` as in `step_flops`."""
         matrices = self.matrix_bytes * _inputs(keep) * keep
-        return np.sum(matrices + self.vector_bytes * keep, axis=-1)
+        vectors = (self.vector_bytes + self.stats_bytes) * keep
+        return np.ceil(np.sum(matrices + vectors, axis=-1) + self.heads_bytes)
+
+    def upload_bytes(self, keep: np.ndarray) -> np.ndarray:
+        """Whole bytes that a client sends back; `keep` as in `step_flops`."""
+        matrices = self.matrix_bytes * _inputs(keep) * keep
+        vectors = (self.vector_bytes + self.stats_bytes * self.uploads_stats) * keep
+        return np.ceil(np.sum(matrices + vectors, axis=-1))
 
 
 def _inputs(keep: np.ndarray) -> np.ndarray:
@@ -81,6 +96,9 @@ def thin_cost(problem: Problem) -> ThinCost:
         cost.weight_grad_flops,
         np.asarray([total(block, True) for block in shapes]),
         np.asarray([total(block, False) for block in shapes]),
+        cost.stats_bytes.astype(np.float64),
+        cost.download_bytes() - int((cost.param_bytes + cost.stats_bytes).sum()),
+        cost.uploads_stats,
     )
 
 
@@ -168,7 +186,11 @@ def feddrop(
     clients: $w \leftarrow w - \sum_k \rho_k (m_k \odot \Delta_k)$. With all $p_k = 0$ it is FedAvg.
 
     The clock charges the FLOPs and bytes of the sub-network that was really drawn; the computation
-    itself runs at full width with zeros, so it costs as much wall time as FedAvg.
+    itself runs at full width with zeros, so it costs as much wall time as FedAvg. For the same
+    reason weight decay and running statistics also move units that were dropped, and a device must
+    have the memory of the whole network.
+
+    Where devices are re-drawn, rates follow the devices of the round.
 
     Args:
       problem: model, data and fleet.
@@ -204,11 +226,16 @@ def feddrop(
         "use a model with hidden layers, or scope='all_hidden'",
     )
     cost = thin_cost(problem)
-    rates = (
-        _capacity_rates(problem, cost, dropped, capacity)
-        if latency_s is None
-        else _latency_rates(problem, options, cost, dropped, latency_s)
-    )
+
+    # A constant fleet is one and the same object in every round.
+    @functools.lru_cache(maxsize=1)
+    def rates(fleet: Fleet) -> np.ndarray:
+        if latency_s is None:
+            return _capacity_rates(fleet, cost, dropped, capacity)
+        samples = options.samples(problem.data.sizes, options.steps(problem.data.sizes))
+        return _latency_rates(fleet, samples, cost, dropped, latency_s)
+
+    rates(problem.fleet.at(0))
 
     @jax.jit
     def draw(key: jax.Array, clients: jax.Array, keep: jax.Array) -> dict[str, jax.Array]:
@@ -222,20 +249,19 @@ def feddrop(
         return jax.vmap(one)(clients, keep)
 
     def tasks(situation: Situation) -> Plan:
-        clients = situation.clients
-        keep = (1.0 - rates[clients]).astype(np.float32)
+        clients, fleet = situation.clients, problem.fleet.at(situation.round)
+        keep = (1.0 - rates(fleet)[clients]).astype(np.float32)
         kept = jax.device_get(draw(situation.key, jnp.asarray(clients, jnp.int32), keep))
         shares = np.ones((len(clients), model.num_blocks))
         for b, units in kept.items():
             # A layer that lost all its units is charged for one: no task is free.
             shares[:, int(b)] = np.maximum(np.mean(units, axis=1), 1.0 / units.shape[1])
         sizes = problem.data.sizes[clients]
-        moved = np.ceil(cost.bytes(shares))
-        timing = problem.fleet.timing(
+        timing = fleet.timing(
             clients,
             cost.step_flops(shares) * options.samples(sizes, options.steps(sizes)),
-            moved,
-            moved,
+            cost.download_bytes(shares),
+            cost.upload_bytes(shares),
             situation.now_s,
             situation.rng,
         )
@@ -260,9 +286,10 @@ def feddrop(
 
 
 def _capacity_rates(
-    problem: Problem, cost: ThinCost, dropped: np.ndarray, capacity: np.ndarray | None
+    fleet: Fleet, cost: ThinCost, dropped: np.ndarray, capacity: np.ndarray | None
 ) -> np.ndarray:
-    speed = problem.fleet.flops_per_s / np.max(problem.fleet.flops_per_s)
+    """Rates per client from its share of the full training cost, float64[n]."""
+    speed = fleet.flops_per_s / np.max(fleet.flops_per_s)
     kappa = speed if capacity is None else np.asarray(capacity, np.float64)
     require(
         kappa.shape == speed.shape and bool(np.all((kappa > 0) & (kappa <= 1))),
@@ -275,26 +302,21 @@ def _capacity_rates(
 
 
 def _latency_rates(
-    problem: Problem,
-    options: TrainingOptions,
-    cost: ThinCost,
-    dropped: np.ndarray,
-    latency_s: float,
+    fleet: Fleet, samples: np.ndarray, cost: ThinCost, dropped: np.ndarray, latency_s: float
 ) -> np.ndarray:
     """Rates per client from the time of the layers before the first thinned unit, and the rest."""
-    sizes = problem.data.sizes
-    samples = options.samples(sizes, options.steps(sizes))
     scaled = np.arange(len(dropped)) >= np.flatnonzero(dropped)[0]
     every = cost.forward_flops + cost.input_grad_flops + cost.weight_grad_flops
-    sent = cost.matrix_bytes + cost.vector_bytes
+    sent = cost.matrix_bytes + cost.vector_bytes + cost.stats_bytes * cost.uploads_stats
+    received = cost.matrix_bytes + cost.vector_bytes + cost.stats_bytes
 
     def seconds(part: np.ndarray) -> np.ndarray:
-        fleet = problem.fleet
-        links = 1.0 / fleet.downlink_bytes_per_s + 1.0 / fleet.uplink_bytes_per_s
-        flops = np.sum(every[part])
-        return samples * flops / fleet.flops_per_s + np.sum(sent[part]) * links
+        down_s = np.sum(received[part]) / fleet.downlink_bytes_per_s
+        up_s = np.sum(sent[part]) / fleet.uplink_bytes_per_s
+        return samples * np.sum(every[part]) / fleet.flops_per_s + down_s + up_s
 
-    fixed_s, scaled_s = seconds(~scaled), seconds(scaled)
+    heads_s = cost.heads_bytes / fleet.downlink_bytes_per_s
+    fixed_s, scaled_s = seconds(~scaled) + heads_s + 2 * fleet.latency_s, seconds(scaled)
     return np.asarray(
         [latency_rate(latency_s, float(a), float(b)) for a, b in zip(fixed_s, scaled_s)]
     )

@@ -74,7 +74,8 @@ def fedpmt(
       problem: model, data and fleet.
       depths: depths to choose from; None allows 1..L. The paper illustrates 1, 3, 4 of 4.
       capacity: kappa per client in (0, 1], relative to the full model's cost; a function of the
-        round gives capacities that change. None takes each device's speed relative to the fastest.
+        round gives capacities that change. None takes each device's speed relative to the fastest,
+        in every round anew where devices are re-drawn.
       schedule: "constant", or "inverse": the step at round t is `learning_rate / (1 + t /
         decay_rounds)`, as in the O(1/T) analysis.
       decay_rounds: time constant of the inverse schedule.
@@ -89,7 +90,7 @@ def fedpmt(
       model were not available; `assign_depths` is ours.
     """
     options = TrainingOptions.parse(training)
-    n, blocks = problem.num_clients, problem.model.num_blocks
+    blocks = problem.model.num_blocks
     allowed = list(range(1, blocks + 1)) if depths is None else sorted({int(d) for d in depths})
     require(
         bool(allowed) and allowed[0] >= 1 and allowed[-1] <= blocks,
@@ -98,20 +99,14 @@ def fedpmt(
         "leave it out to allow all of them",
     )
     parts.step_scale(schedule, 0, decay_rounds)
-    speed = problem.fleet.flops_per_s / np.max(problem.fleet.flops_per_s)
 
     def depths_at(round: int) -> tuple[np.ndarray, np.ndarray]:
-        kappa = speed if capacity is None else capacity(round) if callable(capacity) else capacity
-        kappa = np.asarray(kappa, np.float64)
-        require(
-            kappa.shape == (n,) and bool(np.all((kappa > 0) & (kappa <= 1))),
-            f"capacity of shape {kappa.shape} from {np.min(kappa)} to {np.max(kappa)}",
-            f"must be one value in (0, 1] for each of the {n} clients",
-            "divide the devices' speeds by the speed that affords the full model",
-        )
-        return assign_depths(problem.cost, kappa, allowed)
+        kappa = _capacities(problem, capacity, round)
+        depth, feasible = assign_depths(problem.cost, kappa, allowed)
+        parts.require_memory(problem, options, blocks - depth)
+        return depth, feasible
 
-    parts.require_memory(problem, options, blocks - depths_at(0)[0])
+    depths_at(0)
 
     def tasks(situation: Situation) -> Plan:
         depth, feasible = depths_at(situation.round)
@@ -143,3 +138,19 @@ def fedpmt(
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
     )
+
+
+def _capacities(
+    problem: Problem, capacity: Sequence[float] | Callable[[int], np.ndarray] | None, round: int
+) -> np.ndarray:
+    """What each client affords of the full model's cost in a round, float64[n]."""
+    n, speed = problem.num_clients, problem.fleet.at(round).flops_per_s
+    given = capacity(round) if callable(capacity) else capacity
+    kappa = np.asarray(speed / np.max(speed) if given is None else given, np.float64)
+    require(
+        kappa.shape == (n,) and bool(np.all((kappa > 0) & (kappa <= 1))),
+        f"capacity of shape {kappa.shape} from {np.min(kappa)} to {np.max(kappa)}",
+        f"must be one value in (0, 1] for each of the {n} clients",
+        "divide the devices' speeds by the speed that affords the full model",
+    )
+    return kappa

@@ -1,16 +1,25 @@
-"""FedDrop: fresh thin sub-networks per device and round (check 15 of fedpmt.md)."""
+"""FedDrop: thin sub-networks, drawn anew (methods/fedpmt.md check 15, methods/baselines.md 13)."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from problems import assert_close, digits_problem, fleet, one_round, situation
+from problems import (
+    assert_close,
+    batch_norm_problem,
+    digits_problem,
+    exits_problem,
+    fleet,
+    one_round,
+    situation,
+)
 
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.feddrop import MAX_RATE, capacity_rate, latency_rate, thin_cost
 from fedjax_het.common.errors import InputError
 from fedjax_het.engine.engine import make_engine
+from fedjax_het.fleet import presets
 from fedjax_het.models.cnn import leaf_cnn
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
@@ -177,6 +186,41 @@ def test_the_clock_charges_what_was_drawn(problem, start):
     assert np.all(plan.timing.total_s <= whole.timing.total_s)
 
 
+@pytest.mark.parametrize("make", [exits_problem, batch_norm_problem])
+def test_what_belongs_to_the_whole_model_travels_too(make):
+    """Running statistics and exit heads: without dropout every byte of FedAvg is charged."""
+    whole = make()
+    start = whole.model.init(jax.random.key(0))
+    full = build("feddrop", whole, capacity=np.ones(whole.num_clients), **TRAINING)
+    plans = [
+        algorithm.plan((), start, situation(whole))[0]
+        for algorithm in (full, build("fedavg", whole, **TRAINING))
+    ]
+    for ours, theirs in zip(plans[0].timing, plans[1].timing, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_rates_and_prices_follow_a_fleet_that_is_redrawn(start):
+    constant = digits_problem()
+    devices = presets.build("dtfl", 8, redraw_every=1, redraw_share=1.0)
+    moving = Problem(constant.model, constant.data, devices)
+    later = 3
+    frozen = dataclasses.replace(devices.at(later), redraw=None)
+    now = Problem(constant.model, constant.data, frozen)
+    assert np.any(now.fleet.flops_per_s != devices.flops_per_s)
+    for options in ({}, {"scope": "fc", "latency_s": 2.0}):
+        plans = [
+            build("feddrop", where, **options, **TRAINING).plan(
+                (), start, situation(where, round=later)
+            )[0]
+            for where in (moving, now)
+        ]
+        for b in ("0", "1"):
+            np.testing.assert_array_equal(plans[0].rows[b], plans[1].rows[b])
+        for ours, theirs in zip(plans[0].timing, plans[1].timing, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_device_that_draws_nothing_still_takes_time(start):
     """At the largest rate whole layers are dropped; with free links that must not cost 0 s."""
     setting = digits_problem()
@@ -202,6 +246,14 @@ def test_latency_budgets_are_met_on_average(start):
     np.testing.assert_allclose(mean_s[fast], fedavg.timing.total_s[fast])
     # A matrix at the edge of the thinned part shrinks with (1 - p), not its square.
     assert np.all(mean_s[~fast] < fedavg.timing.total_s[~fast])
+
+
+def test_no_rate_shortens_the_latency_of_the_links():
+    setting = digits_problem()
+    far = Problem(setting.model, setting.data, fleet(8, latency_s=0.5))
+    with pytest.raises(InputError, match="must exceed the 1 s of the layers"):
+        build("feddrop", far, scope="fc", latency_s=0.9, **TRAINING)
+    build("feddrop", far, scope="fc", latency_s=1.1, **TRAINING)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,4 @@
-"""FedPMT, check by check; the numbers are those of the list of invariants it was built against.
-
-1 suffix               5 untouched layer        9 FLOP table           13 completion time
-2 FedAvg reduction     6 singletons            10 real savings         14 uplink bytes
-3 frozen exactness     7 gradient or weights   11 non-iid fixed point  15 test_feddrop.py
-4 aggregation golden   8 subtree gradient      12 O(1/T)               16 width semantics
-"""
+"""FedPMT, check by check. Checks of methods/fedpmt.md; 15 is in test_feddrop.py."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +9,7 @@ from problems import (
     assert_same,
     differ,
     digits_problem,
+    fleet,
     make_plan,
     one_round,
     scalar_problem,
@@ -24,12 +19,15 @@ from problems import (
 )
 
 from fedjax_het.algorithms import build
+from fedjax_het.algorithms.fedpmt import assign_depths
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import ClientResult
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.simulation.simulate import simulate
+from fedjax_het.fleet import presets
+from fedjax_het.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -235,6 +233,31 @@ def test_capacities_may_change_over_time(problem, start):
     )
     assert set(depths_of(algorithm, problem, start, round=0)[0].tolist()) == {1}
     assert set(depths_of(algorithm, problem, start, round=1)[0].tolist()) == {3}
+
+
+def test_depths_follow_a_fleet_that_is_redrawn(problem, start):
+    devices = presets.build("dtfl", 8, redraw_every=1, redraw_share=1.0)
+    moving = Problem(problem.model, problem.data, devices)
+    algorithm = build("fedpmt", moving, **TRAINING)
+    seen = set()
+    for round in range(4):
+        speed = devices.at(round).flops_per_s
+        wanted, _ = assign_depths(moving.cost, speed / speed.max(), range(1, L + 1))
+        depth, _ = depths_of(algorithm, moving, start, round=round)
+        np.testing.assert_array_equal(depth, wanted)
+        seen.add(depth.tobytes())
+    assert len(seen) > 1
+
+
+def test_a_depth_that_grows_beyond_the_memory_is_refused(problem, start):
+    cost, batch = problem.cost, TRAINING["batch_size"]
+    little = float(cost.memory_bytes(L - 1, L - 1, batch))
+    small = Problem(problem.model, problem.data, fleet(8, memory_bytes=little))
+    growing = lambda round: np.full(8, 0.5 if round == 0 else 1.0)
+    algorithm = build("fedpmt", small, capacity=growing, **TRAINING)
+    assert np.all(depths_of(algorithm, small, start)[0] == 1)
+    with pytest.raises(InputError, match="exceed the memory of their devices"):
+        depths_of(algorithm, small, start, round=1)
 
 
 def test_the_inverse_schedule_scales_the_step(problem, start):

@@ -1,4 +1,4 @@
-"""FedPMT: where it converges, and how fast; numbers as in `test_fedpmt.py`."""
+"""FedPMT: where it converges, and how fast. Checks of methods/fedpmt.md."""
 
 import jax
 import jax.numpy as jnp

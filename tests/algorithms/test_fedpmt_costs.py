@@ -1,4 +1,4 @@
-"""FedPMT: what it computes, sends and waits for; numbers as in `test_fedpmt.py`."""
+"""FedPMT: what it computes, sends and waits for. Checks of methods/fedpmt.md."""
 
 import itertools
 
