@@ -1,4 +1,4 @@
-"""FedAvg, FedProx and the arm that drops stragglers (baselines.md, sections 1 to 3)."""
+"""FedAvg, FedProx and the arm that drops stragglers (methods/baselines.md 1, 2, 3, 10)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""FedDrop: thin sub-networks, drawn anew (methods/fedpmt.md check 15, methods/baselines.md 13)."""
+"""FedDrop (methods/baselines.md 13, check 13; methods/fedpmt.md check 15): thin sub-networks."""
 
 import dataclasses
 

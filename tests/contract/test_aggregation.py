@@ -79,7 +79,7 @@ def test_a_mask_of_ones_changes_nothing():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_properties_of_the_masked_mean(seed):
-    """Per coordinate: the contributors' mean; old bits where there is none; no zero-filling."""
+    """The contributors' mean; old bits where there is none (methods/baselines.md check 1)."""
     start = one_vector(0.1)
     weight, delta, mask = random_chunk(seed)
     merged, _ = merge(start, [chunk(start, weight, delta, mask)])
@@ -141,7 +141,7 @@ def test_leaves_that_a_route_left_out_count_for_nobody():
 
 
 def test_channel_masks_broadcast_against_kernels():
-    """HeteroFL, baselines.md 7: widths 2 and 4 of 4 with values 1 and 3 give (2, 2, 3, 3)."""
+    """Widths 2 and 4 of 4 with values 1 and 3 give (2, 2, 3, 3); methods/baselines.md check 7."""
     start = variables([{"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(4)}])
     kept = jnp.asarray([[True, True, False, False], [True] * 4])
     values = jnp.asarray([1.0, 3.0])
@@ -232,12 +232,14 @@ def test_masked_mean_of_the_contributors():
 
 
 def test_plain_mean_is_diluted_by_frozen_copies():
+    # What methods/fedel.md A12 compares the masked mean with.
     assert merged_value(plain_mean(), [2, 5, 4], [1, 0, 1]) == pytest.approx(1 + 4 / 3)
     assert merged_value(plain_mean(), [2, 5, 4], [0, 0, 0]) == 1.0
 
 
 def test_nova_normalises_by_local_steps():
-    # (1 * 2/2 + 3 * 6/6) / 2 per step, times 4 steps on average, over the holders only
+    # methods/baselines.md check 9: (1 * 2/2 + 3 * 6/6) / 2 per step, times 4 steps on average, over
+    # the holders only.
     merged = merged_value(normalised_mean(), [3, 9, 7], [1, 0, 1], steps=[2, 9, 6])
     assert merged == pytest.approx(1 + (2 / 2 + 6 / 6) / 2 * 4)
     weighted = merged_value(
