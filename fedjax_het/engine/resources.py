@@ -122,7 +122,7 @@ class Resources:
         members = -(-members // self.place.size)
         if not varied:
             return min(chunk, power_of_two(members, up=True))
-        # 1, 8, 64 keeps the programs few.
+        # Chunks of 1, 8 and 64 keep the programs few.
         eights = np.log2(members) / 3
         on_cpu = jax.default_backend() == "cpu"
         fill = 8 ** int(np.floor(eights) if on_cpu else np.ceil(eights))

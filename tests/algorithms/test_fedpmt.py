@@ -25,9 +25,9 @@ from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import ClientResult
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.engine import make_engine
-from fedjax_het.simulation.simulate import simulate
 from fedjax_het.fleet import presets
 from fedjax_het.problem import Problem
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -176,7 +176,7 @@ def test_masks_may_freeze_single_channels(setting, train):
 
 
 def test_the_proximal_term_pulls_back_but_not_at_the_start(train):
-    """Baselines.md 3: the gradient at w_t does not depend on mu."""
+    """methods/baselines.md 3: the gradient at w_t does not depend on mu."""
     first = [train(make_task(steps=1), proximal=mu).delta for mu in (0.0, 5.0)]
     assert_same(*first)
     free, pulled = (train(make_task(steps=2), proximal=mu).delta for mu in (0.0, 5.0))

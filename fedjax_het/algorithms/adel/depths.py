@@ -79,7 +79,7 @@ def layers_of(
         "must be at least 0",
         "use 2 for the authors' VGG, else leave it out",
     )
-    shapes = jax.eval_shape(lambda: problem.model.init(jax.random.key(0))).params
+    shapes = problem.model.shapes.params
     # Layers as (block, tensor name or None for all of them), input side first.
     order: list[tuple[int, str | None]] = []
     for b, block in enumerate(shapes["blocks"]):

@@ -83,7 +83,7 @@ def dtfl(
     work = _Work(problem, options, table, speed)
     holds = work.holds()
     first, alpha = first_tiers(scheduler, holds), privacy.weights(n)
-    structure = jax.eval_shape(lambda: model.init(jax.random.key(0))).params
+    structure = model.shapes.params
     last = model.num_blocks - 1
 
     def init(variables: Variables, key: Any) -> History:

@@ -61,7 +61,7 @@ class Network(NamedTuple):
 
 def network(model: BlockModel, core: float) -> Network:
     """The sizes of a model, with this share of each leaf in the core."""
-    structure = jax.eval_shape(lambda: model.init(jax.random.key(0))).params
+    structure = model.shapes.params
     sizes = np.asarray([leaf.size for leaf in prunable(structure)], np.int64)
     dense = sum(leaf.size for leaf in never_pruned(structure))
     return Network(structure, int(np.sum(sizes)), dense, int(np.sum(core_sizes(sizes, core))))
