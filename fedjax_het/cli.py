@@ -1,7 +1,7 @@
-"""The command line, `fedjax-het train|compare|plan|profile|report`; `launch/` calls the same.
+"""The command line, `fedjax-het train|compare|plan|profile|report`; `launch/` calls the same code.
 
-Input errors, on the command line or in a file, end a program with one line and exit status 2;
-anything else is a fault and keeps its traceback.
+Input errors, on the command line or in a file, end a program with one line and exit status 2. Any
+other error is a fault of the program and keeps its traceback.
 """
 
 import json
@@ -53,7 +53,7 @@ def _run(program: Callable[[flags.FlagValues], None], define: Callable[[Any], No
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    # A configuration file that is missing or no Python surfaces here if any option is overridden.
+    # If an option is overridden, a configuration file that is missing or not Python fails here.
     except (flags.Error, OSError, SyntaxError) as error:
         _refuse(error)
     except KeyError as error:

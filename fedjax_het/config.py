@@ -1,6 +1,6 @@
-"""Configurations: read, made plain, held to the factories' signatures, and filled in.
+"""Configurations: reading, conversion to dictionaries, checks against signatures, and defaults.
 
-A configuration has five sections, each handed to one registry::
+A configuration has five sections, each passed to one registry::
 
     data       source, data_dir, partition {name, ...}, num_clients, seed, ... -> load_federated
     model      name, ...                                                       -> models.build
@@ -9,7 +9,7 @@ A configuration has five sections, each handed to one registry::
     run        rounds, ...                                                     -> RunOptions
 
 and, for comparisons, a sixth: `compare`, see `CompareOptions`. Unknown sections, names and options
-are errors, before anything is compiled.
+raise an error before anything is compiled.
 """
 
 import runpy
@@ -37,15 +37,15 @@ _SECTIONS = ("data", "model", "fleet", "algorithm", "run", "compare")
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What a comparison runs.
+    """The options of a comparison.
 
     Attributes:
-      methods: label -> options that are laid over the section `algorithm`. A method of another name
-        shares the training options of that section only, and of these those that it takes.
-      seeds: every method runs once with each.
-      targets: test accuracies whose times are compared.
-      reference: label of the method that speed-ups refer to; None takes the first by alphabet
-        (ConfigDict sorts its keys).
+      methods: dictionary from a label to options that override those of the section `algorithm`. A
+        method with another name takes over only the training options of that section that it has.
+      seeds: seeds; every method runs once with each.
+      targets: test accuracies; the times to reach them are compared.
+      reference: label of the method that speed-ups refer to; None takes the first in alphabetical
+        order (ConfigDict sorts its keys).
     """
 
     methods: dict[str, dict[str, Any]]
@@ -55,10 +55,10 @@ class CompareOptions:
 
 
 def load_config(path: str) -> Any:
-    """What `get_config()` of a configuration file returns.
+    """The result of `get_config()` of a configuration file.
 
     Raises:
-      InputError: no such file, or none that is Python and defines `get_config`.
+      InputError: if there is no such file, or it is not Python or does not define `get_config`.
     """
     require(Path(path).is_file(), f"config {path!r}", "is not a file", "name one of configs/")
     try:
@@ -75,7 +75,7 @@ def plain(config: Any) -> dict[str, Any]:
     """A configuration as nested dictionaries; tuples become lists, as in the saved JSON.
 
     Raises:
-      InputError: not a mapping, or an unknown section.
+      InputError: if it is not a mapping or has an unknown section.
     """
 
     def value_of(value: Any) -> Any:
@@ -104,7 +104,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy of a section of a plain configuration; `InputError` if it has none."""
+    """A copy of a section of a plain configuration; raises `InputError` if it is missing."""
     require(
         name in config, f"config.{name} is missing", "must be given", "see the files in configs/"
     )
@@ -114,7 +114,7 @@ def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def named(
     config: Mapping[str, Any], name: str, key: str = "name", derived: Collection[str] = ()
 ) -> tuple[str, dict[str, Any]]:
-    """What a section chooses by name, and the options that go with it."""
+    """The name that a section chooses, and its other options."""
     options = section(config, name)
     chosen = options.pop(key, None)
     require(
@@ -134,12 +134,12 @@ def named(
 
 
 def build_problem(config: Mapping[str, Any]) -> Problem:
-    """Data, model and fleet of a plain configuration.
+    """Builds data, model and fleet of a plain configuration.
 
     Raises:
-      InputError: unknown or missing options, or parts that do not fit together.
+      InputError: for unknown or missing options, or parts that do not fit together.
     """
-    # Sections are looked at before anything is read: some data take long to load.
+    # All sections are checked before data are read, because some data take long to load.
     source, data_options = named(config, "data", "source")
     partition = data_options.pop("partition", None)
     num_clients = data_options.get("num_clients")
@@ -172,7 +172,7 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
 
 
 def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-    """The configuration with all defaults filled in, as it is printed and saved."""
+    """The configuration with all defaults filled in, in the form that is printed and saved."""
     full: dict[str, Any] = {name: dict(part) for name, part in config.items()}
     if "data" in full:
         data = full["data"]
@@ -208,7 +208,7 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
 
 
 def methods(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Label -> algorithm section of a plain configuration; one without `compare` has one method."""
+    """Algorithm sections by label; a configuration without `compare` has one method."""
     if "compare" not in config:
         name, options = named(config, "algorithm")
         return {name: {"name": name, **options}}
@@ -222,7 +222,7 @@ def methods(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "must be a mapping of options",
             "e.g. {'name': 'fedpmt'}, or {} for config.algorithm as it is",
         )
-        # What the methods share is said once, in `algorithm`; a method's own section comes on top.
+        # `algorithm` holds the options that methods share; a method's own options override them.
         shared = base
         if own.get("name", base.get("name")) != base.get("name"):
             both = set(algorithms.TRAINING_OPTIONS) & algorithms.option_names(own["name"])

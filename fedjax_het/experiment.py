@@ -1,4 +1,4 @@
-"""From a configuration to a finished run or comparison; the launch programs are thin over this."""
+"""Runs and comparisons from a configuration; the launch programs call these functions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,16 +43,19 @@ def train(
     problem: Problem | None = None,
     announce: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:
-    """One run of `config.algorithm`; with a work directory, records, checkpoints and a report.
+    """Runs `config.algorithm`; with a work directory, writes records, checkpoints and a report.
 
     Args:
-      config: a configuration (ConfigDict or mapping).
-      workdir: overrides `config.run.workdir`.
-      problem: reuses a problem that was built from the same sections.
-      announce: is handed the resolved configuration once it has been checked.
+      config: configuration, a ConfigDict or a mapping.
+      workdir: work directory, which overrides `config.run.workdir`; None keeps that one.
+      problem: problem built earlier from the same sections, or None to build it.
+      announce: function called with the resolved configuration after it has been checked.
+
+    Returns:
+      The result of the run.
 
     Raises:
-      InputError: a configuration that cannot be run.
+      InputError: for a configuration that cannot be run.
     """
     settings = plain(config)
     run = section(settings, "run")
@@ -75,7 +78,7 @@ def _recorded(settings: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
 def _run(
     settings: Mapping[str, Any], problem: Problem, algorithm: Algorithm, **engine: Any
 ) -> Result:
-    """Simulates, and writes the run's page if there is a work directory."""
+    """Simulates the run, and writes its page if there is a work directory."""
     recorded = _recorded(settings, problem)
     result = simulate(algorithm, problem, config=recorded, **engine, **settings["run"])
     if settings["run"].get("workdir") and processes.is_leader():
@@ -88,19 +91,19 @@ def compare(
 ) -> Comparison:
     """Runs every method of every configuration with every seed on the same data and fleet.
 
-    Interrupted comparisons resume: finished runs are read back, an unfinished one continues.
+    An interrupted comparison resumes: finished runs are read back, an unfinished run continues.
 
     Args:
-      configs: configurations that agree in data, model and fleet. One with a `compare` section
-        contributes its `methods`, any other its `algorithm`.
-      workdir: holds a directory per run, and the comparison's table, plots and page.
-      seeds: overrides `compare.seeds`.
+      configs: configurations that agree in data, model and fleet. A configuration with a `compare`
+        section contributes its `methods`, any other its `algorithm`.
+      workdir: directory for the comparison's table, plots and page, and one directory per run.
+      seeds: seeds, which override `compare.seeds`; None keeps those.
 
     Returns:
       The comparison; `comparison.json`, `report.html` and the plots are in `workdir`.
 
     Raises:
-      InputError: configurations that cannot be compared.
+      InputError: for configurations that cannot be compared.
     """
     require(bool(configs), "no configuration", "must name at least one", "pass --config=FILE")
     settings = [plain(config) for config in configs]
@@ -136,7 +139,7 @@ def compare(
         own = {"seed": seed, "name": label, "targets": targets, "workdir": place}
         return {**section(entries[label][0], "run"), **own}
 
-    # Everything is checked before the first run, so that a mistake in the last costs nothing.
+    # All options are checked before the first run, so that a mistake in the last wastes no time.
     engines = {
         label: RunOptions.parse(run_options(label, seed)) for label in entries for seed in chosen
     }
@@ -146,11 +149,11 @@ def compare(
         for label, (_, name, options) in entries.items()
     }
     evaluator = Evaluator(problem)
-    # Methods share what their programs run on, unless they ask for other devices.
+    # Methods share their resources, unless their options for the machine differ.
     resources: list[tuple[dict[str, Any], Resources]] = []
     records: dict[str, list[RunRecord]] = {}
     for label, (setting, name, options) in entries.items():
-        # Seeds are data, so all runs of a method share its compiled programs.
+        # Seeds are not compiled in, so all runs of a method share its compiled programs.
         own = engines[label].machine
         shared = next((r for machine, r in resources if machine == own), None)
         if shared is None:
@@ -173,7 +176,7 @@ def compare(
 def _entries(
     settings: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[dict[str, Any], str, dict[str, Any]]]:
-    """Label -> (its configuration, name and options of its algorithm)."""
+    """Methods by label: configuration, and name and options of the algorithm."""
     entries: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {}
     places: dict[str, str] = {}
     for setting in settings:
@@ -191,7 +194,7 @@ def _entries(
 
 
 def _agreed(settings: Sequence[dict[str, Any]], name: str) -> list[Any]:
-    """`compare.<name>`, which all configurations that state it must state alike."""
+    """`compare.<name>`, which must be equal in all configurations that have it."""
     given = [s["compare"][name] for s in settings if name in s.get("compare", {})]
     for value in given[1:]:
         require(
@@ -204,22 +207,23 @@ def _agreed(settings: Sequence[dict[str, Any]], name: str) -> list[Any]:
 
 
 def _slug(label: str) -> str:
-    """A label as the name of a directory."""
+    """Converts a label to the name of a directory."""
     return "".join(c if c.isalnum() else "_" for c in label).lower()
 
 
 def plan(config: Any, out: str | Path | None = None) -> Preview:
-    """What a run would do, without training: its deadlines and batches, say.
+    """The preview of a run without training, for example its deadlines and batch sizes.
 
     Args:
-      config: a configuration whose `algorithm` has a preview.
-      out: a directory for `plan.png`, `plan.json` and `plan.txt`; made if it does not exist.
+      config: configuration whose `algorithm` has a preview.
+      out: directory for `plan.png`, `plan.json` and `plan.txt`, made if it does not exist; None
+        writes nothing.
 
     Returns:
       The preview; `report.preview.text` prints it.
 
     Raises:
-      InputError: a method that has no preview, or options that it cannot use.
+      InputError: for a method without a preview, or options that it cannot use.
     """
     settings = plain(config)
     name, options = named(settings, "algorithm", derived=("problem",))
@@ -246,7 +250,7 @@ def report(workdir: str | Path) -> Path:
       The path of `report.html`.
 
     Raises:
-      InputError: the directory holds neither.
+      InputError: if the directory holds neither.
     """
     root = Path(workdir)
     page = root / "report.html"

@@ -1,4 +1,4 @@
-"""The setting every method is compared on: a model, federated data and a fleet that fit."""
+"""The problem that all methods of a comparison share: a model, federated data and a fleet."""
 
 import functools
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Problem:
     """Model, data and fleet; checked against each other before anything is compiled.
 
     Attributes:
-      model: the network to train.
-      data: the clients' samples and the test set.
-      fleet: the clients' devices; device k belongs to client k.
-      cost_override: prices that replace the analytic ones, e.g. a measured profile.
+      model: model to train.
+      data: samples of the clients and the test set.
+      fleet: devices of the clients; device k belongs to client k.
+      cost_override: prices that replace the analytic ones, e.g. a measured profile, or None.
     """
 
     model: BlockModel

@@ -1,1 +1,1 @@
-"""What every room uses: errors, options held to signatures, JSON on disk, shared types."""
+"""Tools that every room uses: errors, checks of options, JSON on disk, shared types."""

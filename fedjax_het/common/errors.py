@@ -1,4 +1,4 @@
-"""The one exception that bad input raises, and the guards that word it."""
+"""The exception that bad input raises, and the checks that raise it."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -13,11 +13,11 @@ def require(condition: bool, value: str | Callable[[], str], limit: str, remedy:
     """Raises `InputError("value: limit; remedy")` unless `condition` holds.
 
     Args:
-      condition: what must be true.
-      value: the offending value with its name, e.g. `"alpha = -1"`; a function that words it, where
-        arrays would be printed at every call of something that is called often.
-      limit: what it must satisfy, e.g. `"must be positive"`.
-      remedy: what to do, e.g. `"use 0.1 for strong and 100 for weak label skew"`.
+      condition: condition that must be true.
+      value: text of the bad value with its name, e.g. `"alpha = -1"`, or a function that returns
+        it, which avoids printing arrays in functions that are called often.
+      limit: condition in words, e.g. `"must be positive"`.
+      remedy: advice to the user, e.g. `"use 0.1 for strong and 100 for weak label skew"`.
     """
     if not condition:
         raise InputError(f"{value() if callable(value) else value}: {limit}; {remedy}")
@@ -27,9 +27,9 @@ def require_known(name: Any, known: Iterable[str], what: str) -> None:
     """Raises `InputError` unless `name` is one of `known`; suggests the nearest spelling.
 
     Args:
-      name: the key or choice that was given.
-      known: the admissible ones.
-      what: what is being chosen, e.g. `"algorithm"`.
+      name: key or choice that was given.
+      known: names that are allowed.
+      what: kind of the name, e.g. `"algorithm"`.
     """
     known = sorted(known)
     if name in known:

@@ -15,14 +15,14 @@ _EXTENDED_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 def jsonable(value: Any, where: str = "value") -> Any:
-    """`value` as plain JSON types; what is not a finite number becomes None (`null`).
+    """Converts `value` to plain JSON types; numbers that are not finite become None (`null`).
 
     JSON has no NaN and no infinity, so a diverged loss or an unlimited link is written as `null`.
 
     Args:
       value: numbers, text, None, paths, NumPy or JAX scalars and arrays, and lists, tuples and
         mappings of them. Keys become text.
-      where: how to call the value in an error.
+      where: name of the value in an error message.
 
     Raises:
       InputError: for any other type.
@@ -67,7 +67,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces `path` in one step: a reader sees the old or the new content, never a part."""
+    """Replaces `path` in one step: a reader sees the old or the new content, never a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-      InputError: when it is missing or not JSON.
+      InputError: if it is missing or not JSON.
     """
     return _parse(_read(path), str(path))
 
@@ -92,8 +92,8 @@ def read_lines(path: Path) -> list[Any]:
     """The rows of a JSON-lines file.
 
     Raises:
-      InputError: when it is missing, empty, or a line is not JSON; a last line without its newline
-        counts as torn, for its number may have lost digits and still parse.
+      InputError: if it is missing or empty, or a line is not JSON. A last line without newline is
+        refused too, because a number at its end may have lost digits.
     """
     text = _read(path)
     if not text:

@@ -1,8 +1,8 @@
-"""Options by name: held to the signature of the factory that takes them, before it is called.
+"""Options by name, checked against the signature of their factory before it is called.
 
-A signature says which options there are, which must be given, and, by its annotations, of what
-type they are. A group of options is a dataclass, given as such or as a mapping. Ranges are the
-factory's own business.
+A signature defines which options exist, which are required, and, by its annotations, which types
+they have. A group of options is a dataclass; it may be given as an instance or as a mapping. The
+factory itself checks the ranges of values.
 """
 
 import functools
@@ -33,13 +33,13 @@ def check_options(
     *factories: Callable[..., Any],
     derived: Collection[str] = (),
 ) -> None:
-    """Raises `InputError` unless the options can be handed to the factories that share them.
+    """Raises `InputError` unless the options can be passed to the factories that share them.
 
     Args:
-      options: names and values.
-      what: how to call one of them, e.g. `"option of fleet 'uniform'"`.
+      options: names and values of the options.
+      what: name of an option in error messages, e.g. `"option of fleet 'uniform'"`.
       *factories: functions or classes; an option belongs to the first whose signature has it.
-      derived: parameters that the caller fills in and that may therefore not be given.
+      derived: parameters that the caller fills in; they may not be given as options.
     """
     known = parameters(*factories)
     for name in options:
@@ -58,7 +58,7 @@ def check_options(
 
 
 def check_types(options: Mapping[str, Any], what: str, *factories: Callable[..., Any]) -> None:
-    """Raises `InputError` unless every option has the type that the signatures annotate."""
+    """Raises `InputError` unless every option has the type in the signatures' annotations."""
     known = parameters(*factories)
     for name, value in options.items():
         hint, default = known[name].annotation, known[name].default
@@ -78,11 +78,11 @@ def check_types(options: Mapping[str, Any], what: str, *factories: Callable[...,
 
 
 def grouped(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[str, Any]:
-    """The options with every group that is given as a mapping made into its dataclass.
+    """The options, with every group that is given as a mapping converted to its dataclass.
 
     Args:
-      options: names and values that `check_options` has passed.
-      *factories: the factories they are for.
+      options: names and values of options, checked by `check_options`.
+      *factories: factories that take the options.
     """
     known = parameters(*factories)
 
@@ -91,7 +91,7 @@ def grouped(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[
         if group is None or not isinstance(value, Mapping):
             return value
         given, default = grouped(value, group), known[name].default
-        # What the mapping leaves out is as in the factory's own default, if there is one.
+        # Options that the mapping leaves out have the values of the factory's default, if any.
         same: Any = default if isinstance(default, group) else None
         return group(**given) if same is None else replace(same, **given)
 
@@ -99,7 +99,7 @@ def grouped(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[
 
 
 def defaults(*factories: Callable[..., Any]) -> dict[str, Any]:
-    """The options that may be left out, and what they then are; groups are dictionaries."""
+    """The options that may be left out, with their default values; groups are dictionaries."""
     return {
         name: asdict(default) if is_dataclass(default) else default  # type: ignore[arg-type]
         for name, parameter in parameters(*factories).items()
@@ -108,11 +108,11 @@ def defaults(*factories: Callable[..., Any]) -> dict[str, Any]:
 
 
 def filled(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[str, Any]:
-    """The options over the defaults of their factories, within groups as well.
+    """The options with the defaults of their factories filled in, also inside groups.
 
     Args:
-      options: names and values that `check_options` has passed; a group may be a mapping.
-      *factories: the factories they are for.
+      options: names and values of options, checked by `check_options`; a group may be a mapping.
+      *factories: factories that take the options.
     """
     known = parameters(*factories)
     made = grouped({name: value for name, value in options.items() if name in known}, *factories)
@@ -121,7 +121,7 @@ def filled(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[s
 
 
 def parameters(*factories: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of factories that share their options, by name; variadic ones left out."""
+    """The parameters of factories that share their options, by name, without variadic ones."""
     found: dict[str, inspect.Parameter] = {}
     for factory in factories:
         fixed = factory.keywords if isinstance(factory, functools.partial) else ()
@@ -133,13 +133,13 @@ def parameters(*factories: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _group(hint: Any) -> type | None:
-    """The dataclass that an annotation asks for, if it does."""
+    """The dataclass in an annotation, or None."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; lists stand for any sequence, as in JSON."""
+    """Whether a value has an annotated type; a list is accepted for any sequence, as in JSON."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint in (Any, inspect.Parameter.empty) or isinstance(hint, str):
         return True
@@ -163,7 +163,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _is(value: Any, *kinds: type) -> bool:
-    """`isinstance`, but True and False are no numbers."""
+    """Like `isinstance`, except that True and False are not numbers."""
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 

@@ -1,6 +1,6 @@
-"""Names of types that every room uses."""
+"""Types that every room uses."""
 
 from typing import Any, TypeAlias
 
-# Nested tuples, lists, dicts and NamedTuples of arrays, as `jax.tree` walks them.
+# Nested tuples, lists, dicts and NamedTuples of arrays, as `jax.tree` defines them.
 PyTree: TypeAlias = Any

@@ -1,4 +1,4 @@
-"""What passes between the rooms, and the types of the five questions that a method answers.
+"""Types that pass between the rooms, and the types of the five questions that a method answers.
 
 Who takes part (`selection`), what a client trains (`masks`), how (`Algorithm.local`), when the
 server merges (`clock`), and how it merges (`aggregation`).

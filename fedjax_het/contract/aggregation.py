@@ -1,12 +1,13 @@
-r"""Merging as a streaming sum; one masked weighted mean under all of it.
+r"""Merging as a streaming sum, based on one masked weighted mean.
 
 For clients $i$ with weights $a_i$, masks $m_i$ and updates $\Delta_i$, per coordinate::
 
     num += sum_i a_i m_i delta_i      den += sum_i a_i m_i      new = old + num / den   (den > 0)
 
-Coordinates nobody trained keep their old value bit for bit. FedAvg, FedPMT, FedEL and HeteroFL are
-this kernel with different masks and weights; rules that normalise by steps (FedNova) or must be
-unbiased when layers are missed at random (ADEL-FL) sum other terms and divide by them.
+Coordinates that no client trained keep their old value bit for bit. FedAvg, FedPMT, FedEL and
+HeteroFL use this rule with different masks and weights. Rules that normalise by steps (FedNova), or
+that must be unbiased if layers are left out at random (ADEL-FL), sum other terms and divide by
+them.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +20,8 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import Aggregator, Chunk, Merged, Variables
 
-# `(row, shared) -> factor` on one client's weight, float32: a scalar, or a pytree whose leaves have
-# the shapes of the mask's; traced.
+# `(row, shared) -> factor` of one client's weight, float32, traced: a scalar, or a pytree whose
+# leaves have the shapes of the mask's leaves.
 Factor = Callable[[PyTree, PyTree], PyTree]
 
 
@@ -28,8 +29,9 @@ class Term(NamedTuple):
     """A sum of weights that a merge may divide by.
 
     Attributes:
-      factor: on the weight of each client; None for 1.
-      masked: whether a client counts only where it trains. An unmasked term is one float32[].
+      factor: function for the factor of each client's weight; None for 1.
+      masked: whether a client counts only at the coordinates that it trains. An unmasked term is
+        one float32[].
     """
 
     factor: Factor | None = None
@@ -40,11 +42,11 @@ class Sums(NamedTuple):
     """Accumulator of a masked mean.
 
     Attributes:
-      num: float32, structure and shapes of the parameters; sum of `a f m delta`.
-      terms: by name; a masked one float32 with the shapes of the mask's leaves (`()` per tensor
-        without a mask), an unmasked one float32[]. `weight` is always among them.
-      stats_num: float32, structure and shapes of the running statistics.
-      stats_den: float32[L], weight of the clients that trained each block. Exit heads have no
+      num: sum of `a f m delta`, float32, structure and shapes of the parameters.
+      terms: sums of weights by name, float32. A masked term has the shapes of the mask's leaves
+        (`()` per tensor without a mask), an unmasked term is float32[]. `weight` always exists.
+      stats_num: sum for the running statistics, float32, in their structure and shapes.
+      stats_den: weight of the clients that trained each block, float32[L]. Exit heads have no
         running statistics.
     """
 
@@ -58,12 +60,15 @@ def weighted_sum(coefficient: jax.Array, values: jax.Array) -> jax.Array:
     """`sum_i coefficient_i * values_i` over the leading client axis.
 
     Args:
-      coefficient: float32[c, ...]; behind the client axis it broadcasts against `values` from the
-        right.
-      values: float32[c, ...].
+      coefficient: coefficients, float32[c, ...]; the axes after the client axis broadcast against
+        those of `values` from the right.
+      values: values to sum, float32[c, ...].
+
+    Returns:
+      The sum, float32[...].
     """
     if coefficient.ndim == 1:
-        # Full precision: an accelerator would otherwise round the updates to TF32 or bfloat16.
+        # Highest precision, because an accelerator would round the updates to TF32 or bfloat16.
         return jnp.tensordot(coefficient, values, axes=1, precision=jax.lax.Precision.HIGHEST)
     missing = values.ndim - coefficient.ndim
     shape = coefficient.shape[:1] + (1,) * missing + coefficient.shape[1:]
@@ -72,7 +77,7 @@ def weighted_sum(coefficient: jax.Array, values: jax.Array) -> jax.Array:
 
 @jax.jit
 def zeros(tree: PyTree) -> PyTree:
-    """Zeros of the shapes and types of these arrays, made at once."""
+    """Zeros of the shapes and dtypes of these arrays, made in one program."""
     return jax.tree.map(jnp.zeros_like, tree)
 
 
@@ -88,17 +93,18 @@ def masked_mean(
     terms: Mapping[str, Term] | None = None,
     divide_by: Callable[[dict[str, PyTree], PyTree], PyTree] | None = None,
 ) -> Aggregator:
-    """The mean over contributors, per coordinate, weighted by `Plan.weight`.
+    """The mean over the clients that train a coordinate, weighted by `Plan.weight`.
 
-    Running statistics are averaged over the clients that trained the block they belong to, whatever
-    the arguments say: amplifying them could make a variance negative.
+    Running statistics are averaged over the clients that trained their block. The arguments do not
+    change this, because amplified statistics could have a negative variance.
 
     Args:
-      factor: factor on each client's weight in the sum of updates (an inverse propensity ...).
-      terms: further sums of weights by name, besides `weight`, which has the same factor as the
-        updates unless it is given here.
-      divide_by: `(terms, shared) -> denominator` of the sum of updates, where anybody trains: a
-        pytree like a masked term, or float32[] for all. None divides by `terms["weight"]`.
+      factor: function for the factor of each client's weight in the sum of updates (an inverse
+        propensity ...); None for 1.
+      terms: further sums of weights by name. The term `weight` always exists; it has the same
+        factor as the updates unless it is given here.
+      divide_by: function `(terms, shared) -> denominator` of the sum of updates: a pytree like a
+        masked term, or float32[] for all coordinates. None divides by `terms["weight"]`.
 
     Returns:
       An `Aggregator` whose `finalize` reports `merged_weight`, the sum of the weights merged per
@@ -138,7 +144,7 @@ def masked_mean(
         mask = nothing if chunk.mask is None else chunk.mask
 
         def factors(of: Factor | None) -> PyTree:
-            """Stacked factors, one leaf a parameter."""
+            """Stacked factors, one leaf per parameter."""
             if of is None:
                 return nothing
             values = jax.vmap(of)(chunk.row, chunk.shared)
@@ -156,7 +162,7 @@ def masked_mean(
                 factor = factor.reshape(factor.shape + (1,) * (weight.ndim - factor.ndim))
             return weight * jnp.broadcast_to(factor, weight.shape)
 
-        # A leaf that the route left out is None in `delta`; its mask is then all zero.
+        # A leaf that the route does not train is None in `delta`; its mask is then zero everywhere.
         num = jax.tree.map(
             lambda s, d, m, f: s if d is None else s + weighted_sum(coefficient(m, f), d),
             acc.num,
@@ -225,7 +231,7 @@ def masked_mean(
 
 
 def plain_mean() -> Aggregator:
-    """The mean over everyone: a frozen copy dilutes a tensor's update with its zero."""
+    """The mean over all clients; a client that freezes a tensor counts with a zero update."""
     return masked_mean(
         terms={"everyone": Term(masked=False)}, divide_by=lambda terms, _: terms["everyone"]
     )
@@ -234,10 +240,10 @@ def plain_mean() -> Aggregator:
 def normalised_mean() -> Aggregator:
     r"""Per tensor, the mean update per local step times the mean number of steps.
 
-    Over the clients i that trained tensor k, with $c_i = a_i / \sum a$ and $\tau_i$ local steps,
-    $w_k \leftarrow w_k + (\sum_i c_i \tau_i) \sum_i c_i \Delta_{i,k} / \tau_i$: clients with many
-    steps no longer pull the model their way. Equal steps give the masked mean. It reads
-    `row["steps"]`, float32.
+    The sums are over the clients i that trained tensor k, with $c_i = a_i / \sum a$ and $\tau_i$
+    local steps: $w_k \leftarrow w_k + (\sum_i c_i \tau_i) \sum_i c_i \Delta_{i,k} / \tau_i$. The
+    influence of a client therefore does not grow with its number of steps. Equal steps give the
+    masked mean. The merge reads `row["steps"]`, float32.
 
     References:
       Wang et al., *Tackling the Objective Inconsistency Problem*, 2020, for plain SGD.

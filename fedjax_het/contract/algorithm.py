@@ -1,4 +1,4 @@
-"""The contract of a federated algorithm: one NamedTuple of pure functions, and what they exchange.
+"""The contract of a federated algorithm: a NamedTuple of pure functions, and the types they use.
 
 A round flows through these types in one direction::
 
@@ -7,10 +7,10 @@ A round flows through these types in one direction::
                                              host: records <── observe <──Report────────┘
 
 The factory of an algorithm takes the `Problem` (model, data, fleet) and its hyper-parameters,
-closes over both, and returns an `Algorithm`; nothing in it is mutable.
+closes over both, and returns an immutable `Algorithm`.
 
-The state of a method is a pytree. Its JAX leaves live on the device and are changed by `update`;
-its NumPy leaves live on the host, keep their precision and are changed by `plan` and `observe`.
+The state of a method is a pytree. Its JAX leaves are on the device and are changed by `update`. Its
+NumPy leaves are on the host, keep their precision and are changed by `plan` and `observe`.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,11 +30,11 @@ Array = jax.Array
 
 
 class Variables(NamedTuple):
-    """What a model is made of, each in the order of its blocks.
+    """The parameters and running statistics of a model, in the order of its blocks.
 
     Attributes:
-      params: `{"blocks": (p_0, ..., p_{L-1}), "exits": (e_0, ..., e_{L-2}) or ()}`; block 0 is the
-        input side.
+      params: parameters, `{"blocks": (p_0, ..., p_{L-1}), "exits": (e_0, ..., e_{L-2}) or ()}`;
+        block 0 is the input side.
       stats: running statistics in the same outer structure; `{}` for a block without any.
     """
 
@@ -43,17 +43,17 @@ class Variables(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One client's work inside the compiled program; scalars are traced unless noted.
+    """One client's work inside the compiled program; scalars are traced.
 
     Attributes:
-      client: int32, client id.
+      client: client id, int32.
       key: typed PRNG key, `fold_in(fold_in(root, round), client)`.
-      steps: int32, local steps of this client.
-      loop_steps: int32, the largest `steps` among the clients trained side by side: the loop bound.
-      batch: int32, samples per mini-batch.
-      learning_rate_scale: float32.
-      exit: int32, block after which this client's loss is taken (`exit` of its planned route).
-      mask: pytree that broadcasts against the parameters, or None when everything trains.
+      steps: local steps of this client, int32.
+      loop_steps: largest `steps` among the clients trained side by side, the loop bound, int32.
+      batch: samples per mini-batch, int32.
+      learning_rate_scale: factor on the local updates, float32.
+      exit: block after which this client's loss is taken (`exit` of its planned route), int32.
+      mask: pytree that broadcasts against the parameters, or None if everything trains.
       row, shared: this client's row of `Plan.rows`, and `Plan.shared`.
     """
 
@@ -70,16 +70,16 @@ class Task(NamedTuple):
 
 
 class ClientResult(NamedTuple):
-    """What a local update returns for one client.
+    """The result of a local update for one client.
 
     Attributes:
-      delta: parameters after minus before, structure of `Variables.params`; None at every leaf that
-        the route left out.
+      delta: parameters after training minus before, structure of `Variables.params`; None at every
+        leaf that the route does not train.
       stats: running statistics after training, structure of `Variables.stats`.
-      loss: float32, mean training loss over the local steps, weighted by samples.
-      samples: int32, training samples processed.
-      aux: pytree for the merge alone (importances ...), which stays on the device, or None.
-      info: small pytree for `Algorithm.observe` (losses by part, logits ...), which is fetched to
+      loss: mean training loss over the local steps, weighted by samples, float32.
+      samples: number of training samples processed, int32.
+      aux: pytree for the merge only (importances ...), which stays on the device, or None.
+      info: small pytree for `Algorithm.observe` (losses by part, logits ...), which is copied to
         the host, or None.
     """
 
@@ -92,22 +92,24 @@ class ClientResult(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Stacked results of the clients trained side by side, as the merge sees them.
+    """Stacked results of the clients trained side by side, the input of the merge.
 
-    Every field has the leading axis c of the clients, whatever the pace.
+    Every field has the leading axis c of the clients, under every pace.
 
     Attributes:
-      client: int32[c].
-      weight: float32[c]; 0 for padding and for clients whose update is not finite.
-      delta: like `ClientResult.delta`, zero-filled where `weight` is 0.
-      stats_delta: running statistics after minus before, structure of `Variables.stats`.
-      mask: stacked mask, or None when everything trains.
-      start: the `Variables` every client started from; free where it is not used.
+      client: client ids, int32[c].
+      weight: aggregation weights, float32[c]; 0 for padding and for clients whose update is not
+        finite.
+      delta: stacked `ClientResult.delta`, zero for clients of weight 0.
+      stats_delta: running statistics after training minus before, structure of `Variables.stats`.
+      mask: stacked masks, or None if everything trains.
+      start: `Variables` from which every client started; they cost nothing if the merge does not
+        use them.
       row: rows of `Plan.rows`.
-      shared: what the client's own plan shared (`Plan.shared`); where all clients share one plan it
-        is broadcast inside the program, without a copy in memory.
-      staleness: int32[c], server steps between the model a client started from and this one.
-      aux: stacked `ClientResult.aux`, zero-filled where `weight` is 0.
+      shared: value of `Plan.shared` of each client's plan. If all clients share one plan, it is
+        broadcast inside the program, without a copy in memory.
+      staleness: server steps between the model from which a client started and this one, int32[c].
+      aux: stacked `ClientResult.aux`, zero for clients of weight 0.
     """
 
     client: Array
@@ -123,11 +125,11 @@ class Chunk(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """What a merge makes of the server's model.
+    """The result of a merge.
 
     Attributes:
-      variables: the merged model.
-      info: names to small arrays, for the records.
+      variables: merged model.
+      info: small arrays by name, for the records.
     """
 
     variables: Variables
@@ -135,11 +137,12 @@ class Merged(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Where a merge keeps what outlives a step on the device (the latest upload of every client).
+    """Access to buffers that a merge keeps between steps (the latest upload of every client).
 
     Attributes:
-      take: `acc -> buffers`, out of an accumulator, without computing anything.
-      put: `(state, buffers) -> state`, into the state of the method; None takes them out of it.
+      take: function `acc -> buffers` that reads them from an accumulator without computation.
+      put: function `(state, buffers) -> state` that writes them to the state of the method; with
+        None it removes them from the state.
     """
 
     take: Callable[[PyTree], PyTree]
@@ -147,18 +150,19 @@ class Buffers(NamedTuple):
 
 
 class Aggregator(NamedTuple):
-    """Merging as a stream: memory does not grow with the cohort.
+    """A streaming merge: its memory does not grow with the cohort.
 
     Attributes:
-      init: `(state, variables, mask_shapes) -> acc`; `mask_shapes` is one client's mask as
+      init: function `(state, variables, mask_shapes) -> acc`; `mask_shapes` is one client's mask as
         `ShapeDtypeStruct`s, or None.
-      add: `(acc, Chunk) -> acc`; traced into the training program. It is a sum over clients, so
-        that devices may start from zeros and add up what they hold. `acc` is consumed.
-      finalize: `(acc, variables, shared) -> Merged`, traced; coordinates nobody trained are
-        returned bit for bit. `shared` is that of the newest plan.
-      buffers: where it keeps buffers, or None if it keeps none. `init` hands the buffers of the
-        state on to `add`, which may then replace what they hold and runs on one device; `update`
-        sees a state without them.
+      add: function `(acc, Chunk) -> acc`, traced into the training program. It is a sum over
+        clients, so that several devices may start from zeros and add their sums. The memory of
+        `acc` is reused.
+      finalize: function `(acc, variables, shared) -> Merged`, traced; it returns coordinates that
+        no client trained unchanged, bit for bit. `shared` is that of the newest plan.
+      buffers: access to the buffers of the merge, or None if it keeps none. `init` passes the
+        buffers in the state on to `add`, which may then replace their content and runs on one
+        device; `update` gets a state without them.
     """
 
     init: Callable[..., PyTree]
@@ -168,17 +172,17 @@ class Aggregator(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came back from the cohort, on the host, for `observe`.
+    """The results of the executed tasks of a step, on the host, for `observe`.
 
     Attributes:
-      round: server step, from 0.
-      plan: the tasks that were executed, with the steps that count.
-      loss: float32[k].
-      samples: int64[k].
-      merged: bool[k], False for tasks left out because their update is not finite.
-      staleness: int64[k], server steps between the model a task started from and the merge.
+      round: number of the server step, from 0.
+      plan: tasks that were executed, with the local steps that count.
+      loss: mean training loss of each task, float32[k].
+      samples: training samples processed by each task, int64[k].
+      merged: whether each task was merged, bool[k]; False if its update is not finite.
+      staleness: server steps between the model from which a task started and the merge, int64[k].
       client_info: stacked `ClientResult.info`, leading axis k, NumPy; or None.
-      info: what the merge reported, NumPy.
+      info: values that the merge reported, NumPy.
     """
 
     round: int
@@ -193,14 +197,14 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A plan that looks at nothing learned, neither the model nor the state nor an accuracy.
+    """A plan that depends on nothing that is learned: not on the model, the state or an accuracy.
 
-    Where `Algorithm.plan` is a `Schedule` and nothing observes the rounds, whole batches of rounds
-    are planned first and then run in one program, without coming back to the host in between. A
-    plan of any other type is asked anew before every round.
+    If `Algorithm.plan` is a `Schedule` and `observe` is None, batches of rounds are planned first
+    and then run in one program, without returning to the host in between. A plan of any other type
+    is called before every round.
 
     Attributes:
-      tasks: `(Situation) -> Plan`.
+      tasks: function `(Situation) -> Plan`.
     """
 
     tasks: Callable[[Situation], Plan]
@@ -208,7 +212,7 @@ class Schedule:
     def __call__(
         self, state: PyTree, variables: Variables, situation: Situation
     ) -> tuple[Plan, PyTree]:
-        """`Algorithm.plan`."""
+        """The function `Algorithm.plan`."""
         del variables
         return self.tasks(situation), state
 
@@ -218,31 +222,33 @@ Observe = Callable[[PyTree, Variables, Report], tuple[PyTree, Variables, dict[st
 
 
 class Algorithm(NamedTuple):
-    """A federated method, as pure functions (in the manner of an optax transformation).
+    """A federated method as a set of pure functions (like an optax transformation).
 
     Attributes:
-      name: for records and plots.
-      init: `(variables, key) -> state`, a pytree of JAX and NumPy arrays (see the module); state
-        per client has a leading client axis.
-      plan: `(state, variables, Situation) -> (Plan, state)`, on the host; a `Schedule` where it
-        looks at nothing learned.
-      mask: `(row, shared) -> mask` pytree of bools broadcasting against the parameters (traced, one
-        client), or None when every client trains everything.
-      local: `(route, start, data, Task) -> ClientResult`, one client; the engine vmaps it.
-      merge: the `Aggregator`.
-      update: `(state, variables, Merged) -> (state, variables)`, the server's step, traced. It may
-        read and change the JAX leaves of the state; its NumPy leaves pass through as they are.
-      pace: when the server merges; see `fedjax_het.contract.clock`.
-      cohort_size: clients selected per round; clients at work at any time, under a pace that may
-        leave tasks waiting.
-      observe: `(state, variables, Report) -> (state, variables, info)`, on the host, after every
-        step: keeps books, and may replace the model (a roll-back). `info` is recorded. None if
-        nothing is to be seen; rounds then need not come back to the host.
-      select: who takes part; see `fedjax_het.contract.selection`.
-      evaluated: `(state, variables) -> [Variables]`, the models whose mean accuracy counts as the
-        method's; None for the global model alone.
-      preview: `() -> Preview`, on the host, what a run would do; None for a method that plans
-        nothing ahead.
+      name: name in records and plots.
+      init: function `(variables, key) -> state`; the state is a pytree of JAX and NumPy arrays (see
+        the module), in which arrays per client have a leading client axis.
+      plan: function `(state, variables, Situation) -> (Plan, state)`, on the host; a `Schedule` if
+        it depends on nothing that is learned.
+      mask: function `(row, shared) -> mask`, traced, for one client; a mask is a pytree of bools
+        that broadcasts against the parameters. None if every client trains everything.
+      local: function `(route, start, data, Task) -> ClientResult` for one client, traced; the
+        engine applies `vmap`.
+      merge: `Aggregator` of the method.
+      update: function `(state, variables, Merged) -> (state, variables)`, the server's step,
+        traced. It may read and change the JAX leaves of the state; it must return the NumPy leaves
+        unchanged.
+      pace: rule for the time of a merge; see `fedjax_het.contract.clock`.
+      cohort_size: number of clients selected per round; under a pace that may leave tasks waiting,
+        the number of clients at work at any time.
+      observe: function `(state, variables, Report) -> (state, variables, info)`, on the host, after
+        every step. It updates host state and may replace the model (a roll-back); `info` is
+        recorded. If None, rounds need not return to the host.
+      select: function that selects the cohort; see `fedjax_het.contract.selection`.
+      evaluated: function `(state, variables) -> [Variables]` for the models whose mean accuracy
+        counts as that of the method; None for the global model only.
+      preview: function `() -> Preview`, on the host, which describes a run without training; None
+        for a method that plans nothing ahead.
     """
 
     name: str
@@ -263,10 +269,10 @@ class Algorithm(NamedTuple):
 
     @property
     def overlaps(self) -> bool:
-        """Whether clients are at work across merges: the pace leaves some, or buffers hold some."""
+        """Whether tasks may span merges: the pace leaves some waiting, or the merge has buffers."""
         return self.pace.may_wait or self.merge.buffers is not None
 
     @property
     def plans_ahead(self) -> bool:
-        """Whether rounds can be planned first and run in one program."""
+        """Whether a batch of rounds can be planned first and run in one program."""
         return isinstance(self.plan, Schedule) and self.observe is None and not self.overlaps

@@ -1,4 +1,4 @@
-"""The contract's types held to their word while a program is traced; each message names the method.
+"""Checks of the contract's types while a program is traced; each message names the method.
 
 Shapes, dtypes and tree structures are known at trace time, so the checks cost nothing when the
 program runs.
@@ -45,7 +45,7 @@ def check_mask(method: str, mask: PyTree, params: PyTree) -> None:
 
 
 def check_result(method: str, route: Route, result: ClientResult, start: Variables) -> None:
-    """Raises `InputError` unless a local update returns what its route trains, in its shapes."""
+    """Raises `InputError` unless a local update has the leaves and shapes that its route trains."""
     with _naming(method, "local update", "return parameters after minus before, None where frozen"):
         trained = split(start.params, route)[0]
         chex.assert_trees_all_equal_shapes_and_dtypes(result.delta, trained)
@@ -56,7 +56,7 @@ def check_result(method: str, route: Route, result: ClientResult, start: Variabl
 
 
 def check_chunk(method: str, chunk: Chunk) -> None:
-    """Raises `InputError` unless everything in a chunk has the leading axis of its clients."""
+    """Raises `InputError` unless every array in a chunk has the leading axis of its clients."""
     with _naming(method, "chunk", "give every row, mask and auxiliary output a fixed shape"):
         chex.assert_tree_shape_prefix(chunk, chunk.weight.shape)
 

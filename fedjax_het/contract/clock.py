@@ -1,9 +1,9 @@
-"""Virtual time: task durations in, merge events out. The clock never looks at the wall.
+"""Virtual time: it determines merge events from task durations, and never from wall time.
 
-Durations are known at dispatch, so asynchrony needs no loop over clients: the tasks in flight lie
-in one table, and a *pace* decides, from that table alone, when the server merges and what becomes
-of every task. Barrier and deadline close all tasks; a window or a count of arrivals closes some and
-leaves the rest `WAITING` for a later merge.
+Durations are known at dispatch, so asynchrony needs no loop over clients. The tasks in flight are
+in one table. A *pace* decides, from this table only, when the server merges and which status every
+task gets. Barrier and deadline close all tasks. A window or a count of arrivals closes some tasks
+and leaves the others `WAITING` for a later merge.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,24 @@ from fedjax_het.contract.plan import Plan, Timing
 
 
 class Status(Enum):
-    """What became of a task at a merge."""
+    """The status of a task at a merge."""
 
     MERGED = "merged"  # finished in time
     PARTIAL = "partial"  # stopped at the deadline with some local steps done
     DROPPED = "dropped"  # not finished in time; its work is lost
-    WAITING = "waiting"  # still running; a later merge will see it
+    WAITING = "waiting"  # not merged yet; left for a later merge
 
 
 class Flight(NamedTuple):
     """The tasks in flight, one row each.
 
     Attributes:
-      client: int64[m].
-      version: int64[m], server steps behind the model each task started from.
-      dispatched_s: float64[m], virtual time of dispatch.
-      deadline_s: float64[m], virtual time at which a deadline pace stops the task (inf: none).
-      steps: int64[m], local steps.
-      timing: prices, arrays of length m.
+      client: client ids, int64[m].
+      version: number of server steps before the model from which each task started, int64[m].
+      dispatched_s: virtual time of dispatch, float64[m].
+      deadline_s: virtual time at which a deadline pace stops the task, float64[m]; inf for none.
+      steps: local steps, int64[m].
+      timing: prices of the tasks, arrays of length m.
     """
 
     client: np.ndarray
@@ -46,7 +46,7 @@ class Flight(NamedTuple):
 
     @property
     def arrives_s(self) -> np.ndarray:
-        """Virtual time at which the whole task would be back at the server, float64[m]."""
+        """Virtual time at which the result of the whole task would arrive, float64[m]."""
         return self.dispatched_s + self.timing.total_s
 
 
@@ -56,7 +56,7 @@ class Closing(NamedTuple):
     Attributes:
       at_s: virtual time of the merge.
       status: `Status` of every task, length m.
-      steps: int64[m], local steps that count (fewer than planned where PARTIAL).
+      steps: local steps that count, int64[m]; fewer than planned for PARTIAL tasks.
     """
 
     at_s: float
@@ -65,14 +65,14 @@ class Closing(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """When the server merges.
+    """The rule that decides when the server merges.
 
     Attributes:
-      name: for records.
-      close: `(flight) -> Closing`.
-      may_wait: whether it may leave tasks `WAITING`. Clients are then at work all the time, and
-        those that are not are sent out anew after every merge.
-      refills: whether a client that has arrived is replaced at once, with the model as it is.
+      name: name in records.
+      close: function `(flight) -> Closing`.
+      may_wait: whether it may leave tasks `WAITING`. Tasks then overlap, and idle clients are
+        dispatched after every merge.
+      refills: whether a client that has arrived is replaced at once, with the current model.
     """
 
     name: str
@@ -82,10 +82,10 @@ class Pace(NamedTuple):
 
 
 def dispatch(plan: Plan, now_s: float, version: int) -> Flight:
-    """The plan's tasks as they leave the server at `now_s`.
+    """The plan's tasks in flight, dispatched at `now_s` with the model of number `version`.
 
     Raises:
-      InputError: a duration is not positive and finite, naming the client.
+      InputError: if a duration is not positive and finite; the message names the client.
     """
     total_s = np.asarray(plan.timing.total_s, np.float64)
     parts = np.stack([plan.timing.download_s, plan.timing.compute_s, plan.timing.upload_s])
@@ -108,7 +108,7 @@ def dispatch(plan: Plan, now_s: float, version: int) -> Flight:
 
 
 def barrier() -> Pace:
-    """The server waits for everyone: a round lasts as long as its slowest task."""
+    """The server waits for all clients: a round lasts as long as its slowest task."""
 
     def close(flight: Flight) -> Closing:
         at_s = float(np.max(flight.arrives_s))
@@ -118,12 +118,12 @@ def barrier() -> Pace:
 
 
 def deadline(late: str = "drop") -> Pace:
-    """The server waits until the plan's deadline, or until everyone is back if that is sooner.
+    """The server waits until the plan's deadline, or until all clients have arrived if earlier.
 
     Args:
-      late: what becomes of a task that would miss it. "drop" loses the task. "partial" keeps the
-        local steps that leave time to upload (steps are taken to last equally long); a task that
-        cannot finish even one step is lost.
+      late: treatment of a task that would miss the deadline. "drop" drops the task. "partial" keeps
+        the local steps that leave time for the upload (all steps are assumed to last equally long),
+        and drops a task that cannot finish one step.
     """
     require(
         late in ("drop", "partial"),
@@ -158,9 +158,9 @@ def arrivals(count: int, *, refill: bool = False) -> Pace:
     """The server merges at every `count`-th arrival; ties are broken by the client's id.
 
     Args:
-      count: arrivals per merge, K.
-      refill: whether a client that has arrived is replaced at once, with the model as it is, and
-        not only after the merge, so that the number of clients at work stays constant.
+      count: number K of arrivals per merge.
+      refill: whether a client that has arrived is replaced at once, with the current model, and not
+        only after the merge, so that the number of clients at work stays constant.
     """
     require(count >= 1, f"count = {count}", "must be at least 1 arrival", "use 1 or 10")
 
@@ -172,7 +172,7 @@ def arrivals(count: int, *, refill: bool = False) -> Pace:
 
 
 def window(interval_s: float) -> Pace:
-    """The server merges what has arrived at every multiple of `interval_s`, if anything has."""
+    """The server merges all tasks that have arrived, if any, at every multiple of `interval_s`."""
     require(
         np.isfinite(interval_s) and interval_s > 0,
         f"interval_s = {interval_s}",
@@ -182,7 +182,7 @@ def window(interval_s: float) -> Pace:
 
     def close(flight: Flight) -> Closing:
         soonest_s = float(np.min(flight.arrives_s))
-        # An arrival that is late by rounding alone counts as in time.
+        # An arrival that is late only because of rounding counts as in time.
         ticks = np.ceil(soonest_s / interval_s - 1e-9)
         at_s = max(float(ticks * interval_s), soonest_s)
         return take(flight, np.flatnonzero(flight.arrives_s <= at_s * (1 + 1e-12)), at_s)
@@ -191,12 +191,12 @@ def window(interval_s: float) -> Pace:
 
 
 def arrival_order(flight: Flight) -> np.ndarray:
-    """Indices of the tasks as they arrive, int64[m]; at the same time, lower clients first."""
+    """Indices of the tasks in order of arrival, int64[m]; ties are broken by the client's id."""
     return np.lexsort((flight.client, flight.arrives_s))
 
 
 def take(flight: Flight, chosen: np.ndarray, at_s: float) -> Closing:
-    """The closing that merges the chosen tasks whole and leaves the rest waiting."""
+    """The closing that merges the chosen tasks completely and leaves the others waiting."""
     status = [Status.WAITING] * len(flight.client)
     for i in chosen:
         status[i] = Status.MERGED

@@ -1,9 +1,9 @@
-"""What a client trains: masks, which are the truth, and routes, which are a permission to skip.
+"""Masks, which define the parameters that a client trains, and routes, which permit to skip work.
 
 A *mask* has the structure of the parameters; its boolean leaves broadcast against them: shape `()`
-for a whole tensor (suffix, window), a channel vector (width), or the full shape (density). Masks
-alone define the result. A *route* is a small hashable value that lets the compiler leave work out;
-it must cover the mask, and any covering route gives the same numbers.
+for a whole tensor (suffix, window), a channel vector (width), or the full shape (density). Only
+masks define the result. A *route* is a small hashable value that lets the compiler skip work. It
+must cover the mask, and all covering routes give the same numbers.
 """
 
 from typing import Any, NamedTuple
@@ -15,15 +15,15 @@ from fedjax_het.common.types import PyTree
 
 
 class Route(NamedTuple):
-    """Blocks that need a gradient, the block whose exit gives the loss, and where it is split.
+    """The blocks that need a gradient, the block whose exit gives the loss, and the cut.
 
     Attributes:
       first: shallowest block that may train; blocks before it run forward only.
       exit: block after which the loss is taken; deeper blocks are not run. None runs the whole
-        network with all its exits and lets every client pick its own (`Task.exit`).
+        model with all its exits, and every client uses its own exit (`Task.exit`).
       cut: block after which no gradient flows back (split training with local losses): the blocks
-        up to it learn from the head after it, the deeper ones from the loss at `exit`. None for
-        training from end to end, and where `exit` is None, for then every client has its own.
+        up to it learn from the head after it, the deeper blocks from the loss at `exit`. None for
+        training from end to end, and if `exit` is None, because then every client has its own exit.
     """
 
     first: int
@@ -31,7 +31,7 @@ class Route(NamedTuple):
     cut: int | None = None
 
     def covers(self, other: "Route") -> bool:
-        """True when work planned for `other` may run on this route with the same result."""
+        """Whether work planned for `other` may run on this route with the same result."""
         same = (self.exit, self.cut) == (other.exit, other.cut)
         return self.first <= other.first and (self.exit is None or same)
 
@@ -42,12 +42,12 @@ def full_route(num_blocks: int, has_exits: bool) -> Route:
 
 
 def suffix(params: PyTree, first: jax.Array, exit: jax.Array | None = None) -> PyTree:
-    """Mask of the blocks `first..exit` and the head that closes them.
+    """Mask of the blocks `first..exit` and of the exit head after them.
 
     Args:
-      params: `Variables.params`, or its shapes; only the structure is used.
-      first: int32 scalar, shallowest trained block (0 = input side).
-      exit: int32 scalar, block whose head gives the loss; None or L-1 for the network's own head.
+      params: parameters, `Variables.params`, or their shapes; only the structure is used.
+      first: shallowest trained block (0 = input side), int32 scalar.
+      exit: block whose head gives the loss, int32 scalar; None or L-1 for the model's own head.
 
     Returns:
       A pytree of `bool[]`, one per tensor.
@@ -62,7 +62,7 @@ def suffix(params: PyTree, first: jax.Array, exit: jax.Array | None = None) -> P
         "blocks": tuple(
             of(block, (b >= first) & (b <= exit)) for b, block in enumerate(params["blocks"])
         ),
-        # A single head closes every block but the last (`BlockModel.shared_exit`).
+        # A single head serves every block except the last (`BlockModel.shared_exit`).
         "exits": tuple(
             of(head, exit < last if len(params["exits"]) == 1 else b == exit)
             for b, head in enumerate(params["exits"])
@@ -76,14 +76,15 @@ def everything(params: PyTree) -> PyTree:
 
 
 def split(tree: PyTree, route: Route) -> tuple[PyTree, PyTree]:
-    """Splits a tree shaped like the parameters into what `route` trains and what it freezes.
+    """Splits a tree of the parameters' structure into the trained and the frozen part.
 
     Args:
       tree: parameters, a mask or an update.
-      route: the route.
+      route: route that decides which leaves are trained.
 
     Returns:
-      `(trained, frozen)`, each with the outer structure of `tree` and None at the other's leaves.
+      The pair `(trained, frozen)`, each with the outer structure of `tree` and None at the leaves
+      of the other.
     """
     blocks, exits = tree["blocks"], tree["exits"]
     last = len(blocks) - 1
@@ -106,18 +107,19 @@ def split(tree: PyTree, route: Route) -> tuple[PyTree, PyTree]:
 
 
 def join(trained: PyTree, frozen: PyTree) -> PyTree:
-    """Inverse of `split`: takes every leaf from whichever tree has it."""
+    """Inverse of `split`: takes every leaf from the tree that has it."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None
     )
 
 
 def apply(mask: PyTree, tree: PyTree) -> PyTree:
-    """`mask * tree`, with None leaves of `tree` kept.
+    """`mask * tree`; None leaves of `tree` stay None.
 
     Args:
-      mask: boolean leaves that broadcast against those of `tree` from the right, or None for ones.
-      tree: float leaves or None.
+      mask: pytree of boolean leaves that broadcast against those of `tree` from the right, or None
+        for a mask of ones.
+      tree: pytree of float leaves, some of which may be None.
     """
     if mask is None:
         return tree
@@ -132,7 +134,7 @@ def apply(mask: PyTree, tree: PyTree) -> PyTree:
 
 
 def live_blocks(mask: PyTree) -> jax.Array:
-    """bool[L]: which blocks train anything under `mask`."""
+    """Whether `mask` trains any parameter of each block, bool[L]."""
     any_leaf = [
         jnp.any(jnp.stack([jnp.any(leaf) for leaf in jax.tree.leaves(block)]))
         if jax.tree.leaves(block)

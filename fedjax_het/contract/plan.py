@@ -1,4 +1,4 @@
-"""A plan: who trains what, from which model, at what price on the virtual clock."""
+"""A plan: the tasks of the clients of a round, and their prices on the virtual clock."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from fedjax_het.contract.masks import Route
 
 
 class Timing(NamedTuple):
-    """Price of each client's task, NumPy arrays of length k; durations are positive in sum."""
+    """Price of each client's task, NumPy arrays of length k; the sum of durations is positive."""
 
     download_s: np.ndarray  # float64[k]
     compute_s: np.ndarray  # float64[k]
@@ -27,22 +27,24 @@ class Timing(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Who trains what, on how many samples, and what it costs; one row a client task.
+    """The tasks of the clients, their sizes and their prices; one row per client task.
 
     Attributes:
-      clients: int64[k], distinct client ids.
-      routes: k static descriptions of the work that may not be left out; each covers its mask.
-      steps: int32[k], local optimiser steps (>= 1).
-      batch: int32[k], samples per local mini-batch (>= 1).
-      weight: float32[k], aggregation weight a_i (> 0).
-      timing: what the tasks cost on the virtual clock.
-      rows: pytree of arrays with leading axis k, one row per client (a depth, a density, last
-        round's logits ...); handed to `Algorithm.mask`, to the local update and to the merge.
+      clients: distinct client ids, int64[k].
+      routes: static descriptions of the work that may not be skipped, length k; each covers the
+        mask of its task.
+      steps: local optimiser steps (>= 1), int32[k].
+      batch: samples per local mini-batch (>= 1), int32[k].
+      weight: aggregation weight a_i (> 0), float32[k].
+      timing: prices of the tasks on the virtual clock.
+      rows: pytree of arrays with leading axis k, one row per client (a depth, a density, the logits
+        of the last round ...); passed to `Algorithm.mask`, to the local update and to the merge.
       notes: pytree of NumPy arrays with leading axis k that stay on the host, for `observe`.
-      shared: pytree broadcast to every client and to `merge` (a ranking, a bias correction ...).
+      shared: pytree that is broadcast to every client and to `merge` (a ranking, a bias correction
+        ...).
       learning_rate_scale: factor on the local updates of this round.
       deadline_s: seconds after dispatch at which a deadline pace closes the round.
-      info: names to numbers, what there is to record of the plan.
+      info: numbers by name, to record with the step, or None.
     """
 
     clients: np.ndarray
@@ -59,7 +61,7 @@ class Plan(NamedTuple):
     info: Mapping[str, Any] | None = None
 
     def take(self, index: np.ndarray, steps: np.ndarray | None = None) -> "Plan":
-        """The tasks at these places, with other local steps if given (of every task, int64[k])."""
+        """The tasks with these indices; `steps`, int64[k], replaces the steps of all tasks."""
 
         def of(tree: PyTree) -> PyTree:
             return jax.tree.map(lambda a: np.asarray(a)[index], tree)
@@ -77,15 +79,15 @@ class Plan(NamedTuple):
 
 
 class Situation(NamedTuple):
-    """What `plan` may look at besides its own state.
+    """The input of `plan` besides state and model.
 
     Attributes:
-      round: server step about to start, from 0.
-      now_s: virtual time of the dispatch.
-      clients: int64[k], the sampled cohort, all available at `now_s`.
+      round: number of the server step about to start, from 0.
+      now_s: virtual time of the dispatch in seconds.
+      clients: ids of the selected cohort, all available at `now_s`, int64[k].
       key: typed PRNG key of this round, for device work inside the plan.
       rng: NumPy generator of this round, for draws on the host.
-      accuracy: on the test set, if the model has been evaluated since the last plan.
+      accuracy: test accuracy, if the model has been evaluated since the last plan, else None.
     """
 
     round: int

@@ -1,4 +1,4 @@
-"""A preview: what a run would do before chance has a say; numbers alone, for reports to show."""
+"""A preview: the numbers of a run that are known without randomness and training, for reports."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ class Column(NamedTuple):
     """One quantity, with a row for every round or for every client.
 
     Attributes:
-      label: what the numbers are, with their unit in parentheses.
-      values: array[rows], or array[rows, m] where a row holds several numbers.
-      entries: names of the m numbers of a row, which are shown one by one; empty where they are
-        shown by the least, the median and the largest.
+      label: name of the quantity, with its unit in parentheses.
+      values: values of the quantity, array[rows], or array[rows, m] with several numbers per row.
+      entries: names of the m numbers of a row, to show each of them; if empty, only the least, the
+        median and the largest are shown.
     """
 
     label: str
@@ -22,14 +22,14 @@ class Column(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """What a run of a method that plans its rounds ahead would do.
+    """The preview of a run of a method that plans its rounds ahead.
 
     Attributes:
       method: name of the method.
-      summary: names to numbers that concern the whole run.
-      by_round: names to columns with a row per round.
-      by_client: names to columns with a row per client. The first has one number a row, and the
-        others are drawn against it.
+      summary: numbers of the whole run, by name.
+      by_round: columns with a row per round, by name.
+      by_client: columns with a row per client, by name. The first column has one number per row,
+        and the others are plotted against it.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Who takes part: a selection draws the next cohort from the clients that are available."""
+"""Selections, which draw the next cohort from the clients that are available."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,13 +7,13 @@ import numpy as np
 
 
 class Candidates(NamedTuple):
-    """What a selection may look at.
+    """The input of a selection.
 
     Attributes:
-      round: server step about to start, from 0.
-      now_s: virtual time of the dispatch.
-      clients: int64[m], ids of the clients that are available and idle, ascending.
-      wanted: clients to select, at most m.
+      round: number of the server step about to start, from 0.
+      now_s: virtual time of the dispatch in seconds.
+      clients: ids of the clients that are available and idle, ascending, int64[m].
+      wanted: number of clients to select, at most m.
       rng: NumPy generator of this draw.
     """
 
@@ -24,10 +24,10 @@ class Candidates(NamedTuple):
     rng: np.random.Generator
 
 
-# From candidates to the ids of those who take part, int64[wanted], without repetition.
+# A function from the candidates to the ids of the cohort, int64[wanted], without repetition.
 Select = Callable[[Candidates], np.ndarray]
 
 
 def uniform(candidates: Candidates) -> np.ndarray:
-    """All candidates with the same probability, without replacement."""
+    """Selects all candidates with equal probability, without replacement."""
     return candidates.rng.choice(candidates.clients, candidates.wanted, replace=False)

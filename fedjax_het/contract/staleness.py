@@ -1,4 +1,4 @@
-"""Late updates: how much they still count, and merges that let them count less."""
+"""Discounts of late updates by their staleness, and merges that apply a discount."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,12 +22,12 @@ def discount(kind: str, a: float = 0.5, b: float = 4.0) -> Discount:
     $1 / (a (\tau - b) + 1)$, which is continuous at b.
 
     Args:
-      kind: which.
-      a: exponent or slope.
-      b: steps without a discount, for the hinge.
+      kind: kind of the discount, "constant", "polynomial" or "hinge".
+      a: exponent of the polynomial, or slope of the hinge.
+      b: number of steps without a discount, for the hinge.
 
     Returns:
-      `tau -> s`, both of one shape, s float32; for NumPy and traced arrays.
+      Function from tau to s, float32 of the same shape; for NumPy and traced arrays.
 
     References:
       Xie et al., *Asynchronous Federated Optimization*, 2019, section 5.1.
@@ -53,11 +53,11 @@ def discounted_sum(late: Discount, scale: float = 1.0) -> Aggregator:
     r"""$w \leftarrow w + \eta \sum_i a_i s(\tau_i) \Delta_i$, without dividing by the weights.
 
     Args:
-      late: the discount s.
-      scale: eta.
+      late: discount s.
+      scale: factor eta of the sum.
 
     Returns:
-      An `Aggregator`; running statistics move in the same way.
+      An `Aggregator`; running statistics are merged in the same way.
     """
 
     def init(state: PyTree, variables: Variables, mask_shapes: PyTree) -> Variables:
@@ -82,11 +82,11 @@ def discounted_sum(late: Discount, scale: float = 1.0) -> Aggregator:
 def mixing(late: Discount, alpha: float) -> Aggregator:
     r"""$w \leftarrow (1 - \alpha_t) w + \alpha_t w_i$ with $\alpha_t = \alpha s(\tau_i)$.
 
-    Several clients at once share: the sum of their alpha_t must not exceed 1. Their weights decide
-    only whether they count.
+    If several clients are merged at once, the sum of their alpha_t must not exceed 1. A client is
+    left out if its weight is 0; otherwise its weight has no effect.
 
     Args:
-      late: the discount s.
+      late: discount s.
       alpha: weight of a client that is not late.
 
     Returns:

@@ -1,7 +1,7 @@
 """Random crop, flip and cutout of stored images, inside the compiled program.
 
-Draws are hashed from (key, position in the batch), so a sample is augmented alike whatever the
-width the batch was padded to, and therefore however the cohort was grouped.
+Draws are hashes of (key, position in the batch). The augmentation of a sample therefore does not
+depend on the width to which the batch is padded, nor on how the cohort is grouped.
 """
 
 import jax
@@ -17,24 +17,25 @@ _CUTOUT = 16
 
 
 def draws(key: Array, count: int) -> tuple[Array, Array]:
-    """Two independent uniform uint32[count] whose entry i depends on `key` and i only."""
+    """Two independent uniform uint32[count] arrays; entry i depends on `key` and i only."""
     words = jax.random.bits(key, (3,), jnp.uint32)
     first = mix(jnp.arange(count, dtype=jnp.uint32) ^ words[0])
     return mix(first ^ words[1]), mix(first ^ words[2])
 
 
 def crop_flip(images: Array, sample: Array, draw: Array) -> Array:
-    """Reads samples shifted by up to 4 pixels into a zero border, half of them mirrored.
+    """Reads samples shifted by up to 4 pixels, with zeros outside the image; mirrors half of them.
 
-    Shift and mirror are part of the index with which images are read: no padded copy is made.
+    The index with which images are read includes the shift and the mirroring, so no padded copy is
+    made.
 
     Args:
-      images: [N, H, W, C] in storage dtype.
-      sample: int32[B], rows of `images` to read.
-      draw: uint32[B], uniform.
+      images: stored images, [N, H, W, C] in storage dtype.
+      sample: row numbers of `images` to read, int32[B].
+      draw: uniform random bits, uint32[B].
 
     Returns:
-      [B, H, W, C] in storage dtype.
+      Augmented images, [B, H, W, C] in storage dtype.
     """
     height, width = images.shape[1:3]
     choices = 2 * _PADDING + 1
@@ -54,14 +55,14 @@ def crop_flip(images: Array, sample: Array, draw: Array) -> Array:
 
 
 def cutout(x: Array, draw: Array) -> Array:
-    """Zeroes one 16 x 16 square per image, centred anywhere and clipped at the border.
+    """Zeroes one 16 x 16 square per image, centred at a random pixel and clipped at the border.
 
     Args:
-      x: float32[B, H, W, C], normalised, so that zero is the channel's mean.
-      draw: uint32[B], uniform.
+      x: images, float32[B, H, W, C], normalised, so that zero is the channel's mean.
+      draw: uniform random bits, uint32[B].
 
     Returns:
-      float32[B, H, W, C].
+      Images with the square set to zero, float32[B, H, W, C].
 
     Reference:
       DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",

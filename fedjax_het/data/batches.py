@@ -1,6 +1,6 @@
-"""Mini-batches inside the compiled program: which samples, in which order, as which numbers.
+"""Mini-batches inside the compiled program: choice of samples, their order, and normalisation.
 
-Nothing is stored per client but where its samples lie. The order of an epoch is a stateless
+Only the positions of a client's samples are stored per client. The order of an epoch is a stateless
 permutation (`fedjax_het.data.shuffle`), so training may resume at any step, and clients of
 different sizes run side by side without padding their data.
 """
@@ -17,7 +17,8 @@ from fedjax_het.data.shuffle import permute
 
 Array = jax.Array
 
-# Samples per forward pass of an evaluation: few enough for a CPU's cache, many for an accelerator.
+# Samples per forward pass of an evaluation: few for a CPU, to fit in its cache; many for an
+# accelerator.
 _CPU_PASS, _ACCELERATOR_PASS = 64, 1024
 
 _FULL_SCALE = {"uint8": 255.0, "int16": 32768.0, "float32": 1.0}
@@ -27,10 +28,10 @@ class Pipeline(NamedTuple):
     """How stored samples become model inputs; hashable, so it may be a static argument.
 
     Attributes:
-      mean, std: per channel, or one value for all; they apply after pixels are scaled to [0, 1] and
-        16-bit audio to [-1, 1). Zero and one leave the scaled values as they are.
-      augment: None; `"crop_flip"`: zero border of 4, random crop, random mirror; or
-        `"crop_flip_cutout"`: also a random 16 x 16 hole.
+      mean, std: mean and standard deviation per channel, or one value for all. They apply after
+        pixels are scaled to [0, 1] and 16-bit audio to [-1, 1). Mean 0 and std 1 change nothing.
+      augment: name of the augmentation, or None. `"crop_flip"` adds a zero border of 4, crops at
+        random and mirrors at random; `"crop_flip_cutout"` also zeroes a random 16 x 16 square.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -41,14 +42,15 @@ class Pipeline(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DeviceData:
-    """Training samples and who holds them, as device arrays; the partition is a CSR index.
+    """Training samples and their partition as device arrays; the partition is a CSR index.
 
     Attributes:
-      x: [N, ...] in storage dtype: uint8 pixels, int16 audio, float32 features or int32 tokens.
-      y: int32[N] labels, or int32[N, T] for sequences.
-      order: int32[N_used], sample ids grouped by client.
-      start: int32[n], where each client's samples begin in `order`.
-      count: int32[n], samples of each client (>= 1).
+      x: inputs, [N, ...] in storage dtype: uint8 pixels, int16 audio, float32 features or int32
+        tokens.
+      y: labels, int32[N], or int32[N, T] for sequences.
+      order: sample ids grouped by client, int32[N_used].
+      start: position in `order` of each client's first sample, int32[n].
+      count: number of samples of each client (>= 1), int32[n].
     """
 
     x: Array
@@ -62,10 +64,10 @@ class Batch(NamedTuple):
     """One mini-batch of one client.
 
     Attributes:
-      x: float32[max_batch, ...] ready for the model, or int32[max_batch, T] tokens.
-      y: int32[max_batch], or int32[max_batch, T].
-      weight: float32[max_batch], 1 for a sample of the batch and 0 for padding; padded positions
-        repeat real samples of the same client.
+      x: model inputs, float32[max_batch, ...], or int32[max_batch, T] tokens.
+      y: labels, int32[max_batch], or int32[max_batch, T].
+      weight: weight of each position, float32[max_batch]: 1 for a sample of the batch and 0 for
+        padding. Padded positions repeat real samples of the same client.
     """
 
     x: Array
@@ -74,19 +76,19 @@ class Batch(NamedTuple):
 
 
 def steps_per_epoch(count: Array, batch: Array) -> Array:
-    """int32: batches of `batch` that visit `count` samples once; the last may be smaller."""
+    """Number of batches of size `batch` in one pass over `count` samples, int32, rounded up."""
     return (count + (batch - 1)) // batch
 
 
 def prepare(x: Array | np.ndarray, spec: Pipeline) -> Array:
-    """Stored samples as model inputs, without augmentation; for evaluation.
+    """Turns stored samples into model inputs without augmentation, for evaluation.
 
     Args:
-      x: [..., C] in storage dtype; for one-value statistics any shape.
-      spec: how samples become inputs.
+      x: samples, [..., C] in storage dtype; any shape if mean and std are single values.
+      spec: preprocessing of the samples; its `augment` is ignored.
 
     Returns:
-      float32 of the same shape, `(x / full_scale - mean) / std`; int32 tokens as they are.
+      Inputs of the same shape, float32 `(x / full_scale - mean) / std`; int32 tokens unchanged.
     """
     x = jnp.asarray(x)
     if x.dtype == jnp.int32:
@@ -98,15 +100,15 @@ def prepare(x: Array | np.ndarray, spec: Pipeline) -> Array:
     def per_channel(value: np.ndarray) -> np.ndarray:
         return value.astype(np.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
-    # Subtract, then multiply: unlike a product plus an offset, this cannot be fused into an FMA in
-    # one compiled program and not in another, so every execution sees the same bits.
+    # Subtracting first, then multiplying, cannot be fused into an FMA. A product plus an offset
+    # could be fused in one compiled program and not in another, and the bits would differ.
     return (x.astype(jnp.float32) - per_channel(offset)) * per_channel(factor)
 
 
 def in_batches(x: np.ndarray, y: np.ndarray) -> tuple[Array, Array]:
-    """All samples on the device, cut into batches for evaluation: `[m, b, ...]` both.
+    """Copies all samples to the device, cut into batches for evaluation, both `[m, b, ...]`.
 
-    The last batch is filled up with samples from the beginning, which the caller leaves out.
+    The last batch is filled with samples from the beginning, which the caller must ignore.
     """
     count = len(y)
     batch = min(count, _CPU_PASS if jax.default_backend() == "cpu" else _ACCELERATOR_PASS)
@@ -127,20 +129,20 @@ def gather(
     max_batch: int,
     key: Array,
 ) -> Batch:
-    """Mini-batch number `step` of one client; pure, traceable, and made for `vmap` over clients.
+    """Mini-batch number `step` of one client; pure, traceable, and suited to `vmap` over clients.
 
     With n samples and batches of b an epoch has ceil(n / b) steps and visits every sample once; its
     last batch is smaller when b does not divide n. Every epoch has its own order. The result at the
     first b positions does not depend on `max_batch`.
 
     Args:
-      data: the federated data set on device.
-      spec: how samples become inputs (static).
-      client: int32 scalar, client id.
-      step: int32 scalar, local step, counted from 0 across epochs.
-      batch: int32 scalar, samples per mini-batch, `1 <= batch <= max_batch`.
+      data: federated data set on the device.
+      spec: preprocessing of the samples (static).
+      client: client id, int32 scalar.
+      step: number of the local step, counted from 0 across epochs, int32 scalar.
+      batch: samples per mini-batch, int32 scalar, `1 <= batch <= max_batch`.
       max_batch: width of the result (static).
-      key: typed PRNG key of this client's order and augmentation, the same at all its steps and
+      key: typed PRNG key of this client's order and augmentation; the same at all its steps, and
         used for nothing else.
 
     Returns:
@@ -153,8 +155,8 @@ def gather(
     position = (step - epoch * per_epoch) * batch + slot
     weight = ((slot < batch) & (position < count)).astype(jnp.float32)
     order_key, augment_key = jax.random.split(key)
-    # The barrier keeps the shuffle's rounds out of the gathers' index computation, into which some
-    # compilers would copy them over and over (minutes of compiling with JAX 0.12).
+    # Without the barrier, some compilers copy the steps of the shuffle many times into the index
+    # computation of the gathers, which takes minutes to compile with JAX 0.12.
     place = jax.lax.optimization_barrier(
         permute(position % count, count, jax.random.fold_in(order_key, epoch))
     )

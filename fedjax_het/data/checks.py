@@ -1,4 +1,4 @@
-"""Guards of arrays given by users or read from files; each message says what to do instead."""
+"""Checks of arrays given by users or read from files; each message says how to correct them."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ STORAGE = {
 
 
 def _kind(value: Any) -> str:
-    """Type and shape of anything, for a message."""
+    """Type and shape of a value, for error messages."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{list(value.shape)}"
     return type(value).__name__
@@ -50,7 +50,7 @@ def check_inputs(x: np.ndarray, name: str) -> None:
 
 
 def check_labels(y: np.ndarray, x: np.ndarray, num_classes: int, name: str) -> None:
-    """Raises `InputError` unless `y` is int32[N] or [N, T] in `[0, num_classes)`, one per `x`."""
+    """Raises `InputError` unless `y` is int32[N] or [N, T] in `[0, num_classes)`, a row per `x`."""
     require(
         isinstance(y, np.ndarray) and y.dtype == np.int32 and y.ndim in (1, 2),
         f"{name} is {_kind(y)}",
@@ -89,7 +89,7 @@ def check_same_kind(x: np.ndarray, y: np.ndarray, like_x: np.ndarray, like_y: np
 
 
 def check_partition(order: np.ndarray, count: np.ndarray, num_samples: int) -> None:
-    """Raises `InputError` unless the partition is disjoint, in range, without empty clients."""
+    """Raises `InputError` unless the partition is disjoint, in range, and without empty clients."""
     for name, value in (("order", order), ("count", count)):
         require(
             isinstance(value, np.ndarray) and value.dtype == np.int32 and value.ndim == 1,
@@ -157,7 +157,7 @@ def _array(value: Any, name: str) -> np.ndarray:
 
 
 def as_storage(x: Any, name: str) -> np.ndarray:
-    """Inputs in a storage dtype: floats as float32, 32- and 64-bit integers as int32 tokens."""
+    """Converts inputs to a storage dtype: floats to float32, 32- and 64-bit integers to int32."""
     x = _array(x, name)
     if x.dtype.kind == "f":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which check_inputs reports
@@ -173,7 +173,7 @@ def as_storage(x: Any, name: str) -> np.ndarray:
 
 
 def as_labels(y: Any, name: str) -> np.ndarray:
-    """Integer labels of any width as int32."""
+    """Converts integer labels of any width to int32."""
     y = _array(y, name)
     require(
         y.dtype.kind in "iu",
@@ -189,7 +189,7 @@ def as_labels(y: Any, name: str) -> np.ndarray:
 
 
 def is_finite(value: Any) -> bool:
-    """True for a finite Python or NumPy number."""
+    """Whether `value` is a finite Python or NumPy number."""
     return isinstance(value, int | float | np.number) and bool(np.isfinite(value))
 
 

@@ -1,4 +1,4 @@
-"""Who holds which sample, in the forms in which users state it."""
+"""Assignments of samples to clients, read from each of the forms that users may give."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from fedjax_het.common.errors import InputError, require
 
 
 def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[list[np.ndarray], Any]:
-    """Sample ids per client, and the sorted client ids when owners were given (else None)."""
+    """Sample ids per client, and the sorted client ids if owners were given, else None."""
     require(
         isinstance(clients, Sequence | np.ndarray) and not isinstance(clients, str),
         f"clients of type {type(clients).__name__}",
@@ -69,7 +69,7 @@ def hold_out(
 
 
 def owner_index(test_clients: Sequence[Any] | np.ndarray, ids: np.ndarray | None) -> np.ndarray:
-    """Client numbers of the test samples' owners."""
+    """Client numbers of the owners of the test samples, int32[N_test]."""
     if ids is None:
         raise InputError(
             "test_clients given: clients must then be the owner of each training sample; "

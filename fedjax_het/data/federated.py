@@ -1,4 +1,4 @@
-"""The federated data set: training samples, who holds them, and how they become model inputs."""
+"""The federated data set: training samples, their partition, and their preprocessing."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -35,21 +35,22 @@ _ARRAYS = ("x", "y", "order", "count", "test_x", "test_y", "test_client", "val_x
 class FederatedData:
     """Samples and partition on the host; immutable, compared by identity.
 
-    The dtype of `x` says what it is: uint8 pixels (scaled to [0, 1] on use), int16 audio (scaled to
-    [-1, 1)), float32 features, int32 tokens (used as they are).
+    The dtype of `x` tells the kind of data: uint8 pixels (scaled to [0, 1] on use), int16 audio
+    (scaled to [-1, 1) on use), float32 features or int32 tokens (both used unchanged).
 
     Attributes:
-      x: [N, ...] training inputs.
-      y: int32[N] labels, or int32[N, T] for sequences.
-      order: int32[N_used], ids of training samples grouped by client; samples may be left out.
-      count: int32[n], samples of each client, all >= 1.
-      test_x, test_y: the held-out set, like `x` and `y`.
+      x: training inputs, [N, ...].
+      y: labels, int32[N], or int32[N, T] for sequences.
+      order: ids of training samples grouped by client, int32[N_used]; samples may be left out.
+      count: number of samples of each client, int32[n], all >= 1.
+      test_x, test_y: inputs and labels of the test set, like `x` and `y`.
       num_classes: number of labels (symbols of the vocabulary, for text).
-      name: for records and plots.
-      normalise: (mean, std), each one number or one per channel, in scaled units; None for none.
-      augment: None, `"crop_flip"` or `"crop_flip_cutout"`; images only.
-      test_client: int32[N_test], the client that owns each test sample, or None.
-      val_x, val_y: validation set taken from the training samples, or None.
+      name: name of the data set in records and plots.
+      normalise: pair (mean, std), each one number or one per channel, in scaled units, or None.
+      augment: name of the augmentation, `"crop_flip"` or `"crop_flip_cutout"` (images only), or
+        None.
+      test_client: id of the client that owns each test sample, int32[N_test], or None.
+      val_x, val_y: inputs and labels of a validation set taken from the training samples, or None.
       classes: names of the labels, or None.
     """
 
@@ -111,12 +112,12 @@ class FederatedData:
 
     @property
     def sizes(self) -> np.ndarray:
-        """int64[n], samples of each client."""
+        """Number of samples of each client, int64[n]."""
         return self.count.astype(np.int64)
 
     @property
     def start(self) -> np.ndarray:
-        """int32[n], where each client's samples begin in `order`."""
+        """Position in `order` of each client's first sample, int32[n]."""
         return (np.cumsum(self.sizes) - self.sizes).astype(np.int32)
 
     @property
@@ -126,7 +127,7 @@ class FederatedData:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """How stored samples become model inputs; the static argument of `batches.gather`."""
+        """Preprocessing of stored samples; the static argument of `batches.gather`."""
         if self.normalise is None:
             return Pipeline(augment=self.augment)
         require(
@@ -157,12 +158,12 @@ class FederatedData:
         return Pipeline(mean, std, self.augment)
 
     def client_samples(self, client: int) -> np.ndarray:
-        """int32[n_k], ids of the training samples of one client."""
+        """Ids of the training samples of one client, int32[n_k]."""
         begin = int(self.start[client])
         return self.order[begin : begin + int(self.count[client])]
 
     def label_counts(self) -> np.ndarray:
-        """int64[n, num_classes], labels held by each client (all positions, for text)."""
+        """Count of each label per client, int64[n, num_classes]; all positions of a text count."""
         held = self.y[self.order].reshape(len(self.order), -1)
         owner = np.repeat(np.arange(self.num_clients), self.count)[:, None]
         flat = (owner * self.num_classes + held).ravel()
@@ -206,31 +207,32 @@ def from_arrays(
     per_client_cap: int | None = None,
     seed: int = 0,
 ) -> FederatedData:
-    """A federated data set from NumPy arrays.
+    """Makes a federated data set from NumPy arrays.
 
     Example::
 
         data = from_arrays(x, y, test_x, test_y, clients=dirichlet(30, alpha=0.5), seed=1)
 
     Args:
-      x: [N, ...]; uint8 pixels, int16 audio, floats (stored as float32), or int32/int64 tokens.
-        Images are [N, H, W, C].
-      y: integer labels [N], or [N, T] for sequences.
-      test_x: held-out inputs, like `x`.
-      test_y: their labels, like `y`.
-      clients: who holds which sample: a partitioner from `fedjax_het.data.partition`, the owner of
-        each sample (N ids of any type, e.g. strings; clients are numbered in sorted order of their
-        ids), or a list of n arrays of sample ids.
+      x: training inputs, [N, ...]: uint8 pixels, int16 audio, floats (stored as float32), or
+        int32/int64 tokens. Images are [N, H, W, C].
+      y: integer labels, [N], or [N, T] for sequences.
+      test_x: test inputs, like `x`.
+      test_y: test labels, like `y`.
+      clients: assignment of samples to clients: a partitioner from `fedjax_het.data.partition`,
+        the owner of each sample (N ids of any type, e.g. strings; clients are numbered in sorted
+        order of their ids), or a list of n arrays of sample ids.
       num_classes: number of labels; default one more than the largest label.
-      name: for records and plots.
-      normalise: (mean, std), each one number or one per channel, after pixels are scaled to [0, 1].
-      augment: None, `"crop_flip"` or `"crop_flip_cutout"`.
-      test_clients: owner of each test sample, ids as in `clients`; only when those are ids.
+      name: name of the data set in records and plots.
+      normalise: pair (mean, std), each one number or one per channel, applied after pixels are
+        scaled to [0, 1].
+      augment: name of the augmentation, `"crop_flip"` or `"crop_flip_cutout"`, or None.
+      test_clients: owner id of each test sample; only if `clients` gives owner ids too.
       classes: names of the labels.
       validation_fraction: share of the training samples moved to `val_x`, `val_y` before the
-        partition is drawn; where clients are given, the share (rounded down) of every client.
+        partition is drawn; if clients are given, this share (rounded down) of every client.
       per_client_cap: largest number of samples a client keeps, chosen at random; default all.
-      seed: of the partition, the validation split and the cap, each with its own stream.
+      seed: seed of the partition, the validation split and the cap, each with its own stream.
 
     Returns:
       The `FederatedData`.

@@ -1,4 +1,4 @@
-"""From a data set's name to federated data in one call."""
+"""Loading federated data by the name of a data set, in one call."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def load_federated(
     seed: int = 0,
     **options: Any,
 ) -> FederatedData:
-    """Reads a data set and deals it to clients.
+    """Reads a data set and assigns its samples to clients.
 
     Example::
 
@@ -34,24 +34,25 @@ def load_federated(
         data = load_federated("femnist", "~/data", num_clients=100)
 
     Args:
-      name: one of `SOURCES`.
+      name: name of the data set, a key of `SOURCES`.
       data_dir: directory with the files; default the environment variable `FEDJAX_HET_DATA`.
-      partition: a partitioner from `fedjax_het.data.partition`; None takes the natural clients of
-        the set (femnist, speech_commands, shakespeare), and only them.
-      num_clients: of natural clients, keep this many with the most training samples; default all.
-        A partitioner states its own number.
-      min_client_samples: of natural clients, keep those with at least this many training samples.
-      normalise: (mean, std), one number or one per channel, after scaling to [0, 1]; default the
-        set's customary values.
-      augment: None, `"crop_flip"` or `"crop_flip_cutout"`.
+      partition: partitioner from `fedjax_het.data.partition`; None uses the natural clients, which
+        only femnist, speech_commands and shakespeare have.
+      num_clients: number of natural clients to keep, those with the most training samples; default
+        all. A partitioner states its own number.
+      min_client_samples: least number of training samples of a natural client; clients with fewer
+        are left out.
+      normalise: pair (mean, std), each one number or one per channel, applied after scaling to
+        [0, 1]; default the customary values of the set.
+      augment: name of the augmentation, `"crop_flip"` or `"crop_flip_cutout"`, or None.
       validation_fraction: share of the training samples moved to `val_x`, `val_y`.
       per_client_cap: largest number of samples a client keeps.
-      seed: of the partition, the validation split and the cap.
-      **options: those of the source, e.g. `window` for text, `features` for audio.
+      seed: seed of the partition, the validation split and the cap.
+      **options: options of the source, e.g. `window` for text, `features` for audio.
 
     Returns:
-      The `FederatedData`. Test samples whose natural owner does not train are left out; with a
-      partitioner all test samples stay, and nobody owns them.
+      The `FederatedData`. Test samples whose natural owner does not train are left out. With a
+      partitioner all test samples stay, and they have no owner.
 
     Raises:
       InputError: see `load` and `from_arrays`.

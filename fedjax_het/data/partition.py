@@ -1,9 +1,9 @@
-"""Partitioners: who holds which training sample.
+"""Partitioners: functions that assign training samples to clients.
 
-A factory closes over its options and returns `partition(labels, rng)`, which deals the samples
-`0, ..., N - 1` to clients: a list of n disjoint int64 arrays that together cover all N samples. It
-composes with `from_arrays(..., clients=dirichlet(30, alpha=0.5), seed=1)`; the same seed gives the
-same partition. Requests that cannot be met raise `InputError` before anything is drawn.
+A factory closes over its options and returns `partition(labels, rng)`, which assigns the samples
+`0, ..., N - 1` to clients: a list of n disjoint int64 arrays that together cover all N samples. Use
+it as `from_arrays(..., clients=dirichlet(30, alpha=0.5), seed=1)`; the same seed gives the same
+partition. Requests that cannot be met raise `InputError` before anything is drawn.
 """
 
 import math
@@ -23,7 +23,7 @@ _MAX_RETRIES = 100
 
 
 def iid(num_clients: int) -> Partitioner:
-    """Shuffles and deals equally: sizes differ by at most 1.
+    """Shuffles the samples and splits them equally: sizes differ by at most 1.
 
     Args:
       num_clients: number of clients n, at most N.
@@ -38,7 +38,7 @@ def iid(num_clients: int) -> Partitioner:
 
 
 def contiguous(num_clients: int) -> Partitioner:
-    """Consecutive samples stay together, in equal parts; for text cut into windows.
+    """Splits the samples in their order into equal parts; suited to text cut into windows.
 
     Args:
       num_clients: number of clients n, at most N.
@@ -54,10 +54,10 @@ def contiguous(num_clients: int) -> Partitioner:
 
 
 def natural(ids: Sequence[Any] | np.ndarray) -> Partitioner:
-    """Every sample belongs to the client whose id it carries; clients in sorted order of ids.
+    """Gives every sample to the client of its id; clients are numbered in sorted order of ids.
 
     Args:
-      ids: N ids of any sortable type.
+      ids: owner of each sample, N ids of any sortable type.
     """
     owner = np.asarray(ids)
     require(
@@ -81,18 +81,18 @@ def natural(ids: Sequence[Any] | np.ndarray) -> Partitioner:
 def dirichlet(
     num_clients: int, alpha: float, min_size: int = 10, balanced: bool = True
 ) -> Partitioner:
-    """Label skew: the samples of each label are dealt in proportions drawn from Dir(alpha).
+    """Label skew: splits the samples of each label in proportions drawn from Dir(alpha).
 
-    Labels are dealt one after the other. A draw that leaves a client with fewer than `min_size`
-    samples is repeated, at most 100 times; after that the draw whose smallest client is largest is
-    kept, and its small clients are filled up with random samples of the largest ones.
+    Labels are split one after the other. A draw that leaves a client with fewer than `min_size`
+    samples is repeated, at most 100 times. If none succeeds, the draw with the largest smallest
+    client is kept, and clients below `min_size` receive random samples of the largest clients.
 
     Args:
       num_clients: number of clients n.
       alpha: concentration; 0.1 gives most clients one or two labels, 100 is nearly i.i.d.
       min_size: least number of samples of a client, `n * min_size <= N`.
-      balanced: clients that already hold N / n samples get nothing of the labels that follow, as in
-        DTFL and most published splits; without it sizes are as skewed as labels.
+      balanced: whether clients that already hold N / n samples get no samples of further labels, as
+        in DTFL and most published splits; if False, sizes are as skewed as labels.
 
     Reference:
       Hsu, Qi and Brown, arXiv 1909.06335, for the draw; DTFL, arXiv 2312.05642, for the cap.
@@ -125,12 +125,12 @@ def dirichlet(
 
 
 def shards(num_clients: int, shards_per_client: int = 2) -> Partitioner:
-    """Sorts by label, cuts into equal shards and deals each client a fixed number of them.
+    """Sorts by label, cuts into equal shards and gives each client a fixed number of them.
 
     Args:
       num_clients: number of clients n.
-      shards_per_client: s; a client sees about s labels when shards are smaller than classes.
-        `n * s <= N`.
+      shards_per_client: number s of shards per client, `n * s <= N`; a client holds about s labels
+        if shards are smaller than classes.
 
     Reference:
       McMahan et al., "Communication-Efficient Learning of Deep Networks", arXiv 1602.05629.
@@ -149,12 +149,15 @@ def shards(num_clients: int, shards_per_client: int = 2) -> Partitioner:
 
 
 def label_limited(num_clients: int, labels_per_client: int) -> Partitioner:
-    """Every client holds exactly k labels; labels have equally many holders, who share equally.
+    """Gives every client exactly k labels.
+
+    All labels have equally many clients, up to rounding, and a label's clients share it equally.
 
     Args:
       num_clients: number of clients n.
-      labels_per_client: k, at most the number of labels C; `n * k >= C`, or some label would have
-        no holder, and no label may have fewer samples than holders.
+      labels_per_client: number k of labels per client, at most the number of labels C, with
+        `n * k >= C`, so that every label has a client. No label may have fewer samples than
+        clients.
     """
     check_whole(num_clients, "num_clients", "10 to 1000 is customary")
     check_whole(labels_per_client, "labels_per_client", "2 is the customary strong skew")
@@ -188,12 +191,14 @@ def label_limited(num_clients: int, labels_per_client: int) -> Partitioner:
 
 
 def quantity_skew(num_clients: int, sigma: float, min_size: int = 1) -> Partitioner:
-    """Unequal sizes, i.i.d. labels: what `min_size` leaves is shared in log-normal proportions.
+    """Unequal sizes with i.i.d. labels.
+
+    Every client gets `min_size` samples; the rest is split in log-normal proportions.
 
     Args:
       num_clients: number of clients n.
-      sigma: standard deviation of the logarithm of the share; 0 deals equally, 1 makes the 95th
-        percentile 27 times the 5th.
+      sigma: standard deviation of the logarithm of the share; 0 gives equal shares, 1 makes the
+        95th percentile 27 times the 5th.
       min_size: least number of samples of a client, `n * min_size <= N`.
     """
     check_whole(num_clients, "num_clients", "10 to 1000 is customary")
@@ -222,15 +227,15 @@ PARTITIONERS: dict[str, Callable[..., Partitioner]] = {
 
 
 def partitioner(name: str, num_clients: int, **options: Any) -> Partitioner:
-    """A partitioner by name, for configurations and command lines.
+    """Makes a partitioner by name, for configurations and command lines.
 
     Args:
-      name: one of `PARTITIONERS`.
+      name: name of the factory, a key of `PARTITIONERS`.
       num_clients: number of clients n.
-      **options: those of the factory, e.g. `alpha`.
+      **options: options of the factory, e.g. `alpha`.
 
     Raises:
-      InputError: for an unknown name or option, or a missing one.
+      InputError: for an unknown name, or an unknown or missing option.
     """
     require_known(name, PARTITIONERS, "partition")
     factory = PARTITIONERS[name]
@@ -239,7 +244,7 @@ def partitioner(name: str, num_clients: int, **options: Any) -> Partitioner:
 
 
 def _by_label(labels: np.ndarray, rng: np.random.Generator) -> Parts:
-    """Shuffled sample ids of every label that occurs, in the order of the labels."""
+    """Shuffled sample ids of every label that occurs, one array per label, in label order."""
     require(
         labels.ndim == 1,
         f"labels of shape {labels.shape}",
@@ -255,12 +260,12 @@ def _by_label(labels: np.ndarray, rng: np.random.Generator) -> Parts:
 def _dirichlet_counts(
     totals: list[int], num_clients: int, alpha: float, balanced: bool, rng: np.random.Generator
 ) -> np.ndarray:
-    """int64[labels, n], samples of each label for each client; rows sum to `totals`."""
+    """Number of samples of each label for each client, int64[labels, n]; rows sum to `totals`."""
     dealt = np.zeros((len(totals), num_clients), np.int64)
     fair = sum(totals) / num_clients
     for label, total in enumerate(totals):
-        # Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha), in logarithms: small alpha underflows
-        # otherwise, and an all-zero share would have no normalisation.
+        # Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha), computed in logarithms: a small alpha would
+        # underflow otherwise, and a share of zeros cannot be normalised.
         gamma = rng.standard_gamma(alpha + 1.0, num_clients)
         log_share = np.log(gamma) - rng.standard_exponential(num_clients) / alpha
         if balanced:
@@ -274,7 +279,7 @@ def _dirichlet_counts(
 
 
 def _deal(per_label: Parts, dealt: np.ndarray) -> Parts:
-    """Cuts every label's samples as `dealt` [labels, n] says and collects them by client."""
+    """Cuts every label's samples into the sizes `dealt` [labels, n] and collects them by client."""
     cut = [np.split(s, np.cumsum(row)[:-1]) for s, row in zip(per_label, dealt, strict=True)]
     return [np.concatenate(parts) for parts in zip(*cut, strict=True)]
 

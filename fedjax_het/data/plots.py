@@ -1,4 +1,4 @@
-"""Who holds which labels, as a picture."""
+"""A plot of the labels that each client holds."""
 
 import os
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from fedjax_het.data.federated import FederatedData
 
-_MOST_NAMES = 40  # tick labels that fit beside each other
+_MOST_NAMES = 40  # number of tick labels that fit beside each other
 _MOST_ROWS_IN_ORDER = 60  # more clients than this are sorted, so that the pattern shows
 
 
@@ -18,8 +18,8 @@ def label_plot(data: FederatedData, path: str | os.PathLike[str] | None = None) 
     Up to 60 clients appear in the order of their ids; more are sorted by their most frequent label.
 
     Args:
-      data: the federated data.
-      path: file to write (format by suffix), or None.
+      data: federated data to plot.
+      path: file to write (its suffix chooses the format), or None.
 
     Returns:
       The matplotlib `Figure`, independent of pyplot's state.

@@ -1,6 +1,6 @@
-"""A stateless permutation: position in, sample out, by arithmetic alone.
+"""A stateless permutation, which computes the sample at a position without stored data.
 
-Sorting or storing an order per client would cost memory and padding to the largest client. A block
+Sorting or storing an order per client would cost memory and padding to the largest client. A
 cipher on `{0, ..., n - 1}` gives every client its own order of every epoch from one key, for any n,
 at a cost that does not depend on n.
 """
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# A position is uniform but for a share of 2^-rounds of the coin sequences: one float32 rounding.
+# A position is uniform except for a share 2^-_ROUNDS of the coin sequences, which is about the
+# rounding error of float32.
 _ROUNDS = 24
 
 
 def mix(h: Array) -> Array:
-    """Avalanche of uint32: every input bit flips every output bit with probability near 1/2."""
+    """Hash of uint32: each input bit flips each output bit with a probability near 1/2."""
     h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
     h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
     return h ^ (h >> 16)
@@ -24,20 +25,20 @@ def mix(h: Array) -> Array:
 def permute(position: Array, size: Array, key: Array) -> Array:
     r"""Image of `position` under a pseudo-random permutation of `{0, ..., size - 1}`.
 
-    The swap-or-not shuffle: in round r every x is paired with `K_r - x (mod size)`, and a coin on
-    which both partners agree decides whether they change places,
+    The swap-or-not shuffle repeats this step: step r pairs every x with `K_r - x (mod size)`, and a
+    pseudo-random bit, the same for both, decides whether they are swapped,
 
         x' = (K_r - x) mod size,    x <- x' if coin_r(max(x, x')) else x.
 
-    Every round is an involution, so the whole is a bijection for every `size`.
+    Every step is its own inverse, so the composition is a bijection for every `size`.
 
     Args:
-      position: int32[...], each in `[0, size)`.
-      size: int32 scalar >= 1, may be traced.
+      position: positions in `[0, size)`, int32[...].
+      size: number of elements, int32 scalar >= 1; may be traced.
       key: typed PRNG key that selects the permutation.
 
     Returns:
-      int32[...], same shape as `position`.
+      Permuted positions, int32[...], of the same shape as `position`.
 
     Reference:
       Hoang, Morris and Rogaway, "An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012.
@@ -51,7 +52,7 @@ def permute(position: Array, size: Array, key: Array) -> Array:
     return x.astype(jnp.int32)
 
 
-@jax.jit  # traced once, not once a round: that halves the tracing time of a small model's program
+@jax.jit  # traced once, not once per step, which halves the tracing time of a small model's program
 def _swap_or_not(x: Array, n: Array, pivot: Array, salt: Array) -> Array:
     partner = jnp.where(pivot >= x, pivot - x, pivot + (n - x))
     coin = mix(jnp.maximum(x, partner) ^ salt) & 1

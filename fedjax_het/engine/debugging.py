@@ -1,4 +1,7 @@
-"""Client by client without compiling: names what fails, and is the oracle of the programs."""
+"""Debug execution, client by client without compiling; its errors name the client and the stage.
+
+Tests compare the compiled programs with it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,20 +32,23 @@ def one_by_one(
     *,
     last: int,
 ) -> tuple[PyTree, Outputs]:
-    """Handles every client of a plan and adds it to `acc`; see `Engine.run`.
+    """Processes every client of a plan and adds it to `acc`; see `Engine.run`.
 
     Args:
-      work: what is done with a client.
-      plan: what to train, each on the route planned.
-      start: the model, or several, stacked.
-      data: what a client's work reads.
-      common: what the clients of a round share, or that of several rounds, stacked alike.
-      acc: the accumulator.
-      columns: `version`, `staleness` and `slot` of `packing.pack`.
-      last: index of the network's deepest block.
+      work: functions that process a client.
+      plan: tasks, each run on its planned route.
+      start: model from which the clients start, or several stacked models.
+      data: data that the work reads.
+      common: values that the clients of a round share, or those of several rounds, stacked.
+      acc: accumulator.
+      columns: arguments `version`, `staleness` and `slot` of `packing.pack`.
+      last: index of the model's deepest block.
+
+    Returns:
+      The accumulator, and `Outputs` as NumPy arrays in the plan's order.
 
     Raises:
-      ClientError: a client fails.
+      ClientError: if a client fails.
     """
     packed, outputs = [], []
     for i, client in enumerate(plan.clients):

@@ -1,11 +1,11 @@
 """The clients at work between two merges, under a pace that leaves tasks waiting.
 
-What is kept is a table with a row per task, the models that tasks in the table started from, and
-the results of those that are trained already. Training waits until a merge needs a result that is
-not there. Where clients are trained one by one, those that the merge needs are trained then, and
-merged on the way as in a synchronous round. Else everything untrained is trained side by side, each
-from its own version, as far as there are slots for results. Memory is that of (versions in flight +
-slots) models.
+The dispatch table keeps a row per task, the models from which the tasks in the table started, and
+the results of the tasks that are already trained. Training waits until a merge needs a result that
+is missing. If clients are trained one by one, only the tasks that the merge needs are trained, and
+their results are merged immediately, as in a synchronous round. Otherwise all untrained tasks are
+trained side by side, each from its own version, as far as there are free slots for results. The
+memory is that of (versions in flight + slots) models.
 """
 
 import itertools
@@ -29,13 +29,13 @@ from fedjax_het.engine.table import Tasks, table_of
 
 
 class Step(NamedTuple):
-    """What a merge makes of the server, some of it perhaps still to come.
+    """The server after a step; arrays may not be computed yet.
 
     Attributes:
-      state: the algorithm's state.
-      variables: the server's model.
-      info: what the merge reports.
-      outputs: what the clients report, in the plan's order.
+      state: state of the algorithm.
+      variables: model of the server.
+      info: values that the merge reports.
+      outputs: values that the clients report, in the plan's order.
     """
 
     state: PyTree
@@ -45,13 +45,13 @@ class Step(NamedTuple):
 
 
 class DispatchTable:
-    """The table, the models and the results; see the module.
+    """The table of tasks with their models and results; see the module.
 
     Args:
-      engine: the engine.
-      routes: the routes of the run.
-      key: typed PRNG key; the work of version v has the key `fold_in(key, v)`.
-      capacity: tasks that may be in the table at a time.
+      engine: engine that trains and merges.
+      routes: routes of the run.
+      key: typed PRNG key; tasks that start from version v have the key `fold_in(key, v)`.
+      capacity: largest number of tasks in the table at a time.
       lone: whether a step with a single client may be one program.
     """
 
@@ -65,32 +65,32 @@ class DispatchTable:
         self._origins: dict[int, Origin] = {}
         self._shape: Plan | None = None  # any plan, for the shapes of its rows
 
-    # ---- who is at work ----------------------------------------------------------------------
+    # ---- clients at work ---------------------------------------------------------------------
 
     @property
     def flight(self) -> Flight | None:
-        """The tasks that were sent out and have not been merged."""
+        """The tasks that were dispatched and are not merged yet; None if there are none."""
         return None if self._tasks is None else self._tasks.flight
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of tasks in the table."""
         return 0 if self._tasks is None else self._tasks.size
 
     def advance(
         self, sampler: Sampler, state: PyTree, variables: Variables, step: int, now_s: float
     ) -> tuple[Closing, PyTree]:
-        """Sends out idle clients, until the next merge.
+        """Dispatches idle clients, until the next merge.
 
         Args:
-          sampler: draws them and has the algorithm plan for them.
-          state: the algorithm's.
-          variables: the server's model.
-          step: the server's step, from 0.
-          now_s: virtual time.
+          sampler: sampler that draws the clients and asks the algorithm for their plan.
+          state: state of the algorithm.
+          variables: model of the server.
+          step: number of the server step, from 0.
+          now_s: virtual time in seconds.
 
         Returns:
-          What the pace makes of the table at the next merge, and the algorithm's state.
+          The `Closing` of the table at the next merge, and the algorithm's state.
         """
         pace = sampler.algorithm.pace
         key = sampler.step_key(step)
@@ -115,14 +115,15 @@ class DispatchTable:
         turn: int,
         key: jax.Array,
     ) -> PyTree:
-        """Sends out idle clients until as many are at work as the method wants, if there are.
+        """Dispatches idle clients until `cohort_size` clients are at work, if enough are idle.
 
-        A client leaves once with every version of the model: it would return the same again.
+        A client is dispatched only once with each version of the model, because a second result
+        would be equal to the first.
         """
         idle = np.arange(sampler.problem.num_clients)
         working = 0
         if (flight := self.flight) is not None:
-            # Between two merges, who is back does not count as at work.
+            # Between two merges, clients that have arrived do not count as at work.
             held = flight.arrives_s > now_s if turn else np.ones(self.size, bool)
             working = int(np.sum(held))
             idle = np.setdiff1d(idle, flight.client[held | (flight.version == step)])
@@ -138,7 +139,7 @@ class DispatchTable:
         return state
 
     def send(self, plan: Plan, now_s: float, version: int, variables: Variables) -> None:
-        """Puts the tasks of a plan into the table."""
+        """Adds the tasks of a plan to the table."""
         if version not in self._origins:
             common = Round(
                 fold_in(self._key, version),
@@ -158,17 +159,17 @@ class DispatchTable:
     def merge(
         self, closing: Closing, state: PyTree, variables: Variables, step: int
     ) -> tuple[Tasks, Closing, Plan, Step]:
-        """Trains what is missing, merges the tasks that do not wait, and takes them out.
+        """Trains missing results, merges the tasks that do not wait, and removes them.
 
         Args:
-          closing: what the pace made of the table.
-          state: the algorithm's state.
-          variables: the server's model.
-          step: the server's step, from 0.
+          closing: decision of the pace on the tasks in the table.
+          state: state of the algorithm.
+          variables: model of the server.
+          step: number of the server step, from 0.
 
         Returns:
-          The rows taken out, in the order of arrival, what became of them, the rows as a plan, with
-          what is shared of the newest one, and the server's step.
+          The removed rows in order of arrival, their `Closing`, the rows as a plan (with `shared`
+          of the newest plan), and the server's `Step`.
         """
         assert self._tasks is not None
         order = arrival_order(self._tasks.flight)
@@ -191,7 +192,7 @@ class DispatchTable:
         return taken, own, taken.plan()._replace(shared=shared), done
 
     def _one_by_one(self, todo: np.ndarray) -> bool:
-        """Whether these clients gain nothing from training side by side."""
+        """Whether these clients are trained one by one on a single device."""
         assert self._tasks is not None
         resources = self._engine.resources
         one = resources.side_by_side(self._tasks.batch[todo]) == 1
@@ -200,7 +201,7 @@ class DispatchTable:
     def _accumulate(
         self, todo: np.ndarray, state: PyTree, variables: Variables, step: int
     ) -> PyTree:
-        """The accumulator of the algorithm's merge with these tasks in it."""
+        """The accumulator of the algorithm's merge after these tasks were added."""
         assert self._tasks is not None
         assert self._shape is not None
         acc = self._engine.begin(state, variables, self._shape)
@@ -220,7 +221,7 @@ class DispatchTable:
     def _step_alone(
         self, task: Tasks, state: PyTree, variables: Variables, shared: PyTree, step: int
     ) -> Step:
-        """Trains and merges a single task in one program, without waiting for it."""
+        """Trains and merges a single task in one program; does not wait for the device."""
         version = int(task.flight.version[0])
         plan, late = task.plan(), step - version
         (route,) = self._routes.execute(plan.routes)
@@ -228,7 +229,7 @@ class DispatchTable:
         return Step(*self._engine.step_alone(state, variables, shared, plan, route, *origin, late))
 
     def _note(self, tasks: np.ndarray, out: Outputs) -> None:
-        """Puts what training reported into the table."""
+        """Writes the reported values of training to the table."""
         assert self._tasks is not None
         self._tasks.loss[tasks], self._tasks.samples[tasks] = out.loss, out.samples
         self._tasks.finite[tasks] = out.finite
@@ -239,7 +240,7 @@ class DispatchTable:
         jax.tree.map(put, self._tasks.info, out.info)
 
     def _train_and_merge(self, acc: PyTree, todo: np.ndarray, step: int) -> PyTree:
-        """Trains tasks straight into the accumulator, version by version: nothing is stacked."""
+        """Trains tasks and merges them immediately, version by version; stacks no models."""
         tasks = self._tasks
         assert tasks is not None
         for version in np.unique(tasks.flight.version[todo]):
@@ -258,13 +259,14 @@ class DispatchTable:
         return acc
 
     def _train(self, todo: np.ndarray, variables: Variables) -> None:
-        """Trains what `todo` lacks and, in order of arrival, all else that slots are free for."""
+        """Trains the untrained tasks of `todo`, then others in order of arrival in free slots."""
         tasks = self._tasks
         assert tasks is not None
         slots = self._slots.number(variables)
         order = arrival_order(tasks.flight)
         first, later = todo[tasks.slot[todo] < 0], order[~np.isin(order, todo)]
-        # Results needed now have precedence: those needed last give way and are trained again.
+        # Results needed now take precedence: if slots are short, those needed last are discarded
+        # and trained again later.
         excess = min(first.size, slots) + np.sum(tasks.slot >= 0) - slots
         held = later[tasks.slot[later] >= 0]
         tasks.slot[held[held.size - min(max(excess, 0), held.size) :]] = -1
@@ -278,7 +280,7 @@ class DispatchTable:
     # ---- checkpoints -------------------------------------------------------------------------
 
     def saved(self) -> tuple[PyTree, dict[str, Any]]:
-        """What a checkpoint keeps, as arrays and as JSON."""
+        """The content of a checkpoint: arrays, and metadata as JSON."""
         versions = sorted(self._origins)
         common = [self._origins[v].common for v in versions]
         origins = [
@@ -292,10 +294,10 @@ class DispatchTable:
         return arrays, meta
 
     def template(self, meta: dict[str, Any], plan: Plan, variables: Variables) -> PyTree:
-        """What `saved` gave, with other values: for reading a checkpoint with this `meta`.
+        """Arrays of the structure and shapes that `saved` returned, to read a checkpoint into.
 
         Args:
-          meta: its JSON.
+          meta: metadata of the checkpoint, as returned by `saved`.
           plan: any plan of the algorithm, for shapes.
           variables: any model, for shapes.
         """
@@ -314,7 +316,7 @@ class DispatchTable:
         }
 
     def restore(self, arrays: PyTree, meta: dict[str, Any]) -> None:
-        """Takes up what `saved` gave."""
+        """Restores the table from the result of `saved`."""
         tasks = arrays["tasks"]
         self._tasks = None if tasks is None else jax.tree.map(np.array, tasks)
         self._slots.results = arrays["results"]

@@ -1,8 +1,8 @@
 """The programs of one method: compiled at their first use, run on cohorts of clients.
 
-Steps, batch sizes, cohort sizes and depths are data, not shapes, so they never recompile. Every
-group has room for the whole cohort, so programs are counted as routes (a setting bounds them) times
-the chunks chosen, powers of two. A batch of rounds is one program for all routes together.
+Steps, batch sizes, cohort sizes and depths are data, not shapes, so they never cause recompilation.
+Every group has capacity for the whole cohort, so there is one program per route (an option limits
+them) and chunk size (a power of two). A batch of rounds is one program for all routes.
 """
 
 import functools
@@ -41,14 +41,14 @@ Kind = Literal["train", "store", "fetch"]
 class Engine:
     """Compiles and runs the programs of one method.
 
-    It keeps nothing of a run: the same engine may serve several, one after the other.
+    It keeps no data of a run: one engine may serve several runs, one after the other.
 
     Args:
-      algorithm: the method.
-      resources: what it shares with other methods on the same problem.
+      algorithm: method whose programs are compiled.
+      resources: resources that methods on the same problem share.
 
     Attributes:
-      resources: as given.
+      resources: the argument of this name.
     """
 
     def __init__(self, algorithm: Algorithm, resources: Resources):
@@ -64,21 +64,21 @@ class Engine:
         self._close: Callable | None = None
 
     def holds(self, algorithm: Algorithm) -> bool:
-        """Whether the programs are those of a method; its plans and its pace are not in them."""
+        """Whether the programs are those of `algorithm`; they do not depend on plan and pace."""
         parts = ("name", "local", "mask", "merge", "update")
         return all(getattr(algorithm, part) == getattr(self._algorithm, part) for part in parts)
 
     @property
     def programs(self) -> int:
-        """Training programs compiled so far."""
+        """Number of training programs compiled so far."""
         return len(self._programs)
 
     def begin(self, state: PyTree, variables: Variables, plan: Plan) -> PyTree:
-        """A new accumulator of the algorithm's merge; the plan gives the shapes of the masks."""
+        """A new accumulator of the algorithm's merge; the plan determines the masks' shapes."""
         return self._algorithm.merge.init(state, variables, self._mask_shapes(plan))
 
     def result_shapes(self, plan: Plan, start: Variables, common: Round) -> ClientResult:
-        """What the local update returns for a client of the plan, as `ShapeDtypeStruct`s."""
+        """The result of the local update for a client of the plan, as `ShapeDtypeStruct`s."""
         if self._shapes is None:
             rows = jax.tree.map(lambda a: a[0], pack(plan, [0], 1, self.resources.last)[1])
             work = functools.partial(train_one, self._algorithm, self.resources.full)
@@ -94,14 +94,14 @@ class Engine:
         key: jax.Array,
         routes: Sequence[Route] | None = None,
     ) -> tuple[PyTree, Outputs]:
-        """Trains every client of a plan from one model and merges on the way.
+        """Trains every client of a plan from one model and merges the results.
 
         Args:
-          state: the algorithm's state, for `merge.init`.
-          variables: the global model, from which every client starts.
-          plan: what to train, at least one client.
+          state: state of the algorithm, for `merge.init`.
+          variables: global model, from which every client starts.
+          plan: tasks of at least one client.
           key: typed PRNG key of the round.
-          routes: the routes to run, each covering the one planned; None runs those planned.
+          routes: routes to run, each covering the planned one; None runs the planned routes.
 
         Returns:
           The merge's accumulator, and `Outputs` as NumPy arrays of length k in the plan's order.
@@ -126,20 +126,21 @@ class Engine:
         results: Results | None = None,
         capacity: int = 1,
     ) -> tuple[PyTree, Outputs]:
-        """Handles every client of a plan, each from its own model, and adds it to `acc`.
+        """Processes every client of a plan, each from its own model, and adds it to `acc`.
 
         Args:
-          kind: "train" trains and merges, "store" trains into slots, "fetch" merges from slots.
-          acc: the merge's accumulator, or the `Results` to store into; consumed.
-          plan: what to train; `shared` and `learning_rate_scale` are read from `common`.
-          start: the model, or several, stacked.
-          common: what the clients of a round share, or that of several rounds, stacked alike.
-          routes: the routes to run, each covering the one planned; None runs those planned.
-          version: int64[k], which of the stacked models a client starts from; None for one model.
-          staleness: int64[k], server steps since that model was made; None for none.
-          slot: int64[k], where each result waits.
-          results: what to fetch from.
-          capacity: clients that later calls may bring; programs are compiled for as many.
+          kind: kind of work: "train" trains and merges, "store" trains into slots, "fetch" merges
+            from slots.
+          acc: accumulator of the merge, or `Results` to store into; its memory is reused.
+          plan: tasks; `shared` and `learning_rate_scale` are read from `common` instead.
+          start: model from which the clients start, or several stacked models.
+          common: values that the clients of a round share, or those of several rounds, stacked.
+          routes: routes to run, each covering the planned one; None runs the planned routes.
+          version: index of each client's start among the stacked models, int64[k]; None for one.
+          staleness: server steps since that model was made, int64[k]; None means 0.
+          slot: slot of each result, int64[k]; None if results do not wait.
+          results: `Results` to fetch from, for "fetch".
+          capacity: largest number of clients in later calls; programs are compiled for this many.
 
         Returns:
           The accumulator, and `Outputs` as NumPy arrays of length k in the plan's order.
@@ -171,16 +172,16 @@ class Engine:
     def close(
         self, acc: PyTree, state: PyTree, variables: Variables, shared: PyTree
     ) -> tuple[PyTree, Variables, Mapping[str, Any]]:
-        """Closes a merge and takes the server's step.
+        """Finishes a merge and computes the server's step.
 
         Args:
-          acc: the merge's accumulator.
-          state: the algorithm's state.
-          variables: the server's model.
-          shared: `Plan.shared` of the newest plan.
+          acc: accumulator of the merge.
+          state: state of the algorithm.
+          variables: model of the server.
+          shared: value of `Plan.shared` of the newest plan.
 
         Returns:
-          The state, the model, and what the merge reports, all perhaps still to come.
+          The state, the model, and the values that the merge reports; perhaps not computed yet.
         """
         merge, acc = self._algorithm.merge, self.resources.place.local(acc)
         if merge.buffers is not None:
@@ -216,17 +217,17 @@ class Engine:
         """`begin`, `run` and `close` of a single client as one program, on one device.
 
         Args:
-          state: the algorithm's state.
-          variables: the server's model.
-          shared: `Plan.shared` of the newest plan.
-          plan: what to train; one client.
-          route: the route to run.
-          start: the model it starts from.
-          common: what the clients of that model's round share.
-          staleness: server steps since.
+          state: state of the algorithm.
+          variables: model of the server.
+          shared: value of `Plan.shared` of the newest plan.
+          plan: task of one client.
+          route: route to run.
+          start: model from which the client starts.
+          common: values that the clients of that model's round share.
+          staleness: server steps since that model was made.
 
         Returns:
-          The state, the model, what the merge reports, and `Outputs`, all perhaps still to come.
+          The state, the model, the info of the merge, and `Outputs`; perhaps not computed yet.
         """
         split = StateSplit(self._algorithm.name, state)
         late = np.asarray([staleness])
@@ -250,27 +251,27 @@ class Engine:
         capacity: int,
         ahead: Sequence[Plan] = (),
     ) -> tuple[PyTree, Variables, RoundOutputs, list[list[Packed]]]:
-        """Runs whole rounds, the server's steps included, without waiting for them.
+        """Runs a batch of rounds, including the server's steps; does not wait for the device.
 
         Args:
-          state: the algorithm's state.
-          variables: the global model.
-          steps: server steps of the rounds.
-          plans: what to train in each; at least one client.
-          key: typed PRNG key of the run's rounds; a round's is folded with its step.
-          routes: the routes of the run.
-          capacity: rounds of the longest batch to come.
-          ahead: plans of rounds to come; their routes are compiled along.
+          state: state of the algorithm.
+          variables: global model.
+          steps: numbers of the server steps.
+          plans: plan of each round, with at least one client.
+          key: typed PRNG key of all rounds; the key of a round is `fold_in(key, step)`.
+          routes: routes of the run.
+          capacity: number of rounds in the longest batch of rounds.
+          ahead: plans of later rounds, whose routes are compiled into the same program.
 
         Returns:
-          The state and the model after the rounds, and what `packing.unstack` wants.
+          The state and the model after the rounds, and the two arguments of `packing.unstack`.
         """
         shared = self.resources
         rounds = self._kinds(plans, routes)
         if not all(self._groups.issuperset(groups) for groups in rounds):
-            # What will be wanted soon is compiled along.
+            # Routes of the next rounds are compiled into the same program.
             self._groups = self._groups.union(*rounds, *self._kinds(ahead, routes.copy()))
-        # In an order of their own: that of their discovery would decide how sums are rounded.
+        # Sorted, because the order of their discovery would change the rounding of sums.
         kinds = sorted(self._groups, key=repr)
         most = max(self._algorithm.cohort_size, *(len(plan.clients) for plan in plans))
         sizes = [shared.rows_for(chunk, most) for _, chunk in kinds]
@@ -302,7 +303,8 @@ class Engine:
     ) -> list[dict[tuple[Route, int], list[int]]]:
         """The tasks of every plan by route and chunk.
 
-        The chunk suits an equal share of the cohort: few programs, whatever the groups' sizes.
+        The chunk is chosen for groups of equal size. It does not depend on the actual sizes, which
+        keeps the number of programs small.
         """
         rounds = []
         for plan in plans:
@@ -336,11 +338,11 @@ class Engine:
 
 
 def make_engine(algorithm: Algorithm, problem: Problem, **resources: Any) -> Engine:
-    """An engine with resources of its own.
+    """Makes an engine that does not share its resources.
 
     Args:
-      algorithm: the method.
+      algorithm: method whose programs are compiled.
       problem: model, data and fleet.
-      **resources: see `Resources`.
+      **resources: keyword arguments of `Resources`.
     """
     return Engine(algorithm, Resources(problem, **resources))

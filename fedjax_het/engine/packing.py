@@ -1,4 +1,4 @@
-"""From a plan's tasks to the padded rows of a program, and from its outputs back."""
+"""Packing of a plan's tasks into the padded rows of a program, and unpacking of its outputs."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from fedjax_het.engine.rounds import RoundBatch, RoundOutputs
 
 
 class Packed(NamedTuple):
-    """Where the tasks of a group lie among its rows.
+    """The rows of a group's tasks.
 
     Attributes:
-      members: int64[m], their places in the plan.
-      places: int64[m], their rows.
+      members: positions of the tasks in the plan, int64[m].
+      places: rows of the tasks in the group, int64[m].
     """
 
     members: np.ndarray
@@ -33,24 +33,24 @@ def pack(
     staleness: np.ndarray | None = None,
     slot: np.ndarray | None = None,
 ) -> tuple[Packed, Rows]:
-    """Packs tasks into rows, in turn over the devices, and pads them.
+    """Packs tasks into rows, distributes them over the devices in turn, and pads the rows.
 
     Args:
-      plan: the plan.
-      members: places of its tasks; if none, no row is valid.
-      size: rows of all devices.
-      last: index of the network's deepest block, the exit of a task whose route names none.
+      plan: plan with the tasks.
+      members: positions of the tasks in the plan; if empty, no row is valid.
+      size: number of rows on all devices together.
+      last: index of the model's deepest block, the exit of a task whose route has no exit.
       devices: number of devices that share the rows, in equal contiguous parts.
-      version: int64[k], which of several starts each task of the plan has.
-      staleness: int64[k], server steps since that start was made; None for none.
-      slot: int64[k], where each result waits; None where they do not.
+      version: index of each task's start among several, int64[k]; None if there is one.
+      staleness: server steps since that start was made, int64[k]; None means 0.
+      slot: slot of each result, int64[k]; None if results do not wait.
 
     Returns:
-      Where the tasks lie, and the rows.
+      Positions and rows of the tasks, and the padded rows.
     """
     order = np.arange(len(members))
     places = (order % devices) * (size // devices) + order // devices
-    # Padding repeats a real client: a partly filled chunk never computes on nonsense.
+    # Padding repeats a real client, so that a partly filled chunk computes on valid values.
     source = np.full(size, members[0] if len(members) else 0)
     source[places] = members
     exits = np.asarray([last if r.exit is None else r.exit for r in plan.routes], np.int32)
@@ -75,13 +75,13 @@ def pack(
 def stack(
     steps: Sequence[int], plans: Sequence[Plan], rows: Sequence[Sequence[Rows]], capacity: int
 ) -> RoundBatch:
-    """Rounds planned ahead, padded to `capacity`.
+    """Stacks rounds that were planned ahead, and pads them to `capacity`.
 
     Args:
-      steps: server steps.
-      plans: the plans.
-      rows: of every round, those of every group.
-      capacity: rounds that the program is compiled for.
+      steps: numbers of the server steps.
+      plans: plans of the rounds.
+      rows: rows of every round, one `Rows` per group.
+      capacity: number of rounds for which the program is compiled.
     """
 
     def pad(*rounds: Any) -> np.ndarray:
@@ -101,7 +101,7 @@ def stack(
 
 
 def unstack(outputs: RoundOutputs, packed: Sequence[Sequence[Packed]]) -> list[tuple[Outputs, Any]]:
-    """The outputs and the info of every round of a batch, fetched."""
+    """The outputs and the info of every round in a batch of rounds, copied to the host."""
     fetched = jax.device_get(outputs)
     rounds = []
     for r, groups in enumerate(packed):
@@ -111,7 +111,7 @@ def unstack(outputs: RoundOutputs, packed: Sequence[Sequence[Packed]]) -> list[t
 
 
 def collect(packed: Sequence[Packed], outputs: Sequence[Outputs]) -> Outputs:
-    """The groups' outputs, fetched, in the order of the plan."""
+    """The outputs of all groups, on the host, in the order of the plan."""
     k = sum(len(group.members) for group in packed)
     total = jax.tree.map(lambda a: np.zeros((k, *a.shape[1:]), a.dtype), outputs[0])
     for group, out in zip(packed, outputs, strict=True):

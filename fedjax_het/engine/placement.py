@@ -1,8 +1,8 @@
-"""Where a cohort's programs run: on one device, on several, or on those of several processes.
+"""Placement of programs on one device, on several devices, or on those of several processes.
 
-The clients of a group are sharded over a mesh with one axis, `clients`; model and data lie whole on
-every device. Several processes (`jax.distributed`) run the same host program on the same inputs and
-share one mesh, so that each holds the results of all.
+The clients of a group are sharded over a mesh with one axis, `clients`; model and data are copied
+to every device. Several processes (`jax.distributed`) run the same host program on the same inputs
+and share one mesh, so that each process holds the results of all.
 """
 
 from typing import Any, NamedTuple
@@ -32,18 +32,18 @@ class Placement(NamedTuple):
     """The devices of an engine.
 
     Attributes:
-      mesh: of all of them; None for this process's first device alone.
+      mesh: mesh of all devices; None for only the first device of this process.
     """
 
     mesh: jax.sharding.Mesh | None = None
 
     @property
     def size(self) -> int:
-        """Devices of all processes."""
+        """Number of devices of all processes."""
         return 1 if self.mesh is None else self.mesh.size
 
     def whole(self, tree: PyTree) -> PyTree:
-        """The tree on every device."""
+        """Copies the tree to every device."""
         if self.mesh is None:
             return tree
         mesh, sharding = self.mesh, NamedSharding(self.mesh, PartitionSpec())
@@ -59,7 +59,7 @@ class Placement(NamedTuple):
         return jax.tree.map(put, tree)
 
     def split(self, tree: PyTree, axis: int = 0) -> PyTree:
-        """The tree's NumPy arrays, shared out over the devices along an axis."""
+        """Splits the tree's NumPy arrays along an axis, one part per device."""
         if self.mesh is None:
             return tree
         sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
@@ -68,7 +68,7 @@ class Placement(NamedTuple):
         )
 
     def local(self, tree: PyTree) -> PyTree:
-        """What lies whole on every device, on this process's first."""
+        """The copy on this process's first device, of a tree with a copy on every device."""
         if self.mesh is None:
             return tree
         return jax.tree.map(lambda a: a.addressable_data(0), tree)

@@ -4,10 +4,10 @@
 
     for chunk in group:                      # dynamic trip count: padding is never computed
         results = vmap(produce)(chunk)       # chunk of 1: no vmap, one client at a time
-        acc = consume(acc, results)          # only sums leave the loop: memory stays flat
+        acc = consume(acc, results)          # only sums are kept: memory does not grow
 
-In a synchronous round `produce` trains and `consume` merges. Where results wait for their merge,
-one program trains and stores, and another fetches and merges (`fedjax_het.engine.results`).
+In a synchronous round `produce` trains and `consume` merges. If results wait for their merge, one
+program trains and stores, and another fetches and merges (`fedjax_het.engine.results`).
 """
 
 import functools
@@ -31,14 +31,14 @@ class Rows(NamedTuple):
     The valid rows come first on every device.
 
     Attributes:
-      valid: bool[b].
-      client, steps, batch: int32[b].
-      weight: float32[b].
-      exit: int32[b], block of the loss.
-      row: pytree, leading axis b.
-      staleness: int32[b], server steps since the model that the client starts from was made.
-      version: int32[b], which of several stacked starts; None where there is one.
-      slot: int32[b], where the result waits; None where it does not.
+      valid: whether a row is a client and not padding, bool[b].
+      client, steps, batch: columns of the plan, int32[b].
+      weight: aggregation weight, float32[b].
+      exit: block after which the loss is taken, int32[b].
+      row: rows of `Plan.rows`, a pytree with leading axis b.
+      staleness: server steps since the model from which the client starts was made, int32[b].
+      version: index of the client's start among stacked starts, int32[b]; None if there is one.
+      slot: slot of the result, int32[b]; None if results do not wait.
     """
 
     valid: Any
@@ -54,12 +54,12 @@ class Rows(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What all clients of a round share.
+    """The values that all clients of a round share.
 
     Attributes:
       key: typed PRNG key of the round.
-      learning_rate_scale: float32.
-      shared: `Plan.shared`.
+      learning_rate_scale: factor on the local updates, float32.
+      shared: value of `Plan.shared`.
     """
 
     key: Any
@@ -68,13 +68,13 @@ class Round(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What is reported of every client, leading axis b.
+    """The values that are reported of every client, leading axis b.
 
     Attributes:
-      loss: float32.
-      samples: int32.
-      finite: bool.
-      info: `ClientResult.info`.
+      loss: mean training loss, float32.
+      samples: number of training samples processed, int32.
+      finite: whether the update is finite, bool.
+      info: values of `ClientResult.info`.
     """
 
     loss: Any
@@ -90,19 +90,19 @@ Consume = Callable[..., tuple[PyTree, Outputs]]
 
 
 class Work(NamedTuple):
-    """What a program does with the clients of a group."""
+    """The two functions with which a program processes the clients of a group."""
 
     produce: Produce
     consume: Consume
 
 
 def training(algorithm: Algorithm) -> Work:
-    """Trains clients and merges their results."""
+    """The work that trains clients and merges their results."""
     return Work(functools.partial(train_one, algorithm), functools.partial(merge_chunk, algorithm))
 
 
 def origin(start: Variables, common: Round, rows: Rows) -> tuple[Variables, Round]:
-    """The model and the round that each row belongs to; the same for all where there is one."""
+    """The model and the round of each row; not stacked if all rows have the same."""
     if rows.version is None:
         return start, common
     return jax.tree.map(lambda a: a[rows.version], (start, common))
@@ -152,18 +152,18 @@ def clean_chunk(
     *,
     checked: bool,
 ) -> tuple[Chunk, jax.Array]:
-    """Stacked results as a merge sees them; a client whose update is not finite is left out whole.
+    """The chunk for the merge; a client whose update is not finite is left out entirely.
 
     Args:
-      start: the model, or several, stacked.
+      start: model from which the clients start, or several stacked models.
       rows: rows of the chunk.
       result: stacked results of its clients.
-      mask: their masks, or None.
-      common: what they share, or stacked as `start`.
+      mask: stacked masks of its clients, or None.
+      common: values that the clients share, stacked like `start`.
       checked: whether the updates are known to be finite.
 
     Returns:
-      The chunk, and finite bool[c].
+      The chunk, and whether each update is finite, bool[c].
     """
     own, common = origin(start, common, rows)
     shared = common.shared
@@ -228,9 +228,9 @@ def group_loop(
     """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group on one device.
 
     Args:
-      work: what is done with its clients.
-      route: the group's route, compiled in.
-      chunk: clients side by side; the rows' length is a multiple of it.
+      work: functions that process its clients.
+      route: route of the group, compiled in.
+      chunk: number of clients side by side; the number of rows is a multiple of it.
       info: whether the outputs hold `ClientResult.info`.
     """
 
@@ -244,7 +244,7 @@ def group_loop(
 
         if chunk > 1:
             return jax.vmap(one)(part)
-        # Without vmap, convolutions and matrix products keep their unbatched, faster form.
+        # Without vmap, convolutions and matrix products keep their unbatched form, which is faster.
         result = one(jax.tree.map(lambda a: a[0], part))
         return jax.tree.map(lambda a: a[None], result)
 
@@ -286,10 +286,10 @@ def group_program(
     """The function `(acc, start, data, rows, common) -> (acc, outputs)` of a group, to be jitted.
 
     Args:
-      work: what is done with its clients.
-      route: the group's route, compiled in.
-      chunk: clients side by side; the rows' length is a multiple of it (per device).
-      mesh: shards the rows over its `clients` axis; None runs on one device.
+      work: functions that process its clients.
+      route: route of the group, compiled in.
+      chunk: number of clients side by side; the number of rows per device is a multiple of it.
+      mesh: mesh over whose `clients` axis the rows are sharded; None runs on one device.
     """
     run = group_loop(work, route, chunk)
     if mesh is None:
@@ -300,7 +300,7 @@ def group_program(
     ) -> tuple[PyTree, Outputs]:
         own, outputs = run(jax.tree.map(jnp.zeros_like, acc), start, data, rows, common)
         acc = jax.tree.map(jnp.add, acc, jax.lax.psum(own, AXIS))
-        # Everybody is given all outputs: another process's devices cannot be read from here.
+        # Every device gets all outputs, because a process cannot read the devices of another.
         return acc, jax.lax.all_gather(outputs, AXIS, tiled=True)
 
     whole, split = PartitionSpec(), PartitionSpec(AXIS)

@@ -1,4 +1,4 @@
-"""What all programs of a run share: data on the devices, the compiler, the choice of chunks."""
+"""Resources that all programs of a run share: data on the devices, compiler, choice of chunks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -48,28 +48,29 @@ def check_resources(
 
 
 class Resources:
-    """What the engines of several methods on one problem may share.
+    """The resources that the engines of several methods on one problem may share.
 
     Args:
       problem: model, data and fleet.
-      execution: "routed" leaves out the work a route permits; "masked" runs everyone on the full
-        route; "debug" runs client by client without compiling, names the client and stage that
-        fail, and is the oracle of the other two.
-      chunk: clients trained side by side; None chooses per backend (`choose_chunk`).
-      max_routes: bound on the routes compiled in a run; past it, routes are widened to the cheapest
-        covering one.
-      devices: local devices of every process that the clients are sharded over.
-      convolution: "table" takes the lowering of every convolution from a table of measurements,
-        "tuned" measures on this device (`autotune`); "debug" execution always takes the table.
+      execution: way to run the clients: "routed" skips the work that a route permits to skip;
+        "masked" runs all clients on the full route; "debug" runs client by client without
+        compiling, and its errors name the client and the stage.
+      chunk: number of clients trained side by side; None chooses it by backend (`choose_chunk`).
+      max_routes: largest number of routes compiled in a run; further routes are replaced by the
+        cheapest covering one.
+      devices: number of local devices of every process over which the clients are sharded.
+      convolution: way to choose the lowering of every convolution: "table" reads it from a table of
+        measurements, "tuned" measures on this device (`autotune`); "debug" execution always uses
+        the table.
 
     Attributes:
-      problem, execution: as given.
-      place: the devices.
-      data: the samples on all of them.
-      full: the route that covers every other.
-      last: index of the network's deepest block.
-      compiler: counts the seconds spent compiling.
-      tuner: what chooses the lowerings, and remembers them; None if the table does.
+      problem, execution: the arguments of these names.
+      place: placement on the devices.
+      data: samples, copied to every device.
+      full: route that covers every other.
+      last: index of the model's deepest block.
+      compiler: compiler, which counts the seconds spent compiling.
+      tuner: tuner that chooses and remembers the lowerings; None if the table does.
     """
 
     def __init__(
@@ -97,24 +98,24 @@ class Resources:
             allocation.keep_freed()
 
     def routes(self, known: Sequence[Route] = ()) -> Routes:
-        """The routes of a run, which starts with none or with those of its checkpoint."""
+        """The routes of a run; `known` holds those of its checkpoint if it resumes."""
         bound = 0 if self.execution == "masked" else self._max_routes
         return Routes(bound, self.full, self.problem.cost, known)
 
     def side_by_side(self, batch: np.ndarray) -> int:
-        """How many clients with mini-batches int64[k] to train at once, if there are as many."""
+        """Largest useful number of clients side by side, for mini-batches of sizes int64[k]."""
         if self._chunk is not None:
             return self._chunk
         step_flops = self._sample_flops * float(np.max(batch))
         return choose_chunk(jax.default_backend(), step_flops, self._param_bytes)
 
     def chunk_for(self, batch: np.ndarray, members: int, *, varied: bool = False) -> int:
-        """Clients of a group of so many members to train side by side, on each device.
+        """Number of clients of a group to train side by side on each device.
 
         Args:
-          batch: int64[k], samples per mini-batch.
-          members: clients of the group.
-          varied: whether groups of all sizes are to come, as those of asynchronous clients.
+          batch: samples per mini-batch, int64[k].
+          members: number of clients in the group.
+          varied: whether later groups will have many different sizes, as with asynchronous clients.
         """
         chunk = self.side_by_side(batch)
         if self._chunk is not None:
@@ -122,14 +123,14 @@ class Resources:
         members = -(-members // self.place.size)
         if not varied:
             return min(chunk, power_of_two(members, up=True))
-        # Chunks of 1, 8 and 64 keep the programs few.
+        # With only the sizes 1, 8 and 64 there are few programs.
         eights = np.log2(members) / 3
         on_cpu = jax.default_backend() == "cpu"
         fill = 8 ** int(np.floor(eights) if on_cpu else np.ceil(eights))
         return min(chunk, fill)
 
     def rows_for(self, chunk: int, members: int, devices: int | None = None) -> int:
-        """Rows of a group of at most so many members; padding is never computed."""
+        """Number of rows for a group of at most `members` clients; padding is never computed."""
         side_by_side = (self.place.size if devices is None else devices) * chunk
         return side_by_side * power_of_two(-(-members // side_by_side), up=True)
 
@@ -142,7 +143,7 @@ class Resources:
         side_by_side: bool = False,
         donate: tuple[int, ...] = (),
     ) -> Callable[..., Any]:
-        """The function compiled for these arguments, with the lowerings of its chunk."""
+        """Compiles a function for these arguments, with the lowerings chosen for its chunk."""
         with autotune.choosing(self.tuner, chunk):
             return self.compiler.compile(
                 function, *arguments, donate=donate, side_by_side=side_by_side

@@ -1,13 +1,13 @@
 """Results that wait for their merge: one kind of program stores them, another fetches them.
 
 In a synchronous round results are merged inside the training program. Under a pace that leaves
-tasks waiting, the same loop over a group runs twice with other parts::
+tasks waiting, the same loop over a group runs twice with other functions::
 
     storing:    produce = train a client          consume = put its update into its task's slot
     fetching:   produce = take it from its slot   consume = merge it
 
-A result depends on the model, the key and the plan's row of its task only, so when it is trained,
-and with whom, changes nothing.
+A result depends only on the model, the key and the plan's row of its task. It therefore does not
+matter when it is trained and together with which other tasks.
 """
 
 import functools
@@ -34,7 +34,7 @@ from fedjax_het.engine.programs import (
 
 
 class Origin(NamedTuple):
-    """What the tasks of one server step start from."""
+    """The model from which the tasks of one server step start, and the values that they share."""
 
     variables: Variables
     common: Round
@@ -44,9 +44,9 @@ class Results(NamedTuple):
     """Updates that wait for their merge, one slot each (leading axis s).
 
     Attributes:
-      delta: structure of the parameters; zero where a route left a leaf out.
-      stats_delta: structure of the running statistics.
-      aux: `ClientResult.aux`.
+      delta: updates, structure of the parameters; zero at leaves that a route does not train.
+      stats_delta: updates of the running statistics, in their structure.
+      aux: values of `ClientResult.aux`.
     """
 
     delta: PyTree
@@ -55,7 +55,7 @@ class Results(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """How many there are, s."""
+        """Number s of slots."""
         return len(jax.tree.leaves(self.delta)[0])
 
 
@@ -63,16 +63,16 @@ def no_results(slots: int, variables: Variables, aux: PyTree) -> Results:
     """Empty slots.
 
     Args:
-      slots: their number.
-      variables: a model.
-      aux: one client's `ClientResult.aux`, as `ShapeDtypeStruct`s.
+      slots: number of slots.
+      variables: any model, for shapes.
+      aux: value of `ClientResult.aux` for one client, as `ShapeDtypeStruct`s.
     """
     like = Results(variables.params, variables.stats, aux)
     return jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
 
 
 def storing(algorithm: Algorithm) -> Work:
-    """Trains clients and stores their results by `Rows.slot`; the accumulator is a `Results`."""
+    """The work that trains clients and stores results in `Rows.slot` of a `Results` accumulator."""
 
     def store_chunk(
         acc: Results,
@@ -83,7 +83,7 @@ def storing(algorithm: Algorithm) -> Work:
         common: Round,
     ) -> tuple[Results, Outputs]:
         chunk, finite = clean_chunk(start, rows, result, mask, common, checked=False)
-        # Padding, and what is not finite, goes nowhere.
+        # Padding and updates that are not finite are dropped.
         slot = jnp.where(rows.valid & finite, rows.slot, acc.slots)
 
         def store(every: jax.Array, new: jax.Array | None) -> jax.Array:
@@ -97,7 +97,7 @@ def storing(algorithm: Algorithm) -> Work:
 
 
 def fetching(algorithm: Algorithm) -> Work:
-    """Fetches results by `Rows.slot` and merges them; the data is a `Results`, all of it finite."""
+    """The work that fetches results from `Rows.slot` of a finite `Results` and merges them."""
 
     def fetch_one(
         route: Route,
@@ -130,17 +130,17 @@ def _stack(*trees: PyTree) -> PyTree:
 
 
 def stacked(origins: dict[int, Origin], version: np.ndarray) -> tuple[Origin, np.ndarray | None]:
-    """The models behind some tasks, stacked, and which of them each starts from.
+    """The origins of some tasks, stacked, and the index of each task's origin.
 
-    Their number is padded to a power of four: programs are compiled for few of them. A single one
-    is not stacked.
+    The number of origins is padded to a power of four, so that few programs are compiled. A single
+    origin is not stacked.
 
     Args:
-      origins: the versions by number.
-      version: int64[k], of the tasks.
+      origins: origins by version number.
+      version: version numbers of the tasks, int64[k].
 
     Returns:
-      The stacked origins and int32[k]; or the only origin and None.
+      The stacked origins and the indices, int32[k]; or the only origin and None.
     """
     wanted, index = np.unique(version, return_inverse=True)
     if len(wanted) == 1:

@@ -1,16 +1,16 @@
-"""A batch of rounds as one program: the host plans ahead, the device comes back at the end.
+"""A batch of rounds as one program: the host plans all rounds before the device runs them.
 
 ::
 
     for round in batch:                          # dynamic trip count: padding is never computed
         acc = merge.init(state, model)
-        for route in routes:                     # those of all rounds; a round leaves some empty
+        for route in routes:                     # those of all rounds; some groups are empty
             acc = group(acc, model, rows[round, route])
         state, model = update(state, model, merge.finalize(acc, model))
 
-It is for methods whose plans look at nothing learned and whose rounds nobody observes
-(`Algorithm.plans_ahead`). The number of rounds is data: a batch of one and a batch of many run the
-same compiled loop.
+It is for methods whose plans depend on nothing that is learned and that have no `observe`
+(`Algorithm.plans_ahead`). The number of rounds is data: batches of one round and of many rounds run
+the same compiled loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ from fedjax_het.models.autotune import Tuner, choosing
 
 
 class RoundBatch(NamedTuple):
-    """Rounds planned ahead, stacked; leading axis R, of which the first `count` are run.
+    """Rounds planned ahead, stacked along a leading axis R; the first `count` are run.
 
     Attributes:
-      count: int32.
-      step: int32[R], server steps.
-      learning_rate_scale: float32[R].
-      shared: `Plan.shared`, stacked.
-      rows: of every group, fields [R, b].
+      count: number of rounds to run, int32.
+      step: numbers of the server steps, int32[R].
+      learning_rate_scale: factors on the local updates, float32[R].
+      shared: values of `Plan.shared`, stacked.
+      rows: rows of every group, fields [R, b].
     """
 
     count: Any
@@ -50,11 +50,11 @@ class RoundBatch(NamedTuple):
 
 
 class RoundOutputs(NamedTuple):
-    """What is reported of the rounds, leading axis R.
+    """The values that are reported of the rounds, leading axis R.
 
     Attributes:
       clients: `Outputs` of every group, fields [R, b], without `info`.
-      info: what the merges reported.
+      info: values that the merges reported.
     """
 
     clients: tuple[Outputs, ...]
@@ -71,11 +71,11 @@ def rounds_program(
     """The function `(leaves, variables, data, key, RoundBatch) -> (leaves, variables, outputs)`.
 
     Args:
-      algorithm: the method.
+      algorithm: method to run.
       groups: route and chunk of every group.
-      split: separates the JAX leaves of the state, which the rounds change.
-      mesh: shards the rows over its `clients` axis; None runs on one device.
-      tuner: chooses the lowerings of convolutions; None leaves them to the table.
+      split: split of the state, which separates the JAX leaves that the rounds change.
+      mesh: mesh over whose `clients` axis the rows are sharded; None runs on one device.
+      tuner: tuner that chooses the lowerings of convolutions; None leaves them to the table.
     """
     work = training(algorithm)
     trainers = [group_loop(work, route, chunk, info=False) for route, chunk in groups]
@@ -132,7 +132,7 @@ def rounds_program(
         carry = (leaves, variables, every)
         leaves, variables, every = jax.lax.fori_loop(0, batch.count, body, carry)
         if mesh is not None:
-            # Everybody is given all outputs: another process's devices cannot be read from here.
+            # Every device gets all outputs, because a process cannot read the devices of another.
             clients = jax.lax.all_gather(every.clients, AXIS, axis=1, tiled=True)
             every = every._replace(clients=clients)
         return leaves, variables, every
@@ -158,7 +158,7 @@ def _mask_shapes(algorithm: Algorithm, rows: Rows, shared: PyTree) -> PyTree:
 
 
 def _require_same(name: str, before: PyTree, after: PyTree) -> None:
-    """Raises `InputError` unless a step leaves state and model in the shapes it found them."""
+    """Raises `InputError` unless a step keeps the structure, shapes and dtypes of its arguments."""
 
     def types(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda a: f"{jnp.result_type(a).name}{list(jnp.shape(a))}", tree)

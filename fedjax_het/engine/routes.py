@@ -1,4 +1,4 @@
-"""Which route a client runs on: its own, or a wider one where programs would become too many."""
+"""The route on which a client runs: its planned route, or a wider one to limit the programs."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from fedjax_het.fleet.cost import CostTable
 
 
 class Routes:
-    """The routes of one run, within a bound on their number.
+    """The routes of one run, with a bound on their number.
 
-    With the bound, the routes used so far decide which later ones are widened. They belong to the
-    run, and a resumed run starts with those of its checkpoint.
+    Because of the bound, the routes used so far decide which later routes are widened. They belong
+    to the run, and a resumed run starts with the routes of its checkpoint.
 
     Args:
-      bound: largest number of routes; past it, routes are widened to the cheapest covering one. 0
-        puts everyone on the full route.
-      full: the route that covers every other.
+      bound: largest number of routes; further routes are replaced by the cheapest covering one. 0
+        runs all clients on the full route.
+      full: route that covers every other.
       cost: prices of the model's blocks, which order the routes.
       known: routes used before.
 
@@ -30,17 +30,17 @@ class Routes:
         self.known = list(known)
 
     def copy(self) -> "Routes":
-        """The same routes, to look at what others would become of them."""
+        """A copy, with which `execute` can be tried without changing this object."""
         return Routes(self._bound, self._full, self._cost, self.known)
 
     def execute(self, planned: Sequence[Route]) -> list[Route]:
-        """The route that each of some tasks runs on, from the route planned for it."""
+        """The route on which each task runs, from the route planned for it."""
         if self._bound == 0:
             return [self._full] * len(planned)
         taken = set(self.known)
         chosen: dict[Route, Route] = {}
         for route in sorted(set(planned), key=self._price):
-            # The last place is kept for the full route, which covers whatever comes later.
+            # The last place is reserved for the full route, which covers all later routes.
             free = self._bound - len(taken | {self._full})
             if route in taken or route == self._full or free > 0:
                 chosen[route] = route
@@ -52,17 +52,17 @@ class Routes:
         return [chosen[route] for route in planned]
 
     def _price(self, route: Route) -> tuple[float, int]:
-        """What orders routes: their work, and among equally expensive ones the cut."""
+        """Sort key of a route: its FLOPs per sample, then its cut."""
         cut = -1 if route.cut is None else route.cut
         if route.exit is not None:
             return float(self._cost.step_flops(route.first, route.exit)), cut
-        # All exits are computed: more work than any single one.
+        # All exits are computed, which is more work than any single exit.
         exits = np.arange(self._cost.num_blocks)
         return float(np.sum(self._cost.step_flops(np.zeros_like(exits), exits))), cut
 
 
 def members(routes: Sequence[Route]) -> dict[Route, list[int]]:
-    """The places at which each route stands."""
+    """Positions of each route in `routes`."""
     groups: dict[Route, list[int]] = {}
     for i, route in enumerate(routes):
         groups.setdefault(route, []).append(i)

@@ -1,4 +1,4 @@
-"""When clients are sent out, which of those that are available, and with what to do."""
+"""Dispatch of clients: waiting for enough available clients, selection, and planning."""
 
 from typing import NamedTuple
 
@@ -12,24 +12,25 @@ from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.contract.selection import Candidates
 from fedjax_het.problem import Problem
 
-# A fleet whose devices are on 5 % of the time needs tens of waits; thousands mean it never will.
+# A fleet whose devices are on for 5 % of the time needs tens of waits. After thousands, enough
+# devices will never be on at once.
 _MAX_WAITS = 2000
 
-# Compiled: step by step it costs a small round more than its planning.
+# Compiled, because without compilation it takes longer than the planning of a small round.
 fold_in = jax.jit(jax.random.fold_in)
 
 
 class Sampler(NamedTuple):
-    """Has the algorithm select cohorts and plan for them.
+    """Selects cohorts and plans for them with the functions of an algorithm.
 
-    Every draw is addressed by the server's step and, where clients are sent out several times
-    between two steps, by the turn.
+    The random numbers of a draw depend on the server step and, if clients are dispatched several
+    times between two steps, on the turn.
 
     Attributes:
-      algorithm: plans.
-      problem: its fleet says who is available.
-      seed: of the draws.
-      key: typed PRNG key of the plans; draws do without.
+      algorithm: method that selects and plans.
+      problem: problem, whose fleet tells which clients are available.
+      seed: seed of the draws.
+      key: typed PRNG key of the plans; draws do not need it.
     """
 
     algorithm: Algorithm
@@ -50,18 +51,18 @@ class Sampler(NamedTuple):
         """A cohort selected without replacement, as soon as enough clients are available.
 
         Args:
-          step: server step, from 0.
-          now_s: virtual time.
-          clients: int64[n], ids that may be selected; None for everyone.
-          size: clients to select, if that many are available; None for `cohort_size`.
-          least: clients that must be available; None for `size`.
+          step: number of the server step, from 0.
+          now_s: virtual time in seconds.
+          clients: ids that may be selected, int64[n]; None for all clients.
+          size: number of clients to select, if that many are available; None for `cohort_size`.
+          least: number of clients that must be available; None for `size`.
           turn: number of the draw within the step.
 
         Returns:
-          The cohort, ascending ids, and the time at which all of it is available.
+          The cohort as ascending ids, and the virtual time at which all of it is available.
 
         Raises:
-          InputError: `least` clients are never available at once.
+          InputError: if `least` clients are never available at once.
         """
         clients = np.arange(self.problem.num_clients) if clients is None else clients
         size = self.algorithm.cohort_size if size is None else size
@@ -105,17 +106,17 @@ class Sampler(NamedTuple):
         accuracy: float | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Plan, PyTree]:
-        """What the algorithm has these clients do; also its new state.
+        """The algorithm's plan for these clients, and its new state.
 
         Args:
-          state: the algorithm's.
-          variables: the server's model.
-          step: server step, from 0.
-          clients: int64[k].
-          start_s: virtual time of dispatch.
-          turn: numbers the draws of a step.
-          accuracy: see `Situation`.
-          key: that of the step, if it is at hand.
+          state: state of the algorithm.
+          variables: model of the server.
+          step: number of the server step, from 0.
+          clients: ids of the cohort, int64[k].
+          start_s: virtual time of dispatch in seconds.
+          turn: number of the draw within the step.
+          accuracy: test accuracy, see `Situation`.
+          key: key of the step, if it was computed before; None computes it.
         """
         situation = Situation(
             round=step,

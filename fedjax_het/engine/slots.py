@@ -1,4 +1,4 @@
-"""Slots for results that wait for their merge: as many as clients at work, or as memory has."""
+"""Slots for results that wait for their merge: one per client at work, as far as memory allows."""
 
 import jax
 import numpy as np
@@ -13,20 +13,20 @@ from fedjax_het.engine.routes import Routes
 from fedjax_het.engine.table import Tasks
 from fedjax_het.runtime.chunking import power_of_two
 
-# Memory that results may take while they wait; more clients at work share the slots.
+# Memory for waiting results, in bytes; if there are more clients at work, they share the slots.
 RESULT_BYTES = {"cpu": 2e9, "other": 16e9}
 
 
 class Slots:
-    """Trains tasks into slots, and merges from them.
+    """Stores the results of tasks in slots, and merges them from there.
 
     Args:
-      engine: the engine.
-      routes: the routes of the run.
+      engine: engine that trains and merges.
+      routes: routes of the run.
       capacity: largest number of slots.
 
     Attributes:
-      results: what lies in the slots; None before the first is filled.
+      results: content of the slots; None before the first is filled.
     """
 
     def __init__(self, engine: Engine, routes: Routes, capacity: int):
@@ -34,13 +34,13 @@ class Slots:
         self.results: Results | None = None
 
     def number(self, variables: Variables) -> int:
-        """How many slots there are for results of a model like this."""
+        """Number of slots for results of a model of this size."""
         each = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
         fitting = RESULT_BYTES["cpu" if jax.default_backend() == "cpu" else "other"] / max(each, 1)
         return int(np.clip(fitting, 1, self._capacity))
 
     def empty(self, slots: int, plan: Plan, origin: Origin) -> Results:
-        """Empty slots for the results of tasks like those of the plan."""
+        """Empty slots for the results of tasks of such a plan."""
         aux = self._engine.result_shapes(plan, *origin).aux
         return no_results(slots, origin.variables, aux)
 
@@ -50,18 +50,22 @@ class Slots:
         """Trains tasks side by side, each from its own version into its own slot.
 
         Args:
-          tasks: the tasks.
-          slot: int64[m], where each result is to lie.
-          slots: their number.
-          origins: the versions by number.
+          tasks: tasks to train.
+          slot: slot for each result, int64[m].
+          slots: number of all slots.
+          origins: origins by version number.
+
+        Returns:
+          The `Outputs` of the tasks.
         """
         plan, version = tasks.plan(), tasks.flight.version
         routes = self._routes.execute(plan.routes)
         if self.results is None:
             self.results = self.empty(slots, plan, origins[int(version[0])])
         if self._engine.resources.place.size > 1:
-            # Each device starts from nothing, and what they hold is added to what there is.
-            # Padding with a slot that does not exist: few sizes, few programs.
+            # Each device starts from zeros, and their sums are added to the slots' content, which
+            # must therefore be cleared. Padding with a slot that does not exist keeps the number of
+            # sizes, and so of programs, small.
             padded = np.full(power_of_two(slot.size, up=True), slots, np.int32)
             padded[: slot.size] = slot
             self.results = cleared(self.results, padded)
@@ -82,10 +86,13 @@ class Slots:
         """Adds the results of tasks to an accumulator of the method's merge, on one device.
 
         Args:
-          acc: the accumulator; consumed.
-          tasks: tasks whose results lie in their slots.
-          origins: the versions by number.
-          step: the server's step, from 0.
+          acc: accumulator; its memory is reused.
+          tasks: tasks whose results are in their slots.
+          origins: origins by version number.
+          step: number of the server step, from 0.
+
+        Returns:
+          The accumulator.
         """
         assert self.results is not None
         resources, version = self._engine.resources, tasks.flight.version

@@ -1,7 +1,7 @@
-"""The two kinds of leaves of a method's state: JAX arrays on the device, the rest on the host.
+"""The two kinds of leaves of a method's state: JAX arrays on the device, NumPy arrays on the host.
 
 Programs take and return the JAX leaves. NumPy leaves would lose their precision on a device; a
-traced function sees stand-ins in their places and must hand those on as they are.
+traced function gets placeholders for them and must return these placeholders unchanged.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ Leaves = tuple[jax.Array, ...]
 
 @dataclass(frozen=True)
 class HostLeaf:
-    """Stands for a NumPy leaf while a program is traced; it has no value there."""
+    """A placeholder for a NumPy leaf while a program is traced; it has no value."""
 
     path: str
     shape: tuple[int, ...]
 
 
 class StateSplit:
-    """Separates the leaves of a state, and puts them together again.
+    """Separates the two kinds of leaves of a state, and joins them again.
 
     Args:
-      name: the method's name, for messages.
-      state: a state with the structure that all others have.
+      name: name of the method, for error messages.
+      state: any state of the method, for its structure.
     """
 
     def __init__(self, name: str, state: PyTree):
@@ -47,10 +47,10 @@ class StateSplit:
         return tuple(leaf for leaf, host in pairs if host is None)
 
     def stepped(self, state: PyTree) -> Leaves:
-        """The JAX leaves of what a traced step has made of a state.
+        """The JAX leaves of a state that a traced step returned.
 
         Raises:
-          InputError: it has another structure, or something else in place of a NumPy leaf.
+          InputError: if it has another structure, or another value in place of a NumPy leaf.
         """
         found, structure = jax.tree.flatten(state)
         require(
@@ -69,11 +69,11 @@ class StateSplit:
         return self.leaves(state)
 
     def traced(self, leaves: Leaves) -> PyTree:
-        """The state with these JAX leaves, and stand-ins for the others."""
+        """The state with these JAX leaves, and placeholders for the other leaves."""
         return self._filled(leaves, self._host)
 
     def joined(self, state: PyTree, leaves: Leaves) -> PyTree:
-        """The state with these JAX leaves in place of its own."""
+        """The given state with its JAX leaves replaced by `leaves`."""
         return self._filled(leaves, jax.tree.leaves(state))
 
     def _filled(self, leaves: Leaves, others: list[Any]) -> PyTree:

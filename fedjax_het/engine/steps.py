@@ -1,4 +1,4 @@
-"""The server's step as a program: after a merge, or with the training of a single client in it."""
+"""The server's step as a program: after a merge, or together with training of a single client."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,18 +21,18 @@ def server_step(
     variables: Variables,
     shared: PyTree,
 ) -> tuple[Leaves, Variables, Mapping[str, Any]]:
-    """Closes a merge and takes the server's step; traced.
+    """Finishes a merge and computes the server's step; traced.
 
     Args:
-      algorithm: the method.
-      split: separates the leaves of its state.
+      algorithm: method to run.
+      split: split of its state.
       acc: accumulator of its merge.
       leaves: JAX leaves of its state.
-      variables: the server's model.
-      shared: `Plan.shared` of the newest plan.
+      variables: model of the server.
+      shared: value of `Plan.shared` of the newest plan.
 
     Returns:
-      The leaves, the model, and what the merge reports.
+      The leaves, the model, and the values that the merge reports.
     """
     merged = algorithm.merge.finalize(acc, variables, shared)
     check_merged(algorithm.name, merged, variables)
@@ -46,12 +46,12 @@ def close_program(
     """A server step after a merge as one function, to be jitted.
 
     Args:
-      algorithm: the method.
-      split: separates the leaves of its state.
+      algorithm: method to run.
+      split: split of its state.
 
     Returns:
-      `(acc, leaves, variables, shared) -> (changed, variables, info)`; `changed` has None for every
-      leaf that the step leaves as it is, which therefore need not be copied.
+      Function `(acc, leaves, variables, shared) -> (changed, variables, info)`; `changed` has None
+      for every leaf that the step does not change, which need not be copied.
     """
 
     def run(
@@ -69,18 +69,18 @@ def lone_program(
 ) -> Callable[..., tuple[Leaves, Variables, Mapping[str, Any], Outputs]]:
     """A server step with a single client as one function, to be jitted; it runs on one device.
 
-    What lies between training and the new model is one pass over the parameters: no accumulator is
-    cleared, filled and read back.
+    XLA can compute the new model from the update in one pass over the parameters, because no
+    accumulator is cleared, filled and read in memory.
 
     Args:
-      algorithm: the method.
-      route: the client's route, compiled in.
-      mask_shapes: mask shapes for `merge.init`.
-      split: separates the leaves of the state.
+      algorithm: method to run.
+      route: route of the client, compiled in.
+      mask_shapes: shapes of one client's mask, for `merge.init`.
+      split: split of the state.
 
     Returns:
-      `(leaves, variables, shared, start, data, rows, common)` to `(leaves, variables, info,
-      outputs)`.
+      Function from `(leaves, variables, shared, start, data, rows, common)` to `(leaves, variables,
+      info, outputs)`.
     """
 
     def run(

@@ -1,4 +1,4 @@
-"""The table of what is in flight: a row per task, with what it takes to train and merge it."""
+"""The table of tasks in flight: one row per task, with all values needed to train and merge it."""
 
 from typing import NamedTuple
 
@@ -12,15 +12,15 @@ from fedjax_het.contract.plan import Plan, Timing
 
 
 class Tasks(NamedTuple):
-    """Columns of the table.
+    """The columns of the table.
 
     Attributes:
-      flight: who, since when, until when.
-      first, exit, cut: int64[m], the planned route; -1 for None.
-      batch, weight, rows, notes: as in `Plan`.
-      slot: int64[m], where the result lies; -1 while untrained.
-      loss, samples, finite: what training reported; NaN, 0 and True while untrained.
-      info: stacked `ClientResult.info`, zeros while untrained; None if there is none.
+      flight: client, version, times and steps of each task.
+      first, exit, cut: planned route, int64[m]; -1 for None.
+      batch, weight, rows, notes: columns of the `Plan`.
+      slot: slot of the result, int64[m]; -1 while the task is not trained.
+      loss, samples, finite: values that training reported; NaN, 0 and True before training.
+      info: stacked `ClientResult.info`, zeros before training; None if there is none.
     """
 
     flight: Flight
@@ -39,15 +39,15 @@ class Tasks(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of rows, m."""
+        """Number m of rows."""
         return len(self.slot)
 
     def rows_of(self, index: np.ndarray) -> "Tasks":
-        """The rows at these places."""
+        """The rows with these indices."""
         return jax.tree.map(lambda a: a[index], self)
 
     def plan(self) -> Plan:
-        """The tasks in the form of a plan; what their version shared is not in it."""
+        """The tasks as a plan, without `Plan.shared`, which depends on the version."""
         return Plan(
             clients=self.flight.client,
             routes=[
@@ -64,12 +64,12 @@ class Tasks(NamedTuple):
 
 
 def table_of(plan: Plan, flight: Flight, info: PyTree) -> Tasks:
-    """The rows of the tasks that a plan sends out, untrained.
+    """The rows of a plan's tasks, not trained yet.
 
     Args:
-      plan: the plan.
-      flight: its tasks as they leave.
-      info: one client's `ClientResult.info`, as `ShapeDtypeStruct`s.
+      plan: plan of the tasks.
+      flight: tasks in flight after their dispatch.
+      info: value of `ClientResult.info` for one client, as `ShapeDtypeStruct`s.
     """
     k = len(plan.clients)
     return Tasks(

@@ -1,4 +1,4 @@
-"""The local update: a pure function of (start, data, task), mapped over clients by the cohort."""
+"""The local update: a pure function of (start, data, task), which the engine maps over clients."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def _logits(
 
 
 def _parts(model: BlockModel, batch: int) -> int:
-    """In how many parts a mini-batch is run; whole where a batch has statistics of its own."""
+    """Number of parts of a mini-batch; one if the model computes statistics of the batch."""
     if jax.tree.leaves(model.shapes.stats):
         return 1
     param_bytes, output_bytes = (
@@ -102,29 +102,32 @@ def training_loop(
     parts: int = 1,
     proximal: float = 0.0,
 ) -> ClientResult:
-    """Mini-batch descent of one client: `task.steps` steps of the optimiser on the objective.
+    """Mini-batch training of one client: `task.steps` steps of the optimiser on the objective.
 
-    Gradients *and* optimiser updates are masked, so that neither momentum nor weight decay moves a
-    frozen coordinate.
+    Gradients *and* optimiser updates are masked, so that neither momentum nor weight decay changes
+    a frozen coordinate.
 
     Args:
-      pipeline: how raw samples become inputs.
-      optimizer: the client's; its state is new.
-      objective: what is minimised.
-      max_batch: samples a mini-batch has room for.
-      trained: parameters to differentiate with respect to; None at every leaf left out.
-      mask: of the structure of `trained`, or None.
+      pipeline: preprocessing of the samples.
+      optimizer: optimiser of the client; its state is new.
+      objective: function to minimise.
+      max_batch: largest number of samples in a mini-batch.
+      trained: parameters to differentiate with respect to; None at every leaf that is not trained.
+      mask: mask with the structure of `trained`, or None.
       stats: running statistics at the start.
-      data: the federated data.
-      task: the client's work.
+      data: federated data on the device.
+      task: work of the client.
       measures: names of the scalars that the objective reports.
-      observe: function of the masked gradients of the last step, whose value is `aux`.
-      parts: runs the mini-batch in so many; for objectives that are means over samples.
-      proximal: adds this times the distance from `trained` to the gradient: one pass over the
-        parameters where differentiating the square would take several. The loss is without it.
+      observe: function of the masked gradients of the last step; its value becomes `aux`.
+      parts: number of parts in which a mini-batch is run; more than 1 only for objectives that are
+        means over samples.
+      proximal: factor of the proximal term. Factor times (parameters - `trained`) is added to the
+        gradient, which is faster than differentiating the squared distance. The reported loss does
+        not include the term.
 
     Returns:
-      The result; `info` holds the means of what the objective reported, `aux` what `observe` did.
+      The result; `info` holds the means of the scalars that the objective reported, `aux` the value
+      of `observe`.
     """
     batch_key, noise_key = jax.random.split(task.key)
 
@@ -149,7 +152,7 @@ def training_loop(
             samples + count,
             None if observe is None else observe(grads),
         )
-        # Clients with fewer steps than their neighbours stand still for the rest of the loop.
+        # Clients that have done all their steps do not change in the rest of the loop.
         return _select(t < task.steps, new, carry)
 
     zero = jnp.zeros((), jnp.float32)
@@ -177,23 +180,23 @@ def local_training(
 ) -> LocalUpdate:
     r"""Mini-batch training of the masked parameters from the given start.
 
-    Minimises $F_i(w) + \frac{\mu}{2} \lVert w - w_0 \rVert^2$ over the coordinates of the mask;
-    see `training_loop`. The optimiser's state covers the route's blocks only and is new every
-    round.
+    Minimises $F_i(w) + \frac{\mu}{2} \lVert w - w_0 \rVert^2$ over the coordinates of the mask; see
+    `training_loop`. The optimiser's state covers only the blocks of the route and is new for every
+    task.
 
     Args:
-      model: the network.
-      pipeline: how raw samples become inputs (`FederatedData.pipeline`).
-      optimizer: the client optimiser, e.g. `optax.sgd(0.05)`.
-      max_batch: samples a mini-batch has room for; `Task.batch` may be less. It may be run in
-        parts, which changes rounding only (`chunking.choose_parts`).
-      proximal: mu of FedProx (Li et al. 2020); 0 leaves the term out. The loss that is reported is
-        without the term.
-      observe: function of the masked gradients of the last step, whose value is
+      model: model to train.
+      pipeline: preprocessing of the samples (`FederatedData.pipeline`).
+      optimizer: optimiser of the client, e.g. `optax.sgd(0.05)`.
+      max_batch: largest number of samples in a mini-batch; `Task.batch` may be less. A mini-batch
+        may be run in parts, which changes rounding only (`chunking.choose_parts`).
+      proximal: factor mu of the proximal term of FedProx (Li et al. 2020); 0 means no term. The
+        reported loss does not include the term.
+      observe: function of the masked gradients of the last step; its value becomes
         `ClientResult.aux`.
 
     Returns:
-      A local update; `ClientResult.delta` is None at every leaf the route leaves out.
+      Local update; `ClientResult.delta` is None at every leaf that the route does not train.
     """
     parts = _parts(model, max_batch)
 

@@ -46,12 +46,13 @@ def build(
     """Makes a model by name, for configuration files.
 
     Args:
-      name: a key of `MODELS`.
-      input_shape: of one sample, without a batch axis.
+      name: name of the model, a key of `MODELS`.
+      input_shape: shape of one sample, without a batch axis.
       num_classes: size of the last axis of the logits.
-      exits: adds a head after every block but the last (`with_exits`), as FedEL needs; "shared"
-        adds one for all of them.
-      compute_dtype: of activations and matrix products; what is kept is float32 (`precision`).
+      exits: whether a head is added after every block except the last (`with_exits`), as FedEL
+        needs; "shared" adds one head for all of them.
+      compute_dtype: dtype of activations and matrix products; parameters stay float32
+        (`precision`).
       **options: keyword arguments of the factory, e.g. `norm="batch"`.
 
     Returns:

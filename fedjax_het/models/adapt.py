@@ -1,10 +1,11 @@
-"""A user's own flax.linen network as a `BlockModel`, without changes to its code.
+"""Conversion of a flax.linen network to a `BlockModel`, without changes to its code.
 
-A single module is cut between the submodules it calls. To run from the call of one submodule to the
-call of another, the module's own `__call__` is run with the earlier submodules replaced by stubs,
-the activation put in as the argument of the first, and the run stopped where the other is called;
-what the module does between its submodules (activations, pooling, reshaping) thus stays where it is
-written. Every part is a block like any other: it can be frozen, exited from, split at and priced.
+A single module is cut between the submodules that it calls. A block runs from the call of one
+submodule to the call of a later one. It runs the module's own `__call__` with these changes: stubs
+replace the earlier submodules, the block's input becomes the argument of its first submodule, and
+the run stops at the call of the later one. Operations between submodules (activations, pooling,
+reshaping) therefore run as the module defines them. The blocks can be frozen, priced, split and
+given exit heads like any other block.
 """
 
 import functools
@@ -25,9 +26,10 @@ from fedjax_het.models.conv import conv_general_dilated
 
 Array = jax.Array
 
-# Keywords by which modules are told the mode, and their value in training.
+# Keyword arguments that give a module its mode, and their values in training.
 _MODES = {"train": True, "training": True, "is_training": True, "deterministic": False}
-# Batches of a record; two, to see which axes follow the batch, and odd, to meet no other size.
+# Batch sizes of the recorded runs. Two sizes show which axes depend on the batch; odd numbers are
+# unlikely to be the size of another axis.
 _PROBES = (3, 5)
 
 
@@ -40,7 +42,7 @@ class _Call(NamedTuple):
 
 
 class _Reached(Exception):  # noqa: N818 - not an error
-    """Carries the activation out of a run that stops before its end."""
+    """Stops a run before its end and carries the activation."""
 
     def __init__(self, value: Array):
         super().__init__()
@@ -58,30 +60,31 @@ def from_flax(
 ) -> BlockModel:
     """Makes a model of blocks from one linen module, or from a sequence of them.
 
-    Convolutions that did not choose their own lowering get that of `fedjax_het.models.conv`.
-    (Pooling is a function in flax and cannot be replaced: `fedjax_het.models.pooling.max_pool` is
-    much faster on a CPU than `nn.max_pool`.) A module whose `__call__` takes `train`, `training`,
-    `is_training` or `deterministic` is told the mode by it. For bfloat16, hand the model to
-    `with_compute_dtype`, which names a module that cannot.
+    Convolutions without a lowering of their own get that of `fedjax_het.models.conv`. (Pooling is a
+    function in flax and cannot be replaced: `fedjax_het.models.pooling.max_pool` is much faster on
+    a CPU than `nn.max_pool`.) A module whose `__call__` takes `train`, `training`, `is_training` or
+    `deterministic` gets its mode by this argument. For bfloat16, pass the model to
+    `with_compute_dtype`, whose error names any module that does not support it.
 
     Args:
-      module: a sequence, input side first: every module is one block, called on the output of the
-        one before. Or a single module: every submodule with parameters that it calls starts a
-        block, in the order of the calls. Submodules between which no cut is possible, because one
-        is used twice or a shortcut passes around them, share a block; to get finer blocks, put a
-        residual unit into a submodule of its own or pass a sequence.
-      input_shape: of one sample, without a batch axis.
+      module: linen module, or a sequence of them, input side first. In a sequence, every module is
+        one block and is called on the output of the module before. In a single module, every
+        submodule with parameters starts a block, in the order of the calls. Submodules between
+        which no cut is possible, because one is used twice or a shortcut passes around them, share
+        a block. To get finer blocks, put each residual unit into its own submodule, or pass a
+        sequence.
+      input_shape: shape of one sample, without a batch axis.
       num_classes: size of the last axis of the logits.
-      name: of the model; default the name of the class.
-      input_dtype: float32, or int32 for tokens.
-      stats_policy: see `BlockModel`.
+      name: name of the model; default the name of the class.
+      input_dtype: dtype of the samples, float32, or int32 for tokens.
+      stats_policy: treatment of running statistics, see `BlockModel`.
 
     Returns:
       The model. Parameters of a block are a dictionary by submodule, as in the original.
 
     Raises:
-      InputError: if the module is none of linen, has parameters outside of submodules, or does not
-        give `[batch, num_classes]`.
+      InputError: if the module is not a linen module, has parameters outside of submodules, or does
+        not return `[batch, num_classes]`.
     """
     x = functools.partial(_samples, input_shape=tuple(input_shape), dtype=input_dtype)
     if isinstance(module, (list, tuple)):
@@ -129,18 +132,19 @@ def _samples(batch: int, input_shape: tuple[int, ...], dtype: Any) -> jax.ShapeD
 
 
 def _nothing(batch: int) -> tuple[Any, list[_Call]]:
-    """The record of a module that is run from its start: no sample and no stub is needed."""
+    """The record for a block that starts at the module's input: it needs no sample and no stub."""
     return None, []
 
 
 class _Segment(nn.Module):
-    """What `module` does from its call number `start` up to its call number `stop`.
+    """The part of `module` from call number `start` of a submodule up to call number `stop`.
 
     Attributes:
-      module: the module that is cut; its submodules keep their names.
-      start: first call that is made; 0 also runs what comes before it.
-      stop: call that is not made any more, its argument being the result; None runs to the end.
-      record: batch size -> (shape of the samples, calls), for the stubs of the calls before.
+      module: module that is cut; its submodules keep their names.
+      start: first call to run; 0 also runs the operations before it.
+      stop: first call not to run, whose argument is the result; None runs to the end.
+      record: function from a batch size to (shape of the samples, calls), for the stubs of the
+        calls before `start`.
     """
 
     module: nn.Module
@@ -152,7 +156,7 @@ class _Segment(nn.Module):
         nn.share_scope(self, self.module)
 
     def __call__(self, z: Array, *, train: bool) -> Array:
-        """The activation at `stop` from that at `start`."""
+        """The activation at `stop`, given the activation `z` at `start`."""
         if self.start == 0:
             return _run(self.module, z, z, [], 0, self.stop, train)
         sample, calls = self.record(z.shape[0])
@@ -203,7 +207,7 @@ def _with_calls(module: nn.Module, x: Array, train: bool, visit: Callable[..., A
         nonlocal count, inside
         called = context.module
         if isinstance(called, nn.Conv) and called.conv_general_dilated is None:
-            # `called` is the copy that flax made for this run; the user's own is left alone.
+            # `called` is the copy that flax made for this run; the user's module does not change.
             object.__setattr__(called, "conv_general_dilated", conv_general_dilated)
         if inside or context.method_name == "setup" or called.path == root:
             return call(*args, **kwargs)
@@ -280,7 +284,7 @@ def _may_start(
     index: int,
     record: Callable[[int], tuple[Any, list[_Call]]],
 ) -> bool:
-    """Whether the first argument of call `index` is all that the rest of the run needs."""
+    """Whether the rest of the run depends only on the first argument of call `index`."""
     (sample, calls), (_, other) = record(_PROBES[0]), record(_PROBES[1])
     z = calls[index].argument
     before, after = (

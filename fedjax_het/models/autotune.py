@@ -1,13 +1,15 @@
-"""Lowerings of convolutions by measurement on the device at hand, once; the verdicts are kept.
+"""Choice of the lowerings of convolutions by measuring them once on the current device.
 
-A convolution that is met while a training program is traced is looked up by (JAX, device, dtype,
-clients side by side, shapes, strides, padding). What is not known is timed: every lowering that can
-do it runs forward and backward inside a loop, as training does. Verdicts lie in a JSON file beside
-the compiled programs (`compilation_cache`), so that the next process does not measure.
+A *verdict* is the lowering that was measured to be the fastest for a convolution. While a training
+program is traced, the verdict of each convolution is looked up by (JAX, device, dtype, clients side
+by side, shapes, strides, padding). If there is none, it is measured: every lowering that supports
+the convolution runs forward and backward inside a loop, as in training. Verdicts are kept in a JSON
+file beside the compiled programs (`compilation_cache`), so the next process need not measure.
 
-Lowerings differ in rounding, so a run must not change its mind. Within a process a verdict stands;
-a run saves those it used with its checkpoint and takes them up again before anything is compiled,
-whatever the file says by then. A verdict that is in the file is never measured again.
+Lowerings differ in rounding, so verdicts must not change during a run. They stay the same within a
+process. A run saves the verdicts that it used with its checkpoint, and when it resumes it restores
+them before anything is compiled, even if the file has changed. Verdicts in the file are never
+measured again.
 """
 
 import contextlib
@@ -29,17 +31,17 @@ from fedjax_het.models.lowering import Convolution, Lowering, chosen_by, lowerin
 from fedjax_het.runtime import compilation_cache
 from fedjax_het.runtime.compiling import compiler_options
 
-# Of the file; another number makes it unreadable to earlier versions.
+# Format number of the file; versions with another number ignore the file.
 _FORMAT = 2
-# Candidates run in turn, for about so long each; the shortest of the repeats counts, for what else
-# the machine does only adds.
+# Candidates run in turn, each for about this long. The shortest of the repeats counts, because
+# other work on the machine can only add time.
 _RUN_S = 0.02
 _REPEATS = 5
 _MOST_STEPS = 100
 
 
 def file() -> Path | None:
-    """Where verdicts are kept between processes; None if nothing is."""
+    """File in which verdicts are kept between processes; None if nothing is kept."""
     store = compilation_cache.store()
     return None if store is None else store.with_name(f"{store.name}-convolutions.json")
 
@@ -48,10 +50,10 @@ class Tuner:
     """Verdicts of one run; shared by all its programs.
 
     Args:
-      path: of the file; None keeps nothing between processes.
+      path: path of the file; None keeps nothing between processes.
 
     Attributes:
-      used: key -> lowering, what this run has been told so far.
+      used: verdicts that this run has used so far, a dictionary from key to lowering.
     """
 
     def __init__(self, path: Path | None):
@@ -59,7 +61,7 @@ class Tuner:
         self.used: dict[str, Lowering] = {}
 
     def __call__(self, convolution: Convolution, clients: int) -> Lowering:
-        """The lowering of a convolution that `clients` clients do side by side."""
+        """The lowering of a convolution that `clients` clients compute side by side."""
         able = candidates(convolution)
         if len(able) == 1:
             return able[0]
@@ -71,7 +73,7 @@ class Tuner:
         return self.used[key]
 
     def _kept(self, convolution: Convolution, key: str) -> Lowering | None:
-        """The verdict of the file, if it is one of those that can be had here."""
+        """The verdict in the file, or None if there is none or the device does not support it."""
         verdict = _read(self._path).get(key)
         name = verdict.get("lowering") if isinstance(verdict, dict) else None
         return name if name in candidates(convolution) else None
@@ -82,7 +84,7 @@ class Tuner:
         verdict = {"lowering": best, "step_us": {name: 1e6 * s for name, s in times.items()}}
         logging.info("convolution %s: %s", key, verdict)
         if self._path is not None:
-            # Read again: other processes add to the file as well.
+            # Read again, because other processes also add to the file.
             verdicts = {**_read(self._path), key: verdict}
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ class Tuner:
 
 
 def _read(path: Path | None) -> dict[str, Any]:
-    """The verdicts of a file; none, with a warning, if it is not one of this format."""
+    """The verdicts in a file; if it has another format, an empty dictionary and a warning."""
     if path is None or not path.exists():
         return {}
     try:
@@ -111,11 +113,11 @@ def _read(path: Path | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def choosing(tuner: Tuner | None, clients: int) -> Iterator[None]:
-    """Lets a tuner choose what is traced inside, for so many clients side by side; None does not.
+    """Lets a tuner choose the lowering of convolutions that are traced inside.
 
     Args:
-      tuner: the run's.
-      clients: 1 for clients one at a time.
+      tuner: tuner of the run; None leaves the choice to the table.
+      clients: number of clients side by side.
     """
     if tuner is None:
         yield
@@ -125,7 +127,7 @@ def choosing(tuner: Tuner | None, clients: int) -> Iterator[None]:
 
 
 def key_of(convolution: Convolution, clients: int) -> str:
-    """What a verdict holds for, as text; it stays as it is for as long as the format does."""
+    """The key of a verdict; it must not change while `_FORMAT` stays the same."""
     device = jax.devices()[0]
     dtype, lhs, rhs, strides, padding, implicit, direct = convolution
     return (
@@ -140,10 +142,10 @@ def _list(values: tuple[int, ...]) -> str:
 
 
 def candidates(convolution: Convolution) -> tuple[Lowering, ...]:
-    """The lowerings worth measuring, the same for all who share a key.
+    """The lowerings to measure; they are the same for equal keys.
 
-    On a CPU "lax" is not: inside a loop it is ten times slower than the others, which would make
-    measuring it take as long as training.
+    "lax" is not measured on a CPU: inside a loop it is ten times slower than the others, so that
+    measuring it would take as long as training.
     """
     found: list[Lowering] = ["patches"]
     if convolution.window > 1:
@@ -160,11 +162,11 @@ def candidates(convolution: Convolution) -> tuple[Lowering, ...]:
 def measure(convolution: Convolution, clients: int) -> dict[Lowering, float]:
     """Seconds of a forward and backward pass of all clients, by lowering.
 
-    A lowering that fails on this device is left out, with a warning. May be called while another
-    function is traced.
+    A lowering that fails on this device is left out with a warning. This function may be called
+    while another function is traced.
 
     Raises:
-      RuntimeError: none runs.
+      RuntimeError: if no lowering runs on this device.
     """
     times: dict[Lowering, float] = {}
     with jax.ensure_compile_time_eval():
@@ -202,7 +204,7 @@ def _operands(convolution: Convolution, clients: int) -> tuple[jax.Array, jax.Ar
 
 
 def _steps(convolution: Convolution, clients: int) -> Any:
-    """`(count, kernel, x) -> (kernel, x)`: so many steps of descent on the squared output."""
+    """A function `(count, kernel, x) -> (kernel, x)` of `count` steps on the squared output."""
     spatial = "HWD"[: len(convolution.strides)]
     numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
 
@@ -223,7 +225,7 @@ def _steps(convolution: Convolution, clients: int) -> Any:
 
 
 def _seconds(run: Any, count: int, arrays: tuple[jax.Array, jax.Array]) -> float:
-    """Wall time of one step of a loop of so many."""
+    """Wall time of one step of a loop of `count` steps, in seconds."""
     began = time.perf_counter()
     jax.block_until_ready(run(count, *arrays))
     return (time.perf_counter() - began) / count

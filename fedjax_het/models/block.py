@@ -19,12 +19,13 @@ class Block(NamedTuple):
     """One block of a model, as two pure functions.
 
     Attributes:
-      name: for tables and plots; carries no meaning.
-      init: `(key, x) -> (params, stats)`; `x` is an array or `ShapeDtypeStruct` with a batch axis.
-      apply: `(params, stats, x, *, train, key) -> (y, stats)`; in eval mode `stats` is returned as
-        it came. `stats` is `{}` for a block without running statistics.
-      traced_train: `apply` also takes a traced `bool[]` as `train`. Saves the second forward pass
-        that choosing per client between train and eval mode costs otherwise.
+      name: name in tables and plots; it has no other use.
+      init: function `(key, x) -> (params, stats)`; `x` is an array or `ShapeDtypeStruct` with a
+        batch axis.
+      apply: function `(params, stats, x, *, train, key) -> (y, stats)`; in eval mode it returns
+        `stats` unchanged. `stats` is `{}` for a block without running statistics.
+      traced_train: whether `apply` also takes a traced `bool[]` as `train`. Without it, choosing
+        between train and eval mode per client needs two forward passes.
     """
 
     name: str
@@ -34,13 +35,13 @@ class Block(NamedTuple):
 
 
 def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> Block:
-    """A block from a flax.linen module with 'params' and, if it likes, 'batch_stats'.
+    """Makes a block from a flax.linen module with 'params' and, optionally, 'batch_stats'.
 
     Args:
       name: name of the block.
-      module: called as `module(x, train=...)` if its `__call__` takes `train`, else as `module(x)`.
-        Its random numbers come from the 'dropout' stream.
-      traced_train: see `Block`.
+      module: linen module, called as `module(x, train=...)` if its `__call__` takes `train`, else
+        as `module(x)`. Its random numbers come from the 'dropout' stream.
+      traced_train: whether `train` may be traced, see `Block`.
 
     Returns:
       The block.
@@ -51,7 +52,7 @@ def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> B
         return {"train": train} if mode else {}
 
     def init(key: Array, x: Any) -> tuple[PyTree, PyTree]:
-        # Lazily: without the forward pass, and without compiling one program per model.
+        # `lazy_init` needs no forward pass and does not compile a program.
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
         variables = dict(module.lazy_init({"params": key}, shape, **flags(False)))
         params, stats = variables.pop("params", {}), variables.pop("batch_stats", {})
@@ -68,7 +69,7 @@ def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> B
     ) -> tuple[Array, PyTree]:
         rngs = {} if key is None else {"dropout": key}
         variables = {"params": params, "batch_stats": stats}
-        # `train is False` and not `not train`: a traced flag has no truth value.
+        # `train is False` instead of `not train`, because a traced flag has no truth value.
         if train is False or not stats:
             return _checked(name, module.apply, variables, x, rngs=rngs, **flags(train)), stats
         y, updated = _checked(
@@ -80,7 +81,7 @@ def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> B
 
 
 def _checked(name: str, apply: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Runs `apply`, naming the block in the two mistakes that flax reports without it."""
+    """Runs `apply`; adds the block's name to two kinds of flax errors that lack it."""
     try:
         return apply(*args, **kwargs)
     except flax.errors.InvalidRngError as error:
@@ -100,7 +101,7 @@ def _checked(name: str, apply: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
-    """The floating-point arrays of a pytree in `dtype`; tokens, flags and keys as they are."""
+    """Converts the floating-point arrays of a pytree to `dtype`; others stay unchanged."""
 
     def one(a: Any) -> Any:
         return a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a

@@ -1,4 +1,4 @@
-"""Small convolutional networks of the federated literature, one block a layer."""
+"""Small convolutional networks of the federated literature, one block per layer."""
 
 from typing import Literal
 
@@ -17,9 +17,9 @@ class Conv(nn.Module):
     """Convolution, ReLU, optional 2x2 max pooling.
 
     Attributes:
-      features: output channels.
+      features: number of output channels.
       kernel: side of the square window.
-      padding: `"SAME"` or `"VALID"`.
+      padding: kind of padding, `"SAME"` or `"VALID"`.
       pool: whether to pool.
     """
 
@@ -59,12 +59,12 @@ def leaf_cnn(
     1,663,370 parameters for 28x28x1 and 10 classes (832 + 51,264 + 1,606,144 + 5,130).
 
     Args:
-      input_shape: of one image.
-      num_classes: outputs.
+      input_shape: shape of one image.
+      num_classes: number of outputs.
       hidden: width of the fully connected layer; 2048 in LEAF's own code.
 
     Returns:
-      The model: conv1, conv2, fc1, fc2.
+      The model with the blocks conv1, conv2, fc1, fc2.
     """
     _require_images(input_shape)
     blocks = (
@@ -80,11 +80,11 @@ def pfl_cnn(input_shape: tuple[int, ...] = (32, 32, 3), num_classes: int = 10) -
     """The simple CNN of the pfl-research benchmarks: two 3x3 convolutions, dropout, 128.
 
     Args:
-      input_shape: of one image.
-      num_classes: outputs.
+      input_shape: shape of one image.
+      num_classes: number of outputs.
 
     Returns:
-      The model: conv1, conv2, fc1, fc2; dropout 0.25 before fc1 and 0.5 before fc2.
+      The model with the blocks conv1, conv2, fc1, fc2; dropout 0.25 before fc1 and 0.5 before fc2.
     """
     _require_images(input_shape)
     blocks = (
@@ -100,11 +100,11 @@ def cifar_cnn(input_shape: tuple[int, ...] = (32, 32, 3), num_classes: int = 10)
     """Four layers for CIFAR-10 as used with FedPMT: conv 3x3 32, pool, conv 3x3 64, pool, 256.
 
     Args:
-      input_shape: of one image.
-      num_classes: outputs.
+      input_shape: shape of one image.
+      num_classes: number of outputs.
 
     Returns:
-      The model: conv1, conv2, fc1, fc2.
+      The model with the blocks conv1, conv2, fc1, fc2.
     """
     _require_images(input_shape)
     blocks = (
@@ -122,11 +122,11 @@ def adel_cnn2(input_shape: tuple[int, ...] = (28, 28, 1), num_classes: int = 10)
     6,422 parameters for 28x28x1 and 10 classes (156 + 906 + 4,850 + 510), without padding.
 
     Args:
-      input_shape: of one image.
-      num_classes: outputs.
+      input_shape: shape of one image.
+      num_classes: number of outputs.
 
     Returns:
-      The model: conv1, conv2, fc1, fc2.
+      The model with the blocks conv1, conv2, fc1, fc2.
     """
     _require_images(input_shape)
     blocks = (

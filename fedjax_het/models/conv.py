@@ -1,9 +1,9 @@
-"""One convolution, six lowerings: which one is fast depends on backend, dtype and shape.
+"""A convolution in six lowerings; backend, dtype and shape decide which of them is fast.
 
-Under `vmap` with one kernel per client `lax.conv_general_dilated` becomes a grouped convolution,
-and inside a loop XLA's CPU backend leaves its fast kernels; both are slower by an order of
+Under `vmap` with one kernel per client, `lax.conv_general_dilated` becomes a grouped convolution,
+and inside a loop XLA's CPU backend does not use its fast kernels. Both are slower by an order of
 magnitude than the same arithmetic written as slices and matrix products. `benchmarks/micro/conv.py`
-prints them side by side.
+prints the times of all lowerings.
 """
 
 import functools
@@ -44,43 +44,45 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """Drop-in for `jax.lax.conv_general_dilated` that is fast per client; see `lowering.choose`.
+    """Replacement of `jax.lax.conv_general_dilated` that is fast with a kernel per client.
 
         y[n, p, o] = sum_{i, c} x[n, p * stride + i - pad, c] w[i, c, o]
 
-    Pass it to a flax module as `nn.Conv(..., conv_general_dilated=conv_general_dilated)`.
+    Pass it to a flax module as `nn.Conv(..., conv_general_dilated=conv_general_dilated)`. It uses
+    one of these lowerings (see `lowering.choose`):
 
-    * `"patches"`: pads, concatenates the shifted strided slices along channels, one matmul.
+    * `"patches"`: pads, concatenates the shifted strided slices along channels, and computes one
+      matmul.
     * `"rows"`: the same along the last spatial axis only, and a sum of matmuls over the others;
       less memory traffic, shorter contractions.
     * `"shift_add"`: as `"rows"`, but one matmul gives the products of all window rows for every
       row of the input, and its outputs are shifted and added.
-    * `"implicit"`: on a GPU, a matmul whose rows are gathered inside of the kernel
-      (`implicit_gemm`). Where that cannot run (`implicit_fits`: another backend, an old GPU, other
-      than two spatial axes, ...) the choice is made among the others.
-    * `"direct"`: forward and input gradient by XLA's convolution, the kernel's gradient by matmuls
-      (`direct`). Where it cannot be (`direct_fits`: strides) the choice is made among the others.
-    * `"lax"`: `jax.lax.conv_general_dilated`. Also taken, whatever was chosen, for what the others
-      do not do: dilation, groups, and layouts other than channels-last.
+    * `"implicit"`: on a GPU, a matmul whose rows are gathered inside the kernel (`implicit_gemm`).
+      If this is not supported (`implicit_fits`: another backend, an old GPU, a number of spatial
+      axes other than two, ...), one of the others is chosen.
+    * `"direct"`: forward pass and input gradient by XLA's convolution, kernel gradient by matmuls
+      (`direct`). If this is not supported (`direct_fits`: strides), one of the others is chosen.
+    * `"lax"`: `jax.lax.conv_general_dilated`. It is always used for dilation, groups, and layouts
+      other than channels-last, which the other lowerings do not support.
 
-    A window of one element is a matmul under every choice but `"lax"`. But for `"direct"` and
-    `"implicit"`, gradients are those of the slices and matmuls.
+    A window of one element is a matmul in every lowering except `"lax"`. Gradients are those of the
+    slices and matmuls, except in `"direct"` and `"implicit"`.
 
     Args:
-      lhs: `[batch, *space, channels in]`.
-      rhs: `[*window, channels in, channels out]`, same dtype.
-      window_strides: one integer a spatial axis.
-      padding: `"SAME"`, `"VALID"` or pairs (low, high).
-      lhs_dilation: as in lax.
-      rhs_dilation: as in lax.
-      dimension_numbers: as in lax; None means channels first, as in lax.
-      feature_group_count: as in lax.
-      batch_group_count: as in lax.
-      precision: as in lax.
-      preferred_element_type: as in lax.
+      lhs: input, `[batch, *space, channels in]`.
+      rhs: kernel, `[*window, channels in, channels out]`, same dtype.
+      window_strides: strides, one integer per spatial axis.
+      padding: padding, `"SAME"`, `"VALID"` or pairs (low, high).
+      lhs_dilation: dilation of the input, as in lax.
+      rhs_dilation: dilation of the kernel, as in lax.
+      dimension_numbers: layout, as in lax; None means channels first.
+      feature_group_count: number of feature groups, as in lax.
+      batch_group_count: number of batch groups, as in lax.
+      precision: precision of products, as in lax.
+      preferred_element_type: dtype of the result, as in lax.
 
     Returns:
-      `[batch, *space out, channels out]`.
+      Output, `[batch, *space out, channels out]`.
     """
     lax_arguments = (
         lhs_dilation,
@@ -120,7 +122,7 @@ def conv_general_dilated(
     if how == "lax":
         return fallback()
     if how == "implicit":
-        # Imported where it is used; see `device_fits`.
+        # Imported only if it is used; `device_fits` says why.
         from fedjax_het.models import implicit_gemm
 
         return implicit_gemm.conv(lhs, rhs, strides, pairs, interpret=interpreted())
@@ -134,7 +136,7 @@ def conv_general_dilated(
 
 
 def _matmul(x: Array, weights: Array, *, precision: Any, preferred_element_type: Any) -> Array:
-    """`[..., k] x [k, o]`; flattened, which the CPU's matmul and its adjoint prefer."""
+    """`[..., k] x [k, o]`, computed on flat rows, which is faster on a CPU in both directions."""
     rows = x.reshape(-1, x.shape[-1])
     plain = precision is None and preferred_element_type is None
     if plain and jax.default_backend() == "cpu":
@@ -160,7 +162,7 @@ def _sliced(
     strides: tuple[int, ...],
     matmul: Callable[[Array, Array], Array],
 ) -> Array:
-    """The lowerings that are slices and matmuls; `size` is that of the output."""
+    """The lowerings made of slices and matmuls; `size` is the spatial shape of the output."""
     x = padded(x, padding)
     if how == "shift_add" and kernel.shape[0] > 1:
         return _shift_add(x, kernel, size, strides, matmul)
@@ -175,7 +177,7 @@ def _by_slices(
     summed: int,
     matmul: Callable[[Array, Array], Array],
 ) -> Array:
-    """Valid convolution; sums matmuls over `summed` leading window axes, concatenates the rest."""
+    """Valid convolution: sums matmuls over `summed` leading window axes, concatenates the rest."""
     window = kernel.shape[:-2]
     x = side_by_side(x, summed, window, size, strides)
     weights = kernel.reshape(*window[:summed], -1, kernel.shape[-1])
@@ -193,7 +195,7 @@ def _shift_add(
     strides: tuple[int, ...],
     matmul: Callable[[Array, Array], Array],
 ) -> Array:
-    """Valid convolution; all window rows times all input rows, then a sum of shifted outputs."""
+    """Valid convolution: products of all window rows and input rows, then a sum of shifted rows."""
     window, features = kernel.shape[:-2], kernel.shape[-1]
     x = side_by_side(x, 1, window, size, strides)
     weights = jnp.moveaxis(kernel.reshape(window[0], -1, features), 0, 1)

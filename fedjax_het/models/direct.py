@@ -1,9 +1,9 @@
-"""The lowering "direct": XLA's own convolution, and products for the gradient of the kernel.
+"""The lowering "direct": XLA's own convolution, with the kernel gradient by matrix products.
 
-The CPU's convolution gathers its operands as it multiplies, so that no slices are written to memory
-and read back. Inside a loop XLA keeps that fast form for a plain convolution only: not for the
-gradients it derives, which are dilated or have a window as large as the image, and not under `vmap`
-with a kernel per client. Hence
+XLA's convolution on a CPU gathers its operands during the multiplication, so no slices are written
+to memory and read back. Inside a loop, XLA uses this fast form for a plain convolution only: not
+for the gradients that it derives, which are dilated or have a window as large as the image, and not
+under `vmap` with a kernel per client. Therefore this lowering computes
 
     input gradient:   a plain convolution of g with the flipped kernel
     kernel gradient:  g^T times slices of the input, one product per window row
@@ -29,13 +29,13 @@ def conv(x: Array, kernel: Array, padding: Padding, batched: Convolve) -> Array:
     """Convolution of stride 1; has no forward-mode derivative.
 
     Args:
-      x: `[batch, *space, channels in]`.
-      kernel: `[*window, channels in, channels out]`, same dtype.
-      padding: pairs (low, high), one a spatial axis.
-      batched: the same function of `x` and `kernel`, for what is under `vmap`.
+      x: input, `[batch, *space, channels in]`.
+      kernel: kernel, `[*window, channels in, channels out]`, same dtype.
+      padding: pairs (low, high), one per spatial axis.
+      batched: equal function of `x` and `kernel`, used under `vmap`.
 
     Returns:
-      `[batch, *space out, channels out]`.
+      Output, `[batch, *space out, channels out]`.
     """
     return _alone(functools.partial(_plain, padding=padding), batched)(x, kernel)
 
@@ -62,7 +62,7 @@ conv.defvjp(_forward, _backward)
 
 
 def _alone(run: Callable[..., Array], batched: Callable[..., Array]) -> Callable[..., Array]:
-    """`run`; under `vmap` it is `batched`, the same function written otherwise."""
+    """The function `run`; under `vmap` it is replaced by `batched`, an equal function."""
     call = jax.custom_batching.custom_vmap(run)
 
     def rule(_: int, with_axis: list[bool], *operands: Array) -> tuple[Array, bool]:
@@ -82,7 +82,7 @@ def _plain(x: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def _of_input(x: Array, kernel: Array, g: Array, padding: Padding) -> Array:
-    """The gradient of the input: every output seen from the inputs under its window."""
+    """Gradient of the input: convolution of `g` with the flipped kernel."""
     del x
     window = kernel.shape[:-2]
     flipped = jnp.swapaxes(jnp.flip(kernel, tuple(range(len(window)))), -1, -2)
@@ -91,10 +91,10 @@ def _of_input(x: Array, kernel: Array, g: Array, padding: Padding) -> Array:
 
 
 def _of_kernel(x: Array, kernel: Array, g: Array, padding: Padding) -> Array:
-    """The gradient of the kernel, a window row at a time.
+    """Gradient of the kernel, one window row at a time.
 
-    XLA takes a product and its transpose for the same and would transpose the wider factor for
-    each: barriers keep `g` transposed once.
+    XLA may replace a product by its transpose, and would then transpose the wider factor for every
+    row. With the barriers, only `g` is transposed, and only once.
     """
     window, size = kernel.shape[:-2], g.shape[1:-1]
     ones = (1,) * len(window)

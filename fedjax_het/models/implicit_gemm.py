@@ -3,12 +3,13 @@ r"""Convolution on a GPU as a matrix product whose rows are gathered while they 
     y[n, p, q, :] = sum_{i, j} x[n, p s + i - low, q s + j - low, :] w[i, j]
 
 No patches are written to memory: a program of a Pallas kernel holds the sum of a tile of output
-rows, and fetches the input row that a window element wants, zero outside of the image. `vmap` over
-clients adds a dimension to the grid. The input gradient is the same kernel: the rows of x that have
-the same remainder by the stride are a convolution of the output gradient with stride 1, each. The
-weight gradient sums over rows; the sum is split among programs, for a client has few weights.
+rows and loads the input row of each window element, zero outside the image. `vmap` over clients
+adds a dimension to the grid. The same kernel computes the input gradient: all rows of x with the
+same remainder modulo the stride are one convolution of the output gradient with stride 1. The
+weight gradient is a sum over rows; the sum is split among programs, because a client has few
+weights.
 
-Products of float32 are taken in TF32, as XLA's are on these GPUs; sums are float32 throughout.
+Products of float32 are computed in TF32, as in XLA on these GPUs; all sums are float32.
 """
 
 import functools
@@ -23,38 +24,39 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 Array = jax.Array
-# Of a window: (row, column) offset into the gathered image, and the weights' position.
+# One window element: row and column offset into the gathered image, and position of its weights.
 Tap = tuple[int, int, int]
 
-# Matrix units take tiles of at least this many rows, columns and contracted channels.
+# Matrix units need tiles of at least this many rows, columns and contracted channels.
 _LEAST = 16
-# A tile of outputs. 128 rows of 64 channels are 64 sums a thread in four warps.
+# Size of a tile of outputs. 128 rows of 64 channels are 64 sums per thread in four warps.
 _ROWS, _OUT = 128, 128
 _SUMS_PER_WARP = 2048
-# Up to so many channels are contracted at once; more come in blocks of a cache line's bytes.
+# Up to this many channels are contracted at once; more are contracted in parts of one cache line.
 _CONTRACTED = 64
 _LINE_BYTES = 128
-# Sums that a program of the weight gradient may hold, 96 a thread; more would leave the registers.
+# Sums that a program of the weight gradient may hold, 96 per thread; more do not fit in registers.
 _WEIGHT_SUMS = 12288
 _WEIGHT_TILE = 64
 _WEIGHT_ROWS = 64
-# Rows that a program sums over: its partial sums are then a fifth of what it reads, or less.
+# Rows that a program sums over: with this many, the partial sums that it writes are at most a fifth
+# of the data that it reads.
 _SPLIT_ROWS = 1024
-# Shared memory that every GPU of compute capability 8.0 or more has, for loads that run ahead.
+# Shared memory for prefetched loads, which every GPU of compute capability 8.0 or more has.
 _SHARED_BYTES = 96 * 1024
 _MOST_STAGES = 3
 
 
 class Shape(NamedTuple):
-    """What is compiled in.
+    """The static values of a compiled kernel.
 
     Attributes:
       image: rows and columns of the input.
       window: rows and columns of the kernel.
-      strides: of the window, rows and columns.
-      low: padding before the first row and column; negative cuts off.
+      strides: strides of the window along rows and columns.
+      low: padding before the first row and column; negative values crop.
       size: rows and columns of the output.
-      interpret: runs the kernels in Pallas' interpreter, on any backend.
+      interpret: whether the kernels run in Pallas' interpreter, on any backend.
     """
 
     image: tuple[int, int]
@@ -73,17 +75,17 @@ def conv(
     *,
     interpret: bool = False,
 ) -> Array:
-    """The convolution; differentiable once, in reverse.
+    """The convolution; differentiable once, in reverse mode.
 
     Args:
-      x: `[batch, height, width, channels in]`, float32 or bfloat16.
-      w: `[kernel height, kernel width, channels in, channels out]`, same dtype.
-      strides: of rows and columns.
-      padding: (low, high) of rows and columns; negative cuts off.
-      interpret: see `Shape`.
+      x: input, `[batch, height, width, channels in]`, float32 or bfloat16.
+      w: kernel, `[kernel height, kernel width, channels in, channels out]`, same dtype.
+      strides: strides along rows and columns.
+      padding: pairs (low, high) for rows and columns; negative values crop.
+      interpret: whether the kernels run in the interpreter, see `Shape`.
 
     Returns:
-      `[batch, height out, width out, channels out]`, dtype of `x`.
+      Output, `[batch, height out, width out, channels out]`, dtype of `x`.
     """
     image, window = (x.shape[1], x.shape[2]), (w.shape[0], w.shape[1])
     rows, columns = (
@@ -123,7 +125,7 @@ _conv.defvjp(_conv_forward, _conv_backward, symbolic_zeros=True)
 
 
 def _input_gradient(w: Array, g: Array, shape: Shape) -> Array:
-    """`dx[h] = sum_i g[(h + low - i) / s] w[i]^T` over the i that leave no remainder."""
+    """`dx[h] = sum_i g[(h + low - i) / s] w[i]^T` over all i for which s divides h + low - i."""
     (height, width), channels = shape.image, w.shape[2]
     (down, across), (top, left) = shape.strides, shape.low
     size = (-(-height // down), -(-width // across))
@@ -145,12 +147,12 @@ def _input_gradient(w: Array, g: Array, shape: Shape) -> Array:
 
 
 def _at_least(size: int, most: int) -> int:
-    """The power of two that holds `size`, between `_LEAST` and `most`."""
+    """The next power of two that is at least `size`, limited to `_LEAST`..`most`."""
     return min(max(1 << (size - 1).bit_length(), _LEAST), most)
 
 
 def _stages(bytes_ahead: int) -> int:
-    """How many steps of a loop may have their loads in shared memory."""
+    """Number of loop steps whose loads fit in shared memory at the same time."""
     return min(max(_SHARED_BYTES // bytes_ahead, 1), _MOST_STAGES)
 
 
@@ -162,25 +164,25 @@ def _place(m: Array, size: tuple[int, int]) -> tuple[Array, Array, Array]:
 
 
 def _below(index: Array, count: int, tile: int) -> Array | None:
-    """Which of the indices there are; None if tiles of this size leave no rest."""
+    """Mask of the indices below `count`; None if `tile` divides `count`."""
     return index < count if count % tile else None
 
 
 def _mask(rows: Array | None, columns: Array | None) -> Array | None:
-    """Of a tile, from those of its two axes; None where nothing is masked."""
+    """Mask of a tile from the masks of its two axes; None if nothing is masked."""
     if rows is None:
         return None if columns is None else columns[None, :]
     return rows[:, None] if columns is None else rows[:, None] & columns[None, :]
 
 
 def _load(ref: Any, where: tuple[int, ...], rows: Array, columns: Array, mask: Any) -> Array:
-    """A tile `[rows, columns]` of the matrix at `where`, zero what is masked out."""
+    """A tile `[rows, columns]` of the matrix at `where`; masked elements are zero."""
     at = ref.at[(*where, rows[:, None], columns[None, :])]
     return plt.load(at) if mask is None else plt.load(at, mask=mask, other=0.0)
 
 
 def _pad(x: Array, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
-    """Zeros around the image; negative cuts off."""
+    """Adds zeros around the image; negative values crop."""
     if not any((*rows, *columns)):
         return x
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
@@ -195,21 +197,22 @@ def _gather_product(
     transposed: bool,
     interpret: bool,
 ) -> Array:
-    """`y[n, p, q] = sum_t x[n, p s + dy_t, q s + dx_t] w[k_t]`, zero where x has no such row.
+    """`y[n, p, q] = sum_t x[n, p s + dy_t, q s + dx_t] w[k_t]`; x is zero outside the image.
 
     Args:
-      x: `[samples, height, width, contracted]`.
-      w: `[*window, contracted, out]`, or `[*window, out, contracted]` if transposed.
-      taps: (dy, dx, k), where k is a position in the flat window.
+      x: gathered images, `[samples, height, width, contracted]`.
+      w: weights, `[*window, contracted, out]`, or `[*window, out, contracted]` if transposed.
+      taps: triples (dy, dx, k), where k is a position in the flat window.
       size: rows and columns of the result.
-      strides: s, of rows and columns.
-      transposed: see `w`.
-      interpret: see `Shape`.
+      strides: strides s along rows and columns.
+      transposed: whether the last two axes of `w` are swapped.
+      interpret: whether the kernel runs in the interpreter, see `Shape`.
 
     Returns:
-      `[samples, *size, out]`, dtype of `x`.
+      Result, `[samples, *size, out]`, dtype of `x`.
     """
-    # The border is written out: a test of every row for every tap costs registers, which run out.
+    # The border is stored explicitly, because a test of every row for every tap needs more
+    # registers than there are.
     reach = [(min(d), max(d)) for d in list(zip(*taps))[:2]]
     borders = [
         (-least, (n - 1) * s + most + 1 - there)
@@ -266,7 +269,7 @@ def _gather_product(
 def _weight_gradient(x: Array, g: Array, shape: Shape) -> Array:
     """`dw[i, j] = sum_{n, p, q} x[n, p s + i - low, q s + j - low]^T g[n, p, q]`, dtype of `x`.
 
-    A program takes a row of the window, a tile of channels and a part of the sum.
+    A program computes one row of the window, one tile of channels and one part of the sum.
     """
     (tall, wide), channels, out = shape.window, x.shape[3], g.shape[3]
     borders = [

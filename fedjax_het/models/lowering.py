@@ -1,7 +1,8 @@
-"""Which way to write a convolution: forced, chosen by a function of the run, or by a table.
+"""Choice of the lowering of a convolution: forced, by a function of the run, or by a table.
 
-The table is by backend, dtype and shape, from measurements (`benchmarks/micro/conv.py` prints the
-lowerings side by side). `fedjax_het.models.autotune` measures on the device at hand instead.
+The table is ordered by backend, dtype and shape and comes from measurements;
+`benchmarks/micro/conv.py` prints the times of all lowerings. `fedjax_het.models.autotune` measures
+on the current device instead.
 """
 
 import contextlib
@@ -19,39 +20,40 @@ from fedjax_het.common.errors import require_known
 
 Lowering = Literal["patches", "rows", "shift_add", "implicit", "direct", "lax"]
 
-# Window elements are unrolled: more than those of 7 x 7 take long to compile.
+# Window elements are unrolled; more than 7 x 7 take long to compile.
 _IMPLICIT_WINDOW = 49
-# NVIDIA GPUs have the matrix units and the shared memory from this compute capability on.
+# NVIDIA GPUs have the necessary matrix units and shared memory from this compute capability on.
 _IMPLICIT_CAPABILITY = 8.0
-# The GPU's own kernels want this many channels in; with fewer their tiles are mostly empty.
+# With fewer input channels than this, the tiles of the GPU kernels are mostly empty.
 _GPU_IMPLICIT_CHANNELS = 16
-# bf16 on a GPU: from this many contracted values a row the sum of matmuls beats the concatenation.
+# In bfloat16 on a GPU, "rows" is faster than "patches" from this many contracted values per row on.
 _GPU_BF16_ROWS_FROM = 48
-# On a CPU large patches cost more than the sum of a few long contractions.
+# On a CPU, large patches cost more than the sum of a few long contractions.
 _CPU_ROWS_WINDOW = 25
 _CPU_ROWS_FROM = 80
-# XLA's convolution on a CPU is the fastest where channels fill its vectors, for such large windows
-# and for small ones over images that are not tiny, from so many channels in and out.
+# XLA's convolution on a CPU is the fastest if the channels fill its vectors (a multiple of the
+# first number) and the window is large; and for small windows, if the channels in and out are at
+# least the second pair and the image's sides at least the third number.
 _CPU_DIRECT_MULTIPLE = 16
 _CPU_DIRECT_CHANNELS = (32, 64)
 _CPU_DIRECT_SIDE = 8
-# A CPU adds shifted products where they are few against the patches they save: with this many
-# channels in, and at most this share of rows computed for the padding or skipped by a stride.
+# On a CPU, "shift_add" is faster than "patches" with this many input channels, if at most this
+# share of the computed rows belongs to the padding or is skipped by a stride.
 _CPU_SHIFT_ADD_CHANNELS = range(4, 65)
 _CPU_SHIFT_ADD_EXTRA_ROWS = 0.2
 
 
 class Convolution(NamedTuple):
-    """One convolution as a client runs it; what a choice between lowerings may depend on.
+    """The properties of one client's convolution on which the choice of a lowering may depend.
 
     Attributes:
-      dtype: of the operands, e.g. `"float32"`.
-      lhs: `(batch, *space, channels in)`.
-      rhs: `(*window, channels in, channels out)`.
-      strides: one integer a spatial axis.
-      padding: pairs (low, high), one a spatial axis.
-      implicit: whether `"implicit"` can do it on this device.
-      direct: whether `"direct"` can do it.
+      dtype: dtype of the operands, e.g. `"float32"`.
+      lhs: shape of the input, `(batch, *space, channels in)`.
+      rhs: shape of the kernel, `(*window, channels in, channels out)`.
+      strides: strides, one integer per spatial axis.
+      padding: pairs (low, high), one per spatial axis.
+      implicit: whether `"implicit"` supports it on this device.
+      direct: whether `"direct"` supports it.
     """
 
     dtype: str
@@ -63,12 +65,12 @@ class Convolution(NamedTuple):
     direct: bool = False
 
     def able(self, name: Lowering) -> bool:
-        """Whether this lowering can do it at all."""
+        """Whether this lowering supports the convolution."""
         return {"implicit": self.implicit, "direct": self.direct}.get(name, True)
 
     @property
     def window(self) -> int:
-        """Elements of the window."""
+        """Number of elements of the window."""
         return math.prod(self.rhs[:-2])
 
     @property
@@ -95,11 +97,13 @@ _chooser: contextvars.ContextVar[Chooser | None] = contextvars.ContextVar("choos
 def lowering(name: Lowering, *, interpret: bool = False) -> Iterator[None]:
     """Forces one lowering on every convolution that is traced inside, for comparisons.
 
-    What was compiled before keeps the lowering it was traced with: jit a fresh function inside.
+    Compiled functions keep the lowering with which they were traced: jit a new function inside.
 
     Args:
-      name: `"patches"`, `"rows"`, `"shift_add"`, `"implicit"`, `"direct"` or `"lax"`.
-      interpret: runs the kernels of `"implicit"` in Pallas' interpreter, on any backend: for tests.
+      name: name of the lowering: `"patches"`, `"rows"`, `"shift_add"`, `"implicit"`, `"direct"` or
+        `"lax"`.
+      interpret: whether the kernels of `"implicit"` run in Pallas' interpreter, on any backend; for
+        tests.
     """
     require_known(name, get_args(Lowering), "lowering")
     with _set(_forced, _Forced(name, interpret)):
@@ -107,7 +111,7 @@ def lowering(name: Lowering, *, interpret: bool = False) -> Iterator[None]:
 
 
 def chosen_by(chooser: Chooser) -> contextlib.AbstractContextManager[None]:
-    """Lets a function choose, in place of the table, for what is traced inside and not forced."""
+    """Lets a function choose instead of the table, for convolutions that are traced inside."""
     return _set(_chooser, chooser)
 
 
@@ -121,12 +125,12 @@ def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
 
 
 def interpreted() -> bool:
-    """Whether kernels that are traced here are to run in the interpreter."""
+    """Whether kernels that are traced now will run in the interpreter."""
     return _forced.get().interpret
 
 
 def lowering_of(convolution: Convolution) -> Lowering:
-    """The lowering of a convolution that is traced here."""
+    """The lowering of a convolution that is traced now."""
     forced, chooser = _forced.get().name, _chooser.get()
     if forced is not None and convolution.able(forced):
         return forced
@@ -139,8 +143,8 @@ def choose(backend: str, convolution: Convolution) -> Lowering:
     """The fastest lowering by measurement (2-core CPU; NVIDIA H200 with 64-128 clients at once).
 
     Args:
-      backend: `"cpu"`, `"gpu"` or `"tpu"`.
-      convolution: what is to be done.
+      backend: name of the backend, `"cpu"`, `"gpu"` or `"tpu"`.
+      convolution: convolution to compute.
 
     Returns:
       The name of the lowering.
@@ -148,10 +152,10 @@ def choose(backend: str, convolution: Convolution) -> Lowering:
     channels = convolution.rhs[-2]
     row = convolution.rhs[-3] * channels
     if backend == "tpu":
-        # The TPU's compiler batches convolutions over clients well by itself.
+        # The TPU's compiler batches convolutions over clients well without help.
         return "lax"
     if backend == "gpu":
-        # A window of one element is a plain matmul, which the vendor's library does best.
+        # A window of one element is a plain matmul; the vendor's library is the fastest for it.
         wide = convolution.window > 1 and channels >= _GPU_IMPLICIT_CHANNELS
         if convolution.implicit and wide:
             return "implicit"
@@ -174,7 +178,7 @@ def _many_channels(convolution: Convolution) -> bool:
 
 
 def _whole(convolution: Convolution) -> bool:
-    """Whether XLA's convolution on a CPU finds whole vectors of float32."""
+    """Whether the channels fill the float32 vectors of XLA's convolution on a CPU."""
     whole = all(n % _CPU_DIRECT_MULTIPLE == 0 for n in convolution.rhs[-2:])
     return whole and convolution.dtype == "float32"
 
@@ -182,29 +186,29 @@ def _whole(convolution: Convolution) -> bool:
 def direct_fits(
     rhs: Any, strides: tuple[int, ...], precision: Any, preferred_element_type: Any
 ) -> bool:
-    """Whether the lowering "direct" does this convolution: strides of 1, a window of several.
+    """Whether "direct" supports a convolution: strides of 1 and a window of several elements.
 
     Args:
-      rhs: the kernel, channels last.
-      strides: one integer a spatial axis.
-      precision: as in lax; it takes the default.
-      preferred_element_type: as in lax, likewise.
+      rhs: kernel, channels last.
+      strides: strides, one integer per spatial axis.
+      precision: precision of products, as in lax; must be None.
+      preferred_element_type: dtype of the result, as in lax; must be None.
     """
     plain = precision is None and preferred_element_type is None
     return plain and max(strides) == 1 < max(rhs.shape[:-2])
 
 
 def implicit_fits(lhs: Any, rhs: Any, precision: Any, preferred_element_type: Any) -> bool:
-    """Whether the lowering "implicit" does this convolution, on the default device if compiled.
+    """Whether "implicit" supports a convolution, on the default device unless interpreted.
 
-    It takes two spatial axes, float32 or bfloat16, a window of at most 49 elements, and products in
-    TF32: no other precision is asked for, neither here nor of JAX as a whole.
+    It needs two spatial axes, float32 or bfloat16, a window of at most 49 elements, and permission
+    to multiply in TF32: neither the arguments nor JAX's configuration may ask for more precision.
 
     Args:
-      lhs: the input, channels last.
-      rhs: the kernel, channels last.
-      precision: as in lax.
-      preferred_element_type: as in lax.
+      lhs: input, channels last.
+      rhs: kernel, channels last.
+      precision: precision of products, as in lax.
+      preferred_element_type: dtype of the result, as in lax.
     """
     asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     return (
@@ -220,18 +224,18 @@ def implicit_fits(lhs: Any, rhs: Any, precision: Any, preferred_element_type: An
 
 @functools.cache
 def device_fits() -> bool:
-    """Whether the default device runs the kernels of "implicit"; a small one is compiled to see."""
+    """Whether the default device runs the kernels of "implicit"; compiles a small one as a test."""
     if jax.default_backend() != "gpu":
         return False
-    # AMD's are names such as gfx942.
+    # On AMD GPUs the capability is a name such as gfx942.
     capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
     numeric = capability.replace(".", "", 1).isdecimal()
     if not numeric or float(capability) < _IMPLICIT_CAPABILITY:
         return False
     x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 4, 4, 16), (2, 2, 16, 16)))
     try:
-        # Here, and not above: JAX has announced that Pallas will lose Triton, and no other lowering
-        # must fail with it.
+        # Imported here and not at the top, because JAX has announced that it will remove Triton
+        # from Pallas, and the other lowerings must not fail then.
         from fedjax_het.models import implicit_gemm
 
         one = functools.partial(implicit_gemm.conv, strides=(1, 1), padding=((0, 0), (0, 0)))

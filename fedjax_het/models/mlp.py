@@ -12,10 +12,10 @@ from fedjax_het.models.product import dot_general
 
 
 class Dense(nn.Module):
-    """Flattens, optional dropout, linear layer, optional ReLU.
+    """Flattening, optional dropout, linear layer, optional ReLU.
 
     Attributes:
-      features: outputs.
+      features: number of outputs.
       relu: whether a ReLU follows.
       dropout: probability of dropping an input.
     """
@@ -35,22 +35,22 @@ class Dense(nn.Module):
 
 
 def logistic(input_shape: tuple[int, ...] = (784,), num_classes: int = 10) -> BlockModel:
-    """Multinomial logistic regression: one block."""
+    """Multinomial logistic regression, one block."""
     return mlp(input_shape, num_classes, hidden=())
 
 
 def mlp(
     input_shape: tuple[int, ...] = (784,), num_classes: int = 10, hidden: Sequence[int] = (200, 200)
 ) -> BlockModel:
-    """ReLU network, one block a layer; the default is the 2NN of McMahan et al. (2017).
+    """ReLU network, one block per layer; the default is the 2NN of McMahan et al. (2017).
 
     Args:
-      input_shape: of one sample; flattened.
-      num_classes: outputs.
+      input_shape: shape of one sample; the network flattens it.
+      num_classes: number of outputs.
       hidden: widths of the hidden layers, input side first.
 
     Returns:
-      The model, `len(hidden) + 1` blocks.
+      The model with `len(hidden) + 1` blocks.
     """
     require(
         all(width >= 1 for width in hidden),

@@ -1,8 +1,8 @@
-"""Normalisation between the layers of the convolutional models.
+"""Normalisation between the layers of the models.
 
-Both norms reduce over space channel by channel, in one pass for both moments, and apply one
-multiply-add. Written on the grouped shape instead, the same group norm took three times as long to
-train on a CPU.
+Group and batch norm reduce over space channel by channel, in one pass for both moments, and apply
+one multiply-add. A group norm that reduces over the grouped shape took three times as long to train
+on a CPU.
 """
 
 import math
@@ -20,8 +20,8 @@ class GroupNorm(nn.Module):
     """Group normalisation (Wu & He, 2018): zero mean and unit variance per sample and group.
 
     Attributes:
-      groups: number of groups of adjacent channels; must divide the channels.
-      eps: added to the variance.
+      groups: number of groups of adjacent channels; must divide the number of channels.
+      eps: small number added to the variance.
     """
 
     groups: int
@@ -29,7 +29,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Same shape as `x` `[batch, ..., channels]`."""
+        """Normalised `x`, same shape `[batch, ..., channels]`."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -48,17 +48,17 @@ class GroupNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Layer normalisation (Ba et al., 2016): zero mean and unit variance per position.
 
-    That of flax mixes dtypes where the input is not float32.
+    The layer of flax mixes dtypes if the input is not float32.
 
     Attributes:
-      eps: added to the variance; that of flax.
+      eps: small number added to the variance; the default is that of flax.
     """
 
     eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Same shape as `x` `[..., channels]`."""
+        """Normalised `x`, same shape `[..., channels]`."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
 
     Attributes:
       momentum: weight of the new batch; 0.1 as in the reference networks.
-      eps: added to the variance.
+      eps: small number added to the variance.
     """
 
     momentum: float = 0.1
@@ -87,14 +87,14 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool | Array) -> Array:
-        """Same shape as `x` `[batch, ..., channels]`; `train` is a bool or a traced `bool[]`."""
+        """Normalised `x`, same shape `[batch, ..., channels]`; `train` may be a traced `bool[]`."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         mean, var = running_mean.value, running_var.value
-        # `is not False`: a traced flag has no truth value.
+        # `is not False`, because a traced flag has no truth value.
         if train is not False:
             first, second = _moments(x, tuple(range(x.ndim - 1)))
             spread = jnp.maximum(second - jnp.square(first), 0.0)
@@ -118,7 +118,7 @@ def _moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def _affine(x: Array, gain: Array, shift: Array) -> Array:
-    """`x * gain + shift`, in float32 inside; `gain` and `shift` are `[batch or 1, channels]`."""
+    """`x * gain + shift`, computed in float32; `gain` and `shift` are `[batch or 1, channels]`."""
 
     def spread(a: Array) -> Array:
         return a.reshape(a.shape[0], *(1,) * (x.ndim - 2), a.shape[1])
@@ -129,18 +129,19 @@ def _affine(x: Array, gain: Array, shift: Array) -> Array:
 class Normalize(nn.Module):
     """The norm named by `kind`.
 
-    Group normalisation is the default of every model here: its statistics are of one sample, so
-    nothing about a client's batches has to be merged, frozen or leaked.
+    Group normalisation is the default of every model here: its statistics depend on one sample
+    only, so no statistics of a client's batches need to be merged, frozen or sent.
 
     Attributes:
-      kind: `"group"` (at most 8 groups, as many as divide the channels), `"batch"` or `"none"`.
+      kind: name of the norm: `"group"` (at most 8 groups, as many as divide the channels),
+        `"batch"` or `"none"`.
     """
 
     kind: Norm = "group"
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool | Array) -> Array:
-        """Same shape as `x` `[batch, ..., channels]`."""
+        """Normalised `x`, same shape `[batch, ..., channels]`."""
         if self.kind == "batch":
             return BatchNorm(name="batch_norm")(x, train=train)
         if self.kind == "group":

@@ -1,4 +1,4 @@
-"""Max pooling over disjoint windows, forward and backward in passes that a CPU vectorises."""
+"""Max pooling over disjoint windows, with forward and backward passes that a CPU vectorises."""
 
 import functools
 import itertools
@@ -12,18 +12,18 @@ Array = jax.Array
 
 
 def max_pool(x: Array, window: int | tuple[int, ...] = 2) -> Array:
-    """Maximum over disjoint windows; what does not fill a window at the far edge is dropped.
+    """Maximum over disjoint windows; incomplete windows at the far edge are dropped.
 
-    Written as elementwise maxima of a reshaped array, because the gradient of a windowed reduction
-    is ten times slower on a CPU. Equal maxima share the gradient equally; has no forward-mode
-    derivative.
+    It computes elementwise maxima of a reshaped array, because the gradient of a windowed reduction
+    is ten times slower on a CPU. Equal maxima share the gradient equally. The function has no
+    forward-mode derivative.
 
     Args:
-      x: `[batch, *space, channels]`.
-      window: size and stride, one integer or one a spatial axis.
+      x: input, `[batch, *space, channels]`.
+      window: size and stride of the window, one integer or one per spatial axis.
 
     Returns:
-      `[batch, *(space // window), channels]`.
+      Maxima, `[batch, *(space // window), channels]`.
     """
     space = x.shape[1:-1]
     sizes = (window,) * len(space) if isinstance(window, int) else tuple(window)
@@ -56,7 +56,7 @@ def _forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
-    # By comparison with the maximum: the adjoint of the slices would pad and add them up again.
+    # Comparing with the maximum avoids the adjoint of the slices, which would pad and add them.
     x, y = saved
     inner = tuple(range(2, x.ndim - 1, 2))
     ties = functools.reduce(jnp.add, [(part == y).astype(g.dtype) for part in _places(x)])

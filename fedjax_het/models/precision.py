@@ -1,8 +1,8 @@
-"""Mixed precision: the arithmetic of a model in bfloat16, all that is kept in float32.
+"""Mixed precision: a model computes in bfloat16, while its parameters stay float32.
 
-Blocks are given a bfloat16 copy of their parameters and of their input, so that activations and
-matrix products are bfloat16 (sums inside a product float32). Parameters, their gradients and
-updates, losses, the statistics of norms, and what leaves a model are float32.
+Blocks get a bfloat16 copy of their parameters and of their input, so that activations and matrix
+products are bfloat16 (sums inside a product are float32). Parameters, their gradients and updates,
+losses, the statistics of norms, and the output of a model are float32.
 """
 
 from dataclasses import replace
@@ -19,19 +19,19 @@ from fedjax_het.models.block import Block, cast
 def with_compute_dtype(
     model: BlockModel, compute_dtype: Literal["float32", "bfloat16"]
 ) -> BlockModel:
-    """`model` with its arithmetic in another precision; parameters and prices are those of before.
+    """`model` with its arithmetic in another precision; parameters and prices do not change.
 
-    A block that fixes a dtype of its own (`nn.Dense(..., dtype=jnp.float32)`) keeps it.
+    A block that sets its own dtype (`nn.Dense(..., dtype=jnp.float32)`) keeps it.
 
     Args:
-      model: a model.
-      compute_dtype: "float32" or "bfloat16".
+      model: model to convert.
+      compute_dtype: dtype of the arithmetic, "float32" or "bfloat16".
 
     Returns:
-      The model.
+      The converted model.
 
     Raises:
-      InputError: an unknown dtype, or a block that cannot compute in it.
+      InputError: for an unknown dtype, or a block that cannot compute in it.
     """
     model = replace(model, compute_dtype=compute_dtype)
     if compute_dtype == "float32":
@@ -49,7 +49,7 @@ def with_compute_dtype(
 
 
 def _output(block: Block, params: PyTree, stats: PyTree, x: Any, key: Any, dtype: str) -> Any:
-    """Shape of what the block gives in training; `InputError` if it cannot."""
+    """Shape of the block's output in training; raises `InputError` if it cannot use `dtype`."""
 
     def run(params: PyTree, stats: PyTree, x: Any, key: Any) -> tuple[PyTree, PyTree]:
         params, x = cast((params, x), dtype)

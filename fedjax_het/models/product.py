@@ -1,19 +1,19 @@
 """The matrix product of a layer, with a gradient that a CPU computes fast.
 
-Both products of the gradient have a factor that is transposed on the way, and which one it is
-decides how fast a CPU is. The gradient of a convolution's kernel is a product over all rows of the
-activations, the longest one of a step, with a small result::
+Both products of the gradient transpose one of their factors, and the choice of this factor decides
+the speed on a CPU. The gradient of a convolution's kernel is a product over all rows of the
+activations, the longest product of a step, with a small result::
 
-    x^T g            the wide factor is transposed: 119 GFLOP/s for [3920, 800]^T [3920, 64]
-    (g^T x)^T        the narrow one is:             238 GFLOP/s
+    x^T g            transposes the wide factor:    119 GFLOP/s for [3920, 800]^T [3920, 64]
+    (g^T x)^T        transposes the narrow factor:  238 GFLOP/s
 
 The gradient of a linear layer's input is a product of a few rows, a mini-batch, with a large
 transposed matrix::
 
-    g w^T            the matrix is transposed:       51 GFLOP/s for [20, 512] [3136, 512]^T
-    (w g^T)^T        the rows are:                  278 GFLOP/s
+    g w^T            transposes the matrix:          51 GFLOP/s for [20, 512] [3136, 512]^T
+    (w g^T)^T        transposes the rows:           278 GFLOP/s
 
-XLA takes both forms for the same and makes the first of the second; a barrier keeps it.
+XLA rewrites the second form to the first, because they are equal; a barrier prevents this.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from jax.custom_derivatives import SymbolicZero
 
 Array = jax.Array
 
-# Transposing fewer elements costs nothing.
+# Transposing fewer elements than this costs almost nothing.
 _LARGE = 2**16
 
 _Numbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
@@ -38,19 +38,19 @@ def dot_general(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """Drop-in for `jax.lax.dot_general` in `nn.Dense(..., dot_general=dot_general)`.
+    """Replacement of `jax.lax.dot_general` in `nn.Dense(..., dot_general=dot_general)`.
 
-    Takes `product` where it can on a CPU; has no forward-mode derivative there.
+    On a CPU it uses `product` for plain matrices, which has no forward-mode derivative.
 
     Args:
-      lhs: `[..., k]`.
-      rhs: `[k, n]`.
-      dimension_numbers: as in lax.
-      precision: as in lax.
-      preferred_element_type: as in lax.
+      lhs: left factor, `[..., k]`.
+      rhs: right factor, `[k, n]`.
+      dimension_numbers: contracted and batch axes, as in lax.
+      precision: precision of products, as in lax.
+      preferred_element_type: dtype of the result, as in lax.
 
     Returns:
-      `[..., n]`.
+      Product, `[..., n]`.
     """
     matrices = lhs.ndim == rhs.ndim == 2 and jax.tree.leaves(dimension_numbers) == [1, 0]
     plain = precision is None and preferred_element_type is None
@@ -72,7 +72,8 @@ def product(x: Array, weights: Array) -> Array:
 
 
 def _forward(x: Any, weights: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
-    # Only what a gradient is asked for is kept and computed: what a step costs is counted from it.
+    # A factor is kept only if the other one needs a gradient, because the cost of a step is counted
+    # from these computations.
     kept = (x.value if weights.perturbed else None, weights.value if x.perturbed else None)
     return x.value @ weights.value, kept
 

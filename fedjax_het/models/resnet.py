@@ -20,13 +20,13 @@ _EXPANSION = 4
 
 
 class ConvNorm(nn.Module):
-    """Convolution and norm, no activation.
+    """Convolution and norm, without activation.
 
     Attributes:
-      features: output channels.
+      features: number of output channels.
       kernel: side of the square window.
-      stride: of the convolution.
-      norm: `"group"`, `"batch"` or `"none"` (which gives the convolution a bias).
+      stride: stride of the convolution.
+      norm: name of the norm: `"group"`, `"batch"` or `"none"` (the convolution then has a bias).
     """
 
     features: int
@@ -41,7 +41,7 @@ class ConvNorm(nn.Module):
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
-            # Not "SAME": with a stride it would pad on the far side only.
+            # Not "SAME", which with a stride would pad on the far side only.
             padding=self.kernel // 2,
             use_bias=self.norm == "none",
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -54,8 +54,8 @@ class Stem(nn.Module):
     """3x3 convolution, norm, ReLU.
 
     Attributes:
-      features: output channels.
-      norm: see `ConvNorm`.
+      features: number of output channels.
+      norm: name of the norm, see `ConvNorm`.
     """
 
     features: int
@@ -70,13 +70,13 @@ class Stem(nn.Module):
 class Unit(nn.Module):
     """Residual unit: two 3x3 convolutions, or a bottleneck of 1x1, 3x3, 1x1 with 4x the channels.
 
-    The shortcut is a strided 1x1 convolution with norm where the shape changes, else the identity.
+    The shortcut is a strided 1x1 convolution with norm if the shape changes, else the identity.
 
     Attributes:
       planes: channels of the 3x3 convolutions.
-      stride: of the (first) 3x3 convolution.
-      bottleneck: which of the two.
-      norm: see `ConvNorm`.
+      stride: stride of the (first) 3x3 convolution.
+      bottleneck: whether the unit is a bottleneck.
+      norm: name of the norm, see `ConvNorm`.
     """
 
     planes: int
@@ -101,10 +101,10 @@ class Unit(nn.Module):
 
 
 class Group(nn.Module):
-    """Residual units in a row.
+    """Residual units, one after the other.
 
     Attributes:
-      units: input side first.
+      units: residual units, input side first.
     """
 
     units: tuple[Unit, ...]
@@ -121,7 +121,7 @@ class Head(nn.Module):
     """Mean over space and one linear layer.
 
     Attributes:
-      num_classes: outputs.
+      num_classes: number of outputs.
     """
 
     num_classes: int
@@ -145,19 +145,20 @@ def resnet(
 ) -> BlockModel:
     """ResNet for small images.
 
-    Basic units come in three groups of `width`, 2 and 4 times `width` planes; bottlenecks in six
-    (each width twice, the second time without a stride), as in DTFL, whose eight modules
+    Basic units form three groups of `width`, 2 and 4 times `width` planes. Bottlenecks form six
+    groups (each width twice, the second time without a stride), as in DTFL, whose eight modules
     md1..md8 are the stem, the six groups and the head.
 
     Args:
-      input_shape: of one image.
-      num_classes: outputs.
-      units_per_group: residual units in a group.
-      bottleneck: kind of unit.
-      norm: `"group"` by default; DTFL's tables are for `"batch"`.
-      granularity: what a block is. `"unit"`: stem, every residual unit, head (FedEL, FedPMT);
+      input_shape: shape of one image.
+      num_classes: number of outputs.
+      units_per_group: number of residual units in a group.
+      bottleneck: whether the units are bottlenecks.
+      norm: name of the norm, `"group"` by default; DTFL's tables are for `"batch"`.
+      granularity: size of a block. `"unit"`: stem, every residual unit, head (FedEL, FedPMT);
         `"module"`: stem, every group, head (DTFL).
-      stats_policy: see `BlockModel`; matters for `norm="batch"` only.
+      stats_policy: treatment of running statistics, see `BlockModel`; matters for `norm="batch"`
+        only.
       width: planes of the first group.
 
     Returns:

@@ -1,8 +1,8 @@
-"""The sum over window rows of the lowering "shift_add", with a gradient a CPU computes fast.
+"""The sum over window rows of the lowering "shift_add", with a gradient that a CPU computes fast.
 
-The gradient of a sum of slices is, to JAX, a sum of arrays that are zero but for one slice each: it
-reads a zero or a value, under a condition, once for every element and slice. It is the same values
-side by side, which are copies of slices of one padded array.
+JAX computes the gradient of a sum of slices as a sum of arrays, each of which is zero outside one
+slice; for every element and slice it tests whether to read a value or a zero. The gradient written
+here concatenates slices of one padded array, which only copies values.
 """
 
 import functools
@@ -18,16 +18,16 @@ Array = jax.Array
 def shifted_sum(products: Array, rows: int, size: int, stride: int) -> Array:
     """`y[:, p] = sum_i products[:, p * stride + i, ..., i-th part of the channels]`.
 
-    Has no forward-mode derivative.
+    It has no forward-mode derivative.
 
     Args:
-      products: `[batch, height, ..., rows * channels]`.
-      rows: terms of the sum.
+      products: products of all window rows, `[batch, height, ..., rows * channels]`.
+      rows: number of terms of the sum.
       size: height of the result.
       stride: rows of the input per row of the result.
 
     Returns:
-      `[batch, size, ..., channels]`.
+      Sum, `[batch, size, ..., channels]`.
     """
     channels = products.shape[-1] // rows
     parts = [

@@ -1,4 +1,4 @@
-"""A small causal transformer for next-symbol prediction, one block an encoder layer."""
+"""A small causal transformer for next-symbol prediction, one block per encoder layer."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 class Embedding(nn.Module):
-    """Symbols and their positions as vectors.
+    """Vectors of symbols and of their positions.
 
     Attributes:
       symbols: size of the vocabulary.
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 
     Attributes:
       width: length of a vector.
-      heads: attention heads; divide `width`.
+      heads: number of attention heads; must divide `width`.
       hidden: width of the inner layer.
     """
 
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`float32[batch, T, width]`, same out; position t sees positions up to t."""
+        """`float32[batch, T, width]` -> same shape; position t attends to positions up to t."""
         batch, length, _ = x.shape
         z = LayerNorm()(x)
 
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
 
 
 class Output(nn.Module):
-    """Norm and linear layer at every position; also the exit head of a transformer.
+    """Norm and linear layer at every position.
 
     Attributes:
       symbols: size of the vocabulary.
@@ -93,16 +93,16 @@ def transformer(
     """Causal transformer over windows of T symbols.
 
     Args:
-      input_shape: `(T,)`.
+      input_shape: shape of one sample, `(T,)`.
       num_classes: size of the vocabulary.
-      layers: encoder layers.
+      layers: number of encoder layers.
       width: length of the vectors inside.
-      heads: attention heads.
+      heads: number of attention heads.
       hidden: inner width of an encoder layer.
 
     Returns:
-      The model: embedding, encoder1..N, output; logits `[batch, T, num_classes]`. It has no exit
-      heads yet; `with_exits` gives it one of its own kind after every block.
+      The model with the blocks embedding, encoder1..N, output; logits `[batch, T, num_classes]`. It
+      has no exit heads; `with_exits` adds heads that predict at every position.
     """
     require(
         len(input_shape) == 1,

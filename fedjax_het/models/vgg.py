@@ -27,8 +27,8 @@ class ConvNorm(nn.Module):
     """3x3 convolution, norm, ReLU, optional 2x2 max pooling.
 
     Attributes:
-      features: output channels.
-      norm: `"group"`, `"batch"` or `"none"`.
+      features: number of output channels.
+      norm: name of the norm, `"group"`, `"batch"` or `"none"`.
       pool: whether to pool.
     """
 
@@ -62,17 +62,18 @@ def vgg(
     """VGG with five pooling stages.
 
     Args:
-      input_shape: of one image, at least 32x32.
-      num_classes: outputs.
-      depth: 11, 13 or 16 (8, 10 or 13 convolutions).
-      norm: after every convolution; `"none"` as in PR-FL, `"batch"` as in ADEL-FL.
-      hidden: widths of ReLU layers before the last. `()` is the usual CIFAR head; PR-FL's is
+      input_shape: shape of one image, at least 32x32.
+      num_classes: number of outputs.
+      depth: depth of the network, 11, 13 or 16 (8, 10 or 13 convolutions).
+      norm: name of the norm after every convolution; `"none"` as in PR-FL, `"batch"` as in ADEL-FL.
+      hidden: widths of ReLU layers before the last layer. `()` is the usual CIFAR head; PR-FL uses
         `(512, 512)`, which gives 9,747,136 weights and 3,786 biases at depth 11 without norm.
-      stats_policy: see `BlockModel`; matters for `norm="batch"` only.
+      stats_policy: treatment of running statistics, see `BlockModel`; matters for `norm="batch"`
+        only.
       width: factor on the channels of the convolutions.
 
     Returns:
-      The model: conv1..convN, fc1..fcM.
+      The model with the blocks conv1..convN, fc1..fcM.
     """
     require(depth in _STAGES, f"depth = {depth}", "must be 11, 13 or 16", "use 11")
     require_known(norm, ("group", "batch", "none"), "norm")

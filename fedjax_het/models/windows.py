@@ -10,11 +10,11 @@ Array = jax.Array
 
 
 def padded(x: Array, padding: tuple[tuple[int, int], ...]) -> Array:
-    """`x` with zeros around its spatial axes, or cropped where `padding` is negative.
+    """`x` with zeros around its spatial axes, or cropped if `padding` is negative.
 
     Args:
-      x: `[batch, *space, channels]`.
-      padding: pairs (low, high), one a spatial axis.
+      x: input, `[batch, *space, channels]`.
+      padding: pairs (low, high), one per spatial axis.
     """
     if not any(low or high for low, high in padding):
         return x
@@ -23,7 +23,7 @@ def padded(x: Array, padding: tuple[tuple[int, int], ...]) -> Array:
 
 
 def offsets(window: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All positions inside `window`, last axis fastest."""
+    """All positions inside `window`; the last axis varies fastest."""
     return list(itertools.product(*(range(k) for k in window)))
 
 
@@ -34,14 +34,14 @@ def shifted(
     size: tuple[int, ...],
     strides: tuple[int, ...],
 ) -> Array:
-    """The strided slice of `x` at `offset` along the axes from `first` on; other axes whole.
+    """The strided slice of `x` at `offset` along the axes from `first` on; other axes are whole.
 
     Args:
-      x: `[batch, *space, channels]`.
-      first: axis of `x` that `offset[0]` is for.
+      x: input, `[batch, *space, channels]`.
+      first: axis of `x` that belongs to `offset[0]`.
       offset: position in the window.
-      size: of the convolution's output along those axes.
-      strides: of the convolution along them.
+      size: size of the convolution's output along these axes.
+      strides: strides of the convolution along these axes.
     """
     if not offset:
         return x
@@ -54,14 +54,16 @@ def shifted(
 def side_by_side(
     x: Array, skip: int, window: tuple[int, ...], size: tuple[int, ...], strides: tuple[int, ...]
 ) -> Array:
-    """Slices along the spatial axes from `skip` on, one per window element, along the channels.
+    """Slices along the spatial axes from `skip` on, concatenated along the channels.
+
+    There is one slice per window element.
 
     Args:
-      x: `[batch, *space, channels]`, padded.
-      skip: leading spatial axes that are left whole.
-      window: of the convolution, all axes.
-      size: of its output.
-      strides: of the convolution.
+      x: padded input, `[batch, *space, channels]`.
+      skip: number of leading spatial axes that are not sliced.
+      window: window of the convolution, all spatial axes.
+      size: size of the output, all spatial axes.
+      strides: strides of the convolution, all spatial axes.
     """
     pieces = [
         shifted(x, skip + 1, offset, size[skip:], strides[skip:])

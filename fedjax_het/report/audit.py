@@ -7,10 +7,10 @@ from fedjax_het.contract.clock import Status
 
 
 class AuditError(RuntimeError):
-    """A finished run whose event log contradicts itself: a fault of the simulator or of a method.
+    """The event log of a finished run contradicts itself: the simulator or a method has a fault.
 
     Attributes:
-      faults: the violations in words.
+      faults: violations in words.
     """
 
     def __init__(self, name: str, faults: list[str]):
@@ -23,19 +23,19 @@ class AuditError(RuntimeError):
 
 
 def verify(clients: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Holds an event log to its invariants.
+    """Checks an event log against its invariants.
 
     Args:
       clients: rows of `clients.jsonl`.
       metrics: rows of `metrics.jsonl`.
 
     Returns:
-      Violations in words; empty when the log is sound. Checked: virtual time never decreases;
-      arrival = dispatch + download + compute + upload; every duration positive; staleness >= 0;
-      bytes and FLOPs positive; a merged task arrived no later than its merge; no client runs two
-      tasks at once.
+      Violations in words; empty if the log is sound. The invariants: virtual time never decreases;
+      arrival = dispatch + download + compute + upload; every duration is positive; staleness >= 0;
+      bytes and FLOPs are positive; a merged task arrived no later than its merge; no client runs
+      two tasks at once.
     """
-    # Comparisons are written such that a NaN fails them.
+    # Every comparison is written so that a NaN fails it.
     faults: list[str] = []
     merged_at = {0: 0.0}
     previous = 0.0

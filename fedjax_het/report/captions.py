@@ -1,4 +1,4 @@
-"""Sentences under the figures: how to read them, and what they show of these runs."""
+"""Captions of the figures: how to read them, and what they show about these runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +35,7 @@ def accuracy(runs: Runs, targets: Sequence[float]) -> str:
 
 
 def other_axes() -> str:
-    """What the three smaller accuracy plots ask."""
+    """Which questions the three smaller accuracy plots answer."""
     return (
         "The same accuracies against server steps (is a step worth less?), against what the "
         "devices sent (is speed paid for in communication?) and against the wall time of the "
@@ -44,7 +44,7 @@ def other_axes() -> str:
 
 
 def timeline(record: RunRecord, name: str) -> str:
-    """How to read the time line, and what a round waited for."""
+    """How to read the time line, how long devices waited, and which tasks were the longest."""
     tasks = tasks_of(record)
     total_s = float((tasks.busy_s + tasks.waiting_s).sum())
     waited = float(tasks.waiting_s.sum()) / total_s if total_s > 0 else 0.0
@@ -70,7 +70,7 @@ def timeline(record: RunRecord, name: str) -> str:
 
 
 def trained_blocks(runs: Runs) -> str:
-    """How to read the heat map, and how much work the sub-models left out."""
+    """How to read the heat map, and how much work the sub-models saved."""
     text = (
         "Share of each group's tasks that brought the server an update of the block; fast groups "
         "on the left. Where a cell is pale, the model hardly learns that block from those devices."
@@ -91,7 +91,7 @@ def trained_blocks(runs: Runs) -> str:
 
 
 def cuts(name: str) -> str:
-    """How to read the tiers over time."""
+    """How to read the plot of the cuts over time."""
     return (
         f"{name}: where the network was cut, client by client, fast devices on top. The deeper the "
         "last block on the client, the less is left to the server. White: no task in that step."
@@ -99,7 +99,7 @@ def cuts(name: str) -> str:
 
 
 def waiting(runs: Runs) -> str:
-    """How to read the bars, and what share of time each method lost."""
+    """How to read the bars, and which share of the devices' time each method lost by waiting."""
     shares = []
     for name, group in runs.items():
         every = [tasks_of(run) for run in group]

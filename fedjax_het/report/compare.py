@@ -1,4 +1,4 @@
-"""Several methods over several seeds, compared: a table, figures and one page."""
+"""Comparison of several methods over several seeds: a table, figures and one page."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ from fedjax_het.report.verdict import headline
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out of a comparison.
+    """The result of a comparison.
 
     Attributes:
-      headline: who reached the target first, in words.
-      methods: the figures of each method; the first is the reference.
-      out_dir: where `comparison.json`, `comparison.txt`, `report.html` and the PNGs lie; None if
+      headline: sentences that say which method reached the target first.
+      methods: results of each method; the first method is the reference.
+      out_dir: directory of `comparison.json`, `comparison.txt`, `report.html` and the PNGs; None if
         they were not written.
     """
 
@@ -39,16 +39,16 @@ class Comparison:
     out_dir: Path | None
 
     def table(self) -> str:
-        """The comparison as text for a terminal."""
+        """The comparison as a text table for a terminal."""
         return text_table(self.methods)
 
     def data(self) -> dict[str, Any]:
-        """The comparison as `comparison.json` holds it.
+        """The content of `comparison.json`.
 
         `methods` has one entry per method: `targets` (each with `accuracy`, `reached`, `seeds`,
         `speed_up` and the spreads `virtual_s`, `wall_s`, `step`, `bytes_up` until it was reached)
-        and the spreads of the whole run. A spread is `{"mean", "std", "values"}`, `std` null for
-        one value, or null when there is no value.
+        and the spreads of the whole run. A spread is `{"mean", "std", "values"}`, where `std` is
+        null for one value; a spread without values is null.
         """
         return {
             "headline": self.headline,
@@ -60,11 +60,11 @@ class Comparison:
 
 
 class Run(Protocol):
-    """What has the record of a run, such as the result of `simulate`."""
+    """Any object that holds the record of a run, such as the result of `simulate`."""
 
     @property
     def record(self) -> RunRecord:
-        """The record."""
+        """The record of the run."""
 
 
 def compare(
@@ -72,14 +72,14 @@ def compare(
     targets: Sequence[float] = (),
     out_dir: str | os.PathLike[str] | None = None,
 ) -> Comparison:
-    """Compares methods and writes the result; equal runs give equal files, byte for byte.
+    """Compares methods and writes the result; equal runs give identical files.
 
     Args:
-      runs: per method its runs, one per seed or a single one, on the same data and fleet: records,
-        or what `simulate` returns. The first method is the reference that speed-ups refer to.
+      runs: runs of each method, one per seed or a single one, on the same data and fleet: records,
+        or results of `simulate`. The first method is the reference of the speed-ups.
       targets: test accuracies, shares in (0, 1]; may be empty.
       out_dir: directory for table, plots and page, made if it does not exist; files of an earlier
-        comparison are replaced. None writes nothing.
+        comparison are replaced. If None, nothing is written.
 
     Returns:
       The comparison; `print(result.table())` shows it.

@@ -1,4 +1,4 @@
-"""Where the network was cut: the tier of every client over time, beside its device's speed."""
+"""Plots of the block at which the network was cut, per client and step, and of device speeds."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,8 +11,8 @@ from fedjax_het.report.tasks import evenly
 def cuts_of(record: RunRecord) -> tuple[np.ndarray, np.ndarray] | None:
     """The last block on the client and the device's FLOP/s, each float64[clients, steps].
 
-    NaN where a client had no task, and for speeds that were not recorded; None for a run whose
-    tasks were not split.
+    An entry is NaN if the client had no task in the step; a speed is NaN if it was not recorded.
+    The result is None for a run whose tasks were not split.
     """
     columns = record.client_columns
     cut = columns["cut_block"]
@@ -30,8 +30,8 @@ def cuts_over_time(record: RunRecord, most: int = 40) -> Figure | None:
     """Heat maps over clients and server steps: speed of the device, last block on the client.
 
     Args:
-      record: one run.
-      most: clients to show, evenly chosen from slow to fast.
+      record: record of one run.
+      most: largest number of clients to show, evenly chosen from fast to slow.
 
     Returns:
       The figure; None for a run whose tasks were not split.

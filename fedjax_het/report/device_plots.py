@@ -1,4 +1,4 @@
-"""What the devices did: the time line of a few rounds, waiting, and which blocks they trained."""
+"""Plots of the devices' work: time line of a few merges, waiting times, and blocks trained."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,9 +31,10 @@ _PARTS = (
 
 
 def window_s(records: Sequence[RunRecord], merges: int = 3) -> float:
-    """A virtual time until which the time lines of several runs can be set side by side.
+    """The virtual time at which the time lines of several runs end, so that they can be compared.
 
-    It is when the slowest run has made `merges` merges, unless the fastest has made twelve by then.
+    It is the time of merge number `merges` of the slowest run, but no later than the twelfth merge
+    of the fastest run, in seconds.
     """
     at = [sorted({row["virtual_s"] for row in r.metrics if row["step"] > 0}) for r in records]
     slowest = max((times[min(merges, len(times)) - 1] for times in at if times), default=0.0)
@@ -43,14 +44,15 @@ def window_s(records: Sequence[RunRecord], merges: int = 3) -> float:
 
 @styled
 def timeline(record: RunRecord, until_s: float, most: int = 40) -> Figure:
-    """Bars of download, computation and upload of each device, waiting, and the merges.
+    """Bars of download, computation, upload and waiting of each device, with the merges as lines.
 
-    Devices are sorted by group, the fastest group on top, and within it by busy time.
+    Devices are sorted by group, the fastest group on top, and within a group by busy time.
 
     Args:
-      record: one run.
-      until_s: virtual time at which the plot ends; see `window_s`.
-      most: devices to show, evenly chosen from that order; more than 40 can hardly be read.
+      record: record of one run.
+      until_s: virtual time at which the plot ends, in seconds; see `window_s`.
+      most: largest number of devices to show, evenly chosen from that order; more than 40 are hard
+        to read.
     """
     every = tasks_of(record)
     groups = group_devices([record], [every])
@@ -98,7 +100,7 @@ def timeline(record: RunRecord, until_s: float, most: int = 40) -> Figure:
 
 
 def _draw_bars(axes: Axes, tasks: Tasks, drawn: np.ndarray, rows: np.ndarray, scale: float) -> None:
-    """The bars of the tasks `drawn` at heights `rows`, each cut where the server merged."""
+    """Draws the bars of the tasks `drawn` at heights `rows`; a bar ends at the merge at latest."""
     start, end = tasks.dispatched_s[drawn], tasks.end_s[drawn]
     for _, part, color in _PARTS:
         stop = np.minimum(start + getattr(tasks, part)[drawn], end)
@@ -110,7 +112,7 @@ def _draw_bars(axes: Axes, tasks: Tasks, drawn: np.ndarray, rows: np.ndarray, sc
 
 
 def _bars(left: np.ndarray, right: np.ndarray, row: np.ndarray) -> Path:
-    """Rectangles as one path, several times smaller in a file than one patch each."""
+    """All rectangles as one path; the file is several times smaller than with separate patches."""
     low, high = row - 0.41, row + 0.41
     x = np.stack([left, right, right, left, left], 1)
     y = np.stack([low, low, high, high, low], 1)
@@ -141,7 +143,7 @@ def _label_rows(axes: Axes, shown: np.ndarray, group: np.ndarray, labels: Sequen
 def trained_blocks(runs: Runs) -> Figure:
     """Heat maps, one per method: share of each group's tasks that updated each block of the model.
 
-    All seeds of a method are taken together. Block 0, the input side, is at the bottom.
+    The share is the mean over the seeds of a method. Block 0, the input side, is at the bottom.
     """
     tasks = {name: [tasks_of(run) for run in group] for name, group in runs.items()}
     flat = [run for group in runs.values() for run in group]

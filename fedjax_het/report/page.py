@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a run or a comparison: figures inline, nothing fetched."""
+"""One HTML page for a run or a comparison; it contains its figures and loads no other file."""
 
 import json
 import os
@@ -64,7 +64,7 @@ pre{overflow-x:auto;font-size:.82rem;line-height:1.4;margin:.6rem 0 0}
 
 
 def run_page(record: RunRecord) -> str:
-    """The page of one run; its targets are those of its summary.
+    """The page of one run, with the targets of its summary.
 
     Raises:
       InputError: for a target outside (0, 1].
@@ -79,11 +79,11 @@ def comparison_page(runs: Runs, targets: Sequence[float]) -> str:
     """The page of several methods over their seeds; the first method is the reference.
 
     Args:
-      runs: per method its runs, one per seed, on the same data and fleet.
+      runs: runs of each method, one per seed, on the same data and fleet.
       targets: test accuracies, shares in (0, 1].
 
     Raises:
-      InputError: for what `tables.summarise` refuses.
+      InputError: for input that `tables.summarise` refuses.
     """
     targets = check_targets(targets)
     first = next(iter(runs.values()))[0] if runs else None
@@ -141,7 +141,7 @@ def _page(title: str, lead: str, runs: Runs, targets: Sequence[float]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped text in which no line breaks inside a percentage or before a spread."""
+    """Escaped text without line breaks inside a percentage or before a spread."""
     return escape(text).replace(" %", "&nbsp;%").replace(" ± ", "&nbsp;±&nbsp;")
 
 
@@ -174,7 +174,7 @@ def _worst_clients(runs: Runs) -> list[str]:
 
 
 def _cuts(runs: Runs) -> list[str]:
-    """The first seed of each method that splits the network between client and server."""
+    """Figures of the cuts in the first seed of each method that splits the network."""
     drawn = [(name, cuts_over_time(group[0])) for name, group in runs.items()]
     return [
         _figure(figure, f"cuts{i}", captions.cuts(name))
@@ -184,7 +184,7 @@ def _cuts(runs: Runs) -> list[str]:
 
 
 def _timelines(runs: Runs) -> list[str]:
-    """The first seed of each method, on one time scale."""
+    """Time lines of the first seed of each method, on one time scale."""
     firsts = {name: group[0] for name, group in runs.items()}
     until_s = window_s(list(firsts.values()))
     most = 40 if len(runs) <= 2 else 20
@@ -200,7 +200,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _provenance(runs: Runs) -> list[tuple[str, str]]:
-    """Device, revision and versions, each with every value that occurs among the runs."""
+    """Device, revision and versions, each with all values that occur among the runs."""
     configs = [run.config for group in runs.values() for run in group]
     versions: dict[str, set[str]] = {}
     for config in configs:

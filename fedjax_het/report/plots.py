@@ -1,6 +1,6 @@
-"""Accuracy against what it cost, and who holds which labels.
+"""Plots of accuracy against time, steps and bytes, and of the labels that each client holds.
 
-Every function takes the runs of each method (one per seed) and returns a matplotlib `Figure`.
+The functions take the runs of each method (one per seed) and return a matplotlib `Figure`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from fedjax_het.report.units import target_text, unit
 
 Runs = Mapping[str, Sequence[RunRecord]]
 
-_MOST_POINTS = 400  # per line: finer than a screen shows
+_MOST_POINTS = 400  # points per line, more than a screen shows
 _MOST_ROWS = 60
 
 
 class _Axes(NamedTuple):
-    """What is drawn: columns of the metrics, the kind of unit on the x axis, and two names."""
+    """Columns of the metrics to draw, the kind of unit on the x axis, and the axes' labels."""
 
     column: str
     kind: str
@@ -45,12 +45,12 @@ def accuracy_vs_round(runs: Runs, targets: Sequence[float]) -> Figure:
 
 
 def accuracy_vs_bytes_up(runs: Runs, targets: Sequence[float]) -> Figure:
-    """Test accuracy against the bytes that all devices together have sent."""
+    """Test accuracy against the total bytes sent by all devices."""
     return _accuracy(runs, targets, _Axes("bytes_up", "B", "sent by all devices"))
 
 
 def accuracy_vs_wall_time(runs: Runs, targets: Sequence[float]) -> Figure:
-    """Test accuracy against the simulation's own time, compilation left out."""
+    """Test accuracy against the wall time of the simulation, without compilation."""
     return _accuracy(runs, targets, _Axes("wall_s", "s", "wall time without compiling"))
 
 
@@ -68,7 +68,7 @@ def worst_clients_vs_time(runs: Runs) -> Figure | None:
 
 @styled
 def _accuracy(runs: Runs, targets: Sequence[float], what: _Axes) -> Figure:
-    """Mean line and min-max band over seeds; a thin line goes on for seeds that ran longer."""
+    """Mean line and min-max band over seeds; thin lines continue seeds that ran longer."""
     figure = Figure(figsize=(6.6, 4.1))
     axes = figure.add_subplot()
     curves = {
@@ -135,10 +135,10 @@ def _draw_curve(
 
 @styled
 def labels_by_client(record: RunRecord) -> Figure:
-    """Heat map: how many samples of each class each device holds; at most 60 devices are shown.
+    """Heat map of the number of samples of each class on each device; shows at most 60 devices.
 
     Raises:
-      InputError: when the record has no `label_counts`.
+      InputError: if the record has no `label_counts`.
     """
     table = record.summary["data"].get("label_counts")
     require(

@@ -1,4 +1,4 @@
-"""A preview as text for a terminal, as a figure and as JSON, whatever the method."""
+"""Output of a preview, of any method, as text for a terminal, as a figure and as JSON."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def text(preview: Preview) -> str:
 
 
 def data(preview: Preview) -> dict[str, Any]:
-    """The preview for `plan.json`: everything by name, with all rounds and clients."""
+    """The content of `plan.json`: all numbers by name, with all rounds and clients."""
     whole = preview._asdict()
     for part in ("by_round", "by_client"):
         whole[part] = {name: column._asdict() for name, column in whole[part].items()}
@@ -37,7 +37,7 @@ def data(preview: Preview) -> dict[str, Any]:
 
 @styled
 def figure(preview: Preview) -> Figure:
-    """A panel for every column: rounds above, clients below, against the first of their columns."""
+    """A panel per column: by round above; by client, against their first column, below."""
     rounds, clients = list(preview.by_round.values()), list(preview.by_client.values())
     if len(clients) == 1:
         clients.insert(0, Column("client", np.arange(len(clients[0].values))))
@@ -83,7 +83,7 @@ def _over_clients(axes: Axes, against: Column, column: Column) -> None:
         values, names = values[:, None], [""]
     elif not names:
         values, names = _spread(values).T, ["least", "median", "largest"]
-    # Of several entries, the first and the last.
+    # If there are several entries, only the first and the last are drawn.
     for i, entry in enumerate(sorted({0, len(names) - 1})):
         look: dict[str, Any] = {**method_style(i), "linestyle": ""}
         axes.plot(against.values, values[:, entry], ms=5, label=names[entry], **look)
@@ -92,7 +92,7 @@ def _over_clients(axes: Axes, against: Column, column: Column) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Names above the panel, where they hide nothing."""
+    """Adds a legend above the panel, where it covers no data."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
@@ -102,7 +102,7 @@ def _spread(values: np.ndarray) -> np.ndarray:
 
 
 def _table(name: str, start: int, columns: Mapping[str, Column], most: int | None) -> str:
-    """The columns side by side, aligned; at most so many rows, evenly chosen."""
+    """The columns side by side, aligned; at most `most` rows, evenly chosen."""
     rows = len(next(iter(columns.values())).values)
     few = rows if most is None else min(rows, most)
     picked = np.unique(np.linspace(0, rows - 1, few).round().astype(int))
@@ -133,5 +133,5 @@ def _cells(column: Column, picked: np.ndarray) -> list[str]:
 
 
 def _number(value: Any, digits: int) -> str:
-    """Whole numbers as they are, others with so many significant digits."""
+    """Text of a number: whole numbers in full, others with `digits` significant digits."""
     return str(int(value)) if float(value).is_integer() else f"{value:.{digits}g}"

@@ -1,9 +1,9 @@
-"""What a run leaves behind, written as it goes and read back whole.
+"""The record of a run: written step by step during the run, and read back afterwards.
 
 A work directory holds `config.json` and `summary.json` (replaced atomically) and `metrics.jsonl`
 and `clients.jsonl` (one line per server step and per client task, appended). `virtual_s`, `wall_s`
-and `compile_s` of a metrics row are cumulative; `wall_s` leaves compilation out; `bytes_up`,
-`bytes_down`, `clients`, `merged` and `dropped` belong to that step alone.
+and `compile_s` of a metrics row are cumulative; `wall_s` does not include compilation; `bytes_up`,
+`bytes_down`, `clients`, `merged` and `dropped` count one step only.
 """
 
 import os
@@ -28,12 +28,12 @@ _CUMULATIVE = ("step", "virtual_s", "wall_s", "compile_s")
 class RunWriter:
     """Appends the rows of a run to its work directory; every step is flushed.
 
-    A new run starts in a directory without rows. A resumed run first calls `truncate` with the
-    `offsets` that were stored in the checkpoint, which cuts what was written after it, a torn last
-    line included; only then may it write.
+    A new run starts in a directory without rows. A resumed run must first call `truncate` with the
+    `offsets` that were stored in the checkpoint; this removes everything written after it,
+    including an incomplete last line.
 
     Args:
-      workdir: the directory; made if it does not exist.
+      workdir: directory of the run; made if it does not exist.
     """
 
     def __init__(self, workdir: str | os.PathLike[str]):
@@ -53,19 +53,19 @@ class RunWriter:
         self._may_append = all(file.tell() == 0 for file in self._files.values())
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Replaces `config.json`: the configuration, `versions`, `device`, `git_revision`."""
+        """Replaces `config.json`: the configuration with `versions`, `device`, `git_revision`."""
         write_json(self._workdir / "config.json", config)
 
     def write_step(self, metrics: Mapping[str, Any], clients: Iterable[Mapping[str, Any]]) -> None:
         """Appends one server step and its client tasks, and flushes both files.
 
         Args:
-          metrics: the row of `metrics.jsonl`.
-          clients: the rows of `clients.jsonl`, maybe none.
+          metrics: row of `metrics.jsonl`.
+          clients: rows of `clients.jsonl`; may be empty.
 
         Raises:
-          InputError: when the directory holds rows of an earlier run that `truncate` has not dealt
-            with, or a value is not of a JSON type.
+          InputError: if the directory holds rows of an earlier run and `truncate` was not called,
+            or a value is not of a JSON type.
         """
         require(
             self._may_append,
@@ -81,14 +81,14 @@ class RunWriter:
             file.flush()
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replaces `summary.json`, the last thing a run writes."""
+        """Replaces `summary.json`, which a run writes last."""
         write_json(self._workdir / "summary.json", summary)
 
     def offsets(self) -> dict[str, int]:
         """Bytes written so far to each file of rows, for the checkpoint.
 
-        The rows are on disk when this returns, so no checkpoint refers to rows that a power cut
-        could still take away.
+        The rows are on disk when this returns, so a checkpoint never refers to rows that a power
+        failure could still delete.
         """
         for file in self._files.values():
             file.flush()
@@ -96,13 +96,13 @@ class RunWriter:
         return {name: file.tell() for name, file in self._files.items()}
 
     def truncate(self, offsets: Mapping[str, Any]) -> None:
-        """Cuts the rows written after `offsets()` was taken, and the summary, which they outdate.
+        """Removes the rows written after the call of `offsets()`, and the summary.
 
         Args:
-          offsets: what `offsets` returned, or `{}` to start over.
+          offsets: result of `offsets`, or `{}` to start over.
 
         Raises:
-          InputError: when a file is shorter than its offset or the offset is not at a line's end.
+          InputError: if a file is shorter than its offset, or the offset is not at a line's end.
         """
         for name, file in self._files.items():
             offset = int(offsets.get(name, 0))
@@ -146,17 +146,17 @@ class RunWriter:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything known about one run, from memory or from a work directory, checked.
+    """The checked record of one run, from memory or from a work directory.
 
-    Rows given in memory pass through the same conversion as rows written to disk (NumPy scalars
-    become numbers, NaN becomes None), so both ways give equal records.
+    Rows given in memory are converted like rows written to disk (NumPy scalars become numbers, NaN
+    becomes None), so both give equal records.
 
     Attributes:
       config: resolved configuration with `versions`, `device` and `git_revision`.
-      metrics: one row per server step; step 0 is the initial model.
-      clients: one row per client task.
+      metrics: rows of the server steps, one per step; step 0 is the initial model.
+      clients: rows of the client tasks, one per task.
       summary: totals, targets, `device_groups`, `block_names`, `data`.
-      source: the work directory, or how to call the run in errors.
+      source: work directory, or a name of the run for error messages.
     """
 
     config: dict[str, Any]
@@ -172,13 +172,14 @@ class RunRecord:
 
     @classmethod
     def load(cls, workdir: str | os.PathLike[str]) -> "RunRecord":
-        """Reads a finished run back.
+        """Reads the record of a finished run.
 
         Args:
-          workdir: the directory a `RunWriter` wrote to.
+          workdir: directory that a `RunWriter` wrote to.
 
         Raises:
-          InputError: for a missing, torn or corrupt file; names the path, the line and the remedy.
+          InputError: for a missing, incomplete or corrupt file; the message names the path, the
+            line and the remedy.
         """
         path = Path(workdir)
         require(
@@ -196,24 +197,24 @@ class RunRecord:
         )
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the metrics, float64[rows]; NaN where a row has no finite value."""
+        """A column of the metrics, float64[rows]; NaN for rows without a finite value."""
         return _numbers(self.metrics, name)
 
     @cached_property
     def client_columns(self) -> dict[str, np.ndarray]:
-        """The client tasks by column: float64[tasks] with NaN for null; `status` is text."""
+        """Columns of the client tasks: float64[tasks] with NaN for null; `status` is text."""
         columns = {n: _numbers(self.clients, n) for n in CLIENT_COLUMNS if n != "status"}
         return {**columns, "status": np.array([row["status"] for row in self.clients])}
 
     def evaluations(
         self, column: str = "virtual_s", accuracy: str = "accuracy"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A column summed up to each evaluation, and the accuracy there, float64[evaluations] both.
+        """A column summed up to each evaluation, and the accuracy there, both float64[evaluations].
 
         Args:
-          column: `"virtual_s"`, `"wall_s"`, `"compile_s"` and `"step"` are cumulative as they are;
-            any other (`"bytes_up"`) belongs to its step and is summed here.
-          accuracy: which accuracy; `"client_accuracy_worst_decile"` may have no value at all.
+          column: name of a column. `"virtual_s"`, `"wall_s"`, `"compile_s"` and `"step"` are stored
+            as cumulative values; any other (`"bytes_up"`) counts one step and is summed here.
+          accuracy: name of the accuracy column; `"client_accuracy_worst_decile"` may be empty.
         """
         values = self.column(column)
         require(
@@ -229,25 +230,25 @@ class RunRecord:
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """Column `name` of the rows, float64[rows]; NaN where it is absent or null."""
+    """Column `name` of the rows, float64[rows]; NaN for absent or null values."""
     values = (row.get(name) for row in rows)
     return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
 def time_to(record: RunRecord, accuracy: float, column: str = "virtual_s") -> float | None:
-    """When the test accuracy was first seen at or above a target.
+    """Time (or other cost) until the first evaluation with at least the target accuracy.
 
-    It is the time of the first *evaluation* that shows it: nothing is interpolated between two
-    evaluations, and a later fall below the target does not count against it.
+    Nothing is interpolated between two evaluations, and a later accuracy below the target does not
+    matter.
 
     Args:
-      record: the run.
-      accuracy: the target, a share in (0, 1].
-      column: what to report at that evaluation: `"virtual_s"`, `"wall_s"`, `"step"`, or a per-step
-        column such as `"bytes_up"`, summed until then.
+      record: record of the run.
+      accuracy: target accuracy, a share in (0, 1].
+      column: name of the column to read at that evaluation: `"virtual_s"`, `"wall_s"`, `"step"`, or
+        a per-step column such as `"bytes_up"`, which is summed until then.
 
     Returns:
-      The value, or None when no evaluation reached the target.
+      The value, or None if no evaluation reached the target.
     """
     require(0 < accuracy <= 1, f"accuracy = {accuracy}", "must be in (0, 1]", "write 90 % as 0.9")
     values, accuracies = record.evaluations(column)

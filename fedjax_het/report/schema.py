@@ -1,4 +1,4 @@
-"""What a run record must hold, checked before anything is drawn from it."""
+"""The schema of a run record, and the checks made before a record is used."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ from fedjax_het.common.errors import InputError, require, require_known
 
 STATUSES = ("merged", "partial", "dropped", "nonfinite")
 
-# kind: i whole number >= 0, n number >= 0, f number >= 0 or null (not finite), g any number or
-# null, t text, l list, d mapping. A key that ends in "?" may be absent.
+# Kinds: i = whole number >= 0, n = number >= 0, f = number >= 0 or null (not finite), g = any
+# number or null, t = text, l = list, d = mapping. A key that ends in "?" may be absent.
 _METRICS = {
     "step": "i",
     "virtual_s": "n",
@@ -89,7 +89,7 @@ _REDO = "restore the file or run the experiment again"
 def check_record(
     config: Any, metrics: Sequence[Any], clients: Sequence[Any], summary: Any, source: str
 ) -> None:
-    """Raises `InputError`, naming file, line and remedy, unless the four parts make one record."""
+    """Raises `InputError` unless the four parts form one record; names file, line and remedy."""
     _check_row(config, {}, f"{source}/config.json")
     _check_summary(summary, f"{source}/summary.json")
     _check_metrics(metrics, f"{source}/metrics.jsonl")

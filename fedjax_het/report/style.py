@@ -1,4 +1,4 @@
-"""How figures look, and how they become files: the same bytes for the same runs."""
+"""Style and rendering of figures; the same runs give the same bytes."""
 
 import io
 import re
@@ -14,7 +14,8 @@ from matplotlib.patches import Patch
 
 P = ParamSpec("P")
 
-# Okabe and Ito's palette, told apart with any colour vision; grey stands in for its pale yellow.
+# The palette of Okabe and Ito, which people with any colour vision can distinguish; grey replaces
+# its pale yellow.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[str, ...] = ("-", "--", ":", "-.")
@@ -44,7 +45,7 @@ _LOOK = {
 
 @contextmanager
 def look() -> Iterator[None]:
-    """The settings of all figures, whatever the user's own defaults are."""
+    """Applies the settings of all figures, independently of the user's defaults."""
     with style.context(["default", _LOOK]):
         yield
 
@@ -61,13 +62,13 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def method_style(i: int) -> dict[str, str]:
-    """Colour, marker and dashes of the i-th method; dashes tell apart what repeats a colour."""
+    """Colour, marker and dashes of the i-th method; dashes differ if a colour repeats."""
     n = len(PALETTE)
     return {"color": PALETTE[i % n], "marker": MARKERS[i % n], "linestyle": DASHES[i // n % 4]}
 
 
 def plain(text: str) -> str:
-    """A user's name as matplotlib text: no mathematics, and never hidden from a legend."""
+    """A name as matplotlib text: without mathematics, and always shown in a legend."""
     escaped = text.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
@@ -75,7 +76,7 @@ def plain(text: str) -> str:
 def legend_above(
     figure: Figure, entries: list[tuple[str, Line2D | Patch]], columns: int | None = None
 ) -> None:
-    """A legend above all axes, where it hides nothing."""
+    """Adds a legend above all axes, where it covers no data."""
     if entries:
         names, handles = zip(*entries, strict=True)
         longest = max(len(name) for name in names)
@@ -94,15 +95,15 @@ def png(figure: Figure) -> bytes:
 
 
 def inline_svg(figure: Figure, prefix: str, description: str) -> str:
-    """The figure as an `<svg>` element that can stand in a page next to others.
+    """The figure as an `<svg>` element that can be placed in a page with other figures.
 
-    Ids and the references to them get the prefix, for matplotlib numbers them afresh in every
+    Ids and the references to them get the prefix, because matplotlib uses the same ids in every
     figure; namespaces and metadata, which HTML does not need, are left out.
 
     Args:
-      figure: what to draw.
-      prefix: unique in the page; letters, digits and `-`.
-      description: one sentence for readers who do not see it.
+      figure: figure to draw.
+      prefix: prefix of ids, unique in the page; letters, digits and `-`.
+      description: sentence for readers who cannot see the figure.
     """
     text = _render(figure, "svg", prefix).decode()
     text = text[text.index("<svg") :]

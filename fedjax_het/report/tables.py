@@ -1,4 +1,4 @@
-"""Several runs in figures: per method, the time to each target and what it cost, over seeds."""
+"""Tables of several runs: time and cost to reach each target, per method over seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ _TOTALS = ("virtual_s", "wall_s", "compile_s", "bytes_up", "bytes_down", "flops"
 
 @dataclass(frozen=True)
 class TargetResult:
-    """How a method did on one target; spreads are over the seeds that reached it.
+    """The result of a method for one target; spreads are over the seeds that reached it.
 
     Attributes:
-      accuracy: the target.
-      reached, seeds: how many of how many seeds reached it.
-      virtual_s, wall_s, step, bytes_up: values at the first evaluation at or above it; None when
-        no seed reached it.
-      speed_up: mean virtual time of the reference method over that of this one; None when either
-        did not reach the target.
+      accuracy: target accuracy.
+      reached, seeds: number of seeds that reached it, and number of all seeds.
+      virtual_s, wall_s, step, bytes_up: values at the first evaluation at or above the target; None
+        if no seed reached it.
+      speed_up: mean virtual time of the reference method divided by that of this method; None if
+        either did not reach the target.
       best_accuracy: highest accuracy of any seed.
     """
 
@@ -54,10 +54,10 @@ class TargetResult:
         return self.reached == self.seeds
 
     def time_text(self, like: float | None) -> str:
-        """The virtual time with its spread, and how many seeds it is about unless all.
+        """The virtual time with its spread, and the number of seeds if not all reached the target.
 
         Args:
-          like: a time whose unit to use.
+          like: time in seconds whose unit is used, or None.
         """
         if self.virtual_s is None:
             return f"not reached (best {below(self.best_accuracy, self.accuracy)})"
@@ -67,17 +67,18 @@ class TargetResult:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method over its seeds; the first method of a comparison is the reference.
+    """The results of one method over its seeds; the first method of a comparison is the reference.
 
     Attributes:
-      name: the method.
-      seeds: its seeds.
-      targets: one entry per target, in rising order.
-      final_accuracy, best_accuracy, worst_decile_accuracy: shares; the worst decile is the mean
-        accuracy of the worst tenth of the clients at the last evaluation. None when not recorded.
+      name: name of the method.
+      seeds: seeds of its runs.
+      targets: results per target, in rising order of the targets.
+      final_accuracy, best_accuracy, worst_decile_accuracy: shares in [0, 1]; the worst decile is
+        the mean accuracy of the worst tenth of the clients at the last evaluation. None if not
+        recorded.
       totals: virtual_s, wall_s, compile_s, bytes_up, bytes_down, flops of a whole run.
-      dropped_share: tasks dropped by the pace over all tasks.
-      nonfinite: client updates left out because they were not finite, all seeds together.
+      dropped_share: share of the tasks that the pace dropped.
+      nonfinite: number of client updates left out because they were not finite, over all seeds.
     """
 
     name: str
@@ -101,10 +102,10 @@ def check_targets(targets: Sequence[float]) -> tuple[float, ...]:
 def summarise(
     records: Mapping[str, Sequence[RunRecord]], targets: Sequence[float]
 ) -> tuple[MethodResult, ...]:
-    """The figures of each method.
+    """The results of each method.
 
     Args:
-      records: per method its runs, one per seed; the first method is the reference.
+      records: runs of each method, one per seed; the first method is the reference.
       targets: test accuracies, shares in (0, 1].
 
     Raises:
@@ -190,7 +191,7 @@ def _last_worst_decile(run: RunRecord) -> float | None:
 
 
 def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
-    """The comparison as text: a label and one cell per method in each row."""
+    """The rows of the comparison table: a label and one text cell per method."""
     several = len(results) > 1
     rows = [("seeds", [", ".join(map(str, r.seeds)) for r in results])]
     for i, target in enumerate(results[0].targets):
@@ -246,7 +247,7 @@ def _speed_ups(results: Sequence[MethodResult], i: int) -> list[str]:
 
 
 def table_notes(results: Sequence[MethodResult]) -> list[str]:
-    """What the figures of `table_rows` mean and what they leave open."""
+    """Notes on the numbers of `table_rows`: what they mean and what they do not show."""
     notes = ["A target is reached at the first evaluation at or above it; nothing is interpolated."]
     if any(len(r.seeds) > 1 for r in results):
         notes.append("± is the sample standard deviation over seeds.")
@@ -262,7 +263,7 @@ def table_notes(results: Sequence[MethodResult]) -> list[str]:
 
 
 def text_table(results: Sequence[MethodResult]) -> str:
-    """The comparison for a terminal, aligned; at most four methods side by side."""
+    """The comparison as an aligned text table; at most four methods side by side."""
     rows = table_rows(results)
     width = max(len(label) for label, _ in rows)
     blocks = []
@@ -280,7 +281,7 @@ def text_table(results: Sequence[MethodResult]) -> str:
 
 
 def table_data(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
-    """The comparison for `comparison.json`, one entry per method; spreads with all their values."""
+    """The entries of `comparison.json`, one per method; spreads with all their values."""
     return [
         {
             "name": r.name,

@@ -1,4 +1,4 @@
-"""Where the devices' time and work went, as columns computed from the client tasks of a run."""
+"""Time and work of the devices, as columns computed from the client tasks of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ _REAL = ("dispatched_s", "download_s", "compute_s", "upload_s", "flops", "sample
 
 @dataclass(frozen=True)
 class Tasks:
-    """The client tasks of a run, one entry a task.
+    """The client tasks of a run, one entry per task.
 
-    A device is busy from dispatch until its result arrives or the server merges without it, and
-    then waits for the merge.
+    A device is busy from dispatch until its result arrives or the server merges without it; then
+    it waits for the merge.
 
     Attributes:
-      step, client, first_block, exit_block: int64[tasks].
-      dispatched_s, download_s, compute_s, upload_s: float64[tasks].
-      end_s: when the device was done or cut off.
-      merge_s: when the server merged the step the task belongs to.
-      flops, samples: float64[tasks].
-      used: bool[tasks], the result reached the model (in part, for `partial`).
+      step, client, first_block, exit_block: columns of the same names, int64[tasks].
+      dispatched_s, download_s, compute_s, upload_s: columns of the same names, float64[tasks].
+      end_s: time at which the device finished or was interrupted by the merge, float64[tasks].
+      merge_s: time at which the server merged the step of the task, float64[tasks].
+      flops, samples: columns of the same names, float64[tasks].
+      used: whether the result reached the model (for `partial`: a part of it), bool[tasks].
     """
 
     step: np.ndarray
@@ -50,7 +50,7 @@ class Tasks:
 
     @property
     def waiting_s(self) -> np.ndarray:
-        """Seconds between the device's end and the merge, float64[tasks]."""
+        """Seconds between the end of the device's work and the merge, float64[tasks]."""
         return self.merge_s - self.end_s
 
 
@@ -73,12 +73,12 @@ def tasks_of(record: RunRecord) -> Tasks:
 
 @dataclass(frozen=True)
 class Groups:
-    """Devices of like speed, fastest first.
+    """Groups of devices of similar speed, the fastest first.
 
     Attributes:
       labels: name and speed of each group.
-      of_client: per record int64[n], the group of each device; -1 for a device without a task when
-        groups had to be made from measured speed.
+      of_client: group of each device, one int64[n] per record; -1 for a device without a task if
+        the groups are made from measured speeds.
     """
 
     labels: tuple[str, ...]
@@ -91,13 +91,13 @@ class Groups:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Devices in each group (of the first record), int64[groups]."""
+        """Number of devices in each group (of the first record), int64[groups]."""
         of_client = self.of_client[0]
         return np.bincount(of_client[of_client >= 0], minlength=len(self.labels))
 
 
 def _speeds(keys: Sequence[np.ndarray], tasks: Sequence[Tasks], count: int) -> np.ndarray:
-    """FLOP/s over all tasks of each key, float64[count]; NaN without any."""
+    """FLOP/s over all tasks of each key, float64[count]; NaN for a key without tasks."""
     key, flops, compute_s = (
         np.concatenate(parts)
         for parts in (
@@ -114,11 +114,12 @@ def _speeds(keys: Sequence[np.ndarray], tasks: Sequence[Tasks], count: int) -> n
 def group_devices(records: Sequence[RunRecord], tasks: Sequence[Tasks]) -> Groups:
     """The groups of the fleet, ordered by the speed at which they computed.
 
-    A fleet with more than eight groups (every device its own, say) is shown in quarters of speed.
+    A fleet with more than eight groups (for example one per device) is divided into quarters by
+    speed.
 
     Args:
-      records: runs on one fleet.
-      tasks: their `tasks_of`, in the same order.
+      records: records of runs on one fleet.
+      tasks: results of `tasks_of` for these records, in the same order.
     """
     given = [np.array(record.summary["device_groups"], np.int64) for record in records]
     ids = np.unique(np.concatenate(given))
@@ -131,7 +132,7 @@ def group_devices(records: Sequence[RunRecord], tasks: Sequence[Tasks]) -> Group
     speeds = _speeds(keys, tasks, len(names))
     order = np.argsort(-np.nan_to_num(speeds), kind="stable")
     if ids.size > _MOST_GROUPS:
-        order = np.arange(len(names))  # in order already, but for rounding among equals
+        order = np.arange(len(names))  # already in order, except for rounding among equal speeds
     rank = np.append(np.argsort(order), -1)  # the last entry keeps -1 at -1
     labels = tuple(
         names[i] + (f"\n{quantity(speeds[i], 'FLOP/s')}" if np.isfinite(speeds[i]) else "")
@@ -141,7 +142,7 @@ def group_devices(records: Sequence[RunRecord], tasks: Sequence[Tasks]) -> Group
 
 
 def _quarters(devices: int, tasks: Tasks) -> np.ndarray:
-    """Quarter of speed of each device, 0 the fastest; -1 for devices without a task."""
+    """Quarter of each device by speed, 0 the fastest; -1 for devices without a task."""
     speed = np.nan_to_num(_speeds([np.arange(devices)], [tasks], devices))
     seen = np.unique(tasks.client)
     quarter = np.full(devices, -1)
@@ -150,10 +151,10 @@ def _quarters(devices: int, tasks: Tasks) -> np.ndarray:
 
 
 def trained_share(record: RunRecord, tasks: Tasks, of_client: np.ndarray, count: int) -> np.ndarray:
-    """Share of each group's tasks that brought the model an update of each block.
+    """Share of each group's tasks that updated each block of the model.
 
     Returns:
-      float64[blocks, count], NaN for a group without tasks. A task covers the blocks from
+      Shares, float64[blocks, count]; NaN for a group without tasks. A task covers the blocks from
       `first_block` to `exit_block`, and none if it was dropped or not finite.
     """
     blocks = np.arange(record.summary["num_blocks"])[:, None]
@@ -173,9 +174,10 @@ def mean_by_group(values: np.ndarray, group: np.ndarray, count: int) -> np.ndarr
 
 
 def skipped_share(tasks: Tasks) -> float:
-    """Share of the work left out, against every task training the run's largest sub-model.
+    """Share of the work saved, compared with training the run's largest sub-model in every task.
 
-    Work is FLOPs per sample, so that devices with more data do not count as larger sub-models.
+    Sub-models are compared by FLOPs per sample, so that more data does not look like a larger
+    sub-model.
     """
     known = tasks.samples > 0
     if not known.any():

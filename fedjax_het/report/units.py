@@ -1,4 +1,4 @@
-"""How quantities are written for people: three digits, a fitting unit, a spread only if known."""
+"""Text of quantities for readers: three digits, a suitable unit, and a spread only if known."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ class Spread:
     """A quantity over the seeds of a method.
 
     Attributes:
-      values: one per seed, never empty.
+      values: values of the quantity, one per seed, never empty.
     """
 
     values: tuple[float, ...]
@@ -28,22 +28,22 @@ class Spread:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation (n - 1); None for one seed, whose spread nobody knows."""
+        """Sample standard deviation (n - 1); None for one seed, whose spread is unknown."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """The `Spread` of the finite values, None when there are none."""
+    """The `Spread` of the finite values; None if there are none."""
     finite = tuple(float(v) for v in values if v is not None and math.isfinite(v))
     return Spread(finite) if finite else None
 
 
 def unit(magnitude: float, kind: str) -> tuple[float, str]:
-    """Divisor and name of the unit in which `magnitude` reads best.
+    """Divisor and name of the most readable unit for `magnitude`.
 
     Args:
-      magnitude: in seconds, bytes, FLOPs, FLOP/s or plain counts.
-      kind: `"s"`, `"B"`, `"FLOP"`, `"FLOP/s"` or `""`.
+      magnitude: value in seconds, bytes, FLOPs, FLOP/s or plain counts.
+      kind: kind of the value, in the same order: `"s"`, `"B"`, `"FLOP"`, `"FLOP/s"` or `""`.
     """
     if kind == "s":
         return next((scale, name) for low, scale, name in _TIME if magnitude >= low or not low)
@@ -53,24 +53,24 @@ def unit(magnitude: float, kind: str) -> tuple[float, str]:
 
 
 def decimals(value: float, digits: int = 3) -> int:
-    """Digits after the point that show `digits` significant ones, at most 3."""
+    """Number of decimals that show `digits` significant digits, at most 3."""
     if value == 0 or not math.isfinite(value):
         return 0
     return min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 3)
 
 
 def smallest(values: Iterable[Spread | None]) -> float | None:
-    """The smallest positive mean, in whose unit a row is written; None without any."""
+    """The smallest positive mean, which sets the unit of a table row; None if there is none."""
     return min((v.mean for v in values if v is not None and v.mean > 0), default=None)
 
 
 def quantity(value: Spread | float | None, kind: str, like: float | None = None) -> str:
-    """`value` with its unit, as `"12.3 ± 0.4 s"`; no spread for one seed; `"-"` for None.
+    """`value` with its unit, as `"12.3 ± 0.4 s"`; without spread for one seed; `"-"` for None.
 
     Args:
-      value: what to write.
-      kind: as in `unit`.
-      like: magnitude whose unit to use, so that neighbours can be compared at a glance.
+      value: value to write.
+      kind: kind of the value, as in `unit`.
+      like: magnitude whose unit is used, so that all cells of a row have one unit; default `value`.
     """
     if value is None:
         return "-"
@@ -78,7 +78,7 @@ def quantity(value: Spread | float | None, kind: str, like: float | None = None)
     scale, name = unit(mean if like is None else like, kind)
     places = decimals(mean / scale)
     if std:
-        rounded = float(f"{std / scale:.0e}")  # 0.0999 is one digit, 0.1
+        rounded = float(f"{std / scale:.0e}")  # 0.0999 becomes 0.1, which has one digit
         places = max(places, min(decimals(rounded, 1), places + 1))
     text = f"{mean / scale:.{places}f}"
     if std is not None:
@@ -87,7 +87,7 @@ def quantity(value: Spread | float | None, kind: str, like: float | None = None)
 
 
 def percent(value: Spread | float | None, places: int = 2) -> str:
-    """A share as `"97.03 ± 0.12 %"`; no spread for one seed; `"-"` for None."""
+    """A share as `"97.03 ± 0.12 %"`; without spread for one seed; `"-"` for None."""
     if value is None:
         return "-"
     if isinstance(value, Spread) and value.std is not None:
@@ -97,17 +97,17 @@ def percent(value: Spread | float | None, places: int = 2) -> str:
 
 
 def below(value: float, target: float) -> str:
-    """A share that missed a target, rounded down where rounding up would read as reaching it."""
+    """A share that missed a target; rounded down if rounding up would show the target."""
     if round(value, 4) < target:
         return percent(value)
     return percent(math.floor(1e4 * value + 1e-9) / 1e4)
 
 
 def target_text(accuracy: float) -> str:
-    """A target as people say it: `0.9` is `"90 %"`."""
+    """A target in percent: `0.9` is `"90 %"`."""
     return f"{100 * accuracy:.6g} %"
 
 
 def times(ratio: float) -> str:
-    """A ratio as `"2.13×"`, three digits."""
+    """A ratio with three digits, as `"2.13×"`."""
     return f"{ratio:.{min(decimals(ratio), 2)}f}×"

@@ -1,10 +1,9 @@
-"""The headline: who reached the target first, said no more strongly than the runs allow.
+"""The headline: the method that reached the target first, with no stronger claim than is justified.
 
-Of two methods that reached a target with every seed, one is *ahead* when the intervals mean ±
-standard deviation of their virtual times do not touch and the means differ by at least half a
-percent; otherwise they are tied.
-A method of which only some seeds reached the target has no rank: its mean would leave out exactly
-the runs that went badly.
+If two methods reached a target with every seed, one is *ahead* if the intervals mean ± standard
+deviation of their virtual times do not overlap and the means differ by at least half a percent;
+otherwise they are tied. A method of which only some seeds reached the target has no rank, because
+its mean would leave out the worst runs.
 """
 
 from collections.abc import Sequence
@@ -20,13 +19,13 @@ Entry = tuple[MethodResult, TargetResult]
 
 
 def tied(a: Spread, b: Spread) -> bool:
-    """Whether the intervals mean ± std touch (one seed has none) or the means hardly differ."""
+    """Whether the intervals mean ± std overlap (std 0 for one seed) or the means hardly differ."""
     spreads = (a.std or 0.0) + (b.std or 0.0)
     return abs(a.mean - b.mean) <= max(spreads, _SAME * max(a.mean, b.mean))
 
 
 def headline(results: Sequence[MethodResult]) -> str:
-    """One or a few sentences on the hardest target that any method reached with every seed."""
+    """A few sentences on the highest target that any method reached with every seed."""
     if not results[0].targets:
         return f"No target was set; {_best(results)}."
     columns = [[(r, r.targets[i]) for r in results] for i in range(len(results[0].targets))]
@@ -44,7 +43,7 @@ def headline(results: Sequence[MethodResult]) -> str:
 
 
 def run_headline(record: RunRecord, targets: Sequence[float]) -> str:
-    """What one run reached and when."""
+    """A sentence on the targets that one run reached, and when."""
     name = f"{record.summary['name']} (seed {record.summary['seed']})"
     accuracies = record.evaluations()[1]
     best = float(accuracies.max())
@@ -105,7 +104,7 @@ def _ranking(column: Sequence[Entry]) -> str:
 
 
 def _longer(winner: Entry, others: Sequence[Entry], than: str) -> str:
-    """How much longer the others took; a winner at time zero leaves no ratio."""
+    """How much longer the others took; empty if the winner's time is zero."""
     first_s = _time(winner).mean
     if first_s <= 0:
         return ""
@@ -114,7 +113,7 @@ def _longer(winner: Entry, others: Sequence[Entry], than: str) -> str:
 
 
 def _shortfall(entry: Entry) -> str:
-    """How a method fell short of the target that others reached."""
+    """A sentence on a method that missed a target which others reached."""
     target = entry[1]
     if not target.reached:
         best = below(target.best_accuracy, target.accuracy)
@@ -126,7 +125,7 @@ def _shortfall(entry: Entry) -> str:
 
 
 def _missed(column: Sequence[Entry], timed: bool) -> str:
-    """A target that no method reached with every seed; `timed` also says when the others did."""
+    """A sentence on a target that no method reached with every seed; `timed` adds the times."""
     goal = target_text(column[0][1].accuracy)
     some = [e for e in column if e[1].reached]
     if not some:
@@ -143,7 +142,7 @@ def _none(column: Sequence[Entry]) -> str:
 
 
 def _best(results: Sequence[MethodResult]) -> str:
-    """The highest accuracy of any run, and whose."""
+    """The highest accuracy of any run, and the method that reached it."""
     known = [r for r in results if r.best_accuracy is not None]
     if not known:
         return "no run has a finite accuracy"

@@ -1,1 +1,1 @@
-"""What knows XLA, processors and processes, and nothing of federated learning."""
+"""XLA, processors and processes; independent of federated learning."""

@@ -1,8 +1,9 @@
-"""Freed memory stays with the process, so that the next program need not fault it in again.
+"""Freed memory is kept by the process, so that the next program need not map it again.
 
-glibc hands every block above 32 MB back to the kernel as soon as it is freed. The temporaries of a
-training program are such a block: every call would have each of its pages cleared and mapped anew.
-With a model of 7 MB these are 12,000 pages, half as long as a client's two local steps take.
+glibc returns every allocation above 32 MB to the kernel as soon as it is freed. The temporaries of
+a training program are such an allocation: in every call, the kernel would clear and map each of its
+pages again. With a model of 7 MB these are 12,000 pages, which take half as long as two local steps
+of a client.
 """
 
 import ctypes
@@ -10,7 +11,7 @@ import functools
 import os
 import sys
 
-# mallopt's numbers (malloc.h).
+# Parameter numbers of mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # The largest value that mallopt takes, an int.
 _MOST_BYTES = 2**31 - 1
@@ -18,9 +19,10 @@ _MOST_BYTES = 2**31 - 1
 
 @functools.cache
 def keep_freed() -> bool:
-    """Keeps freed blocks below 2 GiB in the process from now on; returns whether it can.
+    """Keeps freed allocations below 2 GiB in the process from now on; returns whether it can.
 
-    Only glibc can be told; elsewhere, and where the environment sets `MALLOC_*`, nothing changes.
+    This works with glibc only. With other libraries, or if the environment sets `MALLOC_*`, nothing
+    changes.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -1,24 +1,24 @@
-"""How many clients to train side by side, and in how many parts a mini-batch."""
+"""The number of clients trained side by side, and the number of parts of a mini-batch."""
 
 import numpy as np
 
-# A local step of this many FLOPs keeps a CPU's matrix units busy on its own.
+# A local step of this many FLOPs is enough to use a CPU's matrix units fully.
 CPU_STEP_FLOPS = 2e7
-# Block outputs of a part of a mini-batch; what lies between blocks is several times as much.
+# Bytes of all blocks' outputs for one part; activations inside blocks take several times as much.
 CPU_PART_BYTES = 4.5e6
-# Memory that stacked parameters, gradients and optimiser state may take on an accelerator.
+# Memory that stacked parameters, gradients and optimiser state may use on an accelerator.
 ACCELERATOR_CHUNK_BYTES = 8e9
 
 
 def choose_chunk(backend: str, step_flops: float, param_bytes: int) -> int:
-    """How many clients to train side by side, a power of two up to 256.
+    """Number of clients to train side by side, a power of two up to 256.
 
-    On a CPU a large step runs fastest alone, with its activations in cache (McMahan CNN, batch 20:
-    174 GFLOP/s alone, 112 vmapped); smaller steps are batched until they are large. Accelerators
-    want as many clients as memory allows.
+    On a CPU, large steps are fastest for one client at a time, with the activations in cache
+    (McMahan CNN, batch 20: 174 GFLOP/s, but 112 vmapped over clients). Small steps are combined
+    until they are large. Accelerators are fastest with as many clients as memory allows.
 
     Args:
-      backend: `jax.default_backend()`.
+      backend: name of the backend, `jax.default_backend()`.
       step_flops: FLOPs of one local step of one client on the full model.
       param_bytes: bytes of the model's parameters.
     """
@@ -30,18 +30,18 @@ def choose_chunk(backend: str, step_flops: float, param_bytes: int) -> int:
 
 
 def choose_parts(backend: str, output_bytes: int, param_bytes: int, batch: int) -> int:
-    """In how many parts to run a mini-batch through the model, a divisor of `batch`.
+    """Number of parts in which a mini-batch runs through the model, a divisor of `batch`.
 
-    On a CPU a deep network's activations leave the cache between the forward and the backward
-    pass of a whole batch (ResNet-20, batch of 20, two cores: 0.95 of the time of the whole in two
-    parts, no gain in four).
-    Every part reads all parameters and adds to their gradient, so that wide shallow networks lose
-    (LEAF CNN: 0.78 ms whole, 0.85 halved); they stay whole.
+    On a CPU, a deep network's activations for a whole batch do not stay in cache between the
+    forward and the backward pass (ResNet-20, batch of 20, two cores: two parts take 0.95 of the
+    time of one, four parts gain nothing more). Every part reads all parameters and adds to their
+    gradient, so wide shallow networks become slower (LEAF CNN: 0.78 ms in one part, 0.85 ms in
+    two); their batches are not divided.
 
     Args:
-      backend: `jax.default_backend()`.
-      output_bytes: of all blocks' outputs for one sample.
-      param_bytes: of the model.
+      backend: name of the backend, `jax.default_backend()`.
+      output_bytes: bytes of all blocks' outputs for one sample.
+      param_bytes: bytes of the model's parameters.
       batch: samples per mini-batch.
     """
     if backend != "cpu":

@@ -1,12 +1,13 @@
 """Compiled programs are kept between processes, under the user's cache directory.
 
-JAX writes an entry in place, so that a process killed meanwhile leaves half of one, which no later
-process replaces. Every process therefore has a directory of its own, filled with links to the
-entries of the common store, and adds its new entries to the store by linking them once they are
-whole. Nothing in the store is ever written to.
+JAX writes an entry in place. A process that is killed meanwhile leaves an incomplete entry, which
+no later process replaces. Every process therefore has its own directory, filled with links to the
+entries of a common store. It links its new entries into the store when they are complete. Files in
+the store are never changed.
 
-The environment variable `FEDJAX_HET_COMPILATION_CACHE` names another store, or turns all of this
-off with "off"; a directory given to JAX itself (`jax_compilation_cache_dir`) is left alone.
+The environment variable `FEDJAX_HET_COMPILATION_CACHE` names another store, or disables the cache
+if it is "off". If JAX has a cache directory already (`jax_compilation_cache_dir`), it is not
+changed.
 """
 
 import atexit
@@ -23,19 +24,19 @@ import jax
 from fedjax_het.common.errors import InputError
 
 ENVIRONMENT = "FEDJAX_HET_COMPILATION_CACHE"
-# Least recently used entries go when the store has grown beyond this.
+# If the store is larger than this, its oldest entries are removed.
 MAX_BYTES = 2 * 1024**3
 _MIN_COMPILE_S = 0.2
 _JAX_MIN_COMPILE_S = 1.0
 _OWN = "process-"
-# A process's own directory that was last changed this long ago was left by one that was killed.
+# A process directory that was last changed this long ago belongs to a process that was killed.
 _STALE_S = 7 * 24 * 3600.0
 
 
 def store() -> Path | None:
-    """Where entries are kept between processes; None if they are not.
+    """Directory in which entries are kept between processes; None if the cache is disabled.
 
-    Programs for a CPU use its instructions, so every kind of CPU has a store of its own.
+    Programs for a CPU use its instructions, so every kind of CPU has its own store.
     """
     chosen = os.environ.get(ENVIRONMENT)
     if chosen is not None and chosen.strip().lower() in ("", "off", "0", "false", "no"):
@@ -46,7 +47,7 @@ def store() -> Path | None:
 
 
 def _cpu() -> str:
-    """The kind of CPU: its instruction set extensions where they can be had."""
+    """The kind of CPU: its machine type, and its instruction set extensions if they are known."""
     try:
         with open("/proc/cpuinfo") as lines:
             flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -56,13 +57,13 @@ def _cpu() -> str:
 
 
 class Cache:
-    """One process's view of a store.
+    """The view of a store in one process.
 
     Args:
-      root: the store; made if it does not exist.
+      root: directory of the store; made if it does not exist.
 
     Attributes:
-      own: the directory that JAX reads and writes.
+      own: directory of this process, which JAX reads and writes.
     """
 
     def __init__(self, root: Path):
@@ -76,14 +77,14 @@ class Cache:
                     os.link(entry, self.own / entry.name)
 
     def publish(self) -> None:
-        """Adds the entries that this process has written since to the store."""
+        """Adds the new entries of this process to the store."""
         with contextlib.suppress(OSError):
             for entry in self.own.iterdir():
                 if not (kept := self._root / entry.name).exists():
                     os.link(entry, kept)
 
     def close(self) -> None:
-        """Publishes, and removes the process's own directory; a fork leaves it to its parent."""
+        """Publishes new entries and removes the process's directory; does nothing in a fork."""
         if os.getpid() != self._process:
             return
         self.publish()
@@ -91,7 +92,7 @@ class Cache:
 
 
 def _prune(root: Path) -> None:
-    """Removes the oldest entries beyond the store's size, and what killed processes left."""
+    """Removes the oldest entries beyond `MAX_BYTES`, and the directories of killed processes."""
     files, newest = [], 0.0
     for entry in root.iterdir():
         with contextlib.suppress(OSError):
@@ -114,10 +115,10 @@ _cache: Cache | None = None
 
 
 def enable() -> Cache | None:
-    """Turns the cache on for this process, once; None if it is off or cannot be had.
+    """Enables the cache for this process, once; None if it is disabled or cannot be made.
 
     Raises:
-      InputError: the environment variable names a place that cannot be written to.
+      InputError: if the environment variable names a directory that cannot be written to.
     """
     global _cache
     if _cache is not None or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined, unused-ignore]
@@ -127,7 +128,8 @@ def enable() -> Cache | None:
     if _cache is not None:
         atexit.register(_cache.close)
         jax.config.update("jax_compilation_cache_dir", str(_cache.own))
-        # XLA's own caches would lie in the process's directory, whose name would enter every key.
+        # XLA's own caches would lie in the process's directory, and its name would be a part of
+        # every key.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         least_s = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined, unused-ignore]
         if least_s == _JAX_MIN_COMPILE_S:
@@ -136,10 +138,10 @@ def enable() -> Cache | None:
 
 
 def open_store(root: Path) -> Cache | None:
-    """A view of the store; None if there can be none in the place that nobody asked for.
+    """A view of the store; None if the default directory cannot be used.
 
     Raises:
-      InputError: the place was asked for.
+      InputError: if the directory that the environment variable names cannot be used.
     """
     try:
         return Cache(root)

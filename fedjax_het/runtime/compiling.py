@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation, timed and counted apart from the run, and kept between processes."""
+"""Ahead-of-time compilation, timed separately from the run, with results kept between processes."""
 
 import functools
 import time
@@ -10,9 +10,10 @@ from absl import logging
 
 from fedjax_het.runtime import compilation_cache
 
-# Of what XLA would hand to its library YNNPACK on a CPU, reductions alone; products are Eigen's.
-# YNNPACK leaves a product of few columns, as those of narrow convolutions are, to one core
-# (`benchmarks/micro/products.py`). Products of several clients side by side stay with it.
+# On a CPU, XLA gives products and reductions to its library YNNPACK. With this option it gives it
+# reductions only, and products to Eigen, because YNNPACK computes a product with few columns, such
+# as that of a narrow convolution, on one core (`benchmarks/micro/products.py`). Products of several
+# clients side by side are still computed by YNNPACK.
 _CPU_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
 }
@@ -20,7 +21,7 @@ _CPU_OPTIONS: dict[str, str | bool] = {
 
 @functools.cache
 def compiler_options() -> dict[str, str | bool]:
-    """What XLA is told beyond its flags on the default backend; nothing where it does not know."""
+    """Compiler options for the default backend beyond XLA's flags; empty if XLA rejects them."""
     if jax.default_backend() != "cpu":
         return {}
     try:
@@ -32,10 +33,10 @@ def compiler_options() -> dict[str, str | bool]:
 
 
 class Compiler:
-    """Compiles functions for the arguments at hand; the first one turns the persistent cache on.
+    """Compiles functions for given arguments; the first compiler enables the persistent cache.
 
     Attributes:
-      seconds: spent tracing, lowering and compiling, or reading back, so far.
+      seconds: time spent so far on tracing, lowering, and compiling or reading from the cache.
     """
 
     def __init__(self) -> None:
@@ -53,9 +54,9 @@ class Compiler:
 
         Args:
           function: pure function of pytrees of arrays.
-          *arguments: what it will be called with first.
-          donate: positions of arguments whose memory the result may take over.
-          side_by_side: whether it computes for several clients at once.
+          *arguments: arguments of the first call.
+          donate: positions of arguments whose memory the result may reuse.
+          side_by_side: whether the function computes for several clients at once.
         """
         began = time.perf_counter()
         lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)

@@ -1,7 +1,7 @@
-"""Runs that span several processes: who is who, and how they keep in step.
+"""Runs with several processes: their start, their roles and their synchronisation.
 
-Every process runs the same host program on the same data, and all share one mesh of devices. The
-first process alone writes what a run leaves behind; it lies on a file system that all can read.
+Every process runs the same host program on the same data, and all share one mesh of devices. Only
+the first process writes the files of a run; they lie on a file system that all processes can read.
 """
 
 import jax
@@ -14,16 +14,16 @@ from fedjax_het.common.errors import InputError, require
 def join(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Makes this process one of several; before anything else asks JAX for its devices.
+    """Makes this process one of several. Call it before anything asks JAX for its devices.
 
     Args:
-      coordinator: address and port of the first process, `HOST:PORT`; None finds it where the
-        cluster says (Slurm, Open MPI, Kubernetes, TPU pods).
-      processes: their number; None likewise.
-      process: which of them this is, from 0; None likewise.
+      coordinator: address and port of the first process, `HOST:PORT`; None reads it from the
+        cluster (Slurm, Open MPI, Kubernetes, TPU pods).
+      processes: number of processes; None reads it from the cluster.
+      process: index of this process, from 0; None reads it from the cluster.
 
     Raises:
-      InputError: arguments that do not fit, or processes that do not come together.
+      InputError: for arguments that do not fit, or if the processes cannot connect.
     """
     known = sum(value is not None for value in (coordinator, processes, process))
     require(
@@ -48,23 +48,23 @@ def join(
 
 
 def count() -> int:
-    """Processes of the run."""
+    """Number of processes of the run."""
     return jax.process_count()
 
 
 def is_leader() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is the first process, which writes the files."""
     return jax.process_index() == 0
 
 
 def meet(place: str) -> None:
-    """Returns when all processes have come to the same place."""
+    """Waits until all processes have called this with the same `place`."""
     if count() > 1:
         multihost_utils.sync_global_devices(place)
 
 
 def leaders(value: float) -> float:
-    """The first process's value: what was measured may differ between them."""
+    """The value of the first process, because measured values differ between processes."""
     if count() == 1:
         return value
     return float(multihost_utils.broadcast_one_to_all(np.float32(value)))

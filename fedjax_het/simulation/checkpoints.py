@@ -1,8 +1,8 @@
-"""Checkpoints: written whole or not at all, verified before they are trusted.
+"""Checkpoints: written completely or not at all, and verified before they are read.
 
-orbax writes every checkpoint into a temporary directory and renames it. On top of that a digest of
-all its files is written last, so that a checkpoint torn by a crash or a full disk is recognised and
-the one before it is used.
+orbax writes every checkpoint into a temporary directory and renames it. In addition, a digest of
+all its files is written last. A checkpoint that a crash or a full disk left incomplete is thereby
+recognised, and the one before it is used.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ _DIGEST = "digest.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last; the last two are kept.
+    """The checkpoints of one run; the newest two are kept.
 
     Args:
-      directory: created if absent.
+      directory: directory of the checkpoints; made if it does not exist.
     """
 
     def __init__(self, directory: Path):
@@ -55,7 +55,7 @@ class Checkpoints:
             shutil.rmtree(self._directory / f"{old:08d}", ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """Steps that have a directory, ascending; not all need be whole."""
+        """Steps that have a directory, ascending; some of them may be incomplete."""
         return sorted(
             int(path.name)
             for path in self._directory.iterdir()
@@ -63,16 +63,15 @@ class Checkpoints:
         )
 
     def newest(self, identity: Mapping[str, Any]) -> Path | None:
-        """The directory of the newest whole checkpoint, or None if there is none.
+        """The directory of the newest complete checkpoint, or None if there is none.
 
         Damaged checkpoints are skipped with a warning and removed.
 
         Args:
-          identity: what decides the result of the run that wants to resume.
+          identity: identity of the run that resumes, see `identify`.
 
         Raises:
-          InputError: it belongs to another configuration; the message names the settings that
-            differ.
+          InputError: if it belongs to another configuration; the message names the differences.
         """
         for step in reversed(self.steps()):
             target = self._directory / f"{step:08d}"
@@ -86,17 +85,18 @@ class Checkpoints:
     def restore(
         self, template: Callable[[Mapping[str, Any]], Any], identity: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        """The content of the newest whole checkpoint, or None if there is none; see `newest`.
+        """The content of the newest complete checkpoint, or None if there is none; see `newest`.
 
         Args:
-          template: `meta -> pytree` of arrays with the structure, shapes and dtypes of the saved.
-          identity: as in `newest`.
+          template: function from the metadata to a pytree of arrays with the structure, shapes and
+            dtypes of the saved arrays.
+          identity: identity of the run that resumes.
 
         Returns:
-          `(arrays, meta)`; leaves are NumPy or JAX arrays as in the template.
+          The pair `(arrays, meta)`; leaves are NumPy or JAX arrays as in the template.
 
         Raises:
-          InputError: it belongs to another configuration.
+          InputError: if it belongs to another configuration.
         """
         target = self.newest(identity)
         if target is None:
@@ -110,7 +110,7 @@ class Checkpoints:
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    """Reads and writes for this process alone: of several, each reads and the first one writes."""
+    """A checkpointer for this process only: every process reads, and the first one writes."""
     own = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
@@ -119,7 +119,7 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
 
 def _storable(tree: Any) -> Any:
-    """Leaves as host arrays, so that a checkpoint does not depend on the devices it came from."""
+    """The leaves as host arrays, so that a checkpoint does not depend on devices."""
     return jax.tree.map(np.asarray, tree)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of a global model: the whole test set, and the spread over clients."""
+"""Evaluation of a global model on the whole test set, and the spread over clients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ class Evaluator:
       problem: model and data.
 
     Attributes:
-      compiler: counts the seconds spent compiling.
+      compiler: compiler, which counts the seconds spent compiling.
     """
 
     def __init__(self, problem: Problem):
@@ -44,11 +44,11 @@ class Evaluator:
         """Evaluates a model.
 
         Returns:
-          `accuracy` and `loss` over the test set; `client_accuracy_mean` and
-          `client_accuracy_worst_decile`, over clients, of the accuracy each client would see. That
-          is the accuracy on its own test samples where the data assign them; else the per-class
-          test accuracy weighted with the client's label shares. None for sequences without owners.
-          For sequences also `perplexity`, exp(loss) per symbol.
+          A dictionary of `accuracy` and `loss` over the test set, and `client_accuracy_mean` and
+          `client_accuracy_worst_decile` over the clients' accuracies. The accuracy of a client is
+          that on its own test samples if the data assign them; otherwise it is the test accuracy
+          per class, weighted with the client's label shares. Both are None for sequences without
+          owners. For sequences there is also `perplexity`, exp(loss) per symbol.
         """
         arguments = (variables, self._x, self._y)
         if self._program is None:
@@ -73,7 +73,7 @@ class Evaluator:
         return measured
 
     def mean(self, models: Sequence[Variables]) -> dict[str, Any]:
-        """The mean over several models of what `__call__` measures of each."""
+        """The mean of the results of `__call__` over several models."""
         rows = [self(variables) for variables in models]
         return {
             name: None if value is None else float(np.mean([row[name] for row in rows]))

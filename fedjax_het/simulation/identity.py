@@ -1,4 +1,4 @@
-"""What decides the result of a run, and therefore must agree when it is resumed."""
+"""The identity of a run: all values that decide its result and must agree when it resumes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,17 +15,17 @@ from fedjax_het.simulation.options import FREE, RunOptions
 def identify(
     algorithm: Algorithm, problem: Problem, options: RunOptions, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a resumed run must share with its checkpoint: all but how long to go on.
+    """The identity of a run; it does not contain the options in `FREE`, e.g. the number of rounds.
 
     Args:
-      algorithm: the method.
+      algorithm: method to run.
       problem: model, data and fleet.
-      options: how the simulation runs.
-      config: the resolved configuration, or nothing.
+      options: options of the run.
+      config: resolved configuration; may be empty.
     """
     settings = {name: part for name, part in config.items() if name != "run"}
     if "data" in settings:
-        # Where the files lie does not matter; what is in them is the fingerprint's business.
+        # The directory of the files does not matter; the fingerprint covers their content.
         settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
     several = {"processes": processes.count()} if processes.count() > 1 else {}
     return {
@@ -42,12 +42,12 @@ def identify(
 
 
 def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:
-    """Raises `InputError` unless what was saved carries this identity.
+    """Raises `InputError` unless a saved file holds this identity.
 
     Args:
-      what: how to call it in the message.
+      what: name of the saved file or directory in the message.
       saved: content of a `meta.json` or `config.json`.
-      identity: what decides the result of the run that wants to go on.
+      identity: identity of the run that resumes.
     """
     old = saved.get("identity") if isinstance(saved, dict) else None
     differing = differences(old, jsonable(identity), "" if isinstance(old, dict) else "identity")
@@ -60,7 +60,7 @@ def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:
 
 
 def differences(old: Any, new: Any, path: str = "") -> str:
-    """The settings in which two configurations differ, as `name: old -> new`, comma-separated."""
+    """The values in which two configurations differ, as `name: old -> new`, comma-separated."""
     if isinstance(old, dict) and isinstance(new, dict):
         parts = [
             differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)

@@ -1,4 +1,4 @@
-"""Keeps the records of a run: rows as they happen, running totals, and the summary at the end."""
+"""The journal of a run: it writes rows during the run, sums totals, and makes the summary."""
 
 import platform
 import subprocess
@@ -23,11 +23,11 @@ _TOTALS = ("bytes_up", "bytes_down", "flops", "tasks", "merged", "dropped", "non
 
 
 class Record(NamedTuple):
-    """What there is to record of a server step.
+    """The values to record of a server step.
 
     Attributes:
       step: number of the step, from 1.
-      now_s: virtual time at its end.
+      now_s: virtual time at its end in seconds.
       metrics: metrics of the step.
       clients: rows of its tasks.
     """
@@ -38,7 +38,7 @@ class Record(NamedTuple):
     clients: list[dict[str, Any]]
 
 
-# Records of a step or of a batch of rounds; calling it waits for the device.
+# A function that returns the records of a step or of a batch of rounds; it waits for the device.
 PendingRecords = Callable[[], list[Record]]
 
 
@@ -78,12 +78,12 @@ def client_rows(
     """One row per task of `clients.jsonl`.
 
     Args:
-      step: server step, from 1.
-      flight: the tasks as dispatched.
-      closing: what became of them.
-      plan: the plan, for the routes.
-      problem: the setting, for the depth of the model and the devices.
-      outcome: `loss`, `samples` and `finite` per task; only read where the task was run.
+      step: number of the server step, from 1.
+      flight: tasks as dispatched.
+      closing: decision of the pace on these tasks.
+      plan: plan of the tasks, for the routes.
+      problem: problem, for the depth of the model and the devices.
+      outcome: columns `loss`, `samples` and `finite`; entries of dropped tasks are ignored.
     """
     timing, statuses = flight.timing, closing.status
     last = problem.model.num_blocks - 1
@@ -130,9 +130,9 @@ def device_speeds(problem: Problem, flight: Flight) -> np.ndarray:
 
 
 def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of a step: what its tasks moved, and what became of them.
+    """The totals of a step: loss, bytes, and number of tasks by status.
 
-    A dropped task has cost its download; its upload never happened.
+    A dropped task counts its download but not its upload, which does not take place.
     """
     kept = [r for r in rows if r["status"] in ("merged", "partial")]
     samples = sum(r["samples"] for r in kept)
@@ -149,11 +149,11 @@ def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def require_own(workdir: Path, identity: Mapping[str, Any]) -> None:
-    """Raises `InputError` if a directory holds rows that a run would wrongly cut or continue.
+    """Raises `InputError` if a directory holds rows that do not belong to this run.
 
     Args:
-      workdir: where the run wants to write; it need not exist.
-      identity: what decides the run's result.
+      workdir: work directory of the run; it need not exist.
+      identity: identity of the run.
     """
     rows = [workdir / name for name in ("metrics.jsonl", "clients.jsonl")]
     held = [path.name for path in rows if path.is_file() and path.stat().st_size > 0]
@@ -172,11 +172,11 @@ class Journal:
     """The records of one run, on disk if there is a work directory, else in memory.
 
     Args:
-      workdir: where to write; None keeps the rows in memory.
-      config: the resolved configuration, without the environment.
+      workdir: work directory; None keeps the rows in memory.
+      config: resolved configuration, without the environment.
 
     Attributes:
-      totals: running sums over the tasks; part of every checkpoint.
+      totals: sums over the tasks so far; a part of every checkpoint.
     """
 
     def __init__(self, workdir: Path | None, config: Mapping[str, Any]):
@@ -188,7 +188,7 @@ class Journal:
         self.totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
 
     def begin(self, offsets: Mapping[str, int], totals: Mapping[str, float] | None = None) -> None:
-        """Starts a run (`offsets={}`) or takes up an earlier one where its checkpoint left it."""
+        """Starts a new run (`offsets={}`), or continues an earlier run from its checkpoint."""
         if self._workdir is not None:
             self._writer = RunWriter(self._workdir)
             self._writer.truncate(offsets)
@@ -197,11 +197,11 @@ class Journal:
             self.totals = dict(totals)
 
     def offsets(self) -> dict[str, int]:
-        """Where the files of rows end, for the checkpoint."""
+        """Current lengths of the files of rows in bytes, for the checkpoint."""
         return {} if self._writer is None else self._writer.offsets()
 
     def write(self, metrics: dict[str, Any], clients: list[dict[str, Any]]) -> None:
-        """Appends a step."""
+        """Appends the rows of one step."""
         for name in ("bytes_up", "bytes_down", "merged", "dropped"):
             self.totals[name] += metrics.get(name, 0)
         self.totals["nonfinite"] += len(metrics.get("nonfinite", []))

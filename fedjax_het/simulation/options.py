@@ -1,4 +1,4 @@
-"""How a simulation runs, as opposed to what it simulates."""
+"""The options of a run, which are not part of the method or the problem."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fedjax_het.common.options import check_options, check_types
 from fedjax_het.engine.resources import ConvolutionChoice, Execution, Resources, check_resources
 from fedjax_het.problem import Problem
 
-# Options that a resumed run may change: how long to go on, and where to write.
+# Options that a resumed run may change: those for its length and for its output.
 FREE = (
     "rounds",
     "max_virtual_s",
@@ -46,26 +46,29 @@ class RunKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a simulation runs; none of it is part of the method.
+    """The options of a run; none of them is part of the method.
 
     Attributes:
-      rounds: server steps.
-      seed: of everything random; two runs with the same seed and settings are bit-identical.
+      rounds: number of server steps.
+      seed: seed of everything random; two runs with the same seed and options are bit-identical.
       name: label in records; the algorithm's name if empty.
-      workdir: where records and checkpoints go; None keeps the records in memory. A directory that
-        holds an interrupted run of the same configuration is resumed.
-      max_virtual_s: stop at the first step that reaches this virtual time; None for no limit.
-      target: stop at the first evaluation that reaches this test accuracy.
-      targets: accuracies whose times the summary lists (`target` is added).
-      eval_every: evaluate after every so many rounds, and after the last.
-      eval_every_s: evaluate after every so many virtual seconds instead.
+      workdir: directory for records and checkpoints; None keeps the records in memory. If the
+        directory holds an interrupted run of the same configuration, that run is resumed.
+      max_virtual_s: limit of virtual time in seconds; the run ends with the first step that reaches
+        it. None means no limit.
+      target: test accuracy at which the run ends, at the first evaluation that reaches it, or None.
+      targets: test accuracies whose times the summary lists (`target` is added).
+      eval_every: rounds between evaluations; the last round is always evaluated.
+      eval_every_s: virtual seconds between evaluations, used instead of `eval_every`, or None.
       checkpoint_every: rounds between checkpoints.
-      execution: "routed", "masked" or "debug"; see `Resources`.
-      chunk: clients trained side by side; None chooses per backend.
-      max_routes: bound on compiled routes.
-      devices: local devices to shard clients over.
-      convolution: "table" or "tuned", which measures the lowerings on this device; see `Resources`.
-      tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra "tracking").
+      execution: way to run the clients, "routed", "masked" or "debug"; see `Resources`.
+      chunk: number of clients trained side by side; None chooses it by backend.
+      max_routes: largest number of compiled routes.
+      devices: number of local devices over which clients are sharded.
+      convolution: way to choose lowerings, "table" or "tuned" (measured on this device); see
+        `Resources`.
+      tensorboard: whether TensorBoard events are also written, to `workdir/tensorboard` (extra
+        "tracking").
     """
 
     rounds: int
@@ -131,7 +134,7 @@ class RunOptions:
         return {name: getattr(self, name) for name in names}
 
     def resources(self, problem: Problem) -> Resources:
-        """What the engines of a run on this problem share."""
+        """The resources that the engines of a run on this problem share."""
         return Resources(problem, **self.machine)
 
     @classmethod

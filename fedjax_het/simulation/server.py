@@ -4,8 +4,8 @@
 
     select -> plan -> pace -> train -> merge -> update -> observe
 
-Where the plans look at nothing learned (`Algorithm.plans_ahead`), several rounds are planned first
-and then run as one batch on the device.
+If the plans depend on nothing that is learned (`Algorithm.plans_ahead`), several rounds are planned
+first and then run as one batch of rounds on the device.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ from fedjax_het.engine.sampling import Sampler, fold_in
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.journal import PendingRecords, Record, client_rows, step_row
 
-# Rounds that are planned ahead, so that programs are compiled for their routes too.
+# Number of rounds that are planned ahead, so that their routes are compiled together.
 _AHEAD = 32
 
 
 class _Round(NamedTuple):
-    """A round whose end is known and whose training is not done.
+    """A round that is planned and closed in virtual time, but not trained yet.
 
     Attributes:
-      step: server steps before it.
-      plan: the plan of all its tasks.
-      flight: the tasks.
-      closing: what becomes of them.
-      ran: int64[r], places of those whose work counts.
+      step: number of server steps before it.
+      plan: plan of all its tasks.
+      flight: tasks as dispatched.
+      closing: decision of the pace on these tasks.
+      ran: indices of the tasks whose work counts, int64[r].
     """
 
     step: int
@@ -54,30 +54,30 @@ class _Round(NamedTuple):
 
     @property
     def executed(self) -> Plan:
-        """The tasks whose work counts, with the steps that count."""
+        """The tasks whose work counts, with the local steps that count."""
         return self.plan.take(self.ran, self.closing.steps)
 
 
-# `(step, now_s) -> bool`, for a step counted from 1 and its end.
+# `(step, now_s) -> bool`, for the number of a step, from 1, and the virtual time of its end.
 Ends = Callable[[int, float], bool]
 
 
 class Server:
-    """What a run changes from step to step.
+    """The part of a run that changes from step to step.
 
     Args:
-      algorithm: the method.
+      algorithm: method to run.
       problem: model, data and fleet.
-      engine: the method's programs.
+      engine: engine of the method.
       seed: seed of everything random.
-      capacity: rounds of the longest batch.
+      capacity: number of rounds in the longest batch of rounds.
 
     Attributes:
-      step: server steps so far.
-      now_s: virtual time.
-      variables: the global model.
-      state: the algorithm's state.
-      unseen_accuracy: accuracy of an evaluation that no plan has seen yet, or None.
+      step: number of server steps so far.
+      now_s: virtual time in seconds.
+      variables: global model.
+      state: state of the algorithm.
+      unseen_accuracy: accuracy of an evaluation that was not passed to a plan yet, or None.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Server:
         self.state = algorithm.init(self.variables, keys["state"])
 
     def _begin(self, known: tuple[Route, ...]) -> None:
-        """Starts with these routes, and with nobody at work."""
+        """Starts with these routes, and without clients at work."""
         algorithm = self._algorithm
         self._routes = self._engine.resources.routes(known)
         self._table: DispatchTable | None = None
         if algorithm.overlaps:
-            # While a refilling pace waits, arrived tasks stand in the table beside running ones.
+            # While a refilling pace waits, the table holds arrived tasks as well as running ones.
             most = algorithm.cohort_size * (2 if algorithm.pace.refills else 1)
             lone = algorithm.observe is None and algorithm.merge.buffers is None
             self._table = DispatchTable(
@@ -111,17 +111,17 @@ class Server:
             )
 
     def look_ahead(self, ends: Ends, stops: Ends) -> None:
-        """Plans what comes, while the device is at work, as far as that changes nothing.
+        """Plans ahead while the device computes, as far as this does not change the results.
 
-        That is rounds to come, where plans look at nothing learned, and the next merge, where tasks
-        overlap.
+        It plans later rounds if plans depend on nothing that is learned, and it dispatches tasks
+        until the next merge if tasks overlap.
 
         Args:
-          ends: whether the run ends with a step.
-          stops: whether something comes between a step and the next that is to see the server as
-            the step has left it.
+          ends: function that tells whether the run ends with a step.
+          stops: function that tells whether an evaluation or a checkpoint follows a step, which
+            needs the server as the step left it.
         """
-        # What cannot be planned is reported when its turn comes, if it comes.
+        # An error of planning is raised later, when that round is run, if it is run.
         with contextlib.suppress(InputError):
             if self._table is not None and not stops(self.step, self.now_s):
                 self._closing = self._send_out(self._table)
@@ -130,20 +130,21 @@ class Server:
 
     @property
     def _frontier(self) -> tuple[int, float]:
-        """Step and virtual time behind everything planned."""
+        """Step and virtual time after all planned rounds."""
         if self._planned:
             return self._planned[-1].step + 1, self._planned[-1].closing.at_s
         return self.step, self.now_s
 
     def advance(self, most: int, ends: Ends) -> tuple[int, PendingRecords]:
-        """One or several server steps, without waiting for the device where that is possible.
+        """Runs one or several server steps, without waiting for the device if possible.
 
         Args:
-          most: largest number of steps to take; 1 is taken in any case.
-          ends: whether nothing may come after a step before the caller has seen to it.
+          most: largest number of steps; at least one is run.
+          ends: function that tells whether the caller must act after a step, so that no further
+            step may run.
 
         Returns:
-          How many steps, and what there is to record of them.
+          The number of steps, and their pending records.
         """
         if self._in_batches:
             return self._batch(most, ends)
@@ -151,7 +152,7 @@ class Server:
         return 1, self._barrier_round() if table is None else self._overlapping_round(table)
 
     def _plan_round(self, step: int, now_s: float) -> _Round:
-        """The plan of a round at whose end nobody is at work, and its end."""
+        """Plans a round at whose end no client is at work, and closes it in virtual time."""
         clients, start_s = self._sampler.draw(step, now_s)
         plan, self.state = self._sampler.plan(
             self.state, self.variables, step, clients, start_s, accuracy=self.unseen_accuracy
@@ -163,7 +164,7 @@ class Server:
         return _Round(step, plan, flight, closing, ran)
 
     def _barrier_round(self) -> PendingRecords:
-        """A round on its own; the model is unchanged if nobody's work counts."""
+        """Runs a single round; the model does not change if no client's work counts."""
         one = self._plan_round(self.step, self.now_s)
         self.now_s, out = one.closing.at_s, None
         info: Mapping[str, Any] = {}
@@ -181,10 +182,10 @@ class Server:
         return lambda: [record]
 
     def _batch(self, most: int, ends: Ends) -> tuple[int, PendingRecords]:
-        """Rounds planned ahead, as one program.
+        """Runs a batch of rounds, planned ahead, as one program.
 
-        A batch ends before a round that cannot be planned: what came before it is run and recorded,
-        and the error is raised when that round is asked for again.
+        The batch ends before a round that cannot be planned. The rounds before it are run and
+        recorded, and the error is raised when the batch that starts with this round is run.
         """
         rounds: list[_Round] = []
         while True:
@@ -228,7 +229,7 @@ class Server:
         return Record(one.step + 1, one.closing.at_s, metrics, rows)
 
     def _rows(self, one: _Round, out: Outputs | None) -> list[dict[str, Any]]:
-        """Rows of a round's tasks; `out` are the outputs of those whose work counts."""
+        """Rows of a round's tasks; `out` holds the outputs of the tasks whose work counts."""
         k = len(one.plan.clients)
         outcome: dict[str, np.ndarray] = {
             "loss": np.full(k, np.nan, np.float32),
@@ -241,14 +242,14 @@ class Server:
         return client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
 
     def _send_out(self, table: DispatchTable) -> Closing:
-        """Sends out idle clients; what becomes of the table at the next merge."""
+        """Dispatches idle clients; returns the `Closing` of the table at the next merge."""
         closing, self.state = table.advance(
             self._sampler, self.state, self.variables, self.step, self.now_s
         )
         return closing
 
     def _overlapping_round(self, table: DispatchTable) -> PendingRecords:
-        """A merge of some tasks while others are at work."""
+        """Merges some tasks while others are at work."""
         closing, self._closing = self._closing or self._send_out(table), None
         tasks, closing, plan, done = table.merge(closing, self.state, self.variables, self.step)
         self.state, self.variables, outputs = done.state, done.variables, done.outputs
@@ -268,7 +269,7 @@ class Server:
     def _observe(
         self, plan: Plan, out: Outputs, staleness: np.ndarray, info: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Lets the method see a step; what is to be recorded, some of it perhaps still to come."""
+        """Calls the method's `observe`; returns the info to record, perhaps not computed yet."""
         if self._algorithm.observe is None:
             return info
         told = jax.device_get(info)
@@ -288,13 +289,13 @@ class Server:
         return {**told, **extra}
 
     def wait(self) -> None:
-        """Returns when the device has done all that `advance` asked of it."""
+        """Waits until the device has computed everything that `advance` started."""
         jax.block_until_ready((self.variables, self.state))
 
     # ---- checkpoints -------------------------------------------------------------------------
 
     def saved(self) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
-        """What a checkpoint keeps, as arrays and as JSON."""
+        """The content of a checkpoint: arrays, and metadata as JSON."""
         meta: dict[str, Any] = {
             "step": self.step,
             "now_s": self.now_s,
@@ -308,7 +309,7 @@ class Server:
         return arrays, meta
 
     def template(self, meta: Mapping[str, Any]) -> PyTree:
-        """The arrays of a checkpoint with this `meta`, with other values."""
+        """Arrays of the structure and shapes of a checkpoint with this metadata."""
         arrays = self.variables, self.state
         if self._table is None:
             return arrays
@@ -317,7 +318,7 @@ class Server:
         return *arrays, self._table.template(meta["flight"], plan, self.variables)
 
     def restore(self, arrays: PyTree, meta: Mapping[str, Any]) -> None:
-        """Takes up what `saved` gave."""
+        """Restores the server from the result of `saved`."""
         self._begin(tuple(Route(*route) for route in meta["routes"]))
         self.variables, self.state, *waiting = arrays
         if self._table is not None:

@@ -1,4 +1,4 @@
-"""Whole runs in one call."""
+"""Complete runs in one call."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ from fedjax_het.simulation.simulation import Simulation
 
 
 class Result(NamedTuple):
-    """What a simulation returns; `report.compare` takes it as it is.
+    """The result of a simulation, which `report.compare` accepts.
 
     Attributes:
-      variables: the final global model.
-      state: the algorithm's final state.
-      record: everything that was recorded.
-      faults: violations of the event log's invariants (`report.audit.verify`); empty when sound.
+      variables: final global model.
+      state: final state of the algorithm.
+      record: record of the run.
+      faults: violations of the event log's invariants (`report.audit.verify`); empty if sound.
     """
 
     variables: Variables
@@ -71,25 +71,25 @@ def simulate(
     evaluator: Evaluator | None = None,
     **options: Unpack[RunKeywords],
 ) -> Result | list[Result]:
-    """Runs a federated method on a fleet, on virtual time.
+    """Runs a federated method on a fleet, in virtual time.
 
     Args:
-      algorithm: the method, made for this problem.
+      algorithm: method to run, made for this problem.
       problem: model, data and fleet.
-      seeds: seeds of several runs, which share their compiled programs; each has a directory
-        `seed<n>` of its own if there is a `workdir`. None runs once, with `seed`.
-      audit: whether a violation of the event log's invariants raises; False only logs it.
-      config: what to record as the configuration; a resumed run must have the same one.
-      engine: compiled programs of an earlier run of this algorithm object, to use again.
-      evaluator: the same for the evaluation on this problem.
-      **options: see `RunOptions`; `rounds` is required.
+      seeds: seeds of several runs, which share their compiled programs; each run has its own
+        directory `seed<n>` if there is a `workdir`. None runs once, with `seed`.
+      audit: whether a violation of the event log's invariants raises an error; False only logs it.
+      config: configuration to record; a resumed run must have the same one.
+      engine: engine of an earlier run of this algorithm object, whose programs are used again.
+      evaluator: evaluator of an earlier run on this problem, whose program is used again.
+      **options: fields of `RunOptions`; `rounds` is required.
 
     Returns:
       The `Result`, or one for each of the seeds, in their order.
 
     Raises:
-      InputError: options that cannot be used, or a work directory of another configuration.
-      AuditError: the event log of a finished run is not sound; its records are complete.
+      InputError: for options that cannot be used, or a work directory of another configuration.
+      AuditError: if the event log of a finished run is not sound; its records are complete.
     """
     shared: dict[str, Any] = {"config": config, "engine": engine, "evaluator": evaluator}
     if seeds is None:
@@ -133,7 +133,7 @@ def _run(
     audit: bool,
     shared: Mapping[str, Any],
 ) -> Result:
-    """Runs to the end, from the newest checkpoint if there is one."""
+    """Runs until the end, starting from the newest checkpoint if there is one."""
     with Simulation(algorithm, problem, **shared, **options) as run:
         with tqdm(
             total=run.options.rounds,

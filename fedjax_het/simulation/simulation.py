@@ -1,4 +1,4 @@
-"""One run, step by step: select -> plan -> train -> merge -> record; resumable at every step."""
+"""One run, step by step: select -> plan -> train -> merge -> record; resumes from checkpoints."""
 
 import time
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ from fedjax_het.simulation.options import RunKeywords, RunOptions
 from fedjax_het.simulation.server import Server, require_available
 from fedjax_het.simulation.sinks import tensorboard_writer
 
-# Rounds of the longest batch, and seconds that one should stay below: its rounds are shown and
-# recorded only when it is over.
+# Number of rounds in the longest batch of rounds, and the time in seconds that a batch should not
+# exceed, because its rounds are shown and recorded only when it is over.
 _BATCH, _BATCH_S = 32, 0.5
 
 
 class Simulation:
-    """A federated method on a fleet, on virtual time, to be stepped by hand; see `simulate`.
+    """A run of a federated method on a fleet, in virtual time, step by step; see `simulate`.
 
-    A new simulation starts from the newest checkpoint of its work directory, or from the beginning
-    with an evaluation of the initial model::
+    A new simulation starts from the newest checkpoint of its work directory. If there is none, it
+    starts from the beginning with an evaluation of the initial model::
 
         with fh.Simulation(method, problem, rounds=100, eval_every=10) as run:
             while not run.done:
@@ -41,15 +41,15 @@ class Simulation:
         result = run.record
 
     Args:
-      algorithm: the method, made for this problem.
+      algorithm: method to run, made for this problem.
       problem: model, data and fleet.
-      config: what to record as the configuration; a resumed run must have the same one.
-      engine: compiled programs of an earlier run of this algorithm object, to use again.
-      evaluator: the same for the evaluation on this problem.
-      **options: see `RunOptions`; `rounds` is required.
+      config: configuration to record; a resumed run must have the same one.
+      engine: engine of an earlier run of this algorithm object, whose programs are used again.
+      evaluator: evaluator of an earlier run on this problem, whose program is used again.
+      **options: fields of `RunOptions`; `rounds` is required.
 
     Raises:
-      InputError: options that cannot be used, or a work directory of another configuration.
+      InputError: for options that cannot be used, or a work directory of another configuration.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Simulation:
         self._most = 1
         config = config or {}
         self._identity = identify(algorithm, problem, chosen, config)
-        # What can be found wrong is found wrong first: even copying the data compiles something.
+        # Checks come first, because even copying the data to the device compiles a program.
         require_available(algorithm, problem, chosen.seed)
         self._workdir = None if chosen.workdir is None else Path(chosen.workdir)
         self._open(config)
@@ -103,7 +103,8 @@ class Simulation:
         if workdir is not None:
             require_own(workdir, self._identity)
         self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
-        # Of several processes the first one writes; the others read what it has left in order.
+        # Only the first of several processes writes. It also removes damaged checkpoints, and the
+        # other processes wait for this before they read.
         self._writes = processes.is_leader() or workdir is None
         if not self._writes:
             processes.meet("checkpoints")
@@ -116,7 +117,7 @@ class Simulation:
         log = options.tensorboard and self._writes
         self._tensorboard = tensorboard_writer(workdir) if log else None
 
-    # ---- what a caller sees ------------------------------------------------------------------
+    # ---- public interface --------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -125,48 +126,48 @@ class Simulation:
 
     @property
     def rounds_done(self) -> int:
-        """Server steps so far."""
+        """Number of server steps so far."""
         return self._server.step
 
     @property
     def now_s(self) -> float:
-        """Virtual time."""
+        """Virtual time in seconds."""
         return self._server.now_s
 
     @property
     def variables(self) -> Variables:
-        """The global model as it is."""
+        """The current global model."""
         return self._server.variables
 
     @property
     def state(self) -> PyTree:
-        """The algorithm's state as it is."""
+        """The current state of the algorithm."""
         return self._server.state
 
     @property
     def done(self) -> bool:
-        """Whether the rounds, the virtual time or the target of the options are reached."""
+        """Whether the run has reached the rounds, the virtual time or the target of its options."""
         target = self.options.target
         reached = target is not None and self._accuracy >= target
         return reached or self._ends(self._server.step, self._server.now_s)
 
     def step(self) -> dict[str, Any]:
-        """Takes one server step; evaluates and writes a checkpoint where these are due.
+        """Runs one server step; evaluates and writes a checkpoint if they are due.
 
         Returns:
-          The step's row of metrics, as in `RunRecord.metrics`.
+          The row of metrics of the step, as in `RunRecord.metrics`.
         """
         self._take(1)
         self._write_pending()
         return self._row
 
     def advance(self) -> int:
-        """Takes as many server steps as run well in one program, at least one.
+        """Runs one or several server steps; adapts their number to the time that they take.
 
-        Their rows may be written with those of the next call; `record` and `close` write them too.
+        Their rows may be written in the next call; `record` and `close` write them too.
 
         Returns:
-          How many.
+          The number of steps.
         """
         began = time.perf_counter()
         taken = self._take(self._most)
@@ -177,7 +178,7 @@ class Simulation:
 
     @property
     def record(self) -> RunRecord:
-        """Everything recorded so far; once the run is done, its summary is written as well."""
+        """The record of the run so far; if the run is done, this also writes its summary."""
         self._write_pending()
         if not self._writes:
             assert self._workdir is not None
@@ -198,7 +199,7 @@ class Simulation:
         return record
 
     def close(self) -> None:
-        """Writes what waits to be written and closes the files, also after a failure."""
+        """Writes pending records and closes the files, also after a failure."""
         try:
             self._write_pending()
         finally:
@@ -220,7 +221,7 @@ class Simulation:
     # ---- the loop ----------------------------------------------------------------------------
 
     def _take(self, most: int) -> int:
-        """Takes up to so many steps; records of the ones before are written meanwhile."""
+        """Runs up to `most` steps; writes the records of the steps before meanwhile."""
         taken, records = self._server.advance(most, self._stops)
         self._write_pending()
         self._pending = records, self._measure(evaluate=False)
@@ -235,12 +236,12 @@ class Simulation:
         return taken
 
     def _ends(self, step: int, now_s: float) -> bool:
-        """Whether the run ends with a step, unless an evaluation ends it before."""
+        """Whether the run ends with a step, unless an evaluation reaches the target earlier."""
         limit_s = self.options.max_virtual_s
         return step >= self.options.rounds or (limit_s is not None and now_s >= limit_s)
 
     def _stops(self, step: int, now_s: float) -> bool:
-        """Whether there is an evaluation or a checkpoint between a step and the next."""
+        """Whether an evaluation or a checkpoint follows a step."""
         at_checkpoint = step % self.options.checkpoint_every == 0
         return at_checkpoint or self._evaluates(step, now_s)
 
@@ -254,7 +255,7 @@ class Simulation:
         return now_s >= self._next_eval_s
 
     def _due(self) -> bool:
-        """Whether to evaluate the model as it is, once."""
+        """Whether an evaluation is due now; call it once per step."""
         step, now_s = self._server.step, self._server.now_s
         due, every_s = self._evaluates(step, now_s), self.options.eval_every_s
         if every_s is not None and now_s >= self._next_eval_s:
@@ -262,7 +263,7 @@ class Simulation:
         return due
 
     def _measure(self, *, evaluate: bool) -> dict[str, Any]:
-        """What is known now that the device has come back; evaluates if it is time."""
+        """The measurements of the newest step: times, number of programs, and the evaluation."""
         server, measured = self._server, {}
         if evaluate:
             evaluated = self._algorithm.evaluated
@@ -275,13 +276,13 @@ class Simulation:
         return {**self._walls(), "compiled_programs": self._engine.programs, **measured}
 
     def _write_pending(self) -> None:
-        """Writes the records that wait, if any do."""
+        """Writes the pending records, if there are any."""
         pending, self._pending = self._pending, None
         if pending is not None:
             self._write(*pending)
 
     def _write(self, records: PendingRecords, measured: dict[str, Any]) -> None:
-        """Writes the rows of the newest steps; what was measured belongs to the last of them."""
+        """Writes the rows of the newest steps; an evaluation belongs to the last of them."""
         if not self._writes:
             return
         *earlier, last = records()
@@ -294,7 +295,7 @@ class Simulation:
                 self._tensorboard.write(metrics)
 
     def _walls(self) -> dict[str, float]:
-        """Wall seconds so far, compilation apart."""
+        """Wall time and compile time so far, in seconds; wall time does not include compilation."""
         compile_s = self._compile_s() - self._compiled_before_s
         wall_s = time.perf_counter() - self._began - compile_s
         return {
@@ -322,7 +323,7 @@ class Simulation:
         self._checkpoints.save(self._server.step, arrays, meta)
 
     def _resume(self) -> bool:
-        """Takes up the newest whole checkpoint; False if there is none."""
+        """Restores the newest complete checkpoint; returns False if there is none."""
         if self._checkpoints is None:
             return False
         found = self._checkpoints.restore(self._server.template, self._identity)

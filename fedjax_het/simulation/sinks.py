@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, by way of tensorboardX (extra `tracking`)."""
+"""Scalars for TensorBoard, written with tensorboardX (extra `tracking`)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ class TensorBoard:
 
 
 def tensorboard_writer(workdir: Path | None) -> TensorBoard:
-    """The writer for `workdir/tensorboard`; `InputError` if tensorboardX is not installed."""
+    """The writer for `workdir/tensorboard`; raises `InputError` if tensorboardX is missing."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:

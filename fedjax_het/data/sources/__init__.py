@@ -2,7 +2,7 @@
 
 Files are looked for in `data_dir/<name>/` and in `data_dir` itself; `data_dir` defaults to the
 environment variable `FEDJAX_HET_DATA`. Nothing is downloaded and nothing is unpickled; contents are
-held to their published SHA-256.
+checked against their published SHA-256.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,9 @@ def load(name: str, data_dir: DataDir = None, **options: Any) -> RawData:
     """Reads a data set.
 
     Args:
-      name: one of `SOURCES`.
+      name: name of the data set, a key of `SOURCES`.
       data_dir: directory with the files; default the environment variable `FEDJAX_HET_DATA`.
-      **options: those of the source, e.g. `window` for text.
+      **options: options of the source, e.g. `window` for text.
 
     Raises:
       InputError: for an unknown name or option, and for missing, truncated or altered files.

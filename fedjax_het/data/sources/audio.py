@@ -22,16 +22,16 @@ def speech_commands(
     """Speech Commands v0.02, the official test set: 4,890 clips of one second, 12 classes.
 
     The natural clients are the 621 speakers (half of them spoke one clip). The 408 clips of
-    background noise (`_silence_`) have no speaker; they are dealt evenly over the spoken clips in
-    file order and join the speakers of those. The set has no split of its own: every fifth clip of
-    a speaker is held out, so speakers with fewer than five clips have no test samples.
+    background noise (`_silence_`) have no speaker; they are spread evenly over the spoken clips in
+    file order and belong to the speakers of those. The set is not split: every fifth clip of a
+    speaker becomes a test sample, so speakers with fewer than five clips have none.
 
     Args:
       data_dir: directory with `speech_commands_v2_test_8khz.npz` (audio int16[N, 8000], y, speaker,
-        classes), itself or in a folder `speech_commands`.
-      features: `"log_mel"`, float32[64, 32, 1], natural logarithm of the power in 32 mel bands,
-        64 frames of 32 ms, for image models; or `"waveform"`, int16[8000].
-      verify: insist on the published content.
+        classes), or with a folder `speech_commands` that holds it.
+      features: form of the inputs: `"log_mel"`, float32[64, 32, 1], the natural logarithm of the
+        power in 32 mel bands, 64 frames of 32 ms, for image models; or `"waveform"`, int16[8000].
+      verify: whether content other than the published one is refused.
     """
     require_known(features, ("log_mel", "waveform"), "features")
     place = folder(data_dir, "speech_commands", "put speech_commands_v2_test_8khz.npz there")
@@ -63,7 +63,7 @@ def speech_commands(
 
 
 def _every_fifth(owner: np.ndarray) -> np.ndarray:
-    """bool[N], True at the 5th, 10th ... sample of each owner."""
+    """Mask of the 5th, 10th ... sample of each owner, bool[N]."""
     by_owner = np.argsort(owner, kind="stable")
     _, count = np.unique(owner, return_counts=True)
     rank = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
@@ -76,10 +76,10 @@ def log_mel(audio: np.ndarray) -> np.ndarray:
     """Logarithmic mel spectrogram: Hann window, power spectrum, triangular bands, log(1e-6 + p).
 
     Args:
-      audio: int16[N, 8000], one second at 8 kHz.
+      audio: clips of one second at 8 kHz, int16[N, 8000].
 
     Returns:
-      float32[N, 64, 32, 1], frames by bands, low to high.
+      Spectrograms, float32[N, 64, 32, 1], frames by bands in order of rising frequency.
     """
     frames = audio.shape[1] // _HOP
     lack = (frames - 1) * _HOP + _FRAME - audio.shape[1]
@@ -98,7 +98,7 @@ def log_mel(audio: np.ndarray) -> np.ndarray:
 
 
 def _mel_bands() -> np.ndarray:
-    """float32[129, 32], triangles evenly spaced on the mel scale m = 2595 lg(1 + f/700)."""
+    """Triangles evenly spaced on the mel scale m = 2595 lg(1 + f/700), float32[129, 32]."""
     low, high = (2595.0 * np.log10(1.0 + f / 700.0) for f in (_LOWEST_HZ, _RATE / 2))
     edges = 700.0 * (10.0 ** (np.linspace(low, high, _BANDS + 2) / 2595.0) - 1.0)
     hz = np.fft.rfftfreq(_FRAME, 1.0 / _RATE)[:, None]

@@ -1,4 +1,4 @@
-"""Finding, reading and verifying the files of a data set; every failure says how to mend it."""
+"""Finding, reading and verifying the files of a data set; each error says how to correct it."""
 
 import gzip
 import hashlib
@@ -20,12 +20,12 @@ DataDir = str | os.PathLike[str] | None
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the files of one data set are looked for.
+    """The directories that may hold the files of one data set.
 
     Attributes:
       root: the data directory.
-      name: the set's own subdirectory, tried before the directory itself.
-      obtain: how to get the files, for messages.
+      name: subdirectory of the set, searched before the directory itself.
+      obtain: instructions to get the files, for error messages.
     """
 
     root: Path
@@ -36,7 +36,7 @@ class Folder:
         """The first of `names` that exists as a file, under `root/name` or `root`.
 
         Raises:
-          InputError: when there is none.
+          InputError: if there is none.
         """
         places = (self.root / self.name, self.root)
         for path in (place / name for place in places for name in names):
@@ -66,7 +66,7 @@ def folder(data_dir: DataDir, name: str, obtain: str) -> Folder:
 
 
 def read_bytes(place: Folder, path: Path) -> bytes:
-    """Contents of a file, decompressed when it starts with the gzip magic number."""
+    """Contents of a file, decompressed if it starts with the gzip magic number."""
     data = path.read_bytes()
     if data[:2] != b"\x1f\x8b":
         return data
@@ -79,17 +79,17 @@ def read_bytes(place: Folder, path: Path) -> bytes:
 def read_npz(
     place: Folder, path: Path, per_sample: Sequence[str], other: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file by key; never unpickles.
+    """Arrays of an .npz file by key; objects are not unpickled.
 
     Args:
-      place: for messages.
-      path: the file.
+      place: folder of the data set, for error messages.
+      path: path of the file.
       per_sample: keys of the arrays with one row per sample, which must be equally long.
       other: further keys that must be present.
     """
     keys = [*per_sample, *other]
     try:
-        # NumPy leaves a file it opened itself open when the archive is broken.
+        # NumPy would not close a file that it opened itself if the archive is broken.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = sorted(set(keys) - set(archive.files))
             if missing:

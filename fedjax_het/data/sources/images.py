@@ -71,13 +71,13 @@ _FEMNIST_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqr
 
 
 def digits(data_dir: DataDir = None) -> RawData:
-    """scikit-learn digits, in the wheel: 1,437 + 360 images 8 x 8 x 1, 10 classes.
+    """Digits from the scikit-learn package: 1,437 + 360 images 8 x 8 x 1, 10 classes.
 
     The test set is every fifth image of the set sorted by label, so it is stratified and fixed.
     Grey levels 0..16 are stored as uint8 0..255.
 
     Args:
-      data_dir: not used; no file is read.
+      data_dir: argument that all sources share; not used, because no file is read.
     """
     from sklearn.datasets import load_digits  # slow to import, needed here only
 
@@ -100,7 +100,7 @@ def digits(data_dir: DataDir = None) -> RawData:
 
 
 def read_idx(place: Folder, path: Path) -> np.ndarray:
-    """uint8 array of an IDX file (two zero bytes, type 8, rank, big-endian lengths, content)."""
+    """Array of an IDX file, uint8 (two zero bytes, type 8, rank, big-endian lengths, content)."""
     data = read_bytes(place, path)
     return _parse_idx(place, path, data)
 
@@ -161,7 +161,7 @@ def mnist(data_dir: DataDir = None, verify: bool = True) -> RawData:
 
     Args:
       data_dir: directory with the IDX files, or with a folder `mnist` that holds them.
-      verify: insist on the published content.
+      verify: whether content other than the published one is refused.
     """
     return _idx_set("mnist", data_dir, _MNIST_SHA256, verify, (0.1307, 0.3081), tuple("0123456789"))
 
@@ -170,8 +170,8 @@ def fashion_mnist(data_dir: DataDir = None, verify: bool = True) -> RawData:
     """Fashion-MNIST: 60,000 + 10,000 images 28 x 28 x 1, 10 classes.
 
     Args:
-      data_dir: directory with a folder `fashion_mnist` that holds the IDX files, or with the files.
-      verify: insist on the published content.
+      data_dir: directory with the IDX files, or with a folder `fashion_mnist` that holds them.
+      verify: whether content other than the published one is refused.
     """
     return _idx_set(
         "fashion_mnist", data_dir, _FASHION_MNIST_SHA256, verify, (0.2860, 0.3530), _FASHION_CLASSES
@@ -179,11 +179,12 @@ def fashion_mnist(data_dir: DataDir = None, verify: bool = True) -> RawData:
 
 
 def cifar10(data_dir: DataDir = None, verify: bool = True) -> RawData:
-    """CIFAR-10: 50,000 + 10,000 images 32 x 32 x 3, 10 classes; the binary version.
+    """CIFAR-10 in its binary version: 50,000 + 10,000 images 32 x 32 x 3, 10 classes.
 
     Args:
-      data_dir: directory with `cifar-10-batches-bin`, itself or in a folder `cifar10`.
-      verify: insist on the published content.
+      data_dir: directory with the folder `cifar-10-batches-bin`, or with a folder `cifar10` that
+        holds it.
+      verify: whether content other than the published one is refused.
     """
     place = folder(
         data_dir, "cifar10", "unpack cifar-10-binary.tar.gz (cs.toronto.edu/~kriz) there"
@@ -215,10 +216,12 @@ def cifar10(data_dir: DataDir = None, verify: bool = True) -> RawData:
 def quickdraw(data_dir: DataDir = None, verify: bool = True) -> RawData:
     """Quick, Draw!: 345 classes of 80 + 20 drawings 28 x 28 x 1; strokes are bright.
 
+    Every fifth drawing of each class is a test sample.
+
     Args:
-      data_dir: directory with `quickdraw345.npz` (x uint8[N, 28, 28], y, classes), itself or in a
-        folder `quickdraw`. Every fifth drawing of each class is held out for the test.
-      verify: insist on the published content.
+      data_dir: directory with `quickdraw345.npz` (x uint8[N, 28, 28], y, classes), or with a folder
+        `quickdraw` that holds it.
+      verify: whether content other than the published one is refused.
     """
     place = folder(data_dir, "quickdraw", "put quickdraw345.npz (keys x, y, classes) there")
     path = place.find("quickdraw345.npz")
@@ -243,13 +246,14 @@ def quickdraw(data_dir: DataDir = None, verify: bool = True) -> RawData:
 def femnist(data_dir: DataDir = None, verify: bool = True) -> RawData:
     """LEAF FEMNIST, a sample of 207 writers: 28,237 + 3,245 images 28 x 28 x 1, 62 classes.
 
-    Writers are the natural clients, and each has test images of its own. The file stores dark ink
-    on white (255); images are inverted, so ink is bright on 0 as in MNIST, and padding is paper.
+    Writers are the natural clients, and each has its own test images. The file stores dark strokes
+    on white (255); images are inverted, so that strokes are bright on a background of 0 as in
+    MNIST, and zero padding looks like background.
 
     Args:
       data_dir: directory with `femnist_leaf_207w.npz` (x uint8[N, 28, 28], y, writer, is_test,
-        writers), itself or in a folder `femnist`.
-      verify: insist on the published content.
+        writers), or with a folder `femnist` that holds it.
+      verify: whether content other than the published one is refused.
     """
     place = folder(data_dir, "femnist", "put femnist_leaf_207w.npz there")
     path = place.find("femnist_leaf_207w.npz")

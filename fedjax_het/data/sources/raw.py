@@ -1,4 +1,4 @@
-"""What every source returns: samples, labels and, where nature provides them, owners."""
+"""The type that every source returns: samples, labels and, if the set has them, owners."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,15 @@ from fedjax_het.data.federated import Normalise
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """A data set before it is dealt to clients.
+    """A data set before its samples are assigned to clients.
 
     Attributes:
-      name: of the source.
-      x: [N, ...] in storage dtype (uint8 pixels, int16 audio, float32 features, int32 tokens).
-      y: int32[N], or int32[N, T] for sequences.
-      test_x: held-out inputs, like `x`.
-      test_y: their labels, like `y`.
+      name: name of the source.
+      x: training inputs, [N, ...] in storage dtype (uint8 pixels, int16 audio, float32 features,
+        int32 tokens).
+      y: labels, int32[N], or int32[N, T] for sequences.
+      test_x: test inputs, like `x`.
+      test_y: test labels, like `y`.
       num_classes: number of labels, or symbols.
       normalise: customary (mean, std) of the scaled training inputs, or None.
       classes: names of the labels, or None.

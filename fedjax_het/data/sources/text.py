@@ -20,7 +20,7 @@ _ROLES_SHA256 = "2446a05ea4c6f9c75017b59acaeaf67574a7ae7854a9f62ff61ba9f2e5ffc2f
 
 
 def tokenise(text: str, vocabulary: str) -> np.ndarray:
-    """int32[len(text)], the index in `vocabulary` of every symbol.
+    """Index in `vocabulary` of every symbol, int32[len(text)].
 
     Raises:
       InputError: for symbols outside the vocabulary.
@@ -41,14 +41,15 @@ def tokenise(text: str, vocabulary: str) -> np.ndarray:
 
 
 def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Consecutive windows and the same shifted by one symbol: predict y[t] from x[..t].
+    """Consecutive windows as inputs, and as labels the same windows shifted by one symbol.
 
     Args:
-      tokens: int32[M].
-      length: T, symbols per window.
+      tokens: tokens of one text, int32[M].
+      length: number T of symbols per window.
 
     Returns:
-      `(x, y)`, int32[K, T] each with K = floor((M - 1) / T); a rest shorter than T is left out.
+      Pair `(x, y)`, int32[K, T] each, with K = floor((M - 1) / T): y[t] is predicted from x[..t]. A
+      rest shorter than T is left out.
     """
     count = max(len(tokens) - 1, 0) // length
     x, y = tokens[: count * length], tokens[1 : count * length + 1]
@@ -63,7 +64,7 @@ def _cut(
     window: int,
     test_fraction: float,
 ) -> RawData:
-    """Windows of every text; the last share of each text's windows is its test set."""
+    """Cuts every text into windows; the last `test_fraction` of each text is its test set."""
     check_whole(window, "window", "80 symbols is customary")
     check_fraction(test_fraction, "test_fraction")
     require(
@@ -112,17 +113,17 @@ def shakespeare(
 ) -> RawData:
     """Shakespeare's plays by role: 1,011 natural clients, 4.0 million characters, 79 symbols.
 
-    A role's speeches are joined by newlines and cut into windows; the last `test_fraction` of its
-    windows (rounded down) are its test set, so nothing is predicted from its own future. Training
+    A role's speeches are joined by newlines and cut into windows. The last `test_fraction` of its
+    windows (rounded down) are its test set, so no training text comes after the test text. Training
     and test text of a role share the one symbol at the cut.
 
     Args:
       data_dir: directory with `shakespeare_roles.jsonl.gz` (one object per line: play, role,
-        speeches), itself or in a folder `shakespeare`.
-      window: T, symbols per training sample.
-      test_fraction: share of each role's windows held out.
-      vocabulary: the symbols; a symbol's position is its token.
-      verify: insist on the published content.
+        speeches), or with a folder `shakespeare` that holds it.
+      window: number T of symbols per training sample.
+      test_fraction: share of each role's windows in the test set.
+      vocabulary: all symbols, in the order of their tokens.
+      verify: whether content other than the published one is refused.
     """
     place = folder(data_dir, "shakespeare", "put shakespeare_roles.jsonl.gz there")
     path = place.find("shakespeare_roles.jsonl.gz", "shakespeare_roles.jsonl")
@@ -151,16 +152,17 @@ def tinyshakespeare(
     vocabulary: str = TINY_VOCABULARY,
     verify: bool = True,
 ) -> RawData:
-    """One text of 1,115,394 characters, 65 symbols; the end of it is the test set.
+    """Tiny Shakespeare: one text of 1,115,394 characters, 65 symbols; its end is the test set.
 
     It has no natural clients; `partition.contiguous(n)` gives each client a passage.
 
     Args:
-      data_dir: directory with `tinyshakespeare.txt`, itself or in a folder `tinyshakespeare`.
-      window: T, symbols per training sample.
-      test_fraction: share of the windows held out, from the end.
-      vocabulary: the symbols; a symbol's position is its token.
-      verify: insist on the published content.
+      data_dir: directory with `tinyshakespeare.txt`, or with a folder `tinyshakespeare` that holds
+        it.
+      window: number T of symbols per training sample.
+      test_fraction: share of the windows, taken from the end, in the test set.
+      vocabulary: all symbols, in the order of their tokens.
+      verify: whether content other than the published one is refused.
     """
     place = folder(data_dir, "tinyshakespeare", "put tinyshakespeare.txt there")
     path = place.find("tinyshakespeare.txt", "tinyshakespeare.txt.gz")

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets through `tfds.data_source`, which needs no TensorFlow to read."""
+"""TensorFlow Datasets, read with `tfds.data_source`, which does not need TensorFlow."""
 
 import numpy as np
 
@@ -19,11 +19,12 @@ def tfds(
 ) -> RawData:
     """Any prepared TFDS set of equally shaped inputs with integer labels.
 
-    Reading does not import TensorFlow; preparing a set usually does, so nothing is prepared here:
-    run `tfds build NAME --file_format=array_record` once where TensorFlow and a network are.
+    Reading does not import TensorFlow. Preparing a set usually does, so nothing is prepared here:
+    run `tfds build NAME --file_format=array_record` once on a machine with TensorFlow and a
+    network.
 
     Args:
-      data_dir: TFDS directory; default TFDS's own (`~/tensorflow_datasets`).
+      data_dir: TFDS directory; default that of TFDS (`~/tensorflow_datasets`).
       dataset: TFDS name, e.g. `"mnist"` or `"emnist/balanced"`.
       train_split: split to train on, e.g. `"train[:80%]"`.
       test_split: split to evaluate on.
@@ -38,8 +39,8 @@ def tfds(
         try:
             source = library.data_source(dataset, split=split, data_dir=data_dir, download=False)
             rows = [source[i] for i in range(len(source))]
-        # TFDS has no common base class: a missing set, file format or split, or an absent
-        # TensorFlow, each surfaces as another built-in exception.
+        # TFDS has no common base class of errors: a missing set, file format, split or TensorFlow
+        # each raises a different built-in exception.
         except Exception as error:
             raise InputError(
                 f"TFDS set {dataset!r}, split {split!r}: cannot be read ({error!r:.300}); prepare "
