@@ -234,6 +234,8 @@ def group_loop(
       info: whether the outputs hold `ClientResult.info`.
     """
 
+    # Traced once, though its shapes are asked for before it is looped over.
+    @functools.partial(jax.jit, inline=True)
     def produce_chunk(
         start: Variables, data: PyTree, part: Rows, common: Round
     ) -> tuple[ClientResult, PyTree]:

@@ -13,6 +13,7 @@ It is for methods whose plans depend on nothing that is learned and that have no
 the same compiled loop.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,6 +91,8 @@ def rounds_program(
             outputs.append(out)
         return acc, tuple(outputs)
 
+    # Traced once, though its shapes are asked for before it is looped over.
+    @functools.partial(jax.jit, inline=True)
     def one_round(
         leaves: Leaves,
         variables: Variables,
