@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -263,17 +264,8 @@ def one_round(
     return merged, outputs
 
 
-def assert_same(a: Any, b: Any) -> None:
-    """Equal structure and equal bits."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def assert_close(a: Any, b: Any, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    """Equal structure, and equal values up to the rounding of float32."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    compare = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
-    jax.tree.map(compare, jax.device_get(a), jax.device_get(b))
+# Equal structure, and equal values up to the rounding of float32.
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
 def differ(a: Any, b: Any) -> bool:

@@ -3,11 +3,12 @@
 from dataclasses import fields
 from typing import get_type_hints
 
+import chex
 import jax
 import numpy as np
 import pytest
 from adel_helpers import adel_problem, situations
-from problems import assert_close, assert_same, differ, digits_problem
+from problems import assert_close, differ, digits_problem
 from scipy.stats import norm
 
 from fedjax_het.algorithms import build
@@ -279,8 +280,8 @@ def test_a_resumed_run_has_the_same_bits(tmp_path):
     run |= {"workdir": tmp_path, "checkpoint_every": 1}
     simulate(algorithm, problem, rounds=3, **run, **shared)
     resumed = simulate(algorithm, problem, rounds=6, **run, **shared)
-    assert_same(resumed.variables, whole.variables)
-    assert_same(resumed.state, whole.state)
+    chex.assert_trees_all_equal(resumed.variables, whole.variables)
+    chex.assert_trees_all_equal(resumed.state, whole.state)
     times = [[row["virtual_s"] for row in r.record.metrics] for r in (whole, resumed)]
     assert times[0] == times[1]
     assert np.any(whole.state.deadlines_s != algorithm.init(None, None).deadlines_s)

@@ -1,5 +1,6 @@
 """FedAvg, FedProx and the arm that drops stragglers (methods/baselines.md 1, 2, 3, 10)."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,6 @@ import optax
 import pytest
 from problems import (
     assert_close,
-    assert_same,
     differ,
     digits,
     digits_problem,
@@ -171,7 +171,7 @@ def test_devices_that_cannot_hold_the_model_are_refused(problem):
 def test_fedprox_without_mu_is_fedavg_bit_for_bit(problem):
     fedavg = simulate(build("fedavg", problem, **TRAINING), problem, rounds=2)
     fedprox = simulate(build("fedprox", problem, mu=0.0, **TRAINING), problem, rounds=2)
-    assert_same(fedprox.variables, fedavg.variables)
+    chex.assert_trees_all_equal(fedprox.variables, fedavg.variables)
 
 
 @pytest.mark.parametrize(("mu", "wanted"), [(1.0, 1.5), (0.1, 30 / 11), (0.0, 3.0)])

@@ -1,10 +1,10 @@
 """What FedEL's tensors are worth: probes, movement of the global model, and their blend."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import problems
 import pytest
 
 from fedjax_het.algorithms.fedel import importance
@@ -23,7 +23,7 @@ def test_local_importance_of_a_quadratic():
         raw = importance.step_products(loss, optax.sgd(0.1, momentum), params)
         assert float(raw["a"]) == pytest.approx(-0.1 * 0.9 * 5, rel=1e-6)
         assert float(raw["b"]) == pytest.approx(-0.1 * 0.9 * 9, rel=1e-6)
-    problems.assert_same(jax.tree.map(np.asarray, params), before)
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, params), before)
     normal = importance.normalise(-jnp.stack([raw["a"], raw["b"]]))
     np.testing.assert_allclose(normal, [5 / 9, 1.0], rtol=1e-6)
     np.testing.assert_array_equal(importance.normalise(jnp.zeros(3)), np.zeros(3))

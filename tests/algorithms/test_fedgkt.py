@@ -1,10 +1,11 @@
 """FedGKT: networks that teach each other. See methods/baselines.md 14, check 14."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_same, differ, exits_problem, situation
+from problems import differ, exits_problem, situation
 
 from fedjax_het.algorithms import build
 from fedjax_het.local.distillation import halves
@@ -27,7 +28,9 @@ def test_gkt_averages_no_weights():
     assert result.faults == []
     start = simulate(algorithm, problem, rounds=1).variables
     parts = halves(problem.model.num_blocks, 0)
-    assert_same(parts.own(result.variables, parts.edge), parts.own(start, parts.edge))
+    chex.assert_trees_all_equal(
+        parts.own(result.variables, parts.edge), parts.own(start, parts.edge)
+    )
     assert differ(result.variables.params["blocks"][1:], start.params["blocks"][1:])
     edges = result.state.edge.params["blocks"][0]
     for leaf in jax.tree.leaves(edges):
@@ -36,7 +39,7 @@ def test_gkt_averages_no_weights():
     models = algorithm.evaluated(result.state, result.variables)
     assert len(models) == problem.num_clients
     assert differ(models[0].params["blocks"][0], models[1].params["blocks"][0])
-    assert_same(models[0].params["blocks"][1:], models[1].params["blocks"][1:])
+    chex.assert_trees_all_equal(models[0].params["blocks"][1:], models[1].params["blocks"][1:])
 
 
 def test_gkt_logits_are_the_server_s_answers():
@@ -56,7 +59,7 @@ def test_gkt_teaching_begins_in_the_second_round():
     problem = exits_problem()
     light, heavy = (gkt(problem, alpha=a) for a in (1e-6, 5.0))
     first = [simulate(a, problem, rounds=1).state.edge for a in (light, heavy)]
-    assert_same(*first)
+    chex.assert_trees_all_equal(*first)
     second = [simulate(a, problem, rounds=2).state.edge for a in (light, heavy)]
     assert differ(*second)
 

@@ -1,12 +1,12 @@
 """FedPMT, check by check. Checks of methods/fedpmt.md; 15 is in test_feddrop.py."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import (
     assert_close,
-    assert_same,
     differ,
     digits_problem,
     fleet,
@@ -102,7 +102,7 @@ def test_03_frozen_layers_keep_their_bits(problem, start, clients):
         for b in range(L):
             mine = jax.tree.map(lambda leaf, k=k: leaf[k], own["blocks"][b])
             if b < L - d:
-                assert_same(mine, jax.device_get(start.params["blocks"][b]))
+                chex.assert_trees_all_equal(mine, jax.device_get(start.params["blocks"][b]))
             else:
                 assert differ(mine, start.params["blocks"][b])
 
@@ -189,7 +189,7 @@ def test_05_layers_nobody_trains_never_change(problem):
 
     result = simulate(algorithm._replace(plan=plan), problem, rounds=4)
     old, new = before[0].params["blocks"], result.variables.params["blocks"]
-    assert_same(new[0], old[0])
+    chex.assert_trees_all_equal(new[0], old[0])
     assert differ(new[1], old[1])
     assert differ(new[2], old[2])
 

@@ -3,11 +3,12 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_close, assert_same, differ, digits, digits_problem, situation
+from problems import assert_close, differ, digits, digits_problem, situation
 
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.prfl.buffers import unpack
@@ -198,7 +199,7 @@ def test_14_pruned_weights_do_not_move():
         lambda w, m: jnp.where(jnp.broadcast_to(m, w.shape), w, w + 7.0), start.params, mask
     )
     again = local(start._replace(params=other), setting.data.device(), task)
-    assert_same(again.delta, result.delta)
+    chex.assert_trees_all_equal(again.delta, result.delta)
 
 
 def test_13_a_weight_outside_all_masks_keeps_the_servers_value():
@@ -285,7 +286,7 @@ def test_buffers_that_do_not_fit_are_refused():
 
 def test_room_for_the_sub_models_is_enough():
     """As much memory as the first densities take changes no bit."""
-    assert_same(
+    chex.assert_trees_all_equal(
         run("prfl", 8, density={"interval": 100}, memory={"buffer_density": 0.45}).variables,
         run("prfl", 8, density={"interval": 100}).variables,
     )
@@ -329,8 +330,8 @@ def test_resumed_in_mid_flight(tmp_path):
     whole = simulate(algorithm, problem(), rounds=12, **engine)
     simulate(algorithm, problem(), rounds=6, workdir=tmp_path, **engine)
     again = simulate(algorithm, problem(), rounds=12, workdir=tmp_path, **engine)
-    assert_same(again.variables, whole.variables)
-    assert_same(again.state, whole.state)
+    chex.assert_trees_all_equal(again.variables, whole.variables)
+    chex.assert_trees_all_equal(again.state, whole.state)
     assert again.record.clients == whole.record.clients
 
 

@@ -9,11 +9,12 @@ import functools
 import gc
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
 from adel_helpers import adel_problem
-from problems import assert_close, assert_same, differ, digits_problem, exits_problem
+from problems import assert_close, differ, digits_problem, exits_problem
 
 from fedjax_het.algorithms import ALGORITHMS, TRAINING_OPTIONS, build
 from fedjax_het.algorithms.registry import option_names
@@ -123,8 +124,8 @@ def assert_same_answer(one, other):
 
 
 def assert_identical(one, other):
-    assert_same(one.variables, other.variables)
-    assert_same(one.state, other.state)
+    chex.assert_trees_all_equal(one.variables, other.variables)
+    chex.assert_trees_all_equal(one.state, other.state)
     assert rows(one) == rows(other)
     assert one.record.clients == other.record.clients
 

@@ -2,11 +2,12 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_same, exits_problem
+from problems import exits_problem
 
 from fedjax_het.contract import masks
 from fedjax_het.contract.masks import Route, full_route
@@ -44,12 +45,14 @@ def test_suffix_with_an_exit_is_a_window_and_its_head(params):
 
 def test_the_network_s_own_head_is_no_exit(params):
     explicit = masks.suffix(params, jnp.int32(0), jnp.int32(L - 1))
-    assert_same(explicit, masks.suffix(params, jnp.int32(0)))
+    chex.assert_trees_all_equal(explicit, masks.suffix(params, jnp.int32(0)))
 
 
 def test_suffix_needs_only_the_structure(params):
     shapes = jax.eval_shape(lambda: params)
-    assert_same(masks.suffix(shapes, jnp.int32(1)), masks.suffix(params, jnp.int32(1)))
+    chex.assert_trees_all_equal(
+        masks.suffix(shapes, jnp.int32(1)), masks.suffix(params, jnp.int32(1))
+    )
 
 
 def test_everything_is_ones(params):
@@ -66,7 +69,7 @@ def _routes():
 def test_join_is_the_inverse_of_split(params, route):
     trained, frozen = masks.split(params, route)
     joined = masks.join(trained, frozen)
-    assert_same(joined, params)
+    chex.assert_trees_all_equal(joined, params)
     assert len(jax.tree.leaves(trained)) + len(jax.tree.leaves(frozen)) == len(
         jax.tree.leaves(params)
     )

@@ -1,12 +1,12 @@
 """The engine: three executions with one answer, few programs, and nobody's NaN in the model."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import (
     assert_close,
-    assert_same,
     batch_norm_problem,
     differ,
     exits_problem,
@@ -18,6 +18,7 @@ from problems import (
     windows,
 )
 
+from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
@@ -27,6 +28,7 @@ from fedjax_het.engine.debugging import ClientError
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.routes import Routes
 from fedjax_het.runtime.chunking import choose_chunk
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -76,8 +78,8 @@ def test_running_statistics_follow_the_mask(traced_train):
     for engine, k in ((masked, 3), (routed, 2)):
         deep = window_plan(problem, first=[1] * k, clients=range(k))
         out, _ = one_round(algorithm, problem, start, deep, engine=engine)
-        assert_same(out.stats, start.stats)
-        assert_same(out.params["blocks"][0], start.params["blocks"][0])
+        chex.assert_trees_all_equal(out.stats, start.stats)
+        chex.assert_trees_all_equal(out.params["blocks"][0], start.params["blocks"][0])
         assert differ(out.params["blocks"][1], start.params["blocks"][1])
 
 
@@ -128,6 +130,18 @@ def test_sizes_steps_batches_and_cohorts_do_not_recompile(suffixes):
     run(first=[1, 0, 1, 0], clients=[5, 6, 7, 8])
     assert engine.programs == 2
     assert engine.resources.compiler.seconds == seconds
+
+
+def test_a_client_s_training_is_traced_once_per_program(suffixes):
+    problem, algorithm, start = suffixes
+    once = algorithm._replace(local=chex.assert_max_traces(algorithm.local, n=1))
+    engine = make_engine(once, problem, chunk=2)
+    for clients in (range(9), (3, 4)):
+        plan = window_plan(problem, first=[0] * len(clients), clients=clients)
+        one_round(once, problem, start, plan, engine=engine)
+    rounds = build("fedavg", problem, learning_rate=0.1)
+    rounds = rounds._replace(local=chex.assert_max_traces(rounds.local, n=1))
+    simulate(rounds, problem, rounds=3, chunk=2, eval_every=3)
 
 
 @pytest.mark.parametrize("bound", [1, 2])
@@ -246,7 +260,7 @@ def test_updates_that_are_not_finite_never_reach_the_model(engine, poison):
     only = make_plan(problem, clients=[2])
     merged, outputs = one_round(algorithm, problem, start, only, **engine)
     assert not outputs.finite.any()
-    assert_same(merged, start)
+    chex.assert_trees_all_equal(merged, start)
 
 
 # ---- debug names the client and the stage ----------------------------------------------------

@@ -3,11 +3,12 @@
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_close, assert_same, digits_problem, fleet, one_by_one, scalar_problem
+from problems import assert_close, digits_problem, fleet, one_by_one, scalar_problem
 
 from fedjax_het.algorithms import build, parts
 from fedjax_het.common.errors import InputError
@@ -57,8 +58,8 @@ def test_a_block_is_its_rounds(name):
     assert whole.faults == []
     # One round a program, and the same program with fewer rounds to a block.
     for pieces in (run(eval_every=1), run(eval_every=100, checkpoint_every=2)):
-        assert_same(pieces.variables, whole.variables)
-        assert_same(pieces.state, whole.state)
+        chex.assert_trees_all_equal(pieces.variables, whole.variables)
+        chex.assert_trees_all_equal(pieces.state, whole.state)
         assert pieces.record.clients == whole.record.clients
         assert rows_of(pieces, *MEASURED) == rows_of(whole, *MEASURED)
         assert pieces.record.metrics[-1]["accuracy"] == whole.record.metrics[-1]["accuracy"]

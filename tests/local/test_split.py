@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,6 @@ import optax
 import pytest
 from problems import (
     assert_close,
-    assert_same,
     batch_norm_problem,
     differ,
     exits_problem,
@@ -108,13 +108,15 @@ def test_nothing_leaks_through_the_cut():
     other = jax.tree.map(lambda w: w + 0.3, blocks[1:])
     moved = Variables({"blocks": (blocks[0], *other), "exits": exits}, start.stats)
     got = train(problem, moved, cut=0).delta
-    assert_same(got["blocks"][0], base["blocks"][0])
-    assert_same(got["exits"], base["exits"])
+    chex.assert_trees_all_equal(got["blocks"][0], base["blocks"][0])
+    chex.assert_trees_all_equal(got["exits"], base["exits"])
     assert differ(got["blocks"][1:], base["blocks"][1:])
     head = jax.tree.map(lambda w: w * 2 + 0.1, exits[0])
     moved = Variables({"blocks": blocks, "exits": (head, *exits[1:])}, start.stats)
     got = train(problem, moved, cut=0, steps=1).delta
-    assert_same(got["blocks"][1:], train(problem, start, cut=0, steps=1).delta["blocks"][1:])
+    chex.assert_trees_all_equal(
+        got["blocks"][1:], train(problem, start, cut=0, steps=1).delta["blocks"][1:]
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_without_weight_the_correlation_changes_nothing():
     assert 0 < float(told.info["correlation"]) <= 1
     strong = train(problem, start, cut=1, privacy=Privacy(dcor=0.9), alpha=0.9)
     assert differ(strong.delta["blocks"][0], plain.delta["blocks"][0])
-    assert_same(
+    chex.assert_trees_all_equal(
         train(problem, start, cut=1, steps=1).delta["blocks"][2],
         train(problem, start, cut=1, steps=1, privacy=Privacy(dcor=0.9), alpha=0.9).delta["blocks"][
             2
@@ -202,8 +204,8 @@ def test_shuffling_changes_what_the_server_sees_alone():
     start = problem.model.init(jax.random.key(1))
     plain = train(problem, start, cut=0)
     shuffled = train(problem, start, cut=0, privacy=Privacy(shuffle="channel"))
-    assert_same(shuffled.delta["blocks"][0], plain.delta["blocks"][0])
-    assert_same(shuffled.info["client_loss"], plain.info["client_loss"])
+    chex.assert_trees_all_equal(shuffled.delta["blocks"][0], plain.delta["blocks"][0])
+    chex.assert_trees_all_equal(shuffled.info["client_loss"], plain.info["client_loss"])
     assert differ(shuffled.delta["blocks"][1:], plain.delta["blocks"][1:])
 
 

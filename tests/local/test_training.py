@@ -2,12 +2,13 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import assert_close, assert_same, differ, digits_problem, exits_problem
+from problems import assert_close, differ, digits_problem, exits_problem
 
 from fedjax_het import models
 from fedjax_het.contract import masks
@@ -130,7 +131,7 @@ def test_room_for_larger_batches_changes_nothing(train):
 
 
 def test_surplus_loop_steps_stand_still(train):
-    assert_same(train(make_task(steps=1, loop_steps=3)), train(make_task(steps=1)))
+    chex.assert_trees_all_equal(train(make_task(steps=1, loop_steps=3)), train(make_task(steps=1)))
     assert differ(train(make_task(steps=2)).delta, train(make_task(steps=1)).delta)
 
 
@@ -178,7 +179,7 @@ def test_masks_may_freeze_single_channels(setting, train):
 def test_the_proximal_term_pulls_back_but_not_at_the_start(train):
     """methods/baselines.md 3: the gradient at w_t does not depend on mu."""
     first = [train(make_task(steps=1), proximal=mu).delta for mu in (0.0, 5.0)]
-    assert_same(*first)
+    chex.assert_trees_all_equal(*first)
     free, pulled = (train(make_task(steps=2), proximal=mu).delta for mu in (0.0, 5.0))
 
     def norm(delta):

@@ -3,10 +3,11 @@
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from problems import assert_close, assert_same, digits, fleet, one_round
+from problems import assert_close, digits, fleet, one_round
 
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
@@ -236,7 +237,7 @@ def test_run_resumes_with_the_verdicts_it_began_with(path, measured, monkeypatch
     path.unlink()
     monkeypatch.setattr(autotune, "measure", lambda *_: pytest.fail("measured again"))
     resumed = simulate(fedavg(), small_cnn(), workdir=tmp_path / "cut", **options)
-    assert_same(resumed.variables.params, whole.variables.params)
+    chex.assert_trees_all_equal(resumed.variables.params, whole.variables.params)
     assert not path.exists()
 
 

@@ -3,13 +3,13 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import (
     assert_close,
-    assert_same,
     differ,
     digits_problem,
     fleet,
@@ -89,7 +89,7 @@ def test_records_on_disk_equal_those_in_memory(run, eight_rounds, tmp_path):
     result = run(rounds=8, workdir=tmp_path)
     assert RunRecord.load(tmp_path) == result.record
     assert result.record.clients == eight_rounds.record.clients
-    assert_same(result.variables, eight_rounds.variables)
+    chex.assert_trees_all_equal(result.variables, eight_rounds.variables)
     unstable = ("wall_s", "compile_s", "compiled_programs")
 
     def stable(record):
@@ -304,7 +304,7 @@ def test_a_shared_engine_gives_every_run_the_result_it_has_alone(tmp_path):
             simulate(algorithm, problem, **options, engine=each, workdir=place)
             for each, place in zip((shared, engine()), places, strict=True)
         )
-        assert_same(together.variables, alone.variables)
+        chex.assert_trees_all_equal(together.variables, alone.variables)
         assert routes_of(places[0]) == routes_of(places[1])
         assert len(routes_of(places[1])) <= 2
 
@@ -324,18 +324,18 @@ def test_a_resumed_run_keeps_to_the_routes_it_had(tmp_path):
         )
     assert routes_of(cut) == routes_of(whole)
     assert len(routes_of(whole)) == 2
-    assert_same(result.variables, wanted.variables)
+    chex.assert_trees_all_equal(result.variables, wanted.variables)
 
 
 def test_a_finished_run_is_not_continued_but_may_be_extended(run, eight_rounds, tmp_path):
     target = max(row["accuracy"] for row in eight_rounds.record.metrics)
     first = run(rounds=8, target=target, workdir=tmp_path)
     again = run(rounds=8, target=target, workdir=tmp_path)
-    assert_same(again.variables, first.variables)
+    chex.assert_trees_all_equal(again.variables, first.variables)
     assert again.record.metrics == first.record.metrics
     assert again.record.summary == first.record.summary
     longer = run(rounds=8, workdir=tmp_path)
-    assert_same(longer.variables, eight_rounds.variables)
+    chex.assert_trees_all_equal(longer.variables, eight_rounds.variables)
     assert longer.record.clients == eight_rounds.record.clients
 
 

@@ -2,8 +2,9 @@
 
 from typing import get_type_hints
 
+import chex
 import pytest
-from problems import assert_same, digits_problem
+from problems import digits_problem
 
 import fedjax_het as fh
 from fedjax_het.algorithms import build
@@ -45,8 +46,8 @@ def test_steps_by_hand_are_the_whole_run(name):
             assert run.rounds_done == rows[-1]["step"] == len(rows)
             assert run.now_s == rows[-1]["virtual_s"]
         record = run.record
-    assert_same(run.variables, whole.variables)
-    assert_same(run.state, whole.state)
+    chex.assert_trees_all_equal(run.variables, whole.variables)
+    chex.assert_trees_all_equal(run.state, whole.state)
     assert without_wall(record.metrics) == without_wall(whole.record.metrics)
     assert record.clients == whole.record.clients
     assert without_wall(rows)[-1]["accuracy"] == record.metrics[-1]["accuracy"]
@@ -98,7 +99,7 @@ def test_several_seeds_are_the_runs_that_each_is_alone(tmp_path):
     runs = fh.simulate(algorithm, problem(), seeds=(3, 1), **OPTIONS, workdir=tmp_path)
     for seed, run in zip((3, 1), runs, strict=True):
         alone = fh.simulate(algorithm, problem(), seed=seed, **OPTIONS)
-        assert_same(run.variables, alone.variables)
+        chex.assert_trees_all_equal(run.variables, alone.variables)
         assert run.record.summary["seed"] == seed
         assert RunRecord.load(tmp_path / f"seed{seed}") == run.record
     table = fh.report.compare({"FedAvg": runs}, targets=(0.2,))
