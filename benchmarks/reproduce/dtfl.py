@@ -12,16 +12,15 @@ as long against that as it does with ResNet-56. Results go to one JSON file per 
 """
 
 import functools
-import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
 
 from fedjax_het import algorithms, models
+from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.partition import partitioner
 from fedjax_het.data.sources import load
@@ -34,6 +33,7 @@ from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunOptions
 from fedjax_het.simulation.simulate import simulate
+from fedjax_het.sweeps import curve, sweep
 
 PER_CLIENT, TEST, SIDE = 200, 2_000, 16
 ROUNDS, EVAL_EVERY = 80, 2
@@ -166,90 +166,82 @@ def setting(
     return Problem(model, data, fleet), speed, max(1, round(participation * clients))
 
 
-def run_arm(
-    label: str,
-    arm: Arm,
-    net: str,
-    seeds: Sequence[int],
-    rounds: int,
-    per_client: int,
-    out: Path,
-) -> None:
-    """Runs the missing seeds of an arm with one compiled engine, a JSON file each."""
-    missing = [seed for seed in seeds if not _path(out, label, seed).exists()]
-    if not missing:
-        return
+class Prepared(NamedTuple):
+    """An arm whose programs all its seeds share."""
+
+    problem: Problem
+    algorithm: Algorithm
+    options: dict[str, Any]
+    engine: Engine
+    evaluator: Evaluator
+
+
+def prepare(arm: Arm, net: str, rounds: int, per_client: int) -> Prepared:
+    """Makes the setting of an arm, its method, and their programs."""
     name, options, where = arm
     problem, speed, per_round = setting(net, per_client=per_client, **where)
     options = {**TRAINING, **options, "clients_per_round": per_round}
-    if "server_flops_per_s" in algorithms.registry.option_names(name):
+    if "server_flops_per_s" in algorithms.option_names(name):
         options["server_flops_per_s"] = speed
     algorithm = algorithms.build(name, problem, **options)
     # One program for all tiers: on a CPU compiling a route costs more than it saves here.
     execution = "masked" if name == "dtfl" else "routed"
     # FedGKT is as many models as clients, each of which is evaluated.
     every = 5 * EVAL_EVERY if name == "fedgkt" else EVAL_EVERY
-    common: dict[str, Any] = {"rounds": rounds, "eval_every": every, "execution": execution}
-    engine = Engine(algorithm, RunOptions.parse(common).resources(problem))
-    evaluator = Evaluator(problem)
-    for seed in missing:
-        began = time.perf_counter()
-        result = simulate(
-            algorithm, problem, seed=seed, engine=engine, evaluator=evaluator, **common
-        )
-        metrics, tasks = result.record.metrics, result.record.clients
-        kept = [m for m in metrics if m.get("accuracy") is not None]
-        row = {
-            "label": label,
-            "seed": seed,
-            "faults": result.faults,
-            "step": [m["step"] for m in kept],
-            "virtual_s": [m["virtual_s"] for m in kept],
-            "accuracy": [m["accuracy"] for m in kept],
-            "correlation": [m["info"].get("correlation") for m in metrics[1:]],
-            "round_s": np.diff([m["virtual_s"] for m in metrics]).tolist(),
-            "tasks": {
-                key: [task[key] for task in tasks]
-                for key in ("step", "client", "cut_block", "compute_s", "bytes_up", "bytes_down")
-            },
-            "speed": [
-                problem.fleet.at(r).flops_per_s.tolist() for r in range(0, rounds, EVAL_EVERY)
-            ],
-            "wall_s": time.perf_counter() - began,
-        }
-        _path(out, label, seed).write_text(json.dumps(row))
-        print(
-            f"{label:28s} seed {seed}: accuracy {row['accuracy'][-1]:.3f}, "
-            f"{row['virtual_s'][-1]:.1f} virtual s, {row['wall_s']:.0f} s",
-            flush=True,
-        )
+    run: dict[str, Any] = {"rounds": rounds, "eval_every": every, "execution": execution}
+    engine = Engine(algorithm, RunOptions.parse(run).resources(problem))
+    return Prepared(problem, algorithm, run, engine, Evaluator(problem))
 
 
-def _path(out: Path, label: str, seed: int) -> Path:
-    return out / f"{''.join(c if c.isalnum() else '_' for c in label)}-{seed}.json"
+def run_arm(label: str, made: Callable[[], Prepared], seed: int) -> dict[str, Any]:
+    """One run; returns what the tables and plots need."""
+    problem, algorithm, run, engine, evaluator = made()
+    began = time.perf_counter()
+    result = simulate(algorithm, problem, seed=seed, engine=engine, evaluator=evaluator, **run)
+    metrics, tasks = result.record.metrics, result.record.clients
+    return {
+        "label": label,
+        "seed": seed,
+        "faults": result.faults,
+        **curve(result.record),
+        "correlation": [m["info"].get("correlation") for m in metrics[1:]],
+        "round_s": np.diff([m["virtual_s"] for m in metrics]).tolist(),
+        "tasks": {
+            key: [task[key] for task in tasks]
+            for key in ("step", "client", "cut_block", "compute_s", "bytes_up", "bytes_down")
+        },
+        "speed": [
+            problem.fleet.at(r).flops_per_s.tolist() for r in range(0, run["rounds"], EVAL_EVERY)
+        ],
+        "wall_s": time.perf_counter() - began,
+    }
 
 
 def main(_: Sequence[str]) -> None:
     """Runs what is missing in the directory."""
-    out = Path(flags.FLAGS.out)
-    out.mkdir(parents=True, exist_ok=True)
     every = {
         label.replace(",", "_"): arm for group in ARMS.values() for label, arm in group.items()
     }
     chosen: dict[str, Arm] = {}
     for name in flags.FLAGS.arms:
         chosen |= ARMS.get(name) or {name: every[name]}
+    cells = {}
     for label, arm in chosen.items():
-        seeds = [int(seed) for seed in flags.FLAGS.seeds]
-        run_arm(
-            label.replace("_", ","),
-            arm,
-            flags.FLAGS.net,
-            seeds,
-            flags.FLAGS.rounds,
-            flags.FLAGS.per_client,
-            out,
+        shown = label.replace("_", ",")
+        # The seeds of an arm come one after another and share its programs, made when needed.
+        made = functools.cache(
+            functools.partial(
+                prepare, arm, flags.FLAGS.net, flags.FLAGS.rounds, flags.FLAGS.per_client
+            )
         )
+        for seed in map(int, flags.FLAGS.seeds):
+            cells[f"{shown}-{seed}"] = functools.partial(run_arm, shown, made, seed)
+
+    def announce(name: str, row: dict[str, Any]) -> None:
+        accuracy, virtual_s, wall_s = row["accuracy"][-1], row["virtual_s"][-1], row["wall_s"]
+        print(f"{name:30s} {accuracy:.3f}, {virtual_s:.1f} virtual s, {wall_s:.0f} s", flush=True)
+
+    sweep(cells, flags.FLAGS.out, announce)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ run.
 """
 
 import functools
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +30,7 @@ from fedjax_het.models.norm import GroupNorm
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
+from fedjax_het.sweeps import curve, sweep
 
 TRAINING: dict[str, Any] = {
     "learning_rate": 0.1,
@@ -198,8 +197,7 @@ def run_arm(label: str, arm: Arm, seed: int, rounds: int) -> dict[str, Any]:
         "seed": seed,
         "rounds": rounds,
         "faults": result.faults,
-        "virtual_s": [r["virtual_s"] for r in metrics if r.get("accuracy") is not None],
-        "accuracy": [r["accuracy"] for r in metrics if r.get("accuracy") is not None],
+        **curve(result.record),
         "round_s": float(np.mean(np.diff([r["virtual_s"] for r in metrics]))),
         "budget_s": fastest_s,
         "slowest_s": full_s,
@@ -223,24 +221,22 @@ _ROUNDS = flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
 
 def main(_: Sequence[str]) -> None:
     """Runs what is missing in the directory."""
-    out = Path(_OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
     every = {label: arm for group in ARMS.values() for label, arm in group.items()}
     chosen: dict[str, Arm] = {}
     for name in _NAMES.value:
         chosen |= ARMS.get(name) or {name: every[name]}
-    for seed in map(int, _SEEDS.value):
-        for label, arm in chosen.items():
-            path = out / f"{label.replace('/', '_').replace(' ', '_')}-{seed}.json"
-            if path.exists():
-                continue
-            row = run_arm(label, arm, seed, _ROUNDS.value)
-            path.write_text(json.dumps(row))
-            print(
-                f"{label:28s} seed {seed}: accuracy {row['accuracy'][-1]:.4f}, round "
-                f"{row['round_s'] / row['budget_s']:.3f} budgets, {row['wall_s']:.0f} s",
-                flush=True,
-            )
+    cells = {
+        f"{label}-{seed}": functools.partial(run_arm, label, arm, seed, _ROUNDS.value)
+        for seed in map(int, _SEEDS.value)
+        for label, arm in chosen.items()
+    }
+
+    def announce(name: str, row: dict[str, Any]) -> None:
+        budgets = row["round_s"] / row["budget_s"]
+        accuracy, wall_s = row["accuracy"][-1], row["wall_s"]
+        print(f"{name:30s} {accuracy:.4f}, round {budgets:.3f} budgets, {wall_s:.0f} s", flush=True)
+
+    sweep(cells, _OUT.value, announce)
 
 
 if __name__ == "__main__":

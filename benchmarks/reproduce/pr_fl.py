@@ -12,10 +12,8 @@ seconds. Results go to one JSON file per run; a run that is there is not repeate
 """
 
 import functools
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,6 +32,7 @@ from fedjax_het.models.mlp import Dense, mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
+from fedjax_het.sweeps import curve, sweep
 
 CLIENTS, VGG11 = 10, 9_747_136
 TRAINING: dict[str, Any] = {"batch_size": 20, "local_steps": 5, "learning_rate": 0.1}
@@ -188,7 +187,6 @@ def run_arm(label: str, arm: Arm, name: str, split: str, seed: int, total_s: flo
         evaluator=Evaluator(problem),
     )
     metrics = result.record.metrics
-    evaluated = [row for row in metrics if row.get("accuracy") is not None]
     trained = np.bincount([row["client"] for row in result.record.clients], minlength=CLIENTS)
     densities = [
         (r["virtual_s"], r["info"]["densities"]) for r in metrics[1:] if "densities" in r["info"]
@@ -199,8 +197,7 @@ def run_arm(label: str, arm: Arm, name: str, split: str, seed: int, total_s: flo
         "split": split,
         "seed": seed,
         "faults": result.faults,
-        "virtual_s": [row["virtual_s"] for row in evaluated],
-        "accuracy": [row["accuracy"] for row in evaluated],
+        **curve(result.record),
         "steps": metrics[-1]["step"],
         "trained": trained.tolist(),
         "densities": densities,
@@ -219,23 +216,25 @@ def run_arm(label: str, arm: Arm, name: str, split: str, seed: int, total_s: flo
 
 def main(_: Sequence[str]) -> None:
     """Runs the arms."""
-    out = Path(flags.FLAGS.out)
-    out.mkdir(parents=True, exist_ok=True)
     every = {label: arm for arms in ARMS.values() for label, arm in arms.items()}
     labels: list[str] = []
     for chosen in flags.FLAGS.arms:
         labels += list(ARMS.get(chosen, {chosen: every.get(chosen)}))
     data, split = flags.FLAGS.data, flags.FLAGS.split
-    for seed in map(int, flags.FLAGS.seeds):
-        for label in labels:
-            words = f"{data}-{split}-{label.replace(' ', '_').replace(',', '')}-{seed}"
-            path = out / f"{words}.json"
-            if path.exists():
-                continue
-            run = run_arm(label, every[label], data, split, seed, flags.FLAGS.total_s)
-            path.write_text(json.dumps(run))
-            best, wall = max(run["accuracy"]), f"{run['wall_s']:.0f} s"
-            print(label, seed, best, run["steps"], wall, flush=True)
+    total_s = flags.FLAGS.total_s
+    cells = {
+        f"{data}-{split}-{label}-{seed}": functools.partial(
+            run_arm, label, every[label], data, split, seed, total_s
+        )
+        for seed in map(int, flags.FLAGS.seeds)
+        for label in labels
+    }
+
+    def announce(name: str, run: dict[str, Any]) -> None:
+        best, wall_s = max(run["accuracy"]), run["wall_s"]
+        print(f"{name}: best {best:.4f}, {run['steps']} merges, {wall_s:.0f} s", flush=True)
+
+    sweep(cells, flags.FLAGS.out, announce)
 
 
 if __name__ == "__main__":
