@@ -24,10 +24,10 @@ class Budget:
     """What a budget counts; the paper leaves it open (methods/fedel.md 1.3, 1.5, 2.3).
 
     Attributes:
-      counts: "backward": as in the paper, time is the time of tensors, so forward passes are free;
-        the clock charges a task the share of a full step that its backward pass has in the full
-        backward pass. "total": forward passes are paid for and charged.
-      chain: see `TensorTimes.chain`.
+      counts: what counts as time. "backward": as in the paper, that of tensors, so forward passes
+        are free; the clock charges a task the share of a full step that its backward pass has in
+        the full backward pass. "total": forward passes are paid for and charged.
+      chain: what the gradient's way to a tensor includes, see `TensorTimes.chain`.
       buckets: resolution of the selection, parts of the budget.
     """
 
@@ -77,10 +77,10 @@ class Accounts:
       times: the model's tensors.
       threshold: T_th over the time of the fastest device's full step.
       budget: what it counts.
-      bandwidth_aware: adds the upload of a tensor to its price, and that of the whole model over
-        the fastest link to the budget.
-      profile_noise: clients plan with prices wrong by a factor in `1 -+ profile_noise`, drawn per
-        device and tensor.
+      bandwidth_aware: whether a tensor's price includes its upload, and the budget the upload of
+        the whole model over the fastest link.
+      profile_noise: largest relative error of the prices that clients plan with, drawn per device
+        and tensor.
 
     Attributes:
       times: as given.

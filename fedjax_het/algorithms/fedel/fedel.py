@@ -122,10 +122,12 @@ def fedel(
     Args:
       problem: model, data and fleet; the model needs exit heads (`exits=True` in a configuration's
         model section, or `with_exits(model)`), except for `variant="elastic_only"`.
-      variant: see `windows.slide`; "elastic_only" is ElasticTrainer with federated averaging.
+      variant: rule of the windows, see `windows.slide`; "elastic_only" is ElasticTrainer with
+        federated averaging.
       beta: weight of the local against the global importance.
       threshold: the budget over that of the fastest device's full step.
-      agg: "masked"; "nova", FedNova's normalisation per tensor; or "plain", the mean over everyone.
+      agg: mean of the updates: "masked", over those who trained a tensor; "nova", the same with
+        FedNova's normalisation; or "plain", over everyone.
       mu: FedProx's pull towards the round's model, on the selected tensors.
       budget: what a budget counts, where the paper leaves it open.
       probe: how the local importance is measured, where the paper leaves it open.

@@ -37,7 +37,8 @@ class Probe:
     """How a client measures what its tensors are worth to it (methods/fedel.md 1.7).
 
     Attributes:
-      head: "full" takes the loss at the network's own head, "exit" at that of the client's window.
+      head: where the loss is taken: "full", at the network's own head, or "exit", at that of the
+        client's window.
       step: share of the client's step that the probe takes. 1 is ElasticTrainer's real step, which
         was small: at rates of 0.1 it overshoots, useful tensors look harmful and are not trained
         (docs/results/fedel.md). Towards 0 the importance becomes the squared gradient norm.
