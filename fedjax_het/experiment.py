@@ -76,11 +76,22 @@ def _recorded(settings: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
 
 
 def _run(
-    settings: Mapping[str, Any], problem: Problem, algorithm: Algorithm, **engine: Any
+    settings: Mapping[str, Any],
+    problem: Problem,
+    algorithm: Algorithm,
+    engine: Engine | None = None,
+    evaluator: Evaluator | None = None,
 ) -> Result:
     """Simulates the run, and writes its page if there is a work directory."""
     recorded = _recorded(settings, problem)
-    result = simulate(algorithm, problem, config=recorded, **engine, **settings["run"])
+    result = simulate(
+        algorithm,
+        problem,
+        config=recorded,
+        engine=engine,
+        evaluator=evaluator,
+        **settings["run"],
+    )
     if settings["run"].get("workdir") and processes.is_leader():
         write_report(result.record, Path(settings["run"]["workdir"]) / "report.html")
     return result
@@ -166,7 +177,7 @@ def compare(
                 "algorithm": {"name": name, **options},
                 "run": run_options(label, seed),
             }
-            result = _run(one, problem, made[label], engine=engine, evaluator=evaluator)
+            result = _run(one, problem, made[label], engine, evaluator)
             records.setdefault(label, []).append(result.record)
     comparison = compare_records(records, targets, root)
     write_json(root / "config.json", settings)

@@ -7,7 +7,7 @@ them) and chunk size (a power of two). A batch of rounds is one program for all 
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from fedjax_het.engine.programs import (
     train_one,
     training,
 )
-from fedjax_het.engine.resources import Resources
+from fedjax_het.engine.resources import ResourceKeywords, Resources
 from fedjax_het.engine.results import Results, fetching, storing
 from fedjax_het.engine.rounds import RoundOutputs, rounds_program
 from fedjax_het.engine.routes import Routes, members
@@ -337,7 +337,9 @@ class Engine:
         return self._programs[kind]
 
 
-def make_engine(algorithm: Algorithm, problem: Problem, **resources: Any) -> Engine:
+def make_engine(
+    algorithm: Algorithm, problem: Problem, **resources: Unpack[ResourceKeywords]
+) -> Engine:
     """Makes an engine that does not share its resources.
 
     Args:

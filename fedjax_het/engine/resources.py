@@ -1,7 +1,7 @@
 """Resources that all programs of a run share: data on the devices, compiler, choice of chunks."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import jax
 import numpy as np
@@ -18,6 +18,16 @@ from fedjax_het.runtime.compiling import Compiler
 
 Execution = Literal["routed", "masked", "debug"]
 ConvolutionChoice = Literal["table", "tuned"]
+
+
+class ResourceKeywords(TypedDict, total=False):
+    """The options of `Resources` as keywords, for editors and type checkers."""
+
+    execution: Execution
+    chunk: int | None
+    max_routes: int
+    devices: int
+    convolution: ConvolutionChoice
 
 
 def check_resources(
