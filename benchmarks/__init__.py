@@ -1,1 +1,1 @@
-"""Benchmarks: ratios measured side by side, in one run."""
+"""Benchmarks: ratios of times that are measured in the same run."""

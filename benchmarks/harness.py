@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine's own speed, peak memory, a table."""
+"""Common parts of the benchmarks: interleaved timing, machine speed, peak memory, tables."""
 
 import argparse
 import json
@@ -97,7 +97,7 @@ def gemm() -> tuple[Run, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Where and under what load this runs; printed above every table."""
+    """Description of the machine and its load; printed above every table."""
     device = jax.devices()[0]
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):

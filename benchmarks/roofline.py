@@ -1,18 +1,17 @@
-"""What a cohort's training must compute and move, what this machine can, and where the run stands.
+"""Lower bounds of the time of a cohort's training on this machine, and the measured time.
 
     python -m benchmarks.roofline --model leaf_cnn --clients 16 --steps 5 --batch 20
     python -m benchmarks.roofline --model resnet20 --clients 4 --json roofline.json
 
-Three floors under the time of a round, each from rates measured in the same run:
+There are three lower bounds ("floors") of the time of a round, from rates measured in the same run:
 
 * compute: the FLOPs of the model's cost table at the rate of a large matrix product;
-* products: the model's own products and convolutions, one by one, at the rates that their shapes
-  reach on their own: what is left of the first floor's optimism when nothing else is counted;
+* products: the model's own products and convolutions, each at the rate that its shape reaches;
 * memory: the bytes that cannot stay in a cache, at the rate of a long vector sum: per step the
-  batch, and the parameters as often as they pass through; per client the update and the merge.
+  batch and all passes over the parameters, per client the update and the merge.
 
-The run stands at its floor over its time; what is missing is the work between the products
-(slices, activations, normalisation, pooling), dispatch, and planning on the host.
+The efficiency is the floor over the measured time. The rest of the time is the work between the
+products (slices, activations, normalisation, pooling), dispatch, and planning on the host.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 every bias a layer (8); 450 virtual seconds for 100 rounds; powers up to 64 samples x layers per
 second, batches of about 37 samples for a device of mean power.
 
-Step sizes are each method's best of benchmarks.reproduce.search on seed 100.
+The step size of each method is its best in benchmarks.reproduce.search on seed 100.
 
 Command:   fedjax-het compare --config=configs/adel_cifar10_cnn.py --workdir=runs/adel_cifar10_cnn
 Data:      CIFAR-10 in FEDJAX_HET_DATA/cifar10 (the binary version)
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
             "fleet": {
                 "name": "adel",
                 "stages": 8,
-                # 38,157,312 FLOPs a sample in 8 layers: powers are in samples x layers per second.
+                # 38,157,312 FLOPs per sample, 8 layers; powers are in samples x layers per second.
                 "flops_per_sample_layer": 4769664.0,
                 "max_power": 64.0,
                 "seed": 0,

@@ -1,10 +1,10 @@
 """ADEL-FL, SALF, drop-stragglers and wait-for-all at equal total time: MNIST, MLP 784-32-16-10.
 
 20 clients, IID; 6 layers (every weight and every bias), 400 virtual seconds for 150 rounds; powers
-up to 512 samples x layers per second. The arm "ADEL-FL, physical" gives every device the time of
-its whole samples and merges with inverse propensities.
+up to 512 samples x layers per second. The arm "ADEL-FL, physical" has layer times of whole samples
+and merges with inverse propensities.
 
-Step sizes are each method's best of benchmarks.reproduce.search on seeds 100 and 101.
+The step size of each method is its best in benchmarks.reproduce.search on seeds 100 and 101.
 
 Command:   fedjax-het compare --config=configs/adel_mnist_mlp.py --workdir=runs/adel_mnist_mlp
 Data:      MNIST in FEDJAX_HET_DATA/mnist (the usual four IDX files)
@@ -14,7 +14,7 @@ Results:   docs/results/adel_fl.md
 from ml_collections import ConfigDict
 
 BUDGET = {"rounds": 150, "total_s": 400.0}
-# Tensors as layers; 275 samples of a device of mean power make a layer take 1 s at scale 1.
+# Tensors as layers; at scale 1 a device of mean power takes 1 s for a layer of 275 samples.
 SHARED = {"granularity": "tensor", "learning_rate": 0.1, "batch_size": 275, "decay_rounds": 50.0}
 
 
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
             "fleet": {
                 "name": "adel",
                 "stages": 6,
-                # 104,384 FLOPs a sample in 6 layers: powers are in samples x layers per second.
+                # 104,384 FLOPs per sample in 6 layers: powers are in samples x layers per second.
                 "flops_per_sample_layer": 17397.333,
                 "max_power": 512.0,
                 "seed": 0,
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
                 "rounds": 150,
                 "max_virtual_s": 400.0,
                 "eval_every_s": 10.0,
-                # One program: the network is so small that routes cost more than they save.
+                # One program, because the network is so small that routes cost more than they save.
                 "execution": "masked",
                 "chunk": 4,
             },

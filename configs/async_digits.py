@@ -1,7 +1,7 @@
-"""Who waits for whom: synchronous rounds, every arrival, buffers, and windows, on non-IID digits.
+"""Paces of the server on non-IID digits: synchronous rounds, every arrival, buffers, windows.
 
-24 clients with label skew (Dirichlet 0.5) on devices whose speeds spread by a factor of ten; 12 are
-at work at a time.
+24 clients with label skew (Dirichlet 0.5) have devices whose speeds spread by a factor of ten; 12
+are at work at a time.
 
 Command:   python -m launch.compare --config=configs/async_digits.py --workdir=runs/async_digits
 """

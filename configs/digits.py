@@ -1,6 +1,6 @@
-"""FedAvg against FedPMT on non-IID digits and three device speeds: the demo.
+"""The demo: FedAvg against FedPMT on non-IID digits and three device speeds.
 
-30 clients hold the 1,437 training digits of scikit-learn (Dirichlet 0.5) on devices of speed 0.35,
+30 clients have the 1,437 training digits of scikit-learn (Dirichlet 0.5) and devices of speed 0.35,
 0.73 and 1, which afford 1, 3 and 4 of the network's 4 layers. Both methods get the same virtual
 time.
 

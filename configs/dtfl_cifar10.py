@@ -1,10 +1,10 @@
 """DTFL against FedYogi, FedAvg, FedGKT and SplitFed on CIFAR-10 with a small bottleneck ResNet.
 
-10 clients with label skew (Dirichlet 0.5) on DTFL's five device profiles, everyone in every round,
-one local epoch of AMSGrad. Reduced from the paper: one unit per group at half the width (20
-layers, the same eight modules md1..md8) for ResNet-56, 100 samples a client for 5,000, batches of
-20 for 100. A batch of 100 takes the reference machine 0.16 s, and sending its activations as long
-against that as with ResNet-56 (half the width, hence half the rates).
+10 clients with label skew (Dirichlet 0.5) and DTFL's five device profiles, all in every round, with
+one local epoch of AMSGrad. Reduced from the paper: one unit per group at half the width (20 layers,
+the same eight modules md1..md8) in place of ResNet-56, 100 samples per client in place of 5,000,
+batches of 20 in place of 100. A batch of 100 takes the reference machine 0.16 s. The ratio of
+transfer time to compute time is that of ResNet-56 (half the width, hence half the rates).
 
 Command:   python -m launch.compare --config=configs/dtfl_cifar10.py --workdir=runs/dtfl_cifar10
 Data:      CIFAR-10 in FEDJAX_HET_DATA/cifar10 (the binary version)
@@ -12,7 +12,7 @@ Data:      CIFAR-10 in FEDJAX_HET_DATA/cifar10 (the binary version)
 
 from ml_collections import ConfigDict
 
-# 100 samples of 50,830,848 FLOPs in 0.16 s.
+# The speed for 100 samples of 50,830,848 FLOPs in 0.16 s.
 REFERENCE_FLOPS_PER_S = 3.176928e10
 
 
@@ -49,7 +49,8 @@ def get_config() -> ConfigDict:
                 "weight_decay": 5e-4,
                 **server,
             },
-            # One program for all tiers: on a CPU compiling a route costs more than it saves here.
+            # One program for all tiers, because on a CPU compiling a route costs more than it saves
+            # here.
             "run": {"rounds": 60, "eval_every": 5, "execution": "masked"},
             "compare": {
                 "methods": {

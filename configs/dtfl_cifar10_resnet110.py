@@ -1,16 +1,16 @@
-"""DTFL as published on CIFAR-10: ResNet-110, 10 clients, Dirichlet 0.5, devices that change.
+"""DTFL as published on CIFAR-10: ResNet-110, 10 clients, Dirichlet 0.5, re-drawn devices.
 
-Batches of 100, one local epoch, AMSGrad 1e-3 with weight decay 5e-4, the step shrinking on a
+Batches of 100, one local epoch, AMSGrad 1e-3 with weight decay 5e-4 and a smaller step after a
 plateau; crop, mirror and cutout. 30 % of the clients change their profile every 50 rounds.
 
 Command:   python -m launch.compare --config=configs/dtfl_cifar10_resnet110.py --workdir=runs/dtfl
-Hardware:  an accelerator; not run here.
+Hardware:  an accelerator; not run yet.
 Data:      CIFAR-10 in FEDJAX_HET_DATA/cifar10 (the binary version)
 """
 
 from ml_collections import ConfigDict
 
-# A batch of 100 in 0.16 s, the constant of the authors' code: 100 samples of 1,003,699,200 FLOPs.
+# The speed for 100 samples of 1,003,699,200 FLOPs in 0.16 s, the constant of the authors' code.
 REFERENCE_FLOPS_PER_S = 6.27312e11
 
 

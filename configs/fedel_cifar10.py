@@ -1,8 +1,9 @@
 """FedEL against FedAvg and ElasticTrainer on CIFAR-10 with a narrow VGG11.
 
-20 clients with label skew (Dirichlet 0.1) on four device types, 1 to 4 times slower than the
-fastest; 10 clients a round, 5 local steps of 16. Reduced from the paper: VGG11 with an eighth of
-the channels for VGG16, 20 clients for 100, 60 samples a client for all of them.
+20 clients with label skew (Dirichlet 0.1) and four device types, which take 1 to 4 times as long as
+the fastest; 10 clients per round, 5 local steps of 16. Reduced from the paper: VGG11 with an eighth
+of the channels in place of VGG16, 20 clients in place of 100, 60 samples per client in place of
+all.
 
 Command:   python -m launch.compare --config=configs/fedel_cifar10.py --workdir=runs/fedel_cifar10
 Data:      CIFAR-10 in FEDJAX_HET_DATA/cifar10 (the binary version)

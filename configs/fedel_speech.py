@@ -1,9 +1,9 @@
 """FedEL against FedAvg on spoken commands, speakers as clients.
 
 Log-mel spectrograms (64 x 32) of the 20 speakers with the most clips, 12 classes, a ResNet-20 of
-width 4; four device types, 1 to 4 times slower than the fastest. Reduced from the paper: the test
-set of Speech Commands with 12 classes for 35, ResNet-20 for ResNet-50, natural speakers for a
-Dirichlet split.
+width 4; four device types, which take 1 to 4 times as long as the fastest. Reduced from the paper:
+the test set of Speech Commands with 12 classes in place of 35, ResNet-20 in place of ResNet-50,
+natural speakers in place of a Dirichlet split.
 
 Command:   python -m launch.compare --config=configs/fedel_speech.py --workdir=runs/fedel_speech
 Data:      speech_commands_v2_test_8khz.npz in FEDJAX_HET_DATA

@@ -1,9 +1,9 @@
 """FedEL against FedAvg on the next character of Shakespeare, with a small causal transformer.
 
-Windows of 40 symbols; 16 clients hold consecutive passages of the text, capped at 80 windows each;
-two encoder layers of width 32; four device types, 1 to 4 times slower than the fastest. The records
-hold the perplexity of every evaluation. Reduced from the paper: characters for words, a transformer
-trained from scratch for a frozen ALBERT of which only the exits train.
+Windows of 40 symbols; 16 clients have consecutive passages of the text, of at most 80 windows each;
+two encoder layers of width 32; four device types, which take 1 to 4 times as long as the fastest.
+The records have the perplexity of every evaluation. Reduced from the paper: characters in place of
+words, and a transformer trained from scratch in place of a frozen ALBERT with trained exits.
 
 Command:   python -m launch.compare --config=configs/fedel_text.py --workdir=runs/fedel_text
 Data:      tinyshakespeare.txt in FEDJAX_HET_DATA

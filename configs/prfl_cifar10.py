@@ -1,6 +1,6 @@
-"""PR-FL and the baselines its author ran, on non-IID CIFAR-10 and the author's links.
+"""PR-FL and the baselines that its author ran, on non-IID CIFAR-10 and the author's links.
 
-Ten clients (Dirichlet 1.0), links of 20 down to 1.5 MiB/s, scaled to the model such that the whole
+Ten clients (Dirichlet 1.0) have links of 20 to 1.5 MiB/s, scaled to the model so that the whole
 model takes as long as the author's VGG-11, 37 MiB.
 
 Command:   python -m launch.compare --config=configs/prfl_cifar10.py --workdir=runs/prfl_cifar10
@@ -9,7 +9,7 @@ Data:      CIFAR-10 in FEDJAX_HET_DATA/cifar10 (the binary version)
 
 from ml_collections import ConfigDict
 
-# The weights of the network over the 9,747,136 of the author's.
+# The number of weights over the 9,747,136 of the author's model.
 SCALE = 1_070_432 / 9_747_136
 MIB = 2**20
 

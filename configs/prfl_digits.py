@@ -1,6 +1,6 @@
-"""PR-FL and the baselines its author ran, on non-IID digits and the author's links.
+"""PR-FL and the baselines that its author ran, on non-IID digits and the author's links.
 
-Ten clients (Dirichlet 1.0), links of 20 down to 1.5 MiB/s, scaled to the model such that the whole
+Ten clients (Dirichlet 1.0) have links of 20 to 1.5 MiB/s, scaled to the model so that the whole
 model takes as long as the author's VGG-11, 37 MiB.
 
 Command:   python -m launch.compare --config=configs/prfl_digits.py --workdir=runs/prfl_digits

@@ -1,4 +1,4 @@
-"""Sweeps: the cells of a study, run once each, one file a cell, so that a study may be interrupted.
+"""Sweeps of a study that can be interrupted: every cell runs once and writes one file.
 
 cells = {f"fedavg_{lr}": functools.partial(final_accuracy, lr) for lr in (0.05, 0.1)}
 found = sweep(cells, "runs/search")
@@ -21,21 +21,21 @@ def sweep(
     out: str | os.PathLike[str],
     announce: Callable[[str, Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Runs every cell that has no file yet.
+    """Runs every cell without a file.
 
-    Compiled programs are dropped between cells: a study compiles more of them than a process can
-    hold.
+    Compiled programs are released between cells, because a study compiles more programs than the
+    memory of a process can hold.
 
     Args:
-      cells: names of the cells, and functions that return what JSON can hold.
-      out: directory of the files, `<name>.json`; made if it does not exist.
-      announce: function of the name and the value of a cell, called when it has been run.
+      cells: functions by the name of the cell, which return values for JSON.
+      out: directory of the files, `<name>.json`; created if it does not exist.
+      announce: function of the name and the value of a cell, called after the cell has run.
 
     Returns:
-      The values by name, in the order of the cells, as they are read back from the files.
+      The values by name, in the order of the cells, as read from the files.
 
     Raises:
-      InputError: two names that become the same file.
+      InputError: if two names give the same file.
     """
     root = Path(out)
     paths = {name: root / f"{_slug(name)}.json" for name in cells}
@@ -64,5 +64,5 @@ def curve(record: RunRecord) -> dict[str, list[Any]]:
 
 
 def _slug(name: str) -> str:
-    """A name as that of a file."""
+    """The file name of a cell, without suffix."""
     return "".join(c if c.isalnum() or c in "._" else "-" for c in name)

@@ -1,1 +1,1 @@
-"""One function or mechanism at a time."""
+"""Benchmarks of single functions and mechanisms."""

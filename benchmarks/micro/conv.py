@@ -1,8 +1,8 @@
-"""Convolutions per client, side by side: every lowering, one client at a time and all at once.
+"""Convolutions per client: every lowering, with one client at a time and with all together.
 
-Prints GFLOP/s of forward and backward pass over clients with their own kernels, next to what the
-machine's matrix product reaches in the same run, and which lowering the table would choose. With 16
-clients on two cores half a minute; most of it is `lax` under `vmap`.
+Prints GFLOP/s of forward and backward pass over clients with their own kernels, the rate of a
+matrix product in the same run, and the lowering that the table would choose. With 16 clients on two
+cores it takes half a minute, most of it for `lax` under `vmap`.
 
     python -m benchmarks.micro.conv
     python -m benchmarks.micro.conv --clients 128 --dtypes float32,bfloat16     # on a GPU
@@ -44,7 +44,7 @@ class Case(NamedTuple):
         return passes * 2 * samples * out**2 * math.prod(self.kernel)
 
     def convolution(self, batch: int, dtype: str) -> Convolution:
-        """What the table chooses by."""
+        """The properties by which the table chooses."""
         lhs = (batch, self.side, self.side, self.kernel[2])
         strides = (self.stride, self.stride)
         padding = jax.lax.padtype_to_pads(lhs[1:3], self.kernel[:2], strides, "SAME")

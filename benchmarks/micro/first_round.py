@@ -1,10 +1,10 @@
-"""Time to the end of the first round in a fresh process, without kept programs and with.
+"""Time to the end of the first round in a new process, with and without cached programs.
 
     python -m benchmarks.micro.first_round --models mlp,leaf_cnn,resnet20
 
 Every process imports the library, makes the problem, and simulates one round of 4 clients and one
-local step with an evaluation; the work itself takes a fraction of a second. The first process finds
-an empty cache, the ones after it what the first one compiled.
+local step with an evaluation; this work takes a fraction of a second. The first process has an
+empty cache, the later ones have the programs that the first compiled.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""How most JAX code trains the same clients: a Python loop around jitted code with `lax.conv`.
+"""The usual JAX code for the same clients: a Python loop around jitted code with `lax.conv`.
 
-It gets the very batches that the cohort's program draws, so its averaged model must agree with
-ours; `benchmarks.micro.training` prints by how much they differ.
+It gets the same batches that the cohort's program draws, so its averaged model must agree with
+ours; `benchmarks.micro.training` prints the difference.
 """
 
 from collections.abc import Callable

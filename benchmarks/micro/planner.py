@@ -1,9 +1,9 @@
-"""Time to plan ADEL-FL's deadlines: water-filling, and beside it the paper's trust-constr.
+"""Time to plan ADEL-FL's deadlines with water-filling and with the paper's trust-constr.
 
     python -m benchmarks.micro.planner [--all]
 
-The interior-point solver needs a minute or so for hundreds of rounds, so it is left out there
-unless asked for with --all.
+The interior-point solver takes about a minute for hundreds of rounds, so it runs on such plans only
+with --all.
 """
 
 import time

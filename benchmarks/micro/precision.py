@@ -1,11 +1,11 @@
-"""What bfloat16 compute does to what is learned: the same runs in both precisions.
+"""Effect of bfloat16 compute on the learned model: the same runs in both precisions.
 
     python -m benchmarks.micro.precision
     python -m benchmarks.micro.precision --source cifar10 --clients 20 --rounds 60 --local_steps 10
 
-FedAvg with a two-convolution network on a Dirichlet split, everyone in every round; parameters,
-gradients and the merge are float32 either way (`models.with_compute_dtype`). How long it takes says
-nothing about accelerators: a CPU has no use for bfloat16.
+FedAvg trains a network of two convolutions on a Dirichlet split, with all clients in every round.
+Parameters, gradients and the merge are float32 in both (`models.with_compute_dtype`). The times do
+not apply to accelerators, because a CPU does not benefit from bfloat16.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Matrix products of training steps in a loop, by XLA's default library for a CPU and by Eigen.
+"""Matrix products of training steps in a loop, with XLA's default library for CPUs and with Eigen.
 
-The library compiles its programs with `compiling.compiler_options`, which leave products to Eigen;
-this shows what that is worth, on one core (`taskset -c 0`) and on all.
+fedjax_het compiles its programs with `compiling.compiler_options`, which select Eigen for products.
+This benchmark measures the gain, on one core (`taskset -c 0`) and on all.
 
     python -m benchmarks.micro.products
 """

@@ -1,12 +1,12 @@
-"""Rounds a second of whole simulations: blocks of rounds in one program, and one round at a time.
+"""Rounds per second of whole simulations: batches of rounds in one program, and single rounds.
 
     taskset -c 0 python -m benchmarks.micro.rounds
     python -m benchmarks.micro.rounds --only mlp_10,leaf_cnn --repeats 9
 
-Sampling, planning, the clock and the records are part of it; evaluation and the summary at the end
-are not. "one by one" plans a round, trains, merges and steps in programs of their own, and waits,
-as methods do whose plans look at the model; "blocks of one" is the block's program with a single
-round. The three take turns.
+The time includes sampling, planning, the clock and the records, but not evaluation and the summary
+at the end. "one by one" plans a round, runs training, merge and server step in separate programs
+and waits for them, as for methods whose plans depend on the model. "blocks of one" is the program
+of a batch of rounds with a single round. The three run in turn.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What choosing tensors costs FedEL: 1,000 clients, 60 tensors, 1,000 buckets, against a round.
+"""Cost of FedEL's choice of tensors: 1,000 clients, 60 tensors, 1,000 buckets, against a round.
 
     python -m benchmarks.micro.selection
 
-Prints the selection alone, the whole plan (probe, windows, selection, prices), and the shortest
-round it could belong to: every client trains one step of the model. The model is a ResNet-20 with
-group norm, 65 tensors in 11 blocks, on 16 x 16 images; plan and step are measured on 8 clients and
-multiplied, since a CPU trains one client after the other.
+Prints the times of the selection, of the whole plan (probe, windows, selection, prices), and of the
+shortest possible round, in which every client trains one step of the model. The model is a
+ResNet-20 with group norm, 65 tensors in 11 blocks, on 16 x 16 images. Plan and step are measured on
+8 clients and multiplied, because a CPU trains one client after the other.
 """
 
 import time

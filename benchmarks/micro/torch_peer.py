@@ -1,7 +1,7 @@
 """The same clients in PyTorch: a loop over clients with plain SGD, on all cores.
 
-It gets the very batches that the cohort's program draws; `benchmarks.micro.training` prints how far
-its averaged model is from ours. Importing this module needs the extra "peers".
+It gets the same batches that the cohort's program draws; `benchmarks.micro.training` prints the
+difference of its averaged model from ours. This module needs the extra "peers".
 """
 
 import os
@@ -45,7 +45,7 @@ def twin(name: str, start: Variables) -> Net:
 
 
 def params_of(net: Net, start: Variables) -> PyTree:
-    """The weights of a twin in the structure of ours."""
+    """The weights of such a network in the structure of our model."""
     return jax.tree.unflatten(jax.tree.structure(start.params), net.leaves())
 
 

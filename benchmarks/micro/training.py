@@ -1,14 +1,13 @@
-"""Local training of a cohort, side by side with other ways to do the same work.
+"""Local training of a cohort, compared with other implementations of the same work.
 
     python -m benchmarks.micro.training
     python -m benchmarks.micro.training --model mlp --clients 64 --json training.json
 
-One run, the same model, the same start and the same mini-batches for everyone, plain SGD, the
-contenders in turn. The machine's own matrix-product rate is measured in the same rounds. What is
-slow runs a slice of the clients and steps (column "samples") and is compared per sample. The last
-column is the largest difference of a parameter of the averaged model from ours on the same slice.
-A second table shows that routes save wall time: FedPMT's cohorts of equal depth against the full
-model.
+All contenders run in turn in one run, with the same model, start and mini-batches and plain SGD.
+The rate of a matrix product is measured in the same rounds. Slow contenders run a part of the
+clients and steps (column "samples") and are compared per sample. The last column is the largest
+difference of a parameter of the averaged model from ours on the same part. A second table shows the
+wall time that routes save: FedPMT's cohorts of equal depth against the full model.
 """
 
 import argparse

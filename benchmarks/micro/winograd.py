@@ -1,11 +1,11 @@
-"""Winograd's F(2x2, 3x3) beside the lowerings in use: fewer multiplications, more traffic.
+"""Winograd's F(2x2, 3x3) against the lowerings in use: fewer multiplications, more traffic.
 
     python -m benchmarks.micro.winograd
 
-A 3x3 convolution of stride 1 on output tiles of 2x2 needs 16 multiplications a channel pair where
-the direct sum needs 36. Written like the other lowerings, as slices, additions and 16 matrix
-products, so that it runs inside one compiled program under `vmap`; its gradients are those of the
-transforms. Prints processor time, which other work on the machine does not change much.
+A 3x3 convolution of stride 1 on output tiles of 2x2 needs 16 multiplications per channel pair; the
+direct sum needs 36. Like the other lowerings it consists of slices, additions and 16 matrix
+products, so it runs inside one compiled program under `vmap`; its gradients are those of the
+transforms. Prints processor time, because other work on the machine affects it only little.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""Other frameworks on the same work, side by side; `compare` runs them and prints ratios.
+"""Other frameworks on the same work; `compare` runs them and prints ratios.
 
-One file per contender. Every contender runs its own simulation loop on the cohorts, the batches and
-the initial weights of a `Work`, which `works` records from a run of this library. The peers live in
-an environment of their own (`requirements.txt`), for their pins exclude each other's and ours.
+Every contender has one file. It runs its own simulation loop on the cohorts, the batches and the
+initial weights of a `Work`, which `works` records from a run of this library. The peers have a
+separate environment (`requirements.txt`), because their version pins conflict with ours.
 """

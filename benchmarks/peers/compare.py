@@ -1,11 +1,11 @@
-"""Everyone on the same work, block of rounds by block of rounds in turn; prints ratios.
+"""All contenders on the same work, in turn by batches of rounds; prints ratios.
 
     python -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/peers/requirements.txt
     python -m benchmarks.peers.compare --python .venv-peers/bin/python --json peers.json
 
-A first block warms everyone up and shows what compiling costs; the ratios are taken
-within the blocks after it. Accuracies must agree at the end and, where the work leaves nothing to
-chance, the weights too. A contender that fails is named with the reason and the rest goes on.
+The first batch of rounds includes compilation, whose time is printed; the ratios are of the later
+batches. Final accuracies must agree and, if the work has no randomness of its own, the weights too.
+A contender that fails is reported with the reason, and the others continue.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def _row(
     exact: bool,
     mixed: bool,
 ) -> dict[str, Any]:
-    """What is reported of a contender."""
+    """Reported values of a contender."""
     row: dict[str, Any] = {"name": process.contender.name, "setup_s": process.setup_s}
     if process.failure is not None or ours.failure is not None:
         return {**row, "failure": process.failure or "ours failed"}

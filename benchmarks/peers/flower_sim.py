@@ -1,7 +1,7 @@
-"""Flower: `FedAvg` in `run_simulation`, with one Ray actor a core.
+"""Flower: `FedAvg` in `run_simulation`, with one Ray actor per core.
 
-A supernode plays one member of the cohort, another client in every round, so that every round has
-the work's clients.
+A supernode represents one position of the cohort, with another client in every round, so that every
+round has the work's clients.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""The networks of the comparison as lists of layers, for contenders that cannot import ours.
+"""The networks of the comparison as lists of layers, for contenders without this library.
 
-Parameters travel as a list of arrays in the order of `jax.tree.leaves` of our blocks, in our
+Parameters are exchanged as a list of arrays in the order of `jax.tree.leaves` of our blocks, in our
 layout: per convolution, linear layer or norm the bias, if any, then the weight; kernels are
 `[window, window, channels in, channels out]` and `[inputs, outputs]`, activations channels-last.
 """

@@ -1,4 +1,4 @@
-"""A contender as a process of its own, talked to over its pipes."""
+"""A contender as a separate process, controlled over its pipes."""
 
 import itertools
 import json
@@ -96,7 +96,7 @@ class Process:
             self.blocks.append(message)
 
     def seconds(self) -> list[float]:
-        """Of training in each block, without the compiling that the contender tells apart."""
+        """Seconds of training in each batch of rounds, without separately reported compilation."""
         compiled = [0.0, *(block.get("compile_s", 0.0) for block in self.blocks)]
         spent = [b - a for a, b in itertools.pairwise(compiled)]
         return [block["train_s"] - s for block, s in zip(self.blocks, spent, strict=True)]

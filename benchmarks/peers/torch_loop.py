@@ -1,7 +1,7 @@
-"""A plain PyTorch loop over rounds, clients and steps; with `--frozen`, without wasted gradients.
+"""A plain PyTorch loop over rounds, clients and steps; `--frozen` skips unused gradients.
 
-In partial training the plain loop computes all gradients and drops those of parameters that the
-client may not train, as masking frameworks do; the frozen one does not ask for them.
+In partial training the plain loop computes all gradients and discards those of parameters that the
+client does not train, as frameworks with masks do. With `--frozen` it does not compute them.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A network of `nets` in PyTorch, with weights in our layout in and out."""
+"""A network of `nets` in PyTorch, which reads and writes weights in our layout."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,8 +1,8 @@
-"""What a contender is given: samples, cohorts, batches and initial weights, and the gate.
+"""The input of a contender: samples, cohorts, batches and initial weights; and the gate.
 
-A contender is a process. It loads a `Work`, sets itself up, and runs all rounds in its own way,
-telling the `Gate` after each. At the end of a block of rounds the gate evaluates, reports, and
-holds the process until the driver lets it go on, so that contenders take turns.
+A contender is a process. It loads a `Work`, prepares, and runs all rounds in its own way, with a
+call of the `Gate` after each. At the end of a batch of rounds the gate evaluates, reports, and
+stops the process until the driver continues it, so that contenders run in turn.
 """
 
 import json
@@ -88,7 +88,7 @@ def load(folder: str | Path) -> Work:
 
 
 class Gate:
-    """Reports to the driver and waits for its turn; from here on stdout is the driver's alone.
+    """Reports to the driver and waits for its turn; from here on only the driver may use stdout.
 
     Args:
       work: the work.

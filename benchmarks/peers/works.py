@@ -1,8 +1,8 @@
-"""The five works of the comparison, and how a work is recorded from a run of this library.
+"""The five works of the comparison, recorded from runs of this library.
 
 (a) the CIFAR-10 benchmark of pfl-research, (b) the LEAF CNN on FEMNIST, (c) a thousand small
-clients, (d) ResNet-20 with group norm on CIFAR-10, (e) as (b) on a mixed fleet where every device
-trains as many of the last blocks as it can afford (FedPMT).
+clients, (d) ResNet-20 with group norm on CIFAR-10, (e) as (b) on a fleet of unequal devices, each
+of which trains as many of the last blocks as it can afford (FedPMT).
 """
 
 import dataclasses

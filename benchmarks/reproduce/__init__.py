@@ -1,1 +1,1 @@
-"""A paper's tables, at a size that two CPU cores run."""
+"""The tables of papers, at a size for two CPU cores."""

@@ -4,9 +4,9 @@
     python -m benchmarks.reproduce.adel_fl --figures=docs/results/images
     python -m benchmarks.reproduce.adel_fl --bias
 
-`--runs` prints accuracy at equal total time from a comparison's directory; `--figures` draws how
-the planned deadlines follow the step size; `--bias` counts, without training, how far the merge
-rules are off when layer times are not exponential, and when devices are not as fast as thought.
+`--runs` prints accuracy at equal total time from a comparison's directory. `--figures` draws the
+planned deadlines over the step size. `--bias` computes, without training, the bias of the merge
+rules if layer times are not exponential, and if devices are not as fast as assumed.
 """
 
 from pathlib import Path

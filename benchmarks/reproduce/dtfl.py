@@ -1,14 +1,15 @@
-"""DTFL's claims at a size that two CPU cores run in an hour or two; see docs/results/dtfl.md.
+"""DTFL's claims at a size for an hour or two on two CPU cores; see docs/results/dtfl.md.
 
     python -m benchmarks.reproduce.dtfl --arms=iid,skewed --seeds=0,1,2 --out=runs/dtfl
 
-CIFAR-10 averaged down to 16 x 16, `--per_client` images each (batches of 20, so 200 are 10 local
-steps a round and 1,000 the paper's 50), AMSGrad, and one of two networks with batch norm and the
-eight modules md1..md8: "resnet", bottlenecks with one unit per group (20 layers) at half the width;
-"plain", seven convolutions of 4 to 32 channels and a head. The fleet is DTFL's, scaled so that a
-batch of 100 takes the reference machine 0.16 s as in the authors' code, and that sending it takes
-as long against that as it does with ResNet-56. Results go to one JSON file per run;
-`benchmarks.reproduce.dtfl_figures` makes tables and figures of them.
+The data is CIFAR-10 averaged down to 16 x 16, with `--per_client` images each (batches of 20, so
+200 images give 10 local steps a round and 1,000 the paper's 50). The optimiser is AMSGrad. There
+are two networks with batch norm and the eight modules md1..md8: "resnet", bottlenecks with one unit
+per group (20 layers) at half the width; "plain", seven convolutions of 4 to 32 channels and a head.
+The fleet is DTFL's, scaled so that a batch of 100 takes the reference machine 0.16 s as in the
+authors' code, with the same ratio of transfer time to compute time as ResNet-56. Results are
+written to one JSON file per run; `benchmarks.reproduce.dtfl_figures` makes tables and figures from
+them.
 """
 
 import functools

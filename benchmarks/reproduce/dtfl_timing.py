@@ -1,11 +1,11 @@
-"""What DTFL's clock and scheduler say about the networks and the fleet of the paper, untrained.
+"""Times of DTFL's clock and scheduler for the networks and the fleet of the paper, untrained.
 
     python -m benchmarks.reproduce.dtfl_timing --out=docs/results/images
 
-Round times do not depend on what is learnt, so the paper's own sizes (ResNet-56 and -110, 5,000
-CIFAR-10 images a client, batches of 100, five device profiles) cost seconds here: plans are made
-and observed, nobody trains. A network of eight small blocks stands in, with the prices of the real
-one. Prints tables in Markdown and draws the figure.
+Round times do not depend on the trained weights, so the paper's own sizes (ResNet-56 and -110,
+5,000 CIFAR-10 images per client, batches of 100, five device profiles) take seconds here: plans are
+made and observed without training. A network of eight small blocks has the prices of the real
+network. Prints tables in Markdown and draws the figure.
 """
 
 import functools

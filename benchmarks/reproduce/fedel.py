@@ -1,11 +1,11 @@
-"""FedEL's claims at a size that two CPU cores run in minutes; see docs/results/fedel.md.
+"""FedEL's claims at a size for minutes on two CPU cores; see docs/results/fedel.md.
 
     python -m benchmarks.reproduce.fedel --arms=core --seeds=0,1,2 --out=runs/fedel
 
-Fashion-MNIST (6,000 training and 2,000 test images, averaged down to 14 x 14), 20 clients,
-Dirichlet 0.1, four device types 1, 2, 3 and 4 times slower than the fastest, 10 clients a round, 5
-local steps of 16; a plain network of six convolutions and a head. Results go to one JSON file per
-run.
+The data is Fashion-MNIST (6,000 training and 2,000 test images, averaged down to 14 x 14) on 20
+clients (Dirichlet 0.1) with four device types, which take 1, 2, 3 and 4 times as long as the
+fastest. A round has 10 clients with 5 local steps of 16. The network has six convolutions and a
+head. Results are written to one JSON file per run.
 """
 
 import functools

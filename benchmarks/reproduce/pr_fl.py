@@ -1,14 +1,15 @@
-"""PR-FL's claims at a size that two CPU cores run in minutes; see docs/results/pr_fl.md.
+"""PR-FL's claims at a size for minutes on two CPU cores; see docs/results/pr_fl.md.
 
     python -m benchmarks.reproduce.pr_fl --data=femnist --split=noniid --seeds=0,1,2
     python -m benchmarks.reproduce.pr_fl_figures --runs=runs/pr_fl
 
-Ten clients on the author's links, whose rates are scaled with the model such that the whole model
-takes as long as the author's VGG-11. CIFAR-10 (10,000 training images averaged down to 16 x 16; IID
-or Dirichlet 1.0, clients sorted by size, the fastest has the least) or FEMNIST (190 writers, 14 x
-14; dealt at random, or 19 writers a client), a network of two convolutions and two dense layers, 5
-local steps of 20. `--data=digits` is the same with scikit-learn's digits and a small MLP, in
-seconds. Results go to one JSON file per run; a run that is there is not repeated.
+Ten clients have the author's links, whose rates are scaled with the model so that the whole model
+takes as long as the author's VGG-11. The data is CIFAR-10 (10,000 training images averaged down to
+16 x 16; IID or Dirichlet 1.0, clients sorted by size, the fastest has the fewest) or FEMNIST (190
+writers, 14 x 14; assigned at random, or 19 writers per client). The network has two convolutions
+and two dense layers; clients take 5 local steps of 20. `--data=digits` runs the same on
+scikit-learn's digits with a small MLP, in seconds. Results are written to one JSON file per run; a
+run with a file is not repeated.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reproduce.pr_fl_figures --runs=runs/pr_fl --total_s=5000
 
-What a run did after the given time (times the factor of its method) does not count.
+Steps of a run after the given time (times the factor of its method) do not count.
 """
 
 import json

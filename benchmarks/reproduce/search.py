@@ -1,11 +1,11 @@
-"""Step sizes for a comparison: every method of a configuration over a grid, on seeds of their own.
+"""Step sizes for a comparison: every method of a configuration over a grid, on separate seeds.
 
     python -m benchmarks.reproduce.search --config=configs/adel_mnist_cnn2.py --out=runs/search \
         --grid='{"learning_rate": [0.1, 0.3], "decay_rounds": [1.0, 25.0]}'
 
-A comparison is fair when each method runs at its own best step size; one that was chosen on the
-seeds it is then reported for is not. Each cell is written as soon as it is measured, so that an
-interrupted search goes on where it stopped. The table is ordered by method, then by mean accuracy.
+A fair comparison runs each method at its own best step size, which must be chosen on other seeds
+than the reported ones. Each cell is written when it is measured, so that an interrupted search can
+continue. The table is ordered by method, then by mean accuracy.
 """
 
 import functools

@@ -1,1 +1,1 @@
-"""Memory and compilations as cohorts grow."""
+"""Memory and number of compilations as cohorts grow."""

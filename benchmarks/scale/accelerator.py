@@ -1,4 +1,4 @@
-"""What an accelerator does in a round: every lowering and precision, whole local training.
+"""A round on an accelerator: whole local training with every lowering and precision.
 
     python -m benchmarks.scale.accelerator                          # ten minutes on one GPU
     python -m benchmarks.scale.accelerator --works leaf --dtypes bfloat16
@@ -11,11 +11,11 @@
 | pfl | pfl-research's CIFAR-10 benchmark on random images: 1,000 users of 50 samples, 50 a round, |
 | | batches of 10, CNN with dropout; 1,500 rounds, warm, evaluated after every tenth |
 
-The first two time training and merge of one cohort on the library's engine: "table" is the lowering
-that the library chooses, "tuned" the one it measures, the others are forced on every convolution.
-Contenders run in turn; an arm that fails is reported and left out. `weights apart` is the distance
-of the merged weights from those of the first arm, relative. The third runs the whole simulation
-loop with the table.
+The first two measure training and merge of one cohort on the library's engine. "table" is the
+lowering that the library chooses, "tuned" the fastest one by measurement; the others are used for
+every convolution. The arms run in turn; an arm that fails is reported and omitted. `weights apart`
+is the relative distance of the merged weights from those of the first arm. The third work runs the
+whole simulation loop with the table.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Memory of PR-FL's buffers with a thousand clients, packed and with room for whole models.
+"""Memory of PR-FL's buffers with a thousand clients, packed and with capacity for whole models.
 
     python -m benchmarks.scale.buffers
     python -m benchmarks.scale.buffers --clients 3000 --hidden 256 --json buffers.json
 
-Every row runs in its own process: an MLP on small clients, everybody at work, trained one by one
-(so that no results wait), a few merges. `buffers` is what the arrays take, `formula` what the
-documentation says they take, `peak` the whole process, `added` what the merges added to it.
+Every row runs in its own process: an MLP on small clients, all at work, trained one by one (so that
+no results wait), for a few merges. `buffers` is the memory of the arrays, `formula` that of the
+documentation's formula, `peak` that of the whole process, and `added` the increase by the merges.
 """
 
 import argparse

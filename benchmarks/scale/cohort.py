@@ -1,15 +1,15 @@
-"""Peak memory from a hundred to ten thousand clients in a round, and how often XLA compiles.
+"""Peak memory with a hundred to ten thousand clients in a round, and compilations by XLA.
 
     python -m benchmarks.scale.cohort
     python -m benchmarks.scale.cohort --sizes 100,1000,10000,100000 --chunk 64 --json scale.json
 
 Every cohort size runs in its own process: small clients (10 to 20 samples of 8x8 pixels), an MLP,
-full participation, a fixed chunk. The pool of samples has the same size in all of them; what grows
-with the cohort is the index (4 bytes a sample held, 8 a client), the arrays of the fleet and the
-plan (some 150 bytes a client) and the records of the round. `peak` is a whole `simulate` of one
-round in a fresh process, Python, JAX, the compiler and the records included (the smaller of two
-processes: what the compiler's threads take differs by a few per cent from one to the next); `round`
-is what one more round of training and merging adds on top of what that process holds before it.
+full participation, a fixed chunk. The pool of samples has the same size in all processes. The index
+(4 bytes per held sample, 8 per client), the arrays of the fleet and the plan (about 150 bytes per
+client) and the records of the round grow with the cohort. `peak` is the memory of a whole
+`simulate` of one round in a new process, with Python, JAX, the compiler and the records (the
+smaller of two processes, because the memory of the compiler's threads varies by a few per cent).
+`round` is the memory that one more round of training and merging adds in that process.
 
 The second part draws cohort size, clients, depths, local steps and batch sizes at random in every
 round and counts compilations.

@@ -1,12 +1,12 @@
-"""One cohort over 1 to 8 devices and over two processes: equal results, and what sharding costs.
+"""One cohort on 1 to 8 devices and on two processes: equal results, and the cost of sharding.
 
     python -m benchmarks.scale.devices --models mlp,leaf_cnn --counts 1,2,4,8
 
-Every number of devices runs in its own process, the last row in two of half as many devices each,
-which exchange their sums over the loopback address. On a CPU the devices are virtual and share the
-same cores: efficiency is the time of one device over the measured one, and what lies above 1 comes
-from cores that one device leaves idle. On a machine with that many accelerators it is over their
-number as well.
+Every number of devices runs in its own process. The last row runs in two processes with half as
+many devices each, which exchange their sums over the loopback address. On a CPU the devices are
+virtual and share the same cores; efficiency is the time of one device over the measured time, and
+values above 1 come from cores that one device leaves idle. On a machine with that many accelerators
+the efficiency is also divided by their number.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Wall time per client update when clients do not wait for each other, against synchronous rounds.
+"""Wall time per client update of asynchronous methods, against synchronous rounds.
 
     python -m benchmarks.scale.overlap
     python -m benchmarks.scale.overlap --at_work 100 --updates 2000 --json overlap.json
 
-The same clients, model and local work for all methods, `--at_work` clients at a time, devices whose
-speeds spread by a factor of ten and vary from task to task. Every method trains the same number of
-clients; what is timed is the whole simulation without compilation and without evaluation. Methods
-take turns, so that a disturbance hits them alike; ratios are taken within a turn.
+All methods have the same clients, model and local work, `--at_work` clients at a time, and devices
+whose speeds spread by a factor of ten and vary from task to task. Every method trains the same
+number of clients. The time is that of the whole simulation without compilation and evaluation.
+Methods run in turn, so that a disturbance affects all of them; ratios are taken within a turn.
 """
 
 import argparse

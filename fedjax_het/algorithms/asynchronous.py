@@ -1,4 +1,4 @@
-"""FedAsync, FedBuff and FedFix: the whole model, and a server that does not wait for everyone."""
+"""FedAsync, FedBuff and FedFix: whole models, and a server that does not wait for all clients."""
 
 from typing import Unpack
 
@@ -26,21 +26,22 @@ def fedasync(
     b: float = 4.0,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""Every arrival is mixed in: $w \leftarrow (1 - \alpha_t) w + \alpha_t w_i$.
+    r"""FedAsync: every arrival is merged, $w \leftarrow (1 - \alpha_t) w + \alpha_t w_i$.
 
     $\alpha_t = \alpha s(\tau)$ with the staleness $\tau$ in server steps. Arrivals at the same time
-    are mixed in one after the other, lower clients first.
+    are merged one after the other, in the order of the clients' ids.
 
     Args:
       problem: model, data and fleet.
-      alpha: weight of an update that is not late.
-      rho: strength of the pull towards the model a client started from, $\frac{\rho}{2} \lVert w -
-        w_\tau \rVert^2$.
-      staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
-      a: its exponent or slope; 10 is usual for the hinge.
-      b: late steps that the hinge forgives.
-      **training: see `TrainingOptions`; `clients_per_round` clients are at work at any time.
-        `weighting` has no effect: every client is mixed in alone.
+      alpha: weight of an update of staleness 0.
+      rho: factor of the proximal term to the model from which a client started, $\frac{\rho}{2}
+        \lVert w - w_\tau \rVert^2$.
+      staleness: discount of stale updates: "constant", "polynomial" or "hinge"; see
+        `staleness.discount`.
+      a: exponent or slope of the discount; 10 is usual for the hinge.
+      b: largest staleness without a discount by the hinge.
+      **training: fields of `TrainingOptions`; `clients_per_round` clients are at work at any time.
+        `weighting` has no effect, because every merge has a single client.
 
     References:
       Xie, Koyejo and Gupta, *Asynchronous Federated Optimization*, 2019, Algorithm 1.
@@ -64,21 +65,22 @@ def fedbuff(
     b: float = 4.0,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""Every K arrivals: $w \leftarrow w + \frac{\eta}{K} \sum_{i=1}^{K} s(\tau_i) \Delta_i$.
+    r"""FedBuff: every K arrivals, $w \leftarrow w + \frac{\eta}{K} \sum_i s(\tau_i) \Delta_i$.
 
-    The sum is divided by K, not by the sum of the s: late updates damp the step. Who is back is
-    replaced at once, so `clients_per_round` clients are at work at any time (a client does not
-    leave twice with the same model).
+    The sum is divided by K, not by the sum of the s, so stale updates make the step smaller. A
+    client that has arrived is replaced immediately, so `clients_per_round` clients are at work at
+    any time (a client is dispatched only once with the same model).
 
     Args:
       problem: model, data and fleet.
-      buffer_size: K.
-      server_learning_rate: eta.
-      staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
-      a: its exponent or slope.
-      b: late steps that the hinge forgives.
-      **training: see `UniformTraining`; `weighting="samples"` is another factor, n_i over the mean
-        of all clients.
+      buffer_size: number of arrivals per merge, K.
+      server_learning_rate: step size eta of the server.
+      staleness: discount of stale updates: "constant", "polynomial" or "hinge"; see
+        `staleness.discount`.
+      a: exponent or slope of the discount.
+      b: largest staleness without a discount by the hinge.
+      **training: fields of `UniformTraining`; `weighting="samples"` adds the factor n_i over the
+        mean of all clients.
 
     References:
       Nguyen et al., *Federated Learning with Buffered Asynchronous Aggregation*, 2022, Algorithm 1.
@@ -115,21 +117,22 @@ def fedfix(
     most_windows: int | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""Every $\Delta t$: $w \leftarrow w + \eta \sum_i d_i \Delta_i$ over who has arrived.
+    r"""FedFix: every $\Delta t$, $w \leftarrow w + \eta \sum_i d_i \Delta_i$ over the arrivals.
 
-    A task that takes $T_i$ arrives once in $\lceil T_i / \Delta t \rceil$ windows, so $d_i = p_i
-    \lceil T_i / \Delta t \rceil$ gives every client the mean weight $p_i$ per window, however slow
-    it is. With $\Delta t$ above all $T_i$ this is FedAvg. If not all clients are at work at a time,
-    d_i is multiplied with the number of clients over those at work.
+    A task of duration $T_i$ arrives once in $\lceil T_i / \Delta t \rceil$ windows, so $d_i = p_i
+    \lceil T_i / \Delta t \rceil$ gives every client the mean weight $p_i$ per window at any speed.
+    With $\Delta t$ above all $T_i$ this is FedAvg. If not all clients are at work at a time, d_i is
+    multiplied by the number of clients over the number at work.
 
     Args:
       problem: model, data and fleet.
-      interval_s: Delta t, virtual seconds between merges.
-      server_learning_rate: eta.
-      unbiased: False takes d_i = p_i, which forgets slow clients.
-      most_windows: cap of the factor $\lceil T_i / \Delta t \rceil$, against spikes from very slow
-        clients; None for none.
-      **training: see `TrainingOptions`; `weighting` decides p_i.
+      interval_s: virtual seconds between merges, Delta t.
+      server_learning_rate: step size eta of the server.
+      unbiased: whether d_i is the rule above; False means d_i = p_i, which gives slow clients too
+        little weight.
+      most_windows: upper limit of the factor $\lceil T_i / \Delta t \rceil$, against very large
+        updates of very slow clients; None for no limit.
+      **training: fields of `TrainingOptions`; `weighting` determines p_i.
 
     References:
       Fraboni et al., *A General Theory for Federated Optimization with Asynchronous and
@@ -146,7 +149,7 @@ def fedfix(
     everyone = (
         problem.data.sizes if options.weighting == "samples" else np.ones(problem.num_clients)
     )
-    # Of all weights, those at work at a time have this share in the mean.
+    # Mean share of the clients at work in the sum of all weights.
     share = np.sum(everyone) * options.cohort_size(problem) / problem.num_clients
 
     def per_window(situation: Situation, plan: Plan) -> Plan:

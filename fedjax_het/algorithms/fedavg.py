@@ -1,4 +1,4 @@
-"""FedAvg, and its relatives that differ in the pace or in the clients' objective."""
+"""FedAvg, and its variants with another pace or another objective of the clients."""
 
 from typing import Unpack
 
@@ -19,7 +19,7 @@ def fedavg(problem: Problem, **training: Unpack[TrainingKeywords]) -> Algorithm:
 
     Args:
       problem: model, data and fleet.
-      **training: see `TrainingOptions`; `learning_rate` is required.
+      **training: fields of `TrainingOptions`; `learning_rate` is required.
 
     Returns:
       The algorithm.
@@ -39,16 +39,16 @@ def fedprox(
     deadline_s: float = float("inf"),
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""FedProx: minimises $F_i(w) + \frac{\mu}{2} \lVert w - w_t \rVert^2$, partial work kept.
+    r"""FedProx: minimises $F_i(w) + \frac{\mu}{2} \lVert w - w_t \rVert^2$ and keeps partial work.
 
-    With a deadline, a slow device returns the steps it managed instead of being dropped. `mu=0`
-    without a deadline is FedAvg, bit for bit.
+    With a deadline, a slow device returns the steps that it finished instead of being dropped.
+    `mu=0` without a deadline equals FedAvg bit for bit.
 
     Args:
       problem: model, data and fleet.
-      mu: strength of the pull towards the round's model; the paper tries 0.001 to 1.
-      deadline_s: virtual seconds after which the server closes the round.
-      **training: see `TrainingOptions`.
+      mu: factor of the proximal term; the paper uses 0.001 to 1.
+      deadline_s: virtual seconds after which the server closes the round; inf for no deadline.
+      **training: fields of `TrainingOptions`.
 
     References:
       Li et al., *Federated Optimization in Heterogeneous Networks*, 2020, Algorithm 2.
@@ -66,18 +66,18 @@ def fedprox(
 def drop_stragglers(
     problem: Problem, *, deadline_s: float, **training: Unpack[TrainingKeywords]
 ) -> Algorithm:
-    """FedAvg with a deadline: who is not back in time is left out of the mean.
+    """FedAvg with a deadline: clients that arrive later are not in the mean.
 
-    A round that nobody finishes leaves the model as it is.
+    A round without arrivals does not change the model.
 
     Args:
       problem: model, data and fleet.
       deadline_s: virtual seconds after which the server closes the round.
-      **training: see `TrainingOptions`.
+      **training: fields of `TrainingOptions`.
 
     References:
-      The "drop" arm of Li et al. 2020 and of the SALF and ADEL-FL papers; here the mean is taken
-      over those who finished (the code of the latter divides by everyone).
+      The "drop" baseline of Li et al. 2020 and of the SALF and ADEL-FL papers. Here the mean is
+      over the clients that finished (the code of ADEL-FL divides by the number of all clients).
     """
     options = TrainingOptions.parse(training)
     parts.require_feasible(problem, options, deadline_s, whole=True)

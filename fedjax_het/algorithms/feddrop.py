@@ -1,4 +1,4 @@
-"""FedDrop: every device trains a fresh random sub-network, thinned to what it can afford."""
+"""FedDrop: every device trains a new random sub-network, thinned to its capacity."""
 
 import dataclasses
 import functools
@@ -25,23 +25,23 @@ from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block
 from fedjax_het.problem import Problem
 
-# Rates above this leave about one unit in a hundred: no device is asked to train less.
+# Largest dropout rate; it keeps about one unit in a hundred.
 MAX_RATE = 0.99
 
 
 class ThinCost(NamedTuple):
     """Prices of a network whose hidden units are kept with probability (or in share) `keep`.
 
-    A contraction between two thinned layers costs `keep_in * keep_out` of the full one; biases and
-    norms shrink with their own layer only.
+    A contraction between two thinned layers costs `keep_in * keep_out` of the full contraction.
+    Biases and norms scale with their own layer only.
 
     Attributes:
       forward_flops, input_grad_flops, weight_grad_flops: float64[L], full prices per sample.
-      matrix_bytes: float64[L], tensors of two or more axes.
-      vector_bytes: float64[L], the others.
-      stats_bytes: float64[L], running statistics.
-      heads_bytes: bytes of the exit heads, which come down with every model and are never thinned.
-      uploads_stats: whether running statistics go back to the server.
+      matrix_bytes: float64[L], bytes of tensors with two or more axes.
+      vector_bytes: float64[L], bytes of the other tensors.
+      stats_bytes: float64[L], bytes of running statistics.
+      heads_bytes: bytes of the exit heads, which are downloaded with every model and never thinned.
+      uploads_stats: whether running statistics are sent to the server.
     """
 
     forward_flops: np.ndarray
@@ -57,32 +57,32 @@ class ThinCost(NamedTuple):
         """FLOPs per sample of a training step.
 
         Args:
-          keep: float64[..., L], kept share of each block's output units (1 for the last block).
+          keep: kept share of each block's output units (1 for the last block), float64[..., L].
         """
         flops = self.forward_flops + self.input_grad_flops + self.weight_grad_flops
         flops = flops - np.eye(len(flops))[0] * self.input_grad_flops
         return np.sum(flops * _inputs(keep) * keep, axis=-1)
 
     def download_bytes(self, keep: np.ndarray) -> np.ndarray:
-        """Whole bytes of the sub-network with all that belongs to it; `keep` as in `step_flops`."""
+        """Bytes of a downloaded sub-network, statistics and heads; `keep` as in `step_flops`."""
         matrices = self.matrix_bytes * _inputs(keep) * keep
         vectors = (self.vector_bytes + self.stats_bytes) * keep
         return np.ceil(np.sum(matrices + vectors, axis=-1) + self.heads_bytes)
 
     def upload_bytes(self, keep: np.ndarray) -> np.ndarray:
-        """Whole bytes that a client sends back; `keep` as in `step_flops`."""
+        """Bytes that a client uploads; `keep` as in `step_flops`."""
         matrices = self.matrix_bytes * _inputs(keep) * keep
         vectors = (self.vector_bytes + self.stats_bytes * self.uploads_stats) * keep
         return np.ceil(np.sum(matrices + vectors, axis=-1))
 
 
 def _inputs(keep: np.ndarray) -> np.ndarray:
-    """Kept share of each block's input units: the outputs of the block before it."""
+    """Kept share of each block's input units, the output units of the block before it."""
     return np.concatenate([np.ones_like(keep[..., :1]), keep[..., :-1]], axis=-1)
 
 
 def thin_cost(problem: Problem) -> ThinCost:
-    """The prices of the problem's model, split by how they shrink."""
+    """Prices of the problem's model, separated by how they scale."""
     shapes = problem.model.shapes.params["blocks"]
 
     def total(block: PyTree, matrices: bool) -> float:
@@ -103,15 +103,15 @@ def thin_cost(problem: Problem) -> ThinCost:
 
 
 def capacity_rate(cost: ThinCost, dropped: np.ndarray, capacity: float) -> float:
-    """The smallest dropout rate p whose expected sub-network costs `capacity` of the full one.
+    """The smallest dropout rate p whose expected sub-network costs `capacity` of the full network.
 
     Args:
-      cost: prices.
-      dropped: bool[L], the blocks whose output units are dropped.
-      capacity: kappa, share of the full training cost.
+      cost: prices of the network.
+      dropped: blocks whose output units are dropped, bool[L].
+      capacity: share kappa of the full training cost.
 
     Returns:
-      p in [0, MAX_RATE]; MAX_RATE where no rate is enough.
+      The rate p in [0, MAX_RATE]; MAX_RATE if no rate suffices.
     """
 
     def excess(rate: float) -> float:
@@ -129,12 +129,12 @@ def latency_rate(latency_s: float, fixed_s: float, scaled_s: float) -> float:
     r"""The smallest p that meets a round latency: $T_{fix} + (1-p)^2 T_{scaled} \le T$.
 
     Args:
-      latency_s: T.
-      fixed_s: time of the layers that are never thinned (the paper: convolutions).
-      scaled_s: time of the fully connected layers at full width.
+      latency_s: latency T of a round in seconds.
+      fixed_s: seconds of the layers that are never thinned (the paper: convolutions).
+      scaled_s: seconds of the fully connected layers at full width.
 
     Returns:
-      p in [0, 1); `InputError` if T does not exceed the fixed part.
+      The rate p in [0, 1); `InputError` if T does not exceed the fixed part.
     """
     require(
         latency_s > fixed_s,
@@ -151,9 +151,9 @@ def thinned(model: BlockModel, factors: PyTree) -> BlockModel:
     """The model with the output units of its blocks multiplied by `factors`.
 
     Args:
-      model: L blocks.
+      model: model of L blocks.
       factors: dictionary from block index (as text) to float32[channels]: 0 drops a unit, 1/(1-p)
-        keeps it at the scale it has in evaluation (inverted dropout).
+        keeps its scale of the evaluation (inverted dropout).
     """
 
     def scaled(block: Block, factor: jax.Array) -> Block:
@@ -179,32 +179,33 @@ def feddrop(
     latency_s: float | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""Federated dropout at a rate per device: random thin sub-networks, drawn anew every round.
+    r"""Federated dropout with a rate per device: random thin sub-networks, re-drawn every round.
 
-    Hidden unit j is kept with probability $1 - p_k$ and then scaled by $1/(1-p_k)$; dropped units
+    A hidden unit is kept with probability $1 - p_k$ and then scaled by $1/(1-p_k)$. Dropped units
     have no gradient, so the server completes every sub-network with the old values and averages all
     clients: $w \leftarrow w - \sum_k \rho_k (m_k \odot \Delta_k)$. With all $p_k = 0$ it is FedAvg.
 
-    The clock charges the FLOPs and bytes of the sub-network that was really drawn; the computation
-    itself runs at full width with zeros, so it costs as much wall time as FedAvg. For the same
-    reason weight decay and running statistics also move units that were dropped, and a device must
-    have the memory of the whole network.
+    The clock charges the FLOPs and bytes of the drawn sub-network. The computation runs at full
+    width with zeros, so it takes as much wall time as FedAvg. For the same reason weight decay and
+    running statistics also change dropped units, and a device must have the memory for the whole
+    network.
 
-    Where devices are re-drawn, rates follow the devices of the round.
+    In a fleet whose devices are re-drawn, rates follow the devices of the round.
 
     Args:
       problem: model, data and fleet.
-      scope: "all_hidden" thins every block but the last; "fc" only those whose output is a vector.
-      capacity: kappa per client, share of the full training cost it affords; None takes the speed
+      scope: thinned blocks: "all_hidden", every block but the last, or "fc", only blocks whose
+        output is a vector.
+      capacity: share kappa of the full training cost that each client affords; None for the speed
         relative to the fastest device.
-      latency_s: choose rates by a round latency instead of a FLOP budget (compute and both
-        transfers of the thinned layers scale with (1-p)^2); needs scope "fc".
-      **training: see `TrainingOptions`.
+      latency_s: latency of a round in seconds that determines the rates instead of a FLOP budget
+        (compute and both transfers of the thinned layers scale with (1-p)^2); needs scope "fc".
+      **training: fields of `TrainingOptions`.
 
     References:
       Wen, Jeon and Huang, *Federated Dropout: A Simple Approach for Enabling Federated Learning on
       Resource Constrained Devices*, IEEE WCL 2022 (arXiv 2109.15258). Budgets in FLOPs and the
-      merge rule are our reading.
+      merge rule are our interpretation.
     """
     options = TrainingOptions.parse(training)
     require_known(scope, ("all_hidden", "fc"), "scope")
@@ -227,7 +228,7 @@ def feddrop(
     )
     cost = thin_cost(problem)
 
-    # A constant fleet is one and the same object in every round.
+    # A constant fleet is the same object in every round.
     @functools.lru_cache(maxsize=1)
     def rates(fleet: Fleet) -> np.ndarray:
         if latency_s is None:
@@ -254,7 +255,7 @@ def feddrop(
         kept = jax.device_get(draw(situation.key, jnp.asarray(clients, jnp.int32), keep))
         shares = np.ones((len(clients), model.num_blocks))
         for b, units in kept.items():
-            # A layer that lost all its units is charged for one: no task is free.
+            # A layer that lost all its units is charged for one unit, so that no task is free.
             shares[:, int(b)] = np.maximum(np.mean(units, axis=1), 1.0 / units.shape[1])
         sizes = problem.data.sizes[clients]
         timing = fleet.timing(
@@ -288,7 +289,7 @@ def feddrop(
 def _capacity_rates(
     fleet: Fleet, cost: ThinCost, dropped: np.ndarray, capacity: np.ndarray | None
 ) -> np.ndarray:
-    """Rates per client from its share of the full training cost, float64[n]."""
+    """Rate of each client from its share of the full training cost, float64[n]."""
     speed = fleet.flops_per_s / np.max(fleet.flops_per_s)
     kappa = speed if capacity is None else np.asarray(capacity, np.float64)
     require(
@@ -304,7 +305,7 @@ def _capacity_rates(
 def _latency_rates(
     fleet: Fleet, samples: np.ndarray, cost: ThinCost, dropped: np.ndarray, latency_s: float
 ) -> np.ndarray:
-    """Rates per client from the time of the layers before the first thinned unit, and the rest."""
+    """Rate of each client from the times of the fixed layers and the thinned layers, float64[n]."""
     scaled = np.arange(len(dropped)) >= np.flatnonzero(dropped)[0]
     every = cost.forward_flops + cost.input_grad_flops + cost.weight_grad_flops
     sent = cost.matrix_bytes + cost.vector_bytes + cost.stats_bytes * cost.uploads_stats

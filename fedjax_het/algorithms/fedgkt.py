@@ -1,4 +1,4 @@
-"""FedGKT: small networks at the clients and a large one at the server teach each other."""
+"""FedGKT: distillation between small networks at the clients and a large one at the server."""
 
 import functools
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from fedjax_het.problem import Problem
 class DistillationTraining(TrainingOptions):
     """`TrainingOptions` of FedGKT, with the authors' optimiser.
 
-    The state of the server's optimiser outlives the round, that of a client's does not.
+    The server's optimiser keeps its state between rounds; a client's starts new every round.
     """
 
     client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad"
@@ -40,12 +40,12 @@ class DistillationTraining(TrainingOptions):
 
 
 class State(NamedTuple):
-    """What outlives a round.
+    """State between rounds.
 
     Attributes:
-      edge: `Variables` of every client's own network, leading axis n; None for the server's blocks.
-      logits: float32[N, classes], the server's last word on every training sample.
-      taught: bool[n], clients whose samples have such logits.
+      edge: variables of every client's network, leading axis n; None for the server's blocks.
+      logits: float32[N, classes], latest logits of the server for every training sample.
+      taught: bool[n], clients whose samples have logits of the server.
       optimizer: state of the server's optimiser.
       key: uint32[...], data of the server's random key.
     """
@@ -71,30 +71,31 @@ def fedgkt(
 ) -> Algorithm:
     r"""Group knowledge transfer; no weights are averaged.
 
-    Every client keeps a network of its own, the first blocks of the model and an auxiliary head. It
+    Every client keeps its own network: the first blocks of the model and an auxiliary head. It
     minimises $CE + \alpha T^2 KL_T(\text{client} \| \text{server's logits})$, without the second
-    term before it has been taught, and then sends, in eval mode, the activations, logits and labels
-    of its samples. The server trains the deeper blocks on them, all clients' one after the other,
-    on $T^2 KL_T(\cdot \| \text{client's logits}) + \alpha CE$, and returns its own logits.
+    term before it has logits of the server. Then it sends the activations (in eval mode), logits
+    and labels of its samples. The server trains the deeper blocks on them, client after client,
+    with $T^2 KL_T(\cdot \| \text{client's logits}) + \alpha CE$, and returns its logits.
 
-    The model's accuracy is the mean over clients of the server's half behind the client's own.
-    Logits belong to samples, not to places in a batch, so order may change between rounds; they are
-    those of the samples without augmentation.
+    The model's accuracy is the mean over clients of the client's network followed by the server's.
+    Logits belong to samples, not to positions in a batch, so the order may change between rounds.
+    They are computed from samples without augmentation.
 
     Args:
       problem: model, data and fleet; the model needs exit heads.
-      client_blocks: blocks of a client's network.
+      client_blocks: number of blocks of a client's network.
       temperature: temperature T of the distillation.
-      alpha: weight of what the other side teaches.
-      server_epochs: passes of the server over everything it was sent in the first round, E_s.
-      anneal_rounds: rounds in which E_s falls to 1, linearly.
-      server_flops_per_s: speed of the server; None for the fastest device's. Its training begins
-        when all clients are done; its time is part of every task's.
-      **training: see `DistillationTraining`.
+      alpha: weight of the second term of each loss.
+      server_epochs: number of passes E_s of the server over the received samples in the first
+        round.
+      anneal_rounds: number of rounds in which E_s decreases linearly to 1.
+      server_flops_per_s: speed of the server; None for that of the fastest device. Its training
+        starts when all clients have finished; its time is part of the time of every task.
+      **training: fields of `DistillationTraining`.
 
     References:
       He, Annavaram and Avestimehr, *Group Knowledge Transfer*, NeurIPS 2020; methods/baselines.md
-      14. T, alpha and E_s are ours: their schedules are not stated in DTFL.
+      14. T, alpha and E_s are our choice: DTFL does not state their schedules.
     """
     options = DistillationTraining.parse(training)
     model, n = problem.model, problem.num_clients
@@ -107,11 +108,13 @@ def fedgkt(
     both = halves(model.num_blocks, int(cut[0]))
     table = splits.price_tiers(problem.cost, cut)
     speed = splits.server_speed(server_flops_per_s, problem.fleet)
-    room = min(options.batch_size, int(np.max(problem.data.sizes)))
+    capacity = min(options.batch_size, int(np.max(problem.data.sizes)))
     teaching = {"temperature": temperature, "alpha": alpha}
     optimizer, pipeline = options.optimizer(), problem.data.pipeline
     samples_on_device = functools.cache(problem.data.device)
-    teach = jax.jit(server_training(model, pipeline, both, optimizer, batch_size=room, **teaching))
+    teach = jax.jit(
+        server_training(model, pipeline, both, optimizer, batch_size=capacity, **teaching)
+    )
 
     def epochs(round: int) -> int:
         return max(1, int(np.rint(server_epochs * (1.0 - round / anneal_rounds))))
@@ -183,7 +186,7 @@ def fedgkt(
         init=init,
         plan=plan,
         mask=None,
-        local=edge_training(model, pipeline, both, optimizer, max_batch=room, **teaching),
+        local=edge_training(model, pipeline, both, optimizer, max_batch=capacity, **teaching),
         merge=_nothing(),
         update=parts.replace,
         observe=observe,
@@ -194,7 +197,7 @@ def fedgkt(
 
 
 def _require_teachable(problem: Problem) -> None:
-    """Raises `InputError` unless clients have a head, and samples a label, of their own."""
+    """Raises `InputError` unless there is a head per block, and one label per sample."""
     model, labels = problem.model, problem.data.y
     require(
         bool(model.exits) and labels.ndim == 1,
@@ -213,18 +216,18 @@ def _price(
     taught: np.ndarray,
     server_s: np.ndarray,
 ) -> Timing:
-    """What a round takes the cohort.
+    """The timing of the cohort's tasks.
 
-    Activations, labels and logits of every sample go up once, after training. The client's network
-    stays where it is, and comes down once; then it is the server's logits that come down.
+    Activations, labels and logits of every sample are uploaded once, after training. A client
+    downloads its network once, and in later rounds the server's logits.
 
     Args:
       problem: model, data and fleet.
       training: options of the clients.
       table: prices of the only cut.
-      situation: the cohort, and when it starts.
-      taught: clients that have their network already, bool[k].
-      server_s: time of the server on what everyone sends, float64[1].
+      situation: cohort and time of dispatch.
+      taught: mask of the clients that already have their network, bool[k].
+      server_s: seconds of the server on the samples of all clients, float64[1].
     """
     clients = situation.clients
     sizes = problem.data.sizes[clients]
@@ -247,7 +250,7 @@ def _price(
 
 
 def _nothing() -> Aggregator:
-    """The merge of clients that send no weights: the model stays as it is, bit for bit."""
+    """The merge of clients that send no weights; the model does not change."""
 
     def init(state: State, variables: Variables, mask_shapes: PyTree) -> PyTree:
         del state, variables, mask_shapes

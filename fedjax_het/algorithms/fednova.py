@@ -1,4 +1,4 @@
-"""FedNova: clients that take more local steps no longer pull the model further their way."""
+"""FedNova: updates are normalised by the number of local steps of each client."""
 
 from typing import Unpack
 
@@ -20,7 +20,7 @@ def fednova(problem: Problem, **training: Unpack[TrainingKeywords]) -> Algorithm
 
     Args:
       problem: model, data and fleet.
-      **training: see `TrainingOptions`.
+      **training: fields of `TrainingOptions`.
 
     References:
       Wang et al., *Tackling the Objective Inconsistency Problem*, 2020, for plain SGD.

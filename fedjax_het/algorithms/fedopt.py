@@ -1,4 +1,4 @@
-"""FedAvg with an optimiser on the server: FedAvgM, FedAdam, FedYogi and whatever optax offers."""
+"""FedAvg with an optimiser on the server: FedAvgM, FedAdam, FedYogi and optax optimisers."""
 
 from typing import Unpack
 
@@ -24,14 +24,14 @@ def scale_by_fedopt(
     $m = \beta_1 m + (1-\beta_1) g$; Yogi has $v = v - (1-\beta_2) g^2 \mathrm{sign}(v - g^2)$ and
     Adam $v = \beta_2 v + (1-\beta_2) g^2$; the step is $m / (\sqrt v + \tau)$, with $v_0 = \tau^2$.
 
-    Warning: optax's own `scale_by_yogi` and `scale_by_adam` correct the bias of both moments; the
-    paper does not, and its default step sizes assume so.
+    Warning: optax's own `scale_by_yogi` and `scale_by_adam` correct the bias of both moments. The
+    paper does not, and its default step sizes assume uncorrected moments.
 
     Args:
-      moment: which second moment, "yogi" or "adam".
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      tau: adaptivity; large values approach plain server momentum.
+      moment: rule of the second moment, "yogi" or "adam".
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      tau: constant added to the root; large values approach plain server momentum.
 
     References:
       Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithm 2.
@@ -69,19 +69,20 @@ def fedopt(
     tau: float = 1e-3,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""FedAvg whose server hands $-\Delta$ to an optimiser as if it were a gradient.
+    r"""FedAvg with a server optimiser that uses $-\Delta$ as the gradient.
 
-    Running statistics are plainly averaged.
+    Running statistics are averaged.
 
     Args:
       problem: model, data and fleet.
-      server_optimizer: "yogi" or "adam" for FedYogi and FedAdam, or any optax transformation, which
-        brings its own step: `optax.sgd(1.0)` is FedAvg, `optax.sgd(1.0, momentum=0.9)` FedAvgM.
-      server_learning_rate: the adaptive server's step.
-      b1: decay of its first moment; see `scale_by_fedopt`.
-      b2: decay of its second moment.
-      tau: its adaptivity.
-      **training: see `TrainingOptions`.
+      server_optimizer: optimiser of the server: "yogi" (FedYogi), "adam" (FedAdam), or any optax
+        transformation with its own step size; `optax.sgd(1.0)` is FedAvg, and
+        `optax.sgd(1.0, momentum=0.9)` is FedAvgM.
+      server_learning_rate: step size of "yogi" and "adam".
+      b1: decay rate of the first moment; see `scale_by_fedopt`.
+      b2: decay rate of the second moment.
+      tau: constant added to the root of the second moment.
+      **training: fields of `TrainingOptions`.
 
     References:
       Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithms 1 and 2.

@@ -1,4 +1,4 @@
-"""FedPMT: every device trains as many of the deepest layers as its compute capacity allows."""
+"""FedPMT: every device trains as many of the deepest layers as its capacity allows."""
 
 from collections.abc import Callable, Sequence
 from typing import Unpack
@@ -19,26 +19,26 @@ from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.problem import Problem
 
-# Room for rounding in capacities such as 0.71: a device is not refused a depth over the last digit.
+# Tolerance for rounding in capacities such as 0.71, so that the last digit excludes no depth.
 _SLACK = 1e-9
 
 
 def assign_depths(
     cost: CostTable, capacity: np.ndarray, allowed: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""The deepest suffix each device can afford: $d_k = \max\{d : C(d) \le \kappa_k C(L)\}$.
+    r"""The largest depth that each device affords: $d_k = \max\{d : C(d) \le \kappa_k C(L)\}$.
 
-    $C(d)$ is forward through everything plus backward through the last d blocks. The forward pass
-    is never skipped, so no capacity below $F_{fwd}/C(L)$ (about 1/3) can be honoured.
+    $C(d)$ is the cost of the whole forward pass and of the backward pass through the last d blocks.
+    The forward pass is never skipped, so a capacity below $F_{fwd}/C(L)$ (about 1/3) is infeasible.
 
     Args:
       cost: prices of the model's L blocks.
-      capacity: float64[n], kappa, compute capacity relative to what the full model needs.
-      allowed: depths to choose from, within 1..L.
+      capacity: compute capacity kappa relative to the need of the full model, float64[n].
+      allowed: allowed depths, within 1..L.
 
     Returns:
-      depth int64[n], and feasible bool[n]: False where even the smallest allowed depth exceeds the
-      capacity (the device gets it all the same and will straggle).
+      The depths int64[n], and a mask bool[n] of the feasible devices. It is False if the smallest
+      allowed depth exceeds the capacity; the device gets that depth and will be late.
     """
     last = len(cost.names) - 1
     depths = np.sort(np.asarray(allowed, np.int64))
@@ -59,35 +59,35 @@ def fedpmt(
     decay_rounds: float = 50.0,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""Partial model training: a suffix of layers per device, each averaged over its trainers.
+    r"""Partial model training: a suffix of layers per device; averages over the training clients.
 
     Device k runs the whole forward pass, trains its last $d_k$ blocks and uploads only them. The
-    server averages every block over those who trained it (weighted by samples):
-    $w_l \leftarrow \sum_{k \in S_l} \rho_k w_{k,l} / \sum_{k \in S_l} \rho_k$; a block that nobody
-    trains keeps its value. With every depth at L it is FedAvg.
+    server averages every block over the clients that trained it (weighted by samples):
+    $w_l \leftarrow \sum_{k \in S_l} \rho_k w_{k,l} / \sum_{k \in S_l} \rho_k$. A block that no
+    client trains keeps its value. If every depth is L it is FedAvg.
 
     Warning: with non-IID data the fixed point solves $\sum_{k \in S_l} \rho_k \nabla_l f_k = 0$ per
-    layer, which is not a minimum of the global objective; if speed and data are correlated the bias
-    is real.
+    layer, which is not a minimum of the global objective. If speed and data are correlated, the
+    result is biased.
 
     Args:
       problem: model, data and fleet.
-      depths: depths to choose from; None allows 1..L. The paper illustrates 1, 3, 4 of 4.
-      capacity: kappa per client in (0, 1], relative to the full model's cost; a function of the
-        round gives capacities that change. None takes each device's speed relative to the fastest,
-        in every round anew where devices are re-drawn.
-      schedule: "constant", or "inverse": the step at round t is `learning_rate / (1 + t /
-        decay_rounds)`, as in the O(1/T) analysis.
+      depths: allowed depths; None allows 1..L. The paper uses 1, 3 and 4 of 4.
+      capacity: capacity kappa of each client in (0, 1], relative to the full model's cost, or a
+        function of the round for capacities that change. None for each device's speed relative to
+        the fastest, in every round if devices are re-drawn.
+      schedule: schedule of the step size: "constant", or "inverse" for `learning_rate / (1 + t /
+        decay_rounds)` in round t, as in the O(1/T) analysis.
       decay_rounds: time constant of the inverse schedule.
-      **training: see `TrainingOptions`.
+      **training: fields of `TrainingOptions`.
 
     Returns:
-      The algorithm; its `info` counts devices below the smallest depth's cost as
+      The algorithm. Its `info` has the number of devices below the cost of the smallest depth as
       `infeasible_clients`.
 
     References:
       Wu, Wang and Narayana, arXiv 2311.10002 (IEEE TNSE 2025). The paper's assignment rule and cost
-      model were not available; `assign_depths` is ours.
+      model were not available; `assign_depths` is our choice.
     """
     options = TrainingOptions.parse(training)
     blocks = problem.model.num_blocks
@@ -143,7 +143,7 @@ def fedpmt(
 def _capacities(
     problem: Problem, capacity: Sequence[float] | Callable[[int], np.ndarray] | None, round: int
 ) -> np.ndarray:
-    """What each client affords of the full model's cost in a round, float64[n]."""
+    """Share of the full model's cost that each client affords in a round, float64[n]."""
     n, speed = problem.num_clients, problem.fleet.at(round).flops_per_s
     given = capacity(round) if callable(capacity) else capacity
     kappa = np.asarray(speed / np.max(speed) if given is None else given, np.float64)

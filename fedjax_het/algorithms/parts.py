@@ -1,4 +1,4 @@
-"""Parts that methods share: priced plans, what devices can hold and meet, the plain server step."""
+"""Parts that methods share: priced plans, checks of memory and deadlines, the plain server step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,18 +29,18 @@ def plan_tasks(
     deadline_s: float = float("inf"),
     timing: Timing | None = None,
 ) -> Plan:
-    """Prices the cohort's tasks: block `first` and all deeper ones train, the rest runs forward.
+    """The plan of the cohort: block `first` and all deeper blocks train, the rest runs forward.
 
     Args:
-      problem: the setting.
-      training: the local workload.
-      situation: who is sampled, and when.
-      first: int64[k] or one value, shallowest trained block (0 = everything).
-      rows: see `Plan.rows`.
-      notes: see `Plan.notes`.
-      learning_rate_scale: see `Plan`.
-      deadline_s: see `Plan`.
-      timing: prices of the tasks; None prices the suffix that starts at `first`.
+      problem: model, data and fleet.
+      training: options of the clients.
+      situation: cohort and time of dispatch.
+      first: shallowest trained block, int64[k] or one value (0 = all blocks).
+      rows: values for the clients' programs, see `Plan.rows`.
+      notes: values for `observe`, see `Plan.notes`.
+      learning_rate_scale: factor on the learning rate, see `Plan`.
+      deadline_s: deadline in seconds, see `Plan`.
+      timing: timing of the tasks; None for that of the suffix that starts at `first`.
     """
     clients = situation.clients
     k = len(clients)
@@ -76,7 +76,7 @@ def plan_tasks(
 
 
 def require_memory(problem: Problem, training: TrainingOptions, first: np.ndarray | int) -> None:
-    """Raises `InputError` if a device cannot hold the sub-model it is meant to train."""
+    """Raises `InputError` if a device has too little memory for its sub-model."""
     n = problem.num_clients
     last = problem.model.num_blocks - 1
     first = np.broadcast_to(np.asarray(first, np.int64), (n,))
@@ -92,27 +92,27 @@ def require_memory(problem: Problem, training: TrainingOptions, first: np.ndarra
 
 
 def memory_reach(problem: Problem, training: TrainingOptions, visited: np.ndarray) -> np.ndarray:
-    """The shallowest block from which each client can hold a window, per exit.
+    """The shallowest block from which the memory of each client suffices, per exit.
 
     Earlier blocks of a window then run forward only, which stores nothing. The probe, two passes
-    over the whole network, is not counted: it can be taken block by block.
+    over the whole network, does not count, because it can run block by block.
 
     Args:
-      problem: model prices and the devices' memory.
-      training: batch size and optimiser.
-      visited: bool[n, L], blocks at which each client's windows ever end.
+      problem: prices of the model and memory of the devices.
+      training: options of the clients, for batch size and optimiser.
+      visited: mask of the blocks at which windows of each client end, bool[n, L].
 
     Returns:
-      int64[n, L]; of no meaning where no window ends.
+      Blocks int64[n, L]; undefined for exits that are not visited.
 
     Raises:
-      InputError: a device that cannot hold even the last block of one of its windows.
+      InputError: if a device cannot hold the last block of one of its windows.
     """
     cost, n, blocks = problem.cost, problem.num_clients, problem.model.num_blocks
     reach = np.zeros((n, blocks), np.int64)
     batch = np.minimum(training.batch_size, problem.data.sizes)
     memory = np.broadcast_to(np.asarray(problem.fleet.memory_bytes, np.float64), (n,))
-    # Fleets have few kinds of devices; the table is made once for each.
+    # Fleets have few kinds of devices; the table is computed once for each kind.
     kinds, kind = np.unique(np.stack([memory, batch], axis=1), axis=0, return_inverse=True)
     first, exit = np.arange(blocks)[:, None], np.flatnonzero(visited.any(axis=0))[None, :]
     for k, (limit, samples) in enumerate(kinds):
@@ -122,7 +122,8 @@ def memory_reach(problem: Problem, training: TrainingOptions, visited: np.ndarra
             np.int64(samples),
             training.optimizer_slots,
         )
-        # The need falls with `first`, so those that fit are a suffix of the blocks before the exit.
+        # The need decreases with `first`, so the blocks that fit are a suffix of those before the
+        # exit.
         fits = (need <= limit) & (first <= exit)
         members = np.flatnonzero(kind == k)
         short = np.flatnonzero(visited[members][:, exit[0]].any(axis=0) & ~fits.any(axis=0))[:1]
@@ -138,7 +139,7 @@ def memory_reach(problem: Problem, training: TrainingOptions, visited: np.ndarra
 
 
 def require_constant_fleet(problem: Problem, method: str) -> None:
-    """Raises `InputError` for devices that are re-drawn, to a method that prices them once."""
+    """Raises `InputError` for a fleet whose devices are re-drawn."""
     require(
         problem.fleet.redraw is None,
         f"redraw_every on the fleet of {method}",
@@ -150,7 +151,7 @@ def require_constant_fleet(problem: Problem, method: str) -> None:
 def require_feasible(
     problem: Problem, training: TrainingOptions, deadline_s: float, *, whole: bool
 ) -> None:
-    """Raises `InputError` if no device can meet the deadline with its whole task (or one step)."""
+    """Raises `InputError` if no device meets the deadline with its whole task (or one step)."""
     sizes = problem.data.sizes
     clients = np.arange(problem.num_clients)
     steps = training.steps(sizes) if whole else np.ones_like(sizes)
@@ -176,9 +177,10 @@ def step_scale(schedule: str, t: Any, decay_rounds: float) -> Any:
     r"""Factor on the step size after t rounds, for `Plan.learning_rate_scale`.
 
     Args:
-      schedule: "constant", or "inverse" for $1 / (1 + t / t_0)$ as in O(1/T) analyses.
-      t: rounds behind, a number or an array.
-      decay_rounds: t_0, time constant of the inverse schedule.
+      schedule: name of the schedule: "constant", or "inverse" for $1 / (1 + t / t_0)$ as in O(1/T)
+        analyses.
+      t: number of previous rounds, a number or an array.
+      decay_rounds: time constant t_0 of the inverse schedule.
     """
     require_known(schedule, ("constant", "inverse"), "schedule")
     require(decay_rounds > 0, f"decay_rounds = {decay_rounds}", "must be positive", "try 50")
@@ -192,7 +194,7 @@ def replace(state: PyTree, variables: Variables, merged: Merged) -> tuple[PyTree
 
 
 def stateless(variables: Variables, key: Any) -> PyTree:
-    """`Algorithm.init` of a method that keeps nothing between rounds."""
+    """`Algorithm.init` of a method without state."""
     del variables, key
     return ()
 
@@ -208,17 +210,17 @@ def full_model(
     check_memory: bool = True,
     amend: Callable[[Situation, Plan], Plan] | None = None,
 ) -> Algorithm:
-    """Everyone trains the whole model and the server takes the weighted mean.
+    """An algorithm in which clients train the whole model and the server takes the weighted mean.
 
     Args:
-      name: for records.
+      name: name of the method in records.
       problem: model, data and fleet.
-      training: the clients' options.
-      pace: when the server merges.
-      deadline_s: for a deadline pace, virtual seconds after dispatch.
-      proximal: FedProx's mu.
-      check_memory: whether every device must hold the whole model.
-      amend: function that changes the plans; None leaves them as they are.
+      training: options of the clients.
+      pace: pace of the server.
+      deadline_s: deadline of a deadline pace, in virtual seconds after dispatch.
+      proximal: factor mu of FedProx's proximal term.
+      check_memory: whether every device must have the memory for the whole model.
+      amend: function that changes the plans; None for unchanged plans.
     """
     if check_memory:
         require_memory(problem, training, 0)

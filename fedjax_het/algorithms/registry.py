@@ -1,4 +1,4 @@
-"""Methods by name: every factory registers itself, and configurations find it here."""
+"""Registry of the methods: factories register themselves, and configurations name them."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ TRAINING_OPTIONS = tuple(field.name for field in fields(TrainingOptions))
 
 # Factories `(problem, **options) -> Algorithm` by name.
 ALGORITHMS: dict[str, Factory] = {}
-# The dataclass that holds the variadic options of a factory.
+# Dataclass of the variadic options of each factory.
 _VARIADIC: dict[str, type] = {}
 
 
@@ -27,14 +27,14 @@ def register(factory: _Made) -> _Made: ...
 @overload
 def register(*, options: type) -> Callable[[_Made], _Made]: ...
 def register(factory: Any = None, *, options: type = TrainingOptions) -> Any:
-    """Makes a factory `(problem, **options) -> Algorithm` known under its name; a decorator.
+    """Registers a factory `(problem, **options) -> Algorithm` under its name; a decorator.
 
     Args:
-      factory: the factory.
-      options: the dataclass that holds its variadic options, where it has any.
+      factory: factory to register.
+      options: dataclass of its variadic options, if it has any.
 
     Raises:
-      InputError: the name is taken.
+      InputError: if the name is already registered.
     """
     if factory is None:
         return lambda factory: _register(factory, options)
@@ -54,10 +54,10 @@ def _register(factory: _Made, options: type) -> _Made:
 
 
 def build(name: str, problem: Problem, **options: Any) -> Algorithm:
-    """Makes an algorithm by name; unknown names and options are `InputError`s.
+    """Makes an algorithm by name; raises `InputError` for unknown names and options.
 
     Args:
-      name: a key of `ALGORITHMS`.
+      name: name of the method, a key of `ALGORITHMS`.
       problem: model, data and fleet.
       **options: keyword arguments of the factory; a group of options may be a mapping.
     """
@@ -68,25 +68,25 @@ def build(name: str, problem: Problem, **options: Any) -> Algorithm:
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """What the options of an algorithm are where they are left out; groups are dictionaries."""
+    """Default options of an algorithm; groups are dictionaries."""
     require_known(name, ALGORITHMS, "algorithm")
     return defaults(*_signatures(name))
 
 
 def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given over those left out, within groups as well."""
+    """The given options with defaults for missing options, also within groups."""
     require_known(name, ALGORITHMS, "algorithm")
     return filled(options, *_signatures(name))
 
 
 def option_names(name: str) -> set[str]:
-    """The options that an algorithm takes."""
+    """Names of an algorithm's options."""
     require_known(name, ALGORITHMS, "algorithm")
     return set(parameters(*_signatures(name))) - {"problem"}
 
 
 def _signatures(name: str) -> tuple[Callable[..., Any], ...]:
-    """The factory and, if it is variadic, the dataclass of those options."""
+    """The factory and, if it is variadic, the dataclass of its variadic options."""
     factory = ALGORITHMS[name]
     own = inspect.signature(factory).parameters.values()
     variadic = any(p.kind is p.VAR_KEYWORD for p in own)

@@ -1,4 +1,4 @@
-"""SplitFed: the network is cut at one place for all, and the server returns the gradients."""
+"""SplitFed: one cut of the network for all clients; the server returns gradients."""
 
 from typing import Unpack
 
@@ -24,19 +24,20 @@ def splitfed(
     plateau: int | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    """Split training end to end: activations up, their gradients down, at every batch.
+    """End-to-end split training: activations up and their gradients down, for every batch.
 
     The server trains a copy of its half per client, and both halves are averaged every round, so
-    the model is exactly that of FedAvg with the same optimiser; only time and traffic differ:
-    client and server wait for each other, and the gradient of every activation is sent.
+    the model equals that of FedAvg with the same optimiser. Only time and traffic differ: client
+    and server wait for each other, and the gradient of every activation is sent.
 
     Args:
       problem: model, data and fleet.
-      client_blocks: blocks on the client; the paper of DTFL cuts after the second.
-      server_flops_per_s: speed of the server on each client's copy; None for the fastest device's.
-      plateau: rounds without a better test accuracy after which the step shrinks by a tenth; None
-        keeps it.
-      **training: see `SplitTraining`.
+      client_blocks: number of blocks on the client; the paper of DTFL cuts after the second block.
+      server_flops_per_s: speed of the server on each client's copy; None for that of the fastest
+        device.
+      plateau: number of rounds without a better test accuracy after which the step size is reduced
+        by 10 %; None for a constant step size.
+      **training: fields of `SplitTraining`.
 
     References:
       Thapa et al., *SplitFed: When Federated Learning Meets Split Learning*, 2022, SFLV1;

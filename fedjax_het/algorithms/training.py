@@ -1,4 +1,4 @@
-"""The options that every method takes: how clients are sampled, train and are weighed."""
+"""Options that every method takes: sampling, training and weights of the clients."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,19 +32,19 @@ class TrainingKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How clients are sampled, train and are weighed; the options every method takes.
+    """Options that every method takes: sampling, training and weights of the clients.
 
     Attributes:
-      learning_rate: step of the client's optimiser.
-      momentum: of the client's SGD; its memory is new every round.
-      client_optimizer: "sgd", or "amsgrad" (DTFL); optax takes AMSGrad's maximum over second
-        moments after the correction of their bias, torch before it.
-      weight_decay: coupled L2 decay, added to the gradient.
+      learning_rate: step size of the client's optimiser.
+      momentum: momentum of the client's SGD, whose state is new every round.
+      client_optimizer: optimiser of the clients: "sgd", or "amsgrad" (DTFL). In AMSGrad optax takes
+        the maximum over second moments after the correction of their bias, torch before it.
+      weight_decay: factor of coupled L2 decay, which is added to the gradient.
       batch_size: samples per mini-batch; the last batch of an epoch may be smaller.
-      epochs: passes over the client's samples per round; ignored when `local_steps` is given.
-      local_steps: mini-batches per round, the same for every client; None counts epochs.
-      clients_per_round: cohort size, sampled without replacement; None takes everyone.
-      weighting: "samples" weighs a client by its number of samples, "uniform" all alike.
+      epochs: passes over the client's samples per round; ignored if `local_steps` is given.
+      local_steps: mini-batches per round, the same for every client; None for `epochs`.
+      clients_per_round: cohort size, sampled without replacement; None for all clients.
+      weighting: weights of the clients: "samples", the numbers of samples, or "uniform".
     """
 
     learning_rate: float
@@ -113,7 +113,7 @@ class TrainingOptions:
         return (steps // per_epoch) * sizes + rest
 
     def cohort_size(self, problem: Problem) -> int:
-        """Clients per round; `InputError` if there are not as many."""
+        """Number of clients per round; `InputError` if there are fewer clients."""
         n = problem.num_clients
         k = n if self.clients_per_round is None else self.clients_per_round
         require(
@@ -125,7 +125,7 @@ class TrainingOptions:
         return k
 
     def largest_batch(self, problem: Problem) -> int:
-        """Samples that the largest mini-batch of any client holds."""
+        """Number of samples in the largest mini-batch of any client."""
         return min(self.batch_size, int(np.max(problem.data.sizes)))
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -140,7 +140,7 @@ class TrainingOptions:
 
     @property
     def optimizer_slots(self) -> int:
-        """Arrays per parameter that the client's optimiser keeps."""
+        """Number of arrays per parameter that the client's optimiser keeps."""
         return 3 if self.client_optimizer == "amsgrad" else int(self.momentum > 0)
 
     def local_update(
@@ -155,9 +155,9 @@ class TrainingOptions:
 
         Args:
           problem: model, data and fleet.
-          proximal: FedProx's mu.
-          model: trains this network in place of the problem's, with the same parameters.
-          observe: see `local_training`.
+          proximal: factor mu of FedProx's proximal term.
+          model: network to train in place of the problem's, with the same parameters.
+          observe: function of the masked gradients, see `local_training`.
         """
         return local_training(
             problem.model if model is None else model,
@@ -171,7 +171,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class UniformTraining(TrainingOptions):
-    """`TrainingOptions` of methods in which clients weigh alike unless said otherwise."""
+    """`TrainingOptions` of methods in which clients have equal weights by default."""
 
     weighting: str = "uniform"
 

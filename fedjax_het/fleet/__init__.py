@@ -1,4 +1,4 @@
-"""Devices: what a sub-model costs them, how fast they are, and when they are on."""
+"""Devices: the cost of a sub-model, speeds, links and availability."""
 
 from fedjax_het.fleet.availability import Availability, always, from_intervals, synthetic
 from fedjax_het.fleet.bandwidth import BandwidthTraces, TraceLink

@@ -1,4 +1,4 @@
-"""What a fleet is given, checked: numbers per device, numbers per task, ids of clients."""
+"""Checks of the values given to a fleet: numbers per device or per task, ids of clients."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: 
 
     Args:
       name: name of the property.
-      value: a number for all devices, or one for each.
+      value: number for all devices, or one for each.
       n: number of devices.
       positive: whether 0 is refused.
       may_be_inf: whether infinity is accepted.
 
     Raises:
-      InputError: anything else than such numbers.
+      InputError: if the values are not such numbers.
     """
     try:
         column = np.asarray(value, np.float64)
@@ -51,12 +51,12 @@ def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
     """The class of each device, int64[n], read-only.
 
     Args:
-      value: a class for all devices, or one for each.
+      value: class of all devices, or one for each.
       names: names of the classes, or ().
       n: number of devices.
 
     Raises:
-      InputError: values that are no classes, or a class without a name among names.
+      InputError: if a value is not a class, or a class has no name although names are given.
     """
     groups = np.asarray(value)
     require(
@@ -95,12 +95,12 @@ def task_amount(name: str, value: Any, k: int, *, whole: bool = False) -> np.nda
 
     Args:
       name: name of the amount.
-      value: a number for all tasks, or one for each.
+      value: number for all tasks, or one for each.
       k: number of tasks.
-      whole: whether it counts bytes.
+      whole: whether the amount is a whole number of bytes.
 
     Raises:
-      InputError: a number that is negative or not finite, or a fraction of a byte.
+      InputError: if a number is negative, not finite, or a fraction of a byte.
     """
     amount = np.asarray(value, np.float64)
     require(

@@ -1,4 +1,4 @@
-"""When a device may next be asked to train: a function of virtual time, not a flag."""
+"""Availability of devices as a function of virtual time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from scipy.optimize import brentq
 from fedjax_het.common.errors import require
 from fedjax_het.fleet.segments import searchsorted_runs
 
-# A wait this short is rounding of `now + wait`: the device counts as on, so that asking again at
-# the time that was answered gives the same time.
+# A wait this short is the rounding of `now + wait`: the device counts as on, so that a query at
+# the returned time returns the same time.
 _ROUNDING_S = 1e-6
 
 
 class Availability(Protocol):
-    """Pure and deterministic: the same question gets the same answer."""
+    """Source of the times at which devices are on; pure and deterministic."""
 
     @property
     def num_devices(self) -> int | None:
-        """Number of devices it knows, or None if it answers for any."""
+        """Number of devices it describes, or None if it holds for any device."""
 
     def next_available(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
         """Earliest time >= `now_s` at which each client is on.
 
         Args:
-          clients: int64[k], devices.
+          clients: int64[k], ids of devices.
           now_s: virtual time, a number or float64[k], >= 0.
 
         Returns:
@@ -34,7 +34,7 @@ class Availability(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """What to write into a run's record."""
+        """The description for a run's record."""
 
 
 class Always:
@@ -47,7 +47,7 @@ class Always:
         return np.array(np.broadcast_to(np.asarray(now_s, np.float64), np.shape(clients)))
 
     def describe(self) -> dict[str, Any]:
-        """What to write into a run's record."""
+        """The description for a run's record."""
         return {"kind": "always"}
 
 
@@ -58,14 +58,14 @@ def always() -> Availability:
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """Devices that switch on and off in cycles of their own; see `from_intervals` and `synthetic`.
+    """Devices that switch on and off in separate cycles; see `from_intervals` and `synthetic`.
 
     Attributes:
       start_s: float64[m], starts of the on-intervals of all devices, one device after the other.
-      end_s: float64[m], their ends; device k is on in `[start, end)`.
-      offsets: int64[n + 1], device k owns the intervals `offsets[k]..offsets[k + 1] - 1`.
-      period_s: float64[n], after which a device's intervals repeat.
-      phase_s: float64[n], place in its cycle at virtual time 0.
+      end_s: float64[m], ends of the on-intervals; a device is on in `[start, end)`.
+      offsets: int64[n + 1], bounds; device k has the intervals `offsets[k]..offsets[k + 1] - 1`.
+      period_s: float64[n], length of each device's cycle.
+      phase_s: float64[n], position of each device in its cycle at virtual time 0.
     """
 
     start_s: np.ndarray
@@ -91,12 +91,12 @@ class Intervals:
         return now + np.where(wait_s > _ROUNDING_S, wait_s, 0.0)
 
     def on_fraction(self) -> np.ndarray:
-        """float64[n], share of the time each device is on."""
+        """float64[n], share of the time for which each device is on."""
         on_s = np.add.reduceat(self.end_s - self.start_s, self.offsets[:-1])
         return on_s / self.period_s
 
     def describe(self) -> dict[str, Any]:
-        """What to write into a run's record."""
+        """The description for a run's record."""
         starts = np.delete(self.start_s, self.offsets[:-1])
         gaps = starts - np.delete(self.end_s, self.offsets[1:] - 1)
         return {
@@ -112,19 +112,20 @@ def from_intervals(
     period_s: Sequence[float] | np.ndarray,
     phase_s: Sequence[float] | np.ndarray | None = None,
 ) -> Intervals:
-    """Availability from recorded on-intervals, repeated for ever.
+    """Availability from recorded on-intervals that repeat without end.
 
     Args:
-      on_s: one float array `[m_k, 2]` of (start, end) per device, in seconds from the start of its
-        cycle, sorted and disjoint, within `[0, period_s[k]]`. Intervals of length 0 are dropped.
+      on_s: intervals (start, end), one float array `[m_k, 2]` per device, in seconds from the start
+        of its cycle, sorted and disjoint, within `[0, period_s[k]]`. Intervals of length 0 are
+        dropped.
       period_s: length of each device's cycle.
-      phase_s: place of each device in its cycle at virtual time 0; 0 if None.
+      phase_s: position of each device in its cycle at virtual time 0; 0 if None.
 
     Returns:
       The availability.
 
     Raises:
-      InputError: for intervals that overlap or leave the cycle, or a device that is never on.
+      InputError: if intervals overlap or leave the cycle, or a device is never on.
     """
     n = len(on_s)
     period = np.asarray(period_s, np.float64)
@@ -174,24 +175,24 @@ def synthetic(
     on_log_std: float = 1.5,
     intervals_per_device: int = 64,
 ) -> Intervals:
-    """Availability drawn from published statistics of phones; log-normal intervals.
+    """Availability drawn from published statistics of phones, with log-normal intervals.
 
     On-intervals are `LogNormal(ln on_median_s, on_log_std)`, gaps `LogNormal(ln off_median_s, s)`.
-    The medians alone would have a phone on for 22 % of the time; `s` is solved for such that the
+    With the medians alone a phone would be on for 22 % of the time; `s` is chosen so that the
     median device is on for `on_fraction` of its cycle.
 
     Args:
-      num_devices: n.
-      seed: of the draw.
+      num_devices: number of devices, n.
+      seed: seed of the draw.
       on_median_s: median on-interval (138 s in the traces of FLASH, 710 phones).
       off_median_s: median gap (476 s there).
-      on_fraction: share of its time the median device is on (5.5 % there).
-      on_log_std: log-std of the on-intervals (2.6 there, with many of a second or two; 1.5 gives
-        sessions that a task fits into).
-      intervals_per_device: on-intervals before a device's cycle repeats.
+      on_fraction: share of its time for which the median device is on (5.5 % there).
+      on_log_std: log-std of the on-intervals (2.6 there, which gives many intervals of 1 or 2 s;
+        1.5 gives intervals that are long enough for a task).
+      intervals_per_device: number of on-intervals before a device's cycle repeats.
 
     Returns:
-      The availability; every device starts at a uniform place of its cycle.
+      The availability; every device starts at a uniformly drawn position in its cycle.
     """
     require(
         num_devices >= 1, f"num_devices = {num_devices}", "must be >= 1", "use the clients' number"
@@ -222,7 +223,7 @@ def synthetic(
 def _solve_off_log_std(
     ratio: float, on_fraction: float, on_log_std: float, intervals: int
 ) -> float:
-    """Log-std of the gaps at which the median of a fixed sample of devices is on `on_fraction`."""
+    """Log-std of the gaps for which the median device of a fixed sample is on `on_fraction`."""
     rng = np.random.default_rng(0)
     on = ratio * np.exp(on_log_std * rng.standard_normal((512, intervals))).sum(axis=1)
     z = rng.standard_normal((512, intervals))

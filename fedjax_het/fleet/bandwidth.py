@@ -1,4 +1,4 @@
-"""Links whose rate changes over time: recorded traces, and exact transfer times through them."""
+"""Links whose rate changes over time: recorded traces and exact transfer times."""
 
 from dataclasses import dataclass, field
 
@@ -10,22 +10,22 @@ from fedjax_het.fleet.segments import searchsorted_runs
 
 @dataclass(frozen=True, eq=False)
 class BandwidthTraces:
-    """Piecewise-constant rates, repeated for ever.
+    """Piecewise-constant rates that repeat without end.
 
-    Point j of a trace gives the rate from `time_s[j]` until the next point; the last point lasts as
-    long as the median step of its trace (1 s for a trace of one point), after which the trace
-    starts over.
+    Point j of a trace gives the rate from `time_s[j]` until the next point. The last point lasts as
+    long as the median step of its trace (1 s for a trace of one point); then the trace starts
+    again.
 
     Attributes:
-      time_s: float64[p], points of all traces one after the other; each trace starts at 0 and its
-        times increase strictly.
-      bytes_per_s: float64[p], >= 0; every trace has a positive point.
-      offsets: int64[m + 1], trace i is the points `offsets[i]..offsets[i + 1] - 1`.
+      time_s: float64[p], times of the points of all traces, one trace after the other; each trace
+        starts at 0 and its times increase strictly.
+      bytes_per_s: float64[p], rates, >= 0; every trace has a positive rate.
+      offsets: int64[m + 1], bounds; trace i has the points `offsets[i]..offsets[i + 1] - 1`.
       sets: names of the collections, for `choose`.
       set_of_trace: int64[m], index into `sets`.
       period_s: float64[m], length of each trace (derived).
-      sent_bytes: float64[p], bytes that fit before each point of its trace (derived).
-      cycle_bytes: float64[m], bytes that fit into one pass (derived).
+      sent_bytes: float64[p], bytes that a trace transfers before each of its points (derived).
+      cycle_bytes: float64[m], bytes that one pass of a trace transfers (derived).
     """
 
     time_s: np.ndarray
@@ -74,7 +74,7 @@ class BandwidthTraces:
             last = offsets[i + 1] - 1
             steps = step_s[offsets[i] : last]
             step_s[last] = np.median(steps) if steps.size else 1.0
-        # Differences of one running sum: increasing within a trace, exactly 0 at its start.
+        # Differences of one prefix sum increase within a trace and are exactly 0 at its start.
         total = np.append(0.0, np.cumsum(rate * step_s))
         start = total[offsets[:-1]]
         cycle = total[offsets[1:]] - start
@@ -102,13 +102,13 @@ class BandwidthTraces:
 
 @dataclass(frozen=True, eq=False)
 class TraceLink:
-    """One trace per device, entered at a phase of its own.
+    """One trace per device, with a start position (phase) per device.
 
     Attributes:
-      traces: the traces.
-      trace_of_device: int64[n], which trace device k follows.
-      phase_s: float64[n], place in its trace at virtual time 0; keeps devices that share a trace
-        from fading in step.
+      traces: traces that the devices follow.
+      trace_of_device: int64[n], index of the trace of each device.
+      phase_s: float64[n], position of each device in its trace at virtual time 0; different phases
+        keep the rates of devices that share a trace from changing at the same times.
     """
 
     traces: BandwidthTraces
@@ -139,15 +139,15 @@ class TraceLink:
     def transfer_s(
         self, clients: np.ndarray, transfer_bytes: np.ndarray, start_s: np.ndarray
     ) -> np.ndarray:
-        """The exact d with `integral of rate from start_s to start_s + d = transfer_bytes`.
+        """The exact duration d: the integral of the rate over d seconds is `transfer_bytes`.
 
         Args:
-          clients: int64[k], devices.
-          transfer_bytes: int64[k], >= 0.
+          clients: int64[k], ids of devices.
+          transfer_bytes: int64[k], bytes of each transfer, >= 0.
           start_s: float64[k], virtual time at which each transfer starts, >= 0.
 
         Returns:
-          float64[k] seconds; 0 where there is nothing to send.
+          Durations in seconds, float64[k]; 0 for transfers without bytes.
         """
         traces, trace = self.traces, self.trace_of_device[clients]
         begin, end = traces.offsets[trace], traces.offsets[trace + 1]
@@ -158,10 +158,11 @@ class TraceLink:
         target = sent + transfer_bytes
         cycles = np.floor(target / cycle)
         rest = target - cycles * cycle
-        # A transfer that ends with a pass ends inside it, before any silence that opens the next.
+        # A transfer that ends with a pass ends inside it, before zero rates that start the next
+        # pass.
         wraps = (rest <= 0) & (cycles > 0)
         cycles, rest = cycles - wraps, rest + wraps * cycle
-        # The last point with sent < rest has a positive rate, so no silent one is divided by.
+        # The last point with sent < rest has a positive rate, so there is no division by zero.
         j = np.maximum(searchsorted_runs(traces.sent_bytes, begin, end, rest, "left") - 1, begin)
         moving = transfer_bytes > 0
         rate = np.where(moving, traces.bytes_per_s[j], 1.0)

@@ -1,13 +1,13 @@
-"""Prices a sub-model from the model itself: FLOPs, bytes and memory of blocks `first..exit`.
+"""Prices of a sub-model: FLOPs, bytes and memory of blocks `first..exit`, from the model itself.
 
 A sub-model is `(first, exit)`: blocks before `first` run forward only, blocks `first..exit` train,
-the head after block `exit` gives the loss, and deeper blocks are not run. Per sample it costs
+the head after block `exit` gives the loss, and deeper blocks do not run. Its cost per sample is
 
     sum_{b <= exit} forward_b  +  sum_{first <= b <= exit} weight_grad_b
       +  sum_{first < b <= exit} input_grad_b  +  head_exit
 
-so that starting deeper or leaving earlier is always cheaper. The forward pass of the frozen blocks
-is never free: no device can go below its share of a step, about one third.
+A larger `first` or a smaller `exit` is always cheaper. The forward pass of the frozen blocks is
+always paid: the cost of a step is at least its share, about one third.
 """
 
 from dataclasses import dataclass, fields
@@ -25,31 +25,31 @@ from fedjax_het.models.base import BlockModel
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """Prices of a model's blocks, per sample; arrays of length L, input side first.
+    """Prices of a model's blocks per sample; arrays of length L in the order of the blocks.
 
-    The `exit_` arrays price the head after each block: zeros for the last block, whose head is the
-    network's own, and everywhere for a model without exits.
+    The `exit_` arrays hold the prices of the head after each block. They are zero for the last
+    block, whose head is the network's own, and for a model without exits.
 
     Attributes:
       names: names of the blocks.
-      forward_flops: float64, forward pass.
-      weight_grad_flops: float64, backward pass down to the block's own parameters.
-      input_grad_flops: float64, what the gradient of the block's input costs on top.
-      param_count: int64, parameters.
+      forward_flops: float64, FLOPs of the forward pass.
+      weight_grad_flops: float64, FLOPs of the backward pass to the block's own parameters.
+      input_grad_flops: float64, additional FLOPs of the gradient of the block's input.
+      param_count: int64, number of parameters.
       param_bytes: int64, bytes of the parameters.
       stats_bytes: int64, bytes of the running statistics.
-      activation_bytes: int64, size of the block's output.
-      stored_bytes: int64, what the block keeps of a sample between forward and backward pass.
-      exit_forward_flops: float64.
-      exit_weight_grad_flops: float64.
-      exit_input_grad_flops: float64.
-      exit_param_count: int64.
-      exit_param_bytes: int64.
-      exit_stored_bytes: int64.
-      has_exits: True if a sub-model may leave before the last block.
-      shared_exit: True if all exits are one head.
-      uploads_stats: True if running statistics of trained blocks go back to the server; they always
-        come down with the model.
+      activation_bytes: int64, bytes of the block's output.
+      stored_bytes: int64, bytes that the block keeps of a sample between forward and backward pass.
+      exit_forward_flops: float64, `forward_flops` of the head.
+      exit_weight_grad_flops: float64, `weight_grad_flops` of the head.
+      exit_input_grad_flops: float64, `input_grad_flops` of the head.
+      exit_param_count: int64, `param_count` of the head.
+      exit_param_bytes: int64, `param_bytes` of the head.
+      exit_stored_bytes: int64, `stored_bytes` of the head.
+      has_exits: whether a sub-model may end before the last block.
+      shared_exit: whether all exits are one head.
+      uploads_stats: whether running statistics of trained blocks are sent to the server; they are
+        always downloaded with the model.
     """
 
     names: tuple[str, ...]
@@ -88,14 +88,14 @@ class CostTable:
         return len(self.names)
 
     def step_flops(self, first: Any = 0, exit: Any = None) -> np.ndarray:
-        """FLOPs of one training step per sample, of the sub-models `(first, exit)`.
+        """FLOPs per sample of one training step of the sub-models `(first, exit)`.
 
         Args:
-          first: int or int array, shallowest trained block.
-          exit: int or int array, block whose head gives the loss; None for the last.
+          first: shallowest trained block, int or int array.
+          exit: block whose head gives the loss, int or int array; None for the last.
 
         Returns:
-          float64 of the broadcast shape of `first` and `exit`.
+          The FLOPs, float64 of the broadcast shape of `first` and `exit`.
         """
         first, exit = self._sub_model(first, exit)
         head = self.exit_forward_flops + self.exit_weight_grad_flops + self.exit_input_grad_flops
@@ -112,14 +112,14 @@ class CostTable:
         return _running(self.forward_flops)[exit + 1] + self.exit_forward_flops[exit]
 
     def upload_bytes(self, first: Any = 0, exit: Any = None) -> np.ndarray:
-        """Bytes a client sends back: the blocks it trained, their statistics and its exit head.
+        """Bytes that a client uploads: the trained blocks, their statistics and the exit head.
 
         Args:
-          first: as in `step_flops`.
-          exit: as in `step_flops`.
+          first: shallowest trained block, as in `step_flops`.
+          exit: block whose head gives the loss, as in `step_flops`.
 
         Returns:
-          int64 of the broadcast shape.
+          The bytes, int64 of the broadcast shape.
         """
         first, exit = self._sub_model(first, exit)
         sent = self.param_bytes + (self.stats_bytes if self.uploads_stats else 0)
@@ -133,20 +133,21 @@ class CostTable:
     def memory_bytes(
         self, first: Any, exit: Any, batch: Any, optimizer_slots: int = 0
     ) -> np.ndarray:
-        """Bytes a device needs to train the sub-model: what must be held at once, a lower bound.
+        """Memory that a device needs to train the sub-model, in bytes; a lower bound.
 
-        Parameters and statistics of the blocks that run; a gradient and the optimiser's slots for
-        those that train; what the trained blocks keep of every sample for the backward pass.
+        It is the sum of the parameters and statistics of the blocks that run, of a gradient and the
+        optimiser's arrays for the blocks that train, and of the values that the trained blocks keep
+        of every sample for the backward pass.
 
         Args:
-          first: as in `step_flops`.
-          exit: as in `step_flops`.
-          batch: int or int array, samples per step.
-          optimizer_slots: arrays per parameter that the client's optimiser keeps: 0 for SGD, 1 with
-            momentum, 2 for Adam.
+          first: shallowest trained block, as in `step_flops`.
+          exit: block whose head gives the loss, as in `step_flops`.
+          batch: samples per step, int or int array.
+          optimizer_slots: number of arrays per parameter that the client's optimiser keeps: 0 for
+            SGD, 1 with momentum, 2 for Adam.
 
         Returns:
-          int64 of the broadcast shape.
+          The bytes, int64 of the broadcast shape.
         """
         first, exit = self._sub_model(first, exit)
         batch = np.asarray(batch)
@@ -196,19 +197,19 @@ def _between(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndar
 
 
 def cost_table(model: BlockModel) -> CostTable:
-    """Counts the prices of `model` from its own jaxprs, on abstract values; nothing is compiled.
+    """Counts the prices of `model` from its jaxprs, on abstract values; nothing is compiled.
 
-    FLOPs are those of contractions, 1 multiply-add = 2 FLOPs; see `contraction_flops`. They
-    are counted at batch 1: work that a block does once per step would be charged to every sample.
+    FLOPs are those of contractions, 1 multiply-add = 2 FLOPs; see `contraction_flops`. They are
+    counted at batch size 1, so work that a block does once per step is charged to every sample.
 
     Args:
-      model: any `BlockModel`.
+      model: model to price.
 
     Returns:
       The table.
 
     Raises:
-      InputError: if a block's work cannot be counted.
+      InputError: if the FLOPs of a block cannot be counted.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, stats = model.shapes
@@ -257,20 +258,21 @@ def price(
     bytes_down: np.ndarray | None = None,
     bytes_up: np.ndarray | None = None,
 ) -> Timing:
-    """What it takes each client to fetch the model, train its sub-model and send it back.
+    """The timing of one task per client: download the model, train the sub-model, upload it.
 
     Args:
       table: prices of the model.
-      fleet: the devices.
-      clients: int64[k], client ids.
-      first: int or int[k], shallowest trained block.
-      exit: int or int[k], block whose head gives the loss; None for the last.
-      samples: int or int[k], samples processed in the task (steps x batch), >= 1.
-      now_s: virtual time of dispatch, a number or float64[k].
-      rng: draws the jitter of the durations; None for the expected ones.
-      flops: float64[k], replaces `samples * step_flops` (splits, widths, densities).
-      bytes_down: int64[k], replaces the whole model.
-      bytes_up: int64[k], replaces the trained blocks.
+      fleet: fleet of devices.
+      clients: ids of the clients, int64[k].
+      first: shallowest trained block, int or int[k].
+      exit: block whose head gives the loss, int or int[k]; None for the last.
+      samples: samples processed in the task (steps x batch), int or int[k], >= 1.
+      now_s: virtual time of dispatch in seconds, a number or float64[k].
+      rng: generator that draws the jitter of the durations; None for expected durations.
+      flops: work of each task, float64[k], in place of `samples * step_flops` (for splits, widths,
+        densities).
+      bytes_down: bytes of each download, int64[k], in place of the whole model.
+      bytes_up: bytes of each upload, int64[k], in place of the trained blocks.
 
     Returns:
       The timing; see `Fleet.timing`.

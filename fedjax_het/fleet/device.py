@@ -1,4 +1,4 @@
-"""A fleet of unequal devices: how fast each computes, sends and receives, and when it is on."""
+"""A fleet of unequal devices: speeds, links, memory and availability."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from fedjax_het.fleet.bandwidth import TraceLink
 from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.fleet.speed import SpeedTrace
 
-# Given as a number or an array, held as an array of length n.
+# Fields given as a number or an array, and stored as arrays of length n.
 PerDevice = Any
 
 _COLUMNS = {
@@ -30,34 +30,36 @@ _COLUMNS = {
 
 @dataclass(frozen=True, eq=False)
 class Fleet:
-    """n devices; device k belongs to client k. A number given for an array holds for every device.
+    """A fleet of n devices; device k belongs to client k.
 
-    A task of F FLOPs, D bytes down and U bytes up takes `latency + D / downlink`, then
-    `F / flops_per_s`, then `latency + U / uplink` seconds, each with its own jitter. Jitter
-    multiplies a duration by a random factor of mean one: it spreads times without changing what a
-    task costs on average. It is drawn anew for every task.
+    A number in place of an array holds for every device. A task of F FLOPs, D bytes down and U
+    bytes up takes `latency + D / downlink`, then `F / flops_per_s`, then `latency + U / uplink`
+    seconds. Each of the three durations is multiplied by jitter: a random factor of mean one, drawn
+    for every task, which spreads the durations without changing their mean.
 
     Attributes:
       flops_per_s: float64[n], sustained training speed.
-      downlink_bytes_per_s: float64[n]; inf makes downloads free (their bytes still count).
-      uplink_bytes_per_s: float64[n]; inf as above.
-      memory_bytes: float64[n]; inf for no limit.
-      latency_s: float64[n], added to every transfer that has bytes.
-      compute_distribution: `"lognormal"`: factor `exp(s z - s^2 / 2)` with `s = compute_jitter`;
-        `"exponential"`: mean of `compute_stages` exponentials, the sum of that many equal stages
-        each of which takes an exponential time (ADEL-FL's layers).
-      compute_jitter: float64[n], log-std of compute times; 0 for constant ones.
-      compute_stages: stages of an exponential compute time, >= 1.
+      downlink_bytes_per_s: float64[n], download rate; inf makes downloads take no time (their bytes
+        still count).
+      uplink_bytes_per_s: float64[n], upload rate; inf as above.
+      memory_bytes: float64[n], memory; inf for no limit.
+      latency_s: float64[n], seconds added to every transfer that has bytes.
+      compute_distribution: distribution of the jitter of compute times. `"lognormal"`: factor
+        `exp(s z - s^2 / 2)` with `s = compute_jitter`. `"exponential"`: mean of `compute_stages`
+        exponentials, for a task of that many equal stages with exponential times (ADEL-FL's
+        layers).
+      compute_jitter: float64[n], log-std of compute times; 0 for constant times.
+      compute_stages: number of stages of an exponential compute time, >= 1.
       speed_trace: factor on `flops_per_s` that changes over virtual time; None for constant speeds.
       link_jitter: float64[n], log-std of transfer times, drawn separately down and up.
       downlink_trace: recorded rates that replace `downlink_bytes_per_s` in `timing`.
       uplink_trace: recorded rates that replace `uplink_bytes_per_s` in `timing`.
-      availability: when a device may next be asked.
-      redraw: clients that change places among device profiles from round to round; see `at`. None
-        for a constant fleet. The columns above are those of round 0.
+      availability: times at which devices are on.
+      redraw: schedule by which clients change their device profiles between rounds; see `at`. None
+        for a constant fleet. The arrays above are those of round 0.
       groups: int64[n], class of each device, for plots.
-      group_names: a name per class, or () for numbers.
-      name: for records.
+      group_names: names of the classes, or () for numbers.
+      name: name of the fleet in records.
     """
 
     flops_per_s: np.ndarray
@@ -131,7 +133,7 @@ class Fleet:
         return self.flops_per_s.size
 
     def at(self, round: int) -> "Fleet":
-        """The fleet as it is in a round: itself, unless its devices are re-drawn."""
+        """The fleet in a round; this object, unless devices are re-drawn."""
         if self.redraw is None:
             return self
         place = self.redraw.profiles(round)
@@ -158,19 +160,21 @@ class Fleet:
         """Durations of one task per client: download, then compute, then upload.
 
         Args:
-          clients: int64[k], client ids.
-          flops: float or float64[k], work of each task.
-          bytes_down: int or int64[k].
-          bytes_up: int or int64[k].
-          now_s: virtual time of dispatch, a number or float64[k]; decides where a trace is entered.
-          rng: draws the jitter; None for the expected durations (a trace is followed either way).
-          compute_s: float64[k], compute times that are known already; None draws them.
+          clients: ids of the clients, int64[k].
+          flops: FLOPs of each task, float or float64[k].
+          bytes_down: bytes of each download, int or int64[k].
+          bytes_up: bytes of each upload, int or int64[k].
+          now_s: virtual time of dispatch in seconds, a number or float64[k]; traces are read from
+            there.
+          rng: generator that draws the jitter; None for expected durations (traces hold in both
+            cases).
+          compute_s: compute times that are already known, float64[k]; None draws them.
 
         Returns:
-          The timing. Tasks are independent: neither other clients nor the server's link slow one.
+          The timing. Tasks are independent: other clients and the server's link do not slow a task.
 
         Raises:
-          InputError: for unknown clients, negative amounts, or a task that would take no time.
+          InputError: if a client is unknown, an amount is negative, or a task would take no time.
         """
         clients = client_ids(clients, self.num_devices)
         k = clients.size
@@ -197,7 +201,7 @@ class Fleet:
         )
 
     def speed(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
-        """FLOP/s of each client for a task that is dispatched at `now_s`, float64[k]."""
+        """Speed in FLOP/s of each client for a task that is dispatched at `now_s`, float64[k]."""
         clients = client_ids(clients, self.num_devices)
         drift = 1.0 if self.speed_trace is None else self.speed_trace.at(clients, now_s)
         return self.flops_per_s[clients] * drift
@@ -210,21 +214,21 @@ class Fleet:
         now_s: float | np.ndarray,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """When the equal parts of a computation are done, for work that may be cut short.
+        """Times at which the equal parts of a computation end, for work that may be cut short.
 
         Args:
-          clients: int64[k], client ids.
-          flops: float or float64[k], the whole work.
-          stages: L, equal parts of it, one after the other. With exponential compute times each
-            part takes one; otherwise one factor stretches the whole task.
-          now_s: virtual time of dispatch.
-          rng: draws the jitter.
+          clients: ids of the clients, int64[k].
+          flops: FLOPs of the whole work, float or float64[k].
+          stages: number of equal, consecutive parts, L. With exponential compute times each part
+            has an exponential time; otherwise one factor holds for the whole task.
+          now_s: virtual time of dispatch in seconds.
+          rng: generator that draws the jitter.
 
         Returns:
-          float64[k, L], seconds since the computation began, increasing along the last axis.
+          Seconds since the start of the computation, float64[k, L], increasing along the last axis.
 
         Raises:
-          InputError: the fleet's exponential times are sums of another number of stages.
+          InputError: if the fleet's exponential times have another number of stages.
         """
         speed = self.speed(clients, now_s)
         part_s = task_amount("flops", flops, speed.size) / stages / speed
@@ -246,7 +250,7 @@ class Fleet:
         return self.availability.next_available(client_ids(clients, self.num_devices), now_s)
 
     def describe(self) -> dict[str, Any]:
-        """The fleet in numbers, for a run's record: JSON-ready, unlimited values as None."""
+        """Statistics of the fleet for a run's record; values for JSON, with None for unlimited."""
 
         def span(values: np.ndarray) -> list[float | None]:
             low, middle, high = np.quantile(values, [0, 0.5, 1], method="nearest")
@@ -300,10 +304,10 @@ class Fleet:
 
 
 def speed_thirds(speed: np.ndarray) -> dict[str, Any]:
-    """Device classes for a fleet that has none: its slow, middle and fast third.
+    """Device classes for a fleet without classes: the slow, middle and fast third.
 
     Args:
-      speed: float64[n].
+      speed: speeds of the devices, float64[n].
 
     Returns:
       The arguments `groups` and `group_names` of `Fleet`.

@@ -1,8 +1,8 @@
-"""Counts the FLOPs of a function from its jaxpr: contractions only, 1 multiply-add = 2 FLOPs.
+"""Counts of FLOPs of a function from its jaxpr: contractions only, 1 multiply-add = 2 FLOPs.
 
-Contractions (`dot_general`, `conv_general_dilated`) are what the papers count and what time goes
-into; element-wise work is left out, so the numbers are exact integers that a table can be checked
-against. Nothing is compiled or run.
+Papers count contractions (`dot_general`, `conv_general_dilated`), and they take most of the time.
+Element-wise work does not count, so the numbers are exact integers that can be compared with a
+table. Nothing is compiled or run.
 """
 
 import math
@@ -19,7 +19,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.models.block import Block
 from fedjax_het.models.lowering import lowering
 
-# Primitives whose work cannot be seen from outside.
+# Primitives whose work does not appear in the jaxpr.
 _OPAQUE = {
     "ffi_call",
     "io_callback",
@@ -33,26 +33,27 @@ _OPAQUE = {
 def contraction_flops(fn: Callable[..., Any], *args: Any) -> int:
     """FLOPs of the contractions in `fn(*args)`.
 
-    A scan counts its body times its length, a conditional its dearest branch. Zeros inserted by a
-    strided convolution's input gradient do not count, zeros of padding do, so that a convolution
-    costs the usual `2 H_out W_out C_in C_out K^2`, and with SAME padding so does either gradient.
+    A scan counts as its body times its length, a conditional as its most expensive branch. Zeros
+    that the input gradient of a strided convolution inserts do not count; zeros of padding do. A
+    convolution thus has the usual `2 H_out W_out C_in C_out K^2` FLOPs, and with SAME padding so
+    has each gradient.
 
     Args:
       fn: function of arrays.
       *args: pytrees of arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
-      The count, an exact integer.
+      The number of FLOPs, an exact integer.
 
     Raises:
-      InputError: if a contraction sits in a `while` loop, whose trip count is unknown, or if `fn`
-        calls something that cannot be looked into (a Pallas kernel, a callback).
+      InputError: if a `while` loop, whose trip count is unknown, contains a contraction, or if `fn`
+        calls something without a jaxpr (a Pallas kernel, a callback).
     """
     return jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def jaxpr_flops(jaxpr: Jaxpr) -> int:
-    """`contraction_flops` of a function that has been traced already."""
+    """`contraction_flops` of a function that is already traced."""
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -79,7 +80,7 @@ def _count_equation(equation: JaxprEqn) -> int:
 
 
 def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """Every jaxpr among the parameters: jit, remat, custom derivatives, scan, cond, while."""
+    """Jaxprs among the parameters of an equation: jit, remat, custom rules, scan, cond, while."""
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, ClosedJaxpr):
@@ -121,7 +122,7 @@ def _conv(equation: JaxprEqn) -> int:
 def _tap_pairs(
     out_size: int, window: int, stride: int, pad: int, lhs_dilation: int, rhs_dilation: int
 ) -> int:
-    """(output, tap) pairs along one axis that do not read a zero inserted by `lhs_dilation`."""
+    """Number of (output, tap) pairs along one axis that read no zero of `lhs_dilation`."""
     if lhs_dilation == 1:
         return out_size * window
     return sum(
@@ -133,7 +134,7 @@ def _tap_pairs(
 
 @dataclass(frozen=True)
 class BlockPrice:
-    """One block or head, per sample; the columns of `cost.CostTable`."""
+    """Prices per sample of one block or head; the columns of `cost.CostTable`."""
 
     forward_flops: int = 0
     weight_grad_flops: int = 0
@@ -146,18 +147,18 @@ class BlockPrice:
 def price_block(
     block: Block, params: PyTree, stats: PyTree, x: jax.ShapeDtypeStruct, live: bool, key: Any
 ) -> BlockPrice:
-    """Traces a block's forward and backward pass and counts them.
+    """Traces a block's forward and backward pass and counts their prices.
 
-    The prices do not depend on the backend that simulates: FLOPs are those of the convolution as a
-    matrix product, in which both gradients cost exactly what the forward pass does; stored bytes
-    are those of a real convolution, which keeps its input and no copies of it.
+    The prices do not depend on the backend of the simulation. FLOPs are those of the convolution as
+    a matrix product, in which each gradient costs as much as the forward pass. Stored bytes are
+    those of a direct convolution, which keeps its input once.
 
     Args:
-      block: the block.
+      block: block to price.
       params: shapes of its parameters.
       stats: shapes of its running statistics.
       x: shape of its input, with a batch axis of 1.
-      live: False if running statistics are used and not updated in training.
+      live: whether training updates running statistics; False if it uses them unchanged.
       key: shape of a typed PRNG key.
 
     Returns:
@@ -184,7 +185,7 @@ def price_block(
     def kept_bytes(batch: int) -> int:
         z = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
         with lowering("lax"):
-            # A pullback is a pytree of what it needs of the forward pass.
+            # A pullback is a pytree of the values that it needs from the forward pass.
             return tree_bytes(jax.eval_shape(lambda *a: grads(*a)[1], params, z, stats, key))
 
     # Tokens have no gradient.
@@ -206,5 +207,5 @@ def price_block(
 
 
 def tree_bytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a pytree of arrays or shapes."""
+    """Bytes of all arrays in a pytree of arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

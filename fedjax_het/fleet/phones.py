@@ -1,7 +1,6 @@
 """Fleets of phones: drawn from published statistics, or from measured traces.
 
-Every builder is `(num_clients, seed, **options) -> Fleet`; they are reached by name through
-`presets.build`.
+Every builder is `(num_clients, seed, **options) -> Fleet`; `presets.build` calls them by name.
 """
 
 import os
@@ -33,24 +32,25 @@ def phones(
     link_variation: float = 0.37,
     availability: Literal["always", "synthetic"] = "always",
 ) -> Fleet:
-    """Phones drawn from published statistics; needs no files.
+    """Phones drawn from published statistics, without files.
 
-    Training latencies of 978 phones have a log-std of 0.78 (the slowest twentieth takes 9 times as
-    long as the fastest); Wi-Fi rates of 19 phones have medians of 4,318 KiB/s down and 3,286 KiB/s
-    up, and log-stds of 0.47 and 0.68. Speed and rates are drawn independently. Only the spread of
-    the speeds is measured: their median sets the unit of time.
+    Training latencies of 978 phones have a log-std of 0.78 (the slowest 5 % take 9 times as long as
+    the fastest 5 %). Wi-Fi rates of 19 phones have medians of 4,318 KiB/s down and 3,286 KiB/s up,
+    and log-stds of 0.47 and 0.68. Speed and rates are drawn independently. Only the spread of the
+    speeds is measured; their median sets the unit of time.
 
     Args:
-      num_clients: n.
-      seed: of the draw.
+      num_clients: number of clients, n.
+      seed: seed of the draw.
       median_flops_per_s: sustained training speed of the median phone.
-      latency_log_std: spread of the speeds.
-      median_downlink_bytes_per_s: of the median phone.
-      downlink_log_std: spread of the downlinks.
-      median_uplink_bytes_per_s: of the median phone.
-      uplink_log_std: spread of the uplinks.
+      latency_log_std: log-std of the speeds.
+      median_downlink_bytes_per_s: download rate of the median phone.
+      downlink_log_std: log-std of the download rates.
+      median_uplink_bytes_per_s: upload rate of the median phone.
+      uplink_log_std: log-std of the upload rates.
       link_variation: coefficient of variation of one phone's rate from task to task.
-      availability: `"synthetic"`: on 5.5 % of the time, see `availability.synthetic`.
+      availability: kind of availability; `"synthetic"` is `availability.synthetic` (on for 5.5 % of
+        the time).
     """
     require_known(availability, ("always", "synthetic"), "availability")
     for name, value in (
@@ -89,17 +89,18 @@ def from_traces(
     """Phones drawn with replacement from measured traces; see `traces` for the files.
 
     Args:
-      num_clients: n.
-      seed: of the draw.
+      num_clients: number of clients, n.
+      seed: seed of the draw.
       data_dir: directory of the files; None for the one that FEDJAX_HET_DATA names.
-      speed: `"latency"`: measured training latencies; `"score"`: AI-Benchmark scores (wider).
+      speed: source of the speeds: `"latency"`, measured training latencies, or `"score"`,
+        AI-Benchmark scores (larger spread).
       median_flops_per_s: speed of the median phone; only the ratios are measured.
-      links: `"wifi"` (19 phones), `"mobiperf"` (400 downlinks, used both ways), `"bandwidth"`
-        (rates that change within a transfer; both directions drawn from the same traces) or
-        `"free"`.
-      bandwidth_sets: collections to draw `"bandwidth"` from; None for all.
-      recorded_availability: draw recorded on-intervals, aligned on their common clock so that
-        nights coincide; False for always on.
+      links: source of the rates: `"wifi"` (19 phones), `"mobiperf"` (400 download rates, used for
+        both directions), `"bandwidth"` (rates that change within a transfer; both directions drawn
+        from the same traces) or `"free"` (transfers take no time).
+      bandwidth_sets: names of the collections for `"bandwidth"`; None for all.
+      recorded_availability: whether recorded on-intervals are drawn, aligned on their common clock
+        so that nights coincide; False for devices that are always on.
     """
     require_known(speed, ("latency", "score"), "speed")
     require_known(links, ("wifi", "mobiperf", "bandwidth", "free"), "links")

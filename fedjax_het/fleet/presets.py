@@ -1,9 +1,9 @@
-"""Fleets by name: simple ones, the fleet of each published system, and fleets of measured phones.
+"""Fleets by name: simple fleets, the fleets of published systems, and measured phones.
 
     fleet = build("speed_groups", num_clients=30, relative_speeds=(0.34, 0.71, 1.0))
 
 Every builder is `(num_clients, seed, **options) -> Fleet`; the same arguments give the same fleet.
-Free links (infinite rate) leave computation as the only cost, as in papers that model nothing else.
+With free links (infinite rate) only computation takes time, as in papers that model nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ def build(name: str, num_clients: int, seed: int = 0, **options: Any) -> Fleet:
     """The fleet called `name`.
 
     Args:
-      name: a key of `FLEETS`.
-      num_clients: n >= 1, one device per client.
-      seed: of everything that is drawn.
-      **options: keyword arguments of that builder.
+      name: name of a builder, a key of `FLEETS`.
+      num_clients: number of clients, n >= 1; there is one device per client.
+      seed: seed of all draws.
+      **options: keyword arguments of the builder.
 
     Returns:
       The fleet.
 
     Raises:
-      InputError: for an unknown name or option, or an option that cannot be used.
+      InputError: if the name or an option is unknown, or the value of an option is invalid.
     """
     require_known(name, FLEETS, "fleet")
     require(
@@ -59,7 +59,7 @@ def uniform(
     downlink_bytes_per_s: float = np.inf,
     uplink_bytes_per_s: float = np.inf,
 ) -> Fleet:
-    """Equal, constant devices: the control experiment."""
+    """Equal, constant devices, for control experiments."""
     del seed
     return Fleet(
         flops_per_s=np.full(num_clients, flops_per_s, np.float64),
@@ -78,18 +78,18 @@ def speed_groups(
     downlink_bytes_per_s: float = np.inf,
     uplink_bytes_per_s: float = np.inf,
 ) -> Fleet:
-    """Groups of equal size and different speed; client k is in group k mod G.
+    """G groups of equal size and different speed; client k is in group k mod G.
 
     The default is FedPMT's setting: capacities that allow one, three and four of the four layers of
     its CNN (shares 0.339, 0.705 and 1 of a full step; see `cost.CostTable.step_flops`).
 
     Args:
-      num_clients: n.
-      seed: unused, nothing is drawn.
+      num_clients: number of clients, n.
+      seed: unused, because nothing is drawn.
       relative_speeds: speed of each group over `base_flops_per_s`.
       base_flops_per_s: speed of a device of relative speed 1.
-      downlink_bytes_per_s: of every device.
-      uplink_bytes_per_s: of every device.
+      downlink_bytes_per_s: download rate of every device.
+      uplink_bytes_per_s: upload rate of every device.
     """
     del seed
     speeds = np.asarray(relative_speeds, np.float64)

@@ -1,4 +1,4 @@
-"""Measures a model's blocks on the present backend, to stand beside or replace the counted prices.
+"""Measured prices of a model's blocks on the current backend, beside or instead of counted ones.
 
 profile = measure(model, batch=32)
 print(format_table(cost_table(model), profile))
@@ -29,20 +29,21 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class MeasuredProfile:
-    """Seconds per batch and XLA's own FLOP counts, one entry a block, then one an exit head.
+    """Seconds per batch and XLA's FLOP counts; one entry per block, then one per exit head.
 
     Attributes:
       model: name of the model.
       backend: `jax.default_backend()` and the kind of device.
       batch: samples per call.
-      repeats: calls of which the median was taken.
-      names: blocks, then heads.
-      num_blocks: L; the entries from L on are the heads after blocks 0, 1, ...
-      forward_s: forward pass.
-      weight_grad_s: backward pass to the block's parameters.
-      input_grad_s: what the gradient of its input took on top; 0 where the clock saw no difference.
-      xla_forward_flops: `cost_analysis` of the compiled forward pass, all operations included.
-      xla_backward_flops: the same for the backward pass to parameters and input.
+      repeats: number of timed calls, of which the median was taken.
+      names: names of the blocks, then of the heads.
+      num_blocks: number of blocks, L; the entries from L on are the heads after blocks 0, 1, ...
+      forward_s: seconds of the forward pass.
+      weight_grad_s: seconds of the backward pass to the block's parameters.
+      input_grad_s: additional seconds of the gradient of its input; 0 if no difference was
+        measured.
+      xla_forward_flops: FLOPs of the compiled forward pass by `cost_analysis`, of all operations.
+      xla_backward_flops: FLOPs of the backward pass to parameters and input, counted likewise.
     """
 
     model: str
@@ -59,7 +60,7 @@ class MeasuredProfile:
 
     @property
     def step_s(self) -> float:
-        """Seconds of one step of the whole network per batch, heads left out."""
+        """Seconds per batch of one step of the whole network without exit heads."""
         blocks = slice(self.num_blocks)
         parts = (
             *self.forward_s[blocks],
@@ -75,7 +76,7 @@ class MeasuredProfile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MeasuredProfile":
-        """Reads what `save` wrote; raises InputError if it cannot."""
+        """Reads a file written by `save`; raises InputError if the file is not readable."""
         remedy = "measure again with launch/profile.py"
         try:
             content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -107,18 +108,18 @@ class MeasuredProfile:
 def xla_flops(fn: Callable[..., Any], *args: Any) -> float:
     """FLOPs of `fn(*args)` as XLA counts them in the compiled program.
 
-    Convolutions are counted as patches: of a loop, as other lowerings may have, XLA counts the body
-    once, and into a kernel it does not look.
+    Convolutions are lowered to patches here, because other lowerings may contain loops, whose body
+    XLA counts once, or kernels, which it does not count.
 
     Args:
       fn: function of arrays; compiled, not run.
       *args: pytrees of arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
-      The count; 0 if the backend does not report one.
+      The number of FLOPs; 0 if the backend does not report it.
     """
     with lowering("patches"):
-        # A function of its own, so that it is traced here.
+        # A new function, so that JAX traces it here.
         compiled = jax.jit(lambda *arguments: fn(*arguments)).lower(*args).compile()
     return float((compiled.cost_analysis() or {}).get("flops", 0.0))
 
@@ -126,19 +127,19 @@ def xla_flops(fn: Callable[..., Any], *args: Any) -> float:
 def measure(
     model: BlockModel, batch: int, *, repeats: int = 10, key: jax.Array | None = None
 ) -> MeasuredProfile:
-    """Times every block and head on its own: forward, weight gradient, input gradient.
+    """Times every block and head separately: forward pass, weight gradient, input gradient.
 
-    Each is compiled separately, called once to warm up and then `repeats` times; the median counts.
-    Forward means the forward pass of training, which keeps what the backward pass needs.
+    Each is compiled separately, called once without timing and then `repeats` times; the result is
+    the median. The forward pass is that of training, which keeps the residuals.
 
     Args:
-      model: the model; it is initialised and fed random inputs.
+      model: model to measure, with random weights and inputs.
       batch: samples per call, >= 1.
-      repeats: timed calls, >= 1.
+      repeats: number of timed calls, >= 1.
       key: typed PRNG key of weights and inputs; `jax.random.key(0)` if None.
 
     Returns:
-      The profile.
+      The measured profile.
     """
     require(
         batch >= 1 and repeats >= 1,
@@ -197,7 +198,7 @@ def _time_block(
     def both(p: PyTree, z: jax.Array) -> Any:
         return jax.vjp(run, p, z)
 
-    # The pullback is a pytree of residuals, so that the backward pass can be timed alone.
+    # The pullback is a pytree of residuals, so the backward pass can be timed separately.
     def backward(pullback: Any, g: jax.Array) -> Any:
         return pullback(g)
 
@@ -236,20 +237,20 @@ def _median_s(call: Callable[[], Any], repeats: int) -> float:
 
 
 def with_measured(table: CostTable, profile: MeasuredProfile) -> CostTable:
-    """The table with measured prices: its FLOPs become seconds times one common rate.
+    """The table with measured prices: its FLOPs become measured seconds times one common rate.
 
-    The rate makes a full step cost what it did, so that `Fleet.flops_per_s` keeps its meaning and
-    only the ratios between blocks change.
+    The rate keeps the cost of a full step, so `Fleet.flops_per_s` keeps its meaning and only the
+    ratios between blocks change.
 
     Args:
       table: counted prices of the model.
-      profile: measured on the same model.
+      profile: measured profile of the same model.
 
     Returns:
-      A table whose FLOPs are effective ones; bytes are unchanged.
+      A table of effective FLOPs; bytes are unchanged.
 
     Raises:
-      InputError: if the two belong to different models.
+      InputError: if table and profile belong to different models.
     """
     L = table.num_blocks
     heads = L - 1 if table.has_exits else 0
@@ -282,15 +283,15 @@ def with_measured(table: CostTable, profile: MeasuredProfile) -> CostTable:
 
 
 def format_table(table: CostTable, profile: MeasuredProfile | None = None) -> str:
-    """The prices of each block as text, one line a block, per sample.
+    """The prices of each block per sample as text, one line per block.
 
     Args:
       table: counted prices.
-      profile: adds, per block, XLA's FLOPs per sample (forward and backward), the measured
-        milliseconds per batch of the three passes and the FLOP/s they imply.
+      profile: measured profile, which adds to each line XLA's FLOPs per sample (forward and
+        backward), the measured milliseconds per batch of the three passes and the resulting FLOP/s.
 
     Returns:
-      Lines of aligned columns, closed by the totals of a full step.
+      Lines of aligned columns; the last line holds the totals of a full step.
     """
     L = table.num_blocks
     head = ["block", "params", "bytes", "activation B", "stored B", "forward", "weight grad"]

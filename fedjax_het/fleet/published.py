@@ -1,7 +1,6 @@
 """The fleets of published systems, as their papers and code describe them.
 
-Every builder is `(num_clients, seed, **options) -> Fleet`; they are reached by name through
-`presets.build`.
+Every builder is `(num_clients, seed, **options) -> Fleet`; `presets.build` calls them by name.
 """
 
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from fedjax_het.fleet.device import Fleet, speed_thirds
 from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.fleet.speed import random_walk
 
-# Sets the unit of time where only ratios are known: between the 1e9 that training code sustains on
-# a mid-range phone's CPU and the 1e11 of a flagship's accelerator.
+# The unit of time where only ratios are known: between the 1e9 FLOP/s that training code sustains
+# on the CPU of a mid-range phone and the 1e11 of the accelerator of a high-end phone.
 FLOPS_PER_S = 1e10
 MIB = 2.0**20
 
@@ -35,23 +34,23 @@ def adel(
 ) -> Fleet:
     """ADEL-FL's users (methods/adel_fl.md 1.1, A5): exponential layer times, constant transfers.
 
-    User u has the power `P_u ~ U(min_share, 1) * max_power` samples x layers per second and spends
-    `B_u ~ U(0, max_communication_s)` on communication whatever it sends, half of it each way:
-    `P_u = flops_per_s / flops_per_sample_layer` and `B_u = 2 * latency_s`.
+    User u has the power `P_u ~ U(min_share, 1) * max_power` samples x layers per second. Its
+    communication takes `B_u ~ U(0, max_communication_s)` seconds for any size, half in each
+    direction: `P_u = flops_per_s / flops_per_sample_layer` and `B_u = 2 * latency_s`.
 
     Args:
-      num_clients: U.
-      seed: of P and B.
-      flops_per_sample_layer: converts P to FLOP/s; `step_flops(0, None) / L` of the model's cost
+      num_clients: number of users, U.
+      seed: seed of P and B.
+      flops_per_sample_layer: factor from P to FLOP/s; `step_flops(0, None) / L` of the model's cost
         table gives the paper's unit of time.
-      stages: L, layers whose times add up.
-      max_power: upper end of P.
-      min_share: lower end of P over the upper; the authors' 0 lets one user hold up everyone.
-      max_communication_s: upper end of B.
-      drift: log-std of a step of the random walk that every user's power takes; 0 for constant
-        power, as in the paper.
+      stages: number of layers, L, whose times add up.
+      max_power: upper limit of P.
+      min_share: lower limit of P over the upper; with the authors' 0 one user can delay all others.
+      max_communication_s: upper limit of B.
+      drift: log-std of a step in the random walk of every user's power; 0 for constant power, as in
+        the paper.
       drift_every_s: virtual seconds between steps.
-      drift_until_s: when the walks end.
+      drift_until_s: virtual time at which the walks end.
     """
     require(0 < min_share <= 1, f"min_share = {min_share}", "must be in (0, 1]", "use 0.05")
     rng = np.random.default_rng(seed)
@@ -79,15 +78,16 @@ def fedel(
     assignment: Literal["random", "cyclic"] = "random",
     base_flops_per_s: float = FLOPS_PER_S,
 ) -> Fleet:
-    """FedEL's fleets: types 1, 2, 3 and 4 times slower than the fastest (methods/fedel.md 5.1).
+    """FedEL's fleets: device types that take 1, 2, 3 and 4 times as long (methods/fedel.md 5.1).
 
     The test bed of five Orin and five Xavier boards is `slowdowns=(1, 2), assignment="cyclic"`.
 
     Args:
-      num_clients: n.
-      seed: of a random assignment.
+      num_clients: number of clients, n.
+      seed: seed of a random assignment.
       slowdowns: time of each type over that of the fastest.
-      assignment: a random type per client, or client k of type k mod the number of types.
+      assignment: assignment of types: drawn per client, or type k mod the number of types for
+        client k ("cyclic").
       base_flops_per_s: speed at slowdown 1.
     """
     require_known(assignment, ("random", "cyclic"), "assignment")
@@ -109,7 +109,7 @@ def fedel(
     )
 
 
-# methods/dtfl.md 5: compute seconds over those of the reference machine, and link rate.
+# Compute time over that of the reference machine, and link rate (methods/dtfl.md 5).
 _DTFL_COEFFICIENT = np.array([16.0, 20.0, 34.0, 130.0, 250.0]) / 14.5
 _DTFL_RATE = np.array([100.0, 30.0, 30.0, 30.0, 10.0])
 
@@ -128,17 +128,18 @@ def dtfl(
     """DTFL's five resource profiles (methods/dtfl.md 5); client k has `profiles[k mod len]`.
 
     Args:
-      num_clients: n.
-      seed: of the clients that are re-drawn.
-      profiles: numbers 1..5; the paper's case 1 is (2, 3, 4), its case 2 (1, 3, 5).
-      rate_unit: of the rates 100, 30, 30, 30, 10. The paper says Mbps; its code and its Table 1
-        agree on MiB/s.
-      base_flops_per_s: speed of the reference machine that the coefficients multiply.
-      link_scale: factor on the rates, for networks whose activations are smaller than those of
-        ResNet-56, to keep the paper's balance between computing and sending.
-      redraw_every: rounds after which a share of the clients gets new profiles out of `profiles`;
-        None never.
-      redraw_share: of the clients.
+      num_clients: number of clients, n.
+      seed: seed of the re-drawn profiles.
+      profiles: numbers of the profiles, 1..5; the paper's case 1 is (2, 3, 4), its case 2 (1, 3,
+        5).
+      rate_unit: unit of the rates 100, 30, 30, 30, 10. The paper says Mbps; its code and its Table
+        1 agree on MiB/s.
+      base_flops_per_s: speed of the reference machine, to which the coefficients refer.
+      link_scale: factor on the rates. For networks whose activations are smaller than those of
+        ResNet-56 it keeps the paper's ratio of compute time to transfer time.
+      redraw_every: rounds after which a share of the clients gets new profiles from `profiles`;
+        None for constant profiles.
+      redraw_share: share of the clients that are re-drawn.
     """
     require_known(rate_unit, ("MiB/s", "Mbit/s"), "rate_unit")
     for name, value in (("base_flops_per_s", base_flops_per_s), ("link_scale", link_scale)):
@@ -167,7 +168,7 @@ def dtfl(
     )
 
 
-# methods/pr_fl.md 8, in MiB/s.
+# Link rates in MiB/s (methods/pr_fl.md 8).
 _PRFL_DOWN = np.array([20.0, 18.0, 12.0, 10.0, 6.0, 4.0, 2.5, 2.0, 2.0, 1.5])
 _PRFL_UP = np.array([5.0, 4.0, 3.0, 2.5, 1.5, 1.0, 0.6, 0.5, 0.5, 0.4])
 
@@ -181,20 +182,21 @@ def prfl(
     scale: float = 1.0,
     flops_per_s: float = FLOPS_PER_S,
 ) -> Fleet:
-    """PR-FL's ten clients (methods/pr_fl.md 8): equal computers; client k is on link k mod 10.
+    """PR-FL's ten clients (methods/pr_fl.md 8): equal speeds; client k has link k mod 10.
 
     The authors multiply each rate by the mean of `draws` samples of LogNormal(0, sigma), which is
     close to a log-normal with the same two moments: `E = e^{sigma^2 / 2}` and
-    `s^2 = ln(1 + (e^{sigma^2} - 1) / draws)`. Times are the inverse, with mean
-    `e^{s^2} / E` of the nominal; that factor goes into the rates, the log-std s into the jitter.
+    `s^2 = ln(1 + (e^{sigma^2} - 1) / draws)`. The mean of the transfer times, which are the
+    inverse, is `e^{s^2} / E` times the nominal time. The rates contain that factor; the jitter has
+    log-std s.
 
     Args:
-      num_clients: n.
-      seed: unused, the jitter is drawn per task.
+      num_clients: number of clients, n.
+      seed: unused, because the jitter is drawn per task.
       sigma: log-std of one sample; 0 for constant links.
-      draws: samples averaged.
+      draws: number of averaged samples.
       scale: factor on all rates; a model of N weights has the paper's times at N / 9,747,136.
-      flops_per_s: of every device; the authors measured wall-clock time instead.
+      flops_per_s: speed of every device; the authors measured wall-clock time instead.
     """
     del seed
     require(

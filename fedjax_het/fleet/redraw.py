@@ -1,4 +1,4 @@
-"""Fleets that change over the rounds: every so often, a share of the devices is drawn anew."""
+"""Fleets that change over the rounds: at intervals, a share of the devices is re-drawn."""
 
 import functools
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from fedjax_het.common.errors import require
 
 @dataclass(frozen=True, eq=False)
 class Redraw:
-    """Device profiles, and how clients move between them.
+    """Device profiles, and the schedule by which clients change between them.
 
-    In round `every_rounds`, and after as many again, `round(share * n)` clients, drawn without
-    replacement, get a profile each, uniformly from `choices` (perhaps the one they had).
+    In rounds `every_rounds`, `2 * every_rounds` and so on, `round(share * n)` clients are drawn
+    without replacement. Each gets a profile drawn uniformly from `choices`, possibly its old one.
 
     Attributes:
       profile: int64[n], profile of each client at the start.
-      flops_per_s: float64[P].
-      bytes_per_s: float64[P], both ways.
-      choices: int64[c], the profiles that are drawn from.
-      every_rounds: rounds between draws.
-      share: of the clients that are re-drawn, in [0, 1].
-      seed: of the draws.
+      flops_per_s: float64[P], speed of each profile.
+      bytes_per_s: float64[P], link rate of each profile in both directions.
+      choices: int64[c], profiles from which the draws choose.
+      every_rounds: number of rounds between draws.
+      share: share of the clients that are re-drawn, in [0, 1].
+      seed: seed of the draws.
 
     References:
       DTFL, arXiv 2312.05642: 30 % of the clients every 50 rounds (Table 3), every 20 rounds in the
@@ -50,7 +50,7 @@ class Redraw:
             "must lie in [0, 1]",
             "use 0.3",
         )
-        # The draws follow each other; remembered, so that a run draws each of them once.
+        # Each draw depends on the previous one; results are cached, so a run draws each only once.
         object.__setattr__(self, "_after", functools.cache(self._draw))
 
     @property
@@ -59,7 +59,7 @@ class Redraw:
         return self.profile.size
 
     def profiles(self, round: int) -> np.ndarray:
-        """int64[n]: the profile of every client in a round, the same whenever it is asked."""
+        """Profile of every client in a round, int64[n]; every call returns the same value."""
         place = self.profile
         for draw in range(1, round // self.every_rounds + 1):
             place = self._after(draw)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Bisection inside many sorted runs at once: one run per device, all in one flat array."""
+"""Vectorised bisection inside many sorted runs: one run per device, in one flat array."""
 
 from typing import Literal
 
@@ -14,18 +14,18 @@ def searchsorted_runs(
 ) -> np.ndarray:
     """`numpy.searchsorted(values[starts[k]:ends[k]], x[k], side) + starts[k]` for every k.
 
-    One shared array plus an offset per device would need `device * period + time` as the key, whose
-    rounding can move an event by a microsecond; comparing inside the run is exact.
+    A single search over the keys `device * period + time` would round the times by up to a
+    microsecond; a search inside the run is exact.
 
     Args:
-      values: float64[m], sorted within every run.
-      starts: int64[k], first index of each run.
-      ends: int64[k], one past the last index of each run.
-      x: float64[k], what to look for.
-      side: `"left"` for the first element >= x, `"right"` for the first element > x.
+      values: elements of all runs, float64[m], sorted within every run.
+      starts: first index of each run, int64[k].
+      ends: index after the last of each run, int64[k].
+      x: value to search for in each run, float64[k].
+      side: position to return: `"left"`, the first element >= x, or `"right"`, the first > x.
 
     Returns:
-      int64[k], an index in `starts[k]..ends[k]`.
+      Indices in `starts[k]..ends[k]`, int64[k].
     """
     low, high = np.array(starts), np.array(ends)
     while (open_ := low < high).any():

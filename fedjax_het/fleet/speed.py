@@ -1,4 +1,4 @@
-"""Devices whose computing speed drifts: a recorded factor on it, over virtual time."""
+"""Computing speeds that change over virtual time, as recorded factors."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,15 @@ from fedjax_het.common.errors import require
 
 @dataclass(frozen=True, eq=False)
 class SpeedTrace:
-    """Piecewise-constant relative speeds: background load, heat, charging.
+    """Piecewise-constant relative speeds, which model background load, heat and charging.
 
-    A task keeps the speed that its device has when it is dispatched.
+    A task keeps the speed that its device has at dispatch.
 
     Attributes:
       time_s: float64[p], times of change, starting at 0 and increasing strictly; the last speeds
-        hold for ever.
-      factor: float64[p, n], device k computes at `factor[j, k] * flops_per_s` from `time_s[j]` on.
+        hold without end.
+      factor: float64[p, n], relative speeds; device k computes at `factor[j, k] * flops_per_s` from
+        `time_s[j]` on.
     """
 
     time_s: np.ndarray
@@ -48,7 +49,7 @@ class SpeedTrace:
         return self.factor.shape[1]
 
     def at(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
-        """float64[k]: relative speed of each client at `now_s`, a number or float64[k]."""
+        """Relative speed of each client at `now_s` (a number or float64[k]), float64[k]."""
         row = np.searchsorted(self.time_s, np.broadcast_to(now_s, clients.shape), "right") - 1
         return self.factor[row, clients]
 
@@ -56,14 +57,14 @@ class SpeedTrace:
 def random_walk(
     num_devices: int, seed: int, *, step: float, every_s: float, until_s: float
 ) -> SpeedTrace:
-    """Log-speeds that walk at random: every `every_s` a normal step of standard deviation `step`.
+    """Random walks of the log-speeds, with a normal step of log-std `step` every `every_s` seconds.
 
     Args:
-      num_devices: n.
-      seed: of the walks.
+      num_devices: number of devices, n.
+      seed: seed of the walks.
       step: log-std of one step.
       every_s: seconds between steps.
-      until_s: when the walks end.
+      until_s: virtual time at which the walks end.
     """
     for name, value in (("step", step), ("every_s", every_s), ("until_s", until_s)):
         require(

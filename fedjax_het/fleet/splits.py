@@ -1,11 +1,11 @@
-r"""Networks cut between a device and the server: what either half costs, and how long tasks take.
+r"""Networks that are cut between a device and the server: costs of both halves, times of tasks.
 
-    T_k(m) = transfer_k(m) + max( client_k(m), server(m) )        side by side: DTFL, equation 5
+    T_k(m) = transfer_k(m) + max( client_k(m), server(m) )        in parallel: DTFL, equation 5
     T_k    = transfer_k    + client_k + server                    one after the other: SplitFed
 
-A device sends the activations and labels of every sample it processes and its half of the model;
-it receives its half, and in SplitFed the gradients of the activations. The server works on every
-client's copy at `server_flops_per_s`; infinity leaves its time out, as DTFL's published clock does.
+A device sends its half of the model and the activations and labels of every processed sample. It
+receives its half and, in SplitFed, the gradients of the activations. The server computes on every
+client's copy at `server_flops_per_s`; infinity ignores its time, as DTFL's published clock does.
 """
 
 from typing import NamedTuple
@@ -18,22 +18,22 @@ from fedjax_het.fleet.bandwidth import TraceLink
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.fleet.device import Fleet
 
-# Labels travel with the activations, as 64-bit integers (DTFL's code).
+# Labels are sent with the activations as 64-bit integers (DTFL's code).
 LABEL_BYTES = 8
 
 
 class Tiers(NamedTuple):
-    """M cuts of a network, shallowest client half first; arrays of length M.
+    """M cuts of a network, ordered from the shallowest client half; arrays of length M.
 
     Tier m (DTFL's paper counts from 1) is entry m - 1. Tier 1 leaves most work to the server.
 
     Attributes:
       cut: int64, last block of the client half.
-      client_flops: float64, step of the client half and of its auxiliary head, per sample.
-      server_flops: float64, step of the server half, per sample.
-      activation_bytes: int64, output z of the client half, per sample.
-      down_bytes: int64, client half, running statistics and head as they are sent out.
-      up_bytes: int64, the same as they come back.
+      client_flops: float64, FLOPs per sample of a step of the client half and its auxiliary head.
+      server_flops: float64, FLOPs per sample of a step of the server half.
+      activation_bytes: int64, bytes per sample of the output z of the client half.
+      down_bytes: int64, bytes of the downloaded client half, running statistics and head.
+      up_bytes: int64, bytes of the uploaded client half, running statistics and head.
     """
 
     cut: np.ndarray
@@ -50,7 +50,7 @@ class Tiers(NamedTuple):
 
 
 class Bytes(NamedTuple):
-    """What a task moves, int64 arrays that broadcast over clients and tiers."""
+    """Bytes that a task transfers, int64 arrays that broadcast over clients and tiers."""
 
     down: np.ndarray
     up: np.ndarray
@@ -60,7 +60,7 @@ class Bytes(NamedTuple):
 
 
 def cuts(num_blocks: int, count: int | None = None) -> np.ndarray:
-    """The last blocks of the client halves, int64[M]: every boundary, or the deepest `count`.
+    """Last blocks of the client halves, int64[M]: every boundary, or the deepest `count`.
 
     With fewer tiers than boundaries, tier i of M is tier `L - 1 - M + i` of all of them.
 
@@ -88,11 +88,11 @@ def cuts(num_blocks: int, count: int | None = None) -> np.ndarray:
 
 
 def single_cut(num_blocks: int, client_blocks: int) -> np.ndarray:
-    """The last block of a client half of so many blocks, int64[1].
+    """Last block of a client half of `client_blocks` blocks, int64[1].
 
     Args:
       num_blocks: number of blocks, L >= 2.
-      client_blocks: blocks of the client half, within 1..L-1.
+      client_blocks: number of blocks of the client half, within 1..L-1.
     """
     boundaries = cuts(num_blocks)
     require(
@@ -110,15 +110,15 @@ def price_tiers(cost: CostTable, cut: np.ndarray, *, returned: bool = False) -> 
     Args:
       cost: prices of the blocks.
       cut: last blocks of the client halves, int64[M].
-      returned: whether the server sends the gradient of z back and the client half has no head
-        (SplitFed); the server then also computes that gradient.
+      returned: whether the server computes and returns the gradient of z, and the client half has
+        no head (SplitFed).
 
     Returns:
-      The tiers; client and server together cost a full step, but for the gradient of z that nobody
-      needs without `returned`, and for the head.
+      The tiers. Client and server together cost a full step, except for the head and, without
+      `returned`, for the gradient of z, which is not needed.
     """
     inner = cost.input_grad_flops.copy()
-    inner[0] = 0.0  # nobody needs the gradient of the data
+    inner[0] = 0.0  # the gradient of the data is not needed
     behind = np.cumsum(cost.forward_flops + cost.weight_grad_flops + inner)
     client, server = behind[cut], behind[-1] - behind[cut]
     held = np.cumsum(cost.param_bytes)[cut]
@@ -132,7 +132,7 @@ def price_tiers(cost: CostTable, cut: np.ndarray, *, returned: bool = False) -> 
 
 
 def server_speed(server_flops_per_s: float | None, fleet: Fleet) -> float:
-    """FLOP/s of the server on one client's copy; None: as fast as the fastest device."""
+    """FLOP/s of the server on one client's copy; None for the speed of the fastest device."""
     if server_flops_per_s is None:
         return float(np.max(fleet.flops_per_s))
     require(
@@ -155,9 +155,9 @@ def split_bytes(
     Args:
       tiers: prices of the tiers.
       tier: tier of each task, int64[...].
-      samples: samples that are processed, int64[...].
-      labels: labels of a sample: 1, or the length of its sequence.
-      returned: whether the gradient of every activation comes back.
+      samples: number of processed samples, int64[...].
+      labels: number of labels of a sample: 1, or the length of its sequence.
+      returned: whether the gradient of every activation is sent back.
     """
     sent = samples * tiers.activation_bytes[tier]
     up = sent + samples * (LABEL_BYTES * labels) + tiers.up_bytes[tier]
@@ -166,12 +166,12 @@ def split_bytes(
 
 
 def transfer_s(fleet: Fleet, clients: np.ndarray, moved: Bytes) -> np.ndarray:
-    """Expected seconds of both ways at the links' mean rates, shape of `moved`.
+    """Expected seconds of both transfers at the links' mean rates, in the shape of `moved`.
 
     Args:
-      fleet: the devices as they are now.
+      fleet: fleet in the current round.
       clients: ids of the clients, int64[k].
-      moved: bytes of shape [k] or [k, M].
+      moved: bytes of each task, shape [k] or [k, M].
     """
     extra = (slice(None),) + (None,) * (moved.up.ndim - 1)
 
@@ -194,21 +194,21 @@ def split_timing(
     *,
     parallel: bool = True,
 ) -> tuple[Timing, np.ndarray]:
-    """Prices the tasks of a round.
+    """The timing of the tasks of a round.
 
     Args:
-      fleet: the devices as they are now.
+      fleet: fleet in the current round.
       clients: ids of the clients, int64[k].
-      client_flops: work of each device, float64[k].
+      client_flops: work of each device in FLOPs, float64[k].
       server_s: time of the server on each client's copy, float64[k].
-      moved: bytes of each task, [k].
-      now_s: virtual time of dispatch.
+      moved: bytes of each task, shape [k].
+      now_s: virtual time of dispatch in seconds.
       rng: generator that draws the jitter.
-      parallel: whether server and device work side by side.
+      parallel: whether server and device compute in parallel.
 
     Returns:
       The timing, whose `compute_s` covers both sides and whose `flops` are the device's; and the
-      seconds that the device alone computes, float64[k].
+      compute time of the device without the server in seconds, float64[k].
     """
     client_s = fleet.timing(clients, client_flops, 0, 0, now_s, rng).compute_s
     compute_s = np.maximum(client_s, server_s) if parallel else client_s + server_s

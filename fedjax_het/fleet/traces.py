@@ -1,9 +1,9 @@
-"""Readers of measured device traces; every value is checked before it reaches a fleet.
+"""Readers of measured device traces; every value is checked.
 
 Two files, in a directory that the user names: `fl_device_traces.json` (device speeds, link speeds
 and availability, from AI-Benchmark, FLASH, FLHetBench and MobiPerf) and `bandwidth_traces.npz`
-(link rates over time). A damaged file ends in an `InputError` that names it: JSON that was cut
-short does not parse, and every member of an npz carries a checksum. Nothing is unpickled.
+(link rates over time). A damaged file raises an `InputError` that names it: truncated JSON does not
+parse, and every member of an npz has a checksum. Nothing is unpickled.
 """
 
 import json
@@ -25,21 +25,21 @@ _REMEDY = "fetch the file again, or name another directory"
 
 
 class Phones(NamedTuple):
-    """AI-Benchmark scores: how fast phones run networks, one row a model of phone."""
+    """AI-Benchmark scores of the speed of phones; one row per phone model."""
 
     models: tuple[str, ...]
     score: np.ndarray  # float64[m], > 0, proportional to speed
 
 
 class Latencies(NamedTuple):
-    """Time of one training step of a ResNet on the phone, one row a measurement (FLHetBench)."""
+    """Times of one training step of a ResNet on a phone; one row per measurement (FLHetBench)."""
 
     models: tuple[str, ...]
     latency_s: np.ndarray  # float64[m], > 0
 
 
 class Links(NamedTuple):
-    """Distributions of link rates, one row a device."""
+    """Distributions of link rates; one row per device."""
 
     down_mean_bytes_per_s: np.ndarray  # float64[m], > 0
     down_std_bytes_per_s: np.ndarray  # float64[m], >= 0
@@ -48,7 +48,7 @@ class Links(NamedTuple):
 
 
 class OnTraces(NamedTuple):
-    """Recorded on-intervals of phones (FLASH): idle, charging and on Wi-Fi."""
+    """Recorded intervals (FLASH) in which phones were idle, charging and on Wi-Fi."""
 
     on_s: tuple[np.ndarray, ...]  # float64[m_k, 2] each, from the start of the record
     period_s: np.ndarray  # float64[m], length of the record
@@ -59,14 +59,15 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
     """Path of a trace file.
 
     Args:
-      name: file name.
-      data_dir: directory; None for the one that the environment variable FEDJAX_HET_DATA names.
+      name: name of the file.
+      data_dir: directory of the file; None for the value of the environment variable
+        FEDJAX_HET_DATA.
 
     Returns:
       The path of an existing file.
 
     Raises:
-      InputError: if no directory is named or the file is not in it.
+      InputError: if no directory is given or the file is not in it.
     """
     directory = data_dir if data_dir is not None else os.environ.get(DATA_DIR_VARIABLE)
     require(
@@ -89,7 +90,7 @@ def phones(path: str | os.PathLike[str]) -> Phones:
 
 
 def latencies(path: str | os.PathLike[str]) -> Latencies:
-    """Training latencies; section `training_latency_ms`, without the rows that lost theirs (0)."""
+    """Training latencies; section `training_latency_ms`, without rows of missing values (0)."""
     section = _section(path, "training_latency_ms")
     lost = _numbers(path, section, "resnet_ms", positive=False) == 0
     rows = [row for row, zero in zip(section, lost) if not zero]
@@ -118,7 +119,7 @@ def wifi_links(path: str | os.PathLike[str]) -> Links:
 def mobiperf_links(path: str | os.PathLike[str]) -> Links:
     """Downlink rates of phones (MobiPerf, kbit/s); section `mobiperf_tcp_samples`.
 
-    Only downloads were measured; the same numbers serve for uploads, as in FLHetBench.
+    Only downloads were measured; uploads get the same rates, as in FLHetBench.
     """
     rows = _section(path, "mobiperf_tcp_samples")
     mean, std = [], []
@@ -137,7 +138,7 @@ def mobiperf_links(path: str | os.PathLike[str]) -> Links:
 
 
 def availability(path: str | os.PathLike[str]) -> OnTraces:
-    """On-intervals; section `availability`, without phones that were never on for any length."""
+    """On-intervals; section `availability`, without phones that were never on."""
     on_s, period_s, start_s = [], [], []
     for i, row in enumerate(_section(path, "availability")):
         where = f"availability[{i}]"
@@ -171,16 +172,16 @@ def bandwidth(path: str | os.PathLike[str], sets: tuple[str, ...] | None = None)
     """Link rates over time.
 
     Args:
-      path: an npz with `time_s` and `mbps` float32[p] (all traces one after the other), `length`
-        int32[m], `set` int8[m] and `sets` (names of the collections).
-      sets: collections to keep; None for all.
+      path: path of an npz with `time_s` and `mbps` float32[p] (all traces one after the other),
+        `length` int32[m], `set` int8[m] and `sets` (names of the collections).
+      sets: names of the collections to keep; None for all.
 
     Returns:
       The traces.
     """
     wanted = ("time_s", "mbps", "length", "set", "sets")
     try:
-        # Opened here: np.load leaves its own handle open when the archive is damaged.
+        # The file is opened here because np.load does not close it if the archive is damaged.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [key for key in wanted if key not in file.files]
             require(not missing, str(path), f"lacks the arrays {missing}", _REMEDY)

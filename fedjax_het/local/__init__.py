@@ -1,4 +1,4 @@
-"""How a client trains, and what it does to the activations that it sends."""
+"""Local training of a client, and the treatment of the activations that it sends."""
 
 from fedjax_het.local.privacy import (
     Privacy,

@@ -1,9 +1,9 @@
-r"""Distillation over a cut: client and server each learn from the other's logits.
+r"""Distillation over a cut: client and server each learn from the logits of the other.
 
 client:  CE(head(h(x)), y) + a T^2 KL_T( client || server's logits )
 server:  a CE(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
 
-with the client's half h and its head, and the server's half g, of one block model.
+Here h is the client's half of a block model, with its head, and g is the server's half.
 """
 
 from collections.abc import Callable
@@ -25,41 +25,41 @@ from fedjax_het.objectives.classification import cross_entropy
 
 
 class Halves(NamedTuple):
-    """The two networks that a model is cut into, as what each of them trains.
+    """Routes of the two networks into which a model is cut.
 
     Attributes:
-      edge: blocks of the client's network, and its head.
-      server: blocks of the server's network.
+      edge: route of the blocks of the client's network and its head.
+      server: route of the blocks of the server's network.
     """
 
     edge: Route
     server: Route
 
     def own(self, variables: Variables, route: Route) -> Variables:
-        """What `route` holds of the variables; None everywhere else."""
+        """The variables of `route`; None for all others."""
         return Variables(*(masks.split(part, route)[0] for part in variables))
 
     def put(self, variables: Variables, part: Variables, route: Route) -> Variables:
-        """The variables with what `route` holds taken from `part`."""
+        """The variables, with those of `route` replaced by `part`."""
         rest = (masks.split(whole, route)[1] for whole in variables)
         return Variables(*(masks.join(new, old) for new, old in zip(part, rest, strict=True)))
 
 
 def halves(num_blocks: int, cut: int) -> Halves:
-    """The client holds blocks 0..cut and the head after them, the server all deeper blocks."""
+    """The halves of a cut: blocks 0..cut and the head after them; and all deeper blocks."""
     return Halves(Route(0, cut), Route(cut + 1, num_blocks - 1))
 
 
 def distillation(
     student: jax.Array, teacher: jax.Array, weight: jax.Array, temperature: float
 ) -> jax.Array:
-    r"""$T^2 KL(\mathrm{softmax}(t / T) \| \mathrm{softmax}(s / T))$, mean over samples that count.
+    r"""$T^2 KL(\mathrm{softmax}(t / T) \| \mathrm{softmax}(s / T))$, a weighted mean over samples.
 
     Args:
-      student: logits that learn, float32[n, classes].
-      teacher: logits that are to be reached, float32[n, classes].
+      student: logits s of the trained network, float32[n, classes].
+      teacher: logits t of the other network, float32[n, classes].
       weight: weight of each sample, float32[n], 0 for padding.
-      temperature: temperature T of either softmax.
+      temperature: temperature T of both softmaxes.
 
     References:
       Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*, 2015.
@@ -79,22 +79,23 @@ def edge_training(
     temperature: float,
     alpha: float,
 ) -> LocalUpdate:
-    """The local update of a client's own network.
+    """The local update of a client's network.
 
-    `Task.row` holds the network as `edge`, and as `taught` whether the server has answered for its
-    samples; `Task.shared["logits"]`, float32[N, classes], are the answers for all samples.
+    `Task.row["edge"]` is the network, and `Task.row["taught"]` states whether there are logits of
+    the server for its samples. `Task.shared["logits"]`, float32[N, classes], holds those of all
+    samples.
 
     Args:
       model: model with exit heads.
-      pipeline: steps by which raw samples become inputs.
+      pipeline: preprocessing of the samples.
       parts: halves of the model.
       optimizer: optimiser of the client; its state is new every round.
-      max_batch: samples a mini-batch has room for.
+      max_batch: largest number of samples in a mini-batch.
       temperature: temperature T of the distillation.
       alpha: weight of the server's logits.
 
     Returns:
-      A local update that leaves the global model as it is; `info` is the trained network.
+      A local update that does not change the global model; `info` is the trained network.
     """
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
@@ -115,7 +116,7 @@ def edge_training(
             told = jnp.where(task.row["taught"], told, 0.0)
             return cross_entropy(logits, batch) + alpha * told, (stats, {})
 
-        # Batches of sample numbers in place of labels: logits are looked up by sample.
+        # Batches hold indices of samples in place of labels, for the lookup of the logits.
         numbered = replace(data, y=jnp.arange(data.y.shape[0], dtype=jnp.int32))
         result = training_loop(
             pipeline,
@@ -154,14 +155,14 @@ def server_training(
     temperature: float,
     alpha: float,
 ) -> Callable[..., tuple[Variables, PyTree, jax.Array, jax.Array]]:
-    """Trains the server's network on what the clients send; to be jitted.
+    """A function that trains the server's network on the clients' activations; for `jax.jit`.
 
-    Activations are computed from the clients' networks when they are needed, which gives the same
-    numbers as storing those of every sample, and fits into memory.
+    Activations are computed from the clients' networks when they are needed. The results are the
+    same as with stored activations of every sample, which would not fit into memory.
 
     Args:
       model: model with exit heads.
-      pipeline: steps by which raw samples become inputs; augmentation is left out.
+      pipeline: preprocessing of the samples; augmentation is not applied.
       parts: halves of the model.
       optimizer: optimiser of the server.
       batch_size: samples per batch.
@@ -169,9 +170,9 @@ def server_training(
       alpha: weight of the labels.
 
     Returns:
-      `(variables, optimizer state, edges, clients, logits, data, epochs, key) -> (variables,
-      optimizer state, logits, loss)`, with `edges` stacked over `clients`; batches keep the order
-      of the clients and of their samples.
+      A function `(variables, optimizer state, edges, clients, logits, data, epochs, key) ->
+      (variables, optimizer state, logits, loss)`, with `edges` stacked over `clients`. Batches keep
+      the order of the clients and of their samples.
     """
     cut = parts.server.first - 1
 

@@ -7,11 +7,11 @@ from fedjax_het.common.types import PyTree
 
 
 def amsgrad(learning_rate: float) -> optax.GradientTransformation:
-    """`optax.amsgrad`, also where JAX promotes no types of its own accord."""
+    """`optax.amsgrad` that also works with strict type promotion of JAX."""
     inner = optax.amsgrad(learning_rate)
 
     def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        # It raises a Python float to the power of an integer array.
+        # optax raises a Python float to the power of an integer array.
         with jax.numpy_dtype_promotion("standard"):
             return inner.update(grads, state, params)
 

@@ -1,11 +1,11 @@
-r"""Privacy of the activations that a client sends: what they tell of its samples, and their order.
+r"""Privacy of the activations that a client sends: distance correlation and shuffling.
 
-The distance correlation of raw samples x and what is sent of them, z, is a part of the loss:
+The distance correlation of raw samples x and their activations z is a part of the loss:
 
 dCov^2(x, z) = 1/n^2 sum_ij A_ij B_ij         A, B: doubly centred matrices of distances
 dCor(x, z)   = dCov(x, z) / sqrt(dVar(x) dVar(z)),   dVar(x) = dCov(x, x)
 
-Shuffling permutes patches or channels of z, in another way for every sample.
+Shuffling permutes patches or channels of z, with another permutation for every sample.
 """
 
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ from fedjax_het.common.options import check_types
 from fedjax_het.models.base import BlockModel
 
 Shuffle = Literal["none", "space", "channel"]
-# Roots have no gradient at zero: equal samples, and constant activations.
+# Roots have no gradient at zero, as for equal samples and constant activations.
 _EPS = 1e-9
 
 
 @dataclass(frozen=True)
 class Privacy:
-    """What the clients do to keep their samples to themselves.
+    """Options of the protection of the clients' samples.
 
     Attributes:
-      dcor: weight of the distance correlation in the client's loss, a share in [0, 1]: one, or one
+      dcor: weight of the distance correlation in the client's loss, in [0, 1]; one value, or one
         per client.
-      squared: whether distances are squared in it, as in DTFL's code.
-      shuffle: what of the activations is permuted before they are sent: "none", "space" (patches of
-        the map) or "channel" (as in DTFL's code).
-      patch: side of the patches for `shuffle="space"`; 4 is ours.
+      squared: whether the distance correlation has squared distances, as in DTFL's code.
+      shuffle: permuted parts of the activations: "none", "space" (patches of the map) or "channel"
+        (as in DTFL's code).
+      patch: side of the patches for `shuffle="space"`; the default 4 is our choice.
 
     References:
       methods/dtfl.md 10.
@@ -59,7 +59,7 @@ class Privacy:
 
     @property
     def correlates(self) -> bool:
-        """Whether the distance correlation is in the loss of any client."""
+        """Whether the loss of any client has a distance correlation."""
         return bool(np.any(self.dcor))
 
     def weights(self, num_clients: int) -> np.ndarray:
@@ -74,7 +74,7 @@ class Privacy:
         return np.broadcast_to(weights, (num_clients,))
 
     def require_usable(self, model: BlockModel) -> None:
-        """Raises `InputError` unless samples and activations of the model can be treated so."""
+        """Raises `InputError` unless the options fit the samples and activations of the model."""
         require(
             not self.correlates or jnp.issubdtype(model.input_dtype, jnp.floating),
             f"privacy.dcor with model {model.name!r} of {jnp.dtype(model.input_dtype)} inputs",
@@ -90,7 +90,7 @@ class Privacy:
         )
 
     def sent(self, key: jax.Array, z: jax.Array) -> jax.Array:
-        """What the server is given of the activations `z`, `[n, ...]`."""
+        """The activations that the server gets for `z`, `[n, ...]`."""
         if self.shuffle == "channel":
             return shuffle_channels(key, z)
         return shuffle_patches(key, z, self.patch) if self.shuffle == "space" else z
@@ -103,13 +103,13 @@ def distance_correlation(
 
     Args:
       x: samples `[n, ...]`.
-      z: their counterparts `[n, ...]`.
+      z: activations of these samples `[n, ...]`.
       weight: weight of each pair, float32[n], 0 for padding; None for ones.
-      squared: whether distances are squared, as in DTFL's code, or plain (Szekely et al. 2007;
+      squared: whether distances are squared, as in DTFL's code, or not (Szekely et al. 2007;
         NoPeek).
 
     Returns:
-      float32 scalar in [0, 1]; 0 where either side is constant.
+      The correlation, float32 scalar in [0, 1]; 0 if x or z is constant.
 
     References:
       Szekely, Rizzo, Bakirov, *Measuring and testing dependence by correlation of distances*, 2007;
@@ -133,7 +133,7 @@ def _centred(x: jax.Array, share: jax.Array, squared: bool) -> jax.Array:
     inner = jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
     d = jnp.maximum(norm[:, None] + norm[None, :] - 2.0 * inner, 0.0)
     if not squared:
-        # The second `where` keeps the infinite slope at zero out of the gradient.
+        # The second `where` keeps the infinite derivative at zero out of the gradient.
         far = d > _EPS
         d = jnp.where(far, jnp.sqrt(jnp.where(far, d, 1.0)), 0.0)
     row = d @ share
@@ -141,7 +141,7 @@ def _centred(x: jax.Array, share: jax.Array, squared: bool) -> jax.Array:
 
 
 def shuffle_patches(key: jax.Array, z: jax.Array, patch: int = 4) -> jax.Array:
-    """Permutes square patches of every sample's map among themselves.
+    """Permutes the square patches of every sample's map.
 
     The size of a patch is the largest common divisor of `patch` and both sides, so that patches
     tile the map.
@@ -149,7 +149,7 @@ def shuffle_patches(key: jax.Array, z: jax.Array, patch: int = 4) -> jax.Array:
     Args:
       key: typed PRNG key.
       z: maps `[n, height, width, channels]`.
-      patch: side of a patch.
+      patch: largest side of a patch.
     """
     n, height, width, channels = z.shape
     side = next(s for s in range(patch, 0, -1) if height % s == 0 and width % s == 0)
@@ -167,7 +167,7 @@ def shuffle_channels(key: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def _permute(key: jax.Array, z: jax.Array) -> jax.Array:
-    """An independent permutation of the second axis for every entry of the first."""
+    """Permutes the second axis, independently for every entry of the first."""
     keys = jax.random.split(key, z.shape[0])
     order = jax.vmap(lambda k: jax.random.permutation(k, z.shape[1]))(keys)
     return jnp.take_along_axis(z, order[:, :, None], axis=1)

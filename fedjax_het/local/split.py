@@ -1,12 +1,11 @@
-r"""Split training with local losses, as one pass over the network with a stop at the cut.
+r"""Split training with local losses, as one pass over the network with a stopped gradient.
 
     z = h(x)              blocks 0..cut, train mode
     client:  (1 - a) CE(head(z), y) + a dCor(x, z)      trains blocks 0..cut and the head
     server:  CE(g(stop_gradient(z')), y)                 trains blocks cut+1..L-1, on its own copy
 
-z' is z, or z shuffled (`local.privacy`). No gradient flows back through the cut, so the gradient of
-the sum of both losses is that of each on its own half, and both see the weights from before the
-step.
+z' is z, or z shuffled (`local.privacy`). No gradient passes the cut, so the gradient of the sum of
+both losses is that of each loss on its own half, and both losses use the weights before the step.
 """
 
 from typing import Literal
@@ -26,7 +25,7 @@ from fedjax_het.models.base import BlockModel
 from fedjax_het.objectives.classification import cross_entropy
 
 _OPEN = Privacy()
-# The key of shuffling, apart from those of dropout, which are fold_in(key, block).
+# The key of shuffling differs from those of dropout, which are fold_in(key, block).
 _SHUFFLE = 2**20
 
 
@@ -39,24 +38,25 @@ def split_training(
     privacy: Privacy = _OPEN,
     server_reset: Literal["round", "batch"] = "round",
 ) -> LocalUpdate:
-    """The local update of a network that is cut after the block `Task.row["cut"]`, int32.
+    """The local update of a network that is cut after block `Task.row["cut"]`, int32.
 
     Args:
       model: model with exit heads, which serve as auxiliary heads.
-      pipeline: steps by which raw samples become inputs.
-      optimizer: optimiser of either side; it must treat every coordinate on its own, as SGD and
-        Adam do, so that one state over the whole network is the two states of client and server.
-      max_batch: samples a mini-batch has room for.
-      privacy: treatment of what leaves the client; with a distance correlation its weight is
-        `Task.row["alpha"]`, float32.
-      server_reset: life of the server's optimiser: "round", as long as the client's, or "batch", as
-        in DTFL's code, which makes Adam's steps signs.
+      pipeline: preprocessing of the samples.
+      optimizer: optimiser of both sides. It must treat every coordinate independently, as SGD and
+        Adam do, so that one state over the whole network equals the two states of client and
+        server.
+      max_batch: largest number of samples in a mini-batch.
+      privacy: options of the activations' protection; `Task.row["alpha"]`, float32, is the weight
+        of a distance correlation.
+      server_reset: interval after which the server's optimiser starts new: "round", as the
+        client's, or "batch", as in DTFL's code, which reduces Adam's steps to signs.
 
     Returns:
-      A local update. `ClientResult.loss` is the sum of both losses, `info` has either of them.
+      A local update. `ClientResult.loss` is the sum of both losses; `info` has both.
 
     Raises:
-      InputError: the model's samples or activations cannot be treated as `privacy` asks.
+      InputError: if `privacy` does not fit the model's samples or activations.
     """
     privacy.require_usable(model)
     last = model.num_blocks - 1
@@ -64,7 +64,7 @@ def split_training(
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
         trained, frozen = masks.split(start.params, route)
-        # Static on a tier's own route, traced where all tiers share a program.
+        # The cut is static on a tier's own route, and traced if all tiers share a program.
         cut = task.row["cut"] if route.cut is None else route.cut
 
         def objective(
@@ -115,7 +115,7 @@ def split_training(
 def _reset_behind(
     optimizer: optax.GradientTransformation, cut: jax.Array | int
 ) -> optax.GradientTransformation:
-    """The optimiser with a new state at every step for the blocks behind `cut`."""
+    """The optimiser with a new state at every step for the blocks after `cut`."""
 
     def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         kept, state = optimizer.update(grads, state, params)

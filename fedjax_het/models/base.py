@@ -1,7 +1,7 @@
-"""A model is an ordered tuple of blocks: what is frozen, exited from, split and priced is a block.
+"""Models as ordered tuples of blocks, which are the units of freezing, exits, cuts and prices.
 
-Order is explicit everywhere: `params["blocks"]` is a tuple with the input side first, so that no
-rule about the names of layers (or the sorting of dictionaries) can change which block is deep.
+The order is explicit: `params["blocks"]` is a tuple with the input side first, so that names of
+layers (or the order of dictionaries) do not affect the depth of a block.
 """
 
 import functools
@@ -20,26 +20,26 @@ from fedjax_het.models.block import Block, cast
 
 Array = jax.Array
 
-# Exit heads draw their initial weights from keys far from those of the blocks.
+# Offset of the keys of exit heads, so that they differ from those of the blocks.
 _EXIT_KEY = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class BlockModel:
-    """A classifier made of blocks; static, hashable by identity, to be closed over by jitted code.
+    """A classifier made of blocks; static and hashable by identity, for closures of jitted code.
 
     Attributes:
-      name: for records and plots.
-      blocks: input side first; the last one gives the logits.
+      name: name of the model in records and plots.
+      blocks: blocks, input side first; the last block returns the logits.
       input_shape: shape of one sample, without a batch axis.
       num_classes: size of the last axis of the logits.
-      exits: a head after each of the blocks 0..L-2, or `()`; see `with_exits`.
-      shared_exit: all exits are one head, and `params["exits"]` has one entry.
-      input_dtype: float32, or int32 for models of tokens.
-      stats_policy: `"mean"`: running statistics (BatchNorm) are updated in training and averaged
-        over the clients that trained the block. `"frozen"`: they are always used and never updated.
-      compute_dtype: of activations and matrix products, "float32" or "bfloat16"; parameters,
-        statistics and whatever leaves the model are float32 (`precision.with_compute_dtype`).
+      exits: heads after each of the blocks 0..L-2, or `()`; see `with_exits`.
+      shared_exit: whether all exits are one head, so that `params["exits"]` has one entry.
+      input_dtype: dtype of the samples: float32, or int32 for models of tokens.
+      stats_policy: rule of running statistics (BatchNorm). `"mean"`: updated in training and
+        averaged over the clients that trained the block. `"frozen"`: always used and never updated.
+      compute_dtype: dtype of activations and matrix products, "float32" or "bfloat16"; parameters,
+        statistics and all outputs of the model are float32 (`precision.with_compute_dtype`).
     """
 
     name: str
@@ -64,15 +64,15 @@ class BlockModel:
 
     @functools.cached_property
     def shapes(self) -> Variables:
-        """What `init` returns as `ShapeDtypeStruct`s; found once, and nothing is computed."""
+        """The variables of `init` as `ShapeDtypeStruct`s; cached, without computation."""
         return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def exit_slot(self, block: int) -> int:
-        """Where `params["exits"]` holds the head after a block."""
+        """Index in `params["exits"]` of the head after a block."""
         return 0 if self.shared_exit else block
 
     def init(self, key: Array) -> Variables:
-        """Fresh variables; block b draws from `fold_in(key, b)`, so exits do not change the blocks.
+        """New variables; block b draws from `fold_in(key, b)`, so exits do not change the blocks.
 
         Args:
           key: typed PRNG key.
@@ -115,23 +115,24 @@ class BlockModel:
         """Logits of one head.
 
         Args:
-          variables: from `init`.
-          x: `[batch, *input_shape]`.
-          train: train mode (static): dropout, and batch statistics in the blocks that keep any.
+          variables: variables of the model, from `init`.
+          x: samples `[batch, *input_shape]`.
+          train: whether train mode is on (static), with dropout and with batch statistics in the
+            blocks that keep any.
           key: typed PRNG key for dropout; block b uses `fold_in(key, b)`.
-          first: static; blocks before it are frozen: they pass no gradient, and those with running
-            statistics use them and return them unchanged. Their dropout stays on, so that freezing
-            by route and freezing by mask give the same numbers.
-          exit: static; block whose head gives the logits. None or L-1 is the network's own; for
-            b < L-1 the blocks after b are not run and their statistics come back unchanged.
+          first: first block that is not frozen (static). Frozen blocks pass no gradient, and their
+            running statistics are used and returned unchanged. Their dropout stays on, so that
+            freezing by route and by mask gives the same numbers.
+          exit: block whose head gives the logits (static). None or L-1 is the network's own head;
+            for b < L-1 the blocks after b do not run and their statistics are returned unchanged.
           live: `bool[L]` or None; in train mode a block with running statistics behaves as in eval
-            mode where `live` is False.
+            mode if its entry is False.
 
         Returns:
           `(logits float32[batch, num_classes], stats)`.
 
         Raises:
-          InputError: for an `x`, `first` or `exit` that does not fit the model.
+          InputError: if `x`, `first` or `exit` does not fit the model.
         """
         last = self.num_blocks - 1
         exit = last if exit is None else exit
@@ -151,7 +152,7 @@ class BlockModel:
         first: int = 0,
         live: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        """Logits of every head in one pass; arguments as in `apply`.
+        """Logits of every head in one pass; the arguments are those of `apply`.
 
         Returns:
           `(logits float32[L, batch, num_classes], stats)`; entry L-1 is the network's own head.
@@ -178,15 +179,15 @@ class BlockModel:
         train: bool = False,
         key: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        """The network's own logits, with a stop after every block.
+        """The network's own logits, with a call of `visit` after every block.
 
         Args:
-          variables: from `init`.
-          x: `[batch, *input_shape]`.
-          visit: `(b, z) -> z`, float32: what block b + 1 is given in place of the output z of
-            block b; for the last block, the logits.
-          train: as in `apply`.
-          key: as in `apply`.
+          variables: variables of the model, from `init`.
+          x: samples `[batch, *input_shape]`.
+          visit: function `(b, z) -> z`, float32, from the output z of block b to the input of block
+            b + 1, or to the logits for the last block.
+          train: whether train mode is on, as in `apply`.
+          key: typed PRNG key for dropout, as in `apply`.
 
         Returns:
           `(logits float32[batch, num_classes], stats)`.
@@ -207,21 +208,21 @@ class BlockModel:
         first: int = 0,
         live: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        """Client half h of a split after block `block`: the activation that leaves it.
+        """Client half h of a split after block `block`: the activation of `block`.
 
         Running `forward_from` on the result equals `apply`, dropout included.
 
         Args:
-          variables: from `init`.
-          x: `[batch, *input_shape]`.
-          block: 0..L-2, the last block to run.
-          train: as in `apply`.
-          key: as in `apply`.
-          first: as in `apply`.
-          live: as in `apply`.
+          variables: variables of the model, from `init`.
+          x: samples `[batch, *input_shape]`.
+          block: last block to run, 0..L-2.
+          train: whether train mode is on, as in `apply`.
+          key: typed PRNG key for dropout, as in `apply`.
+          first: first block that is not frozen, as in `apply`.
+          live: mask of the blocks that update statistics, as in `apply`.
 
         Returns:
-          `(z, stats)`, z float32; statistics of the blocks that were not run come back unchanged.
+          `(z, stats)`, z float32; statistics of the blocks that do not run are returned unchanged.
         """
         self._check_boundary(block)
         self._check(x, first, block)
@@ -241,12 +242,12 @@ class BlockModel:
         """Server half g of a split after block `block`: logits from the activation `z` of `block`.
 
         Args:
-          variables: from `init`.
-          z: what `forward_to(variables, x, block)` gave.
-          block: 0..L-2, the block that gave `z`; blocks `block + 1`..L-1 are run.
-          train: as in `apply`.
-          key: as in `apply`.
-          live: as in `apply`.
+          variables: variables of the model, from `init`.
+          z: activation from `forward_to(variables, x, block)`.
+          block: block whose output is `z`, 0..L-2; blocks `block + 1`..L-1 run.
+          train: whether train mode is on, as in `apply`.
+          key: typed PRNG key for dropout, as in `apply`.
+          live: mask of the blocks that update statistics, as in `apply`.
 
         Returns:
           `(logits float32[batch, num_classes], stats)`.
@@ -270,7 +271,7 @@ class BlockModel:
         return self._head(variables, z, block, train, key).astype(jnp.float32)
 
     def activation_shapes(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shape of each block's output for a batch, and its dtype outside; nothing is computed."""
+        """Shape and dtype of each block's output for a batch; nothing is computed."""
         x = jax.ShapeDtypeStruct((batch, *self.input_shape), self.input_dtype)
         shapes: list[jax.ShapeDtypeStruct] = []
         for b, block in enumerate(self.blocks):
@@ -291,7 +292,7 @@ class BlockModel:
         live: Array | None,
         visit: Callable[[int, Array], Array] | None = None,
     ) -> tuple[Array, PyTree]:
-        """Runs the blocks `which`; goes on with `visit(b, output of b)` after each."""
+        """Runs the blocks `which`; the input of the next is `visit(b, output of b)`."""
         stats = list(variables.stats["blocks"])
         for b in which:
             block = self.blocks[b]
@@ -332,7 +333,7 @@ class BlockModel:
         return self.exits[b].apply(params, stats, z, train=train, key=head_key)[0]
 
     def _operands(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """What a block is given to compute with."""
+        """The parameters and the input in the dtype of the computation."""
         if self.compute_dtype == "float32":
             return params, x
         return cast((params, x), self.compute_dtype)

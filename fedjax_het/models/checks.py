@@ -1,4 +1,4 @@
-"""What a model refuses: a faulty structure, samples of another shape, blocks it does not have."""
+"""Checks of a model's structure, of its samples and of indices of its blocks."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from fedjax_het.common.errors import require, require_known
 def check_structure(
     name: str, blocks: int, exits: int, stats_policy: str, compute_dtype: str
 ) -> None:
-    """Raises `InputError` unless these are the fields of a model.
+    """Raises `InputError` unless these are valid fields of a model.
 
     Args:
       name: name of the model.
       blocks: number of its blocks.
       exits: number of its exit heads.
-      stats_policy: see `BlockModel`.
-      compute_dtype: see `BlockModel`.
+      stats_policy: rule of running statistics, see `BlockModel`.
+      compute_dtype: dtype of the computation, see `BlockModel`.
     """
     require(blocks > 0, f"model {name!r} has no blocks", "needs one", "add one")
     require(
@@ -37,7 +37,7 @@ def check_structure(
 
 
 def check_samples(x: jax.Array, name: str, input_shape: tuple[int, ...], input_dtype: Any) -> None:
-    """Raises `InputError` unless `x` is a batch of samples of this shape and kind of number."""
+    """Raises `InputError` unless `x` is a batch of samples of this shape and kind of dtype."""
     kind = jnp.integer if jnp.issubdtype(input_dtype, jnp.integer) else jnp.floating
     require(
         x.ndim > 0 and x.shape[1:] == tuple(input_shape) and jnp.issubdtype(x.dtype, kind),
@@ -48,7 +48,7 @@ def check_samples(x: jax.Array, name: str, input_shape: tuple[int, ...], input_d
 
 
 def check_block(what: str, block: int, name: str, num_blocks: int, remedy: str) -> None:
-    """Raises `InputError` unless `block`, called `what`, is one of the model's."""
+    """Raises `InputError` unless `block`, named `what` in the message, is in the model."""
     require(
         0 <= block < num_blocks,
         f"{what} = {block}",
@@ -58,7 +58,7 @@ def check_block(what: str, block: int, name: str, num_blocks: int, remedy: str) 
 
 
 def check_boundary(block: int, name: str, num_blocks: int) -> None:
-    """Raises `InputError` unless the model goes on after `block`."""
+    """Raises `InputError` unless the model has a block after `block`."""
     require(
         0 <= block < num_blocks - 1,
         f"block = {block}",

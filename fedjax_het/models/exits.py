@@ -1,4 +1,4 @@
-"""Early exits: a light head after every block, from which a loss can be taken."""
+"""Early exits: a small head after every block, whose output a loss can use."""
 
 from dataclasses import replace
 
@@ -13,11 +13,11 @@ from fedjax_het.models.product import dot_general
 
 
 class ExitHead(nn.Module):
-    """Mean over all axes between batch and channels, then one linear layer (methods/fedel.md 2.4).
+    """Mean over the axes between batch and channels, then one linear layer (methods/fedel.md 2.4).
 
     Attributes:
       num_classes: size of the last axis of the logits.
-      positions: axes after the batch that the logits keep: 1 for a prediction per symbol.
+      positions: number of axes after the batch that the logits keep: 1 for a prediction per symbol.
     """
 
     num_classes: int
@@ -33,17 +33,18 @@ class ExitHead(nn.Module):
 def with_exits(model: BlockModel, *, shared: bool = False) -> BlockModel:
     """`model` with a head after every block but the last: mean over space or time, then linear.
 
-    A model that predicts at every position of a sequence gets heads that do, without a mean.
+    A model that predicts at every position of a sequence gets heads that also do, without a mean.
 
     Args:
-      model: a model; heads it already has are replaced.
-      shared: one head for all depths, for transformers, whose blocks give activations of one shape.
+      model: model whose existing heads, if any, are replaced.
+      shared: whether all depths share one head, for transformers, whose blocks have activations of
+        one shape.
 
     Returns:
       The model with `exits`; its blocks are initialised as before.
 
     Raises:
-      InputError: a shared head for activations of different shapes.
+      InputError: if a shared head would have activations of different shapes.
     """
     shapes = model.activation_shapes(1)
     widths = sorted({z.shape for z in shapes[:-1]})

@@ -1,4 +1,4 @@
-"""What is minimised and what is measured: losses over the output of a model's last block."""
+"""Losses and metrics on the output of a model's last block."""
 
 from fedjax_het.objectives.classification import cross_entropy
 

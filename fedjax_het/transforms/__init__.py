@@ -1,4 +1,4 @@
-"""Methods made of methods: each takes an algorithm and returns another."""
+"""Transformations of methods: each takes an algorithm and returns another."""
 
 from fedjax_het.transforms.nesting import Nested, nested
 from fedjax_het.transforms.plateau import on_plateau

@@ -1,4 +1,4 @@
-"""The frame of a transformation with a state of its own: the method's state lies inside it."""
+"""Base of a transformation with its own state, which contains the state of the method."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ class Nested(NamedTuple):
     """State of a transformed method.
 
     Attributes:
-      inner: state of the method inside.
+      inner: state of the transformed method.
       own: state of the transformation.
     """
 
@@ -19,14 +19,14 @@ class Nested(NamedTuple):
 
 
 def nested(algorithm: Algorithm) -> Algorithm:
-    """The method with its state in `Nested.inner`; its `init` and `plan` are left to be replaced.
+    """The method with its state in `Nested.inner`; the caller must replace `init` and `plan`.
 
     The merge, the server's step, buffers, observations, evaluated models and the preview are those
-    of the method inside. A plan that is replaced by one that looks at the state no longer runs in
+    of the transformed method. With a new plan that depends on the state, rounds do not run in
     batches.
 
     Args:
-      algorithm: any method.
+      algorithm: method to transform.
     """
 
     def begin(state: Nested, variables: Variables, mask_shapes: PyTree) -> PyTree:

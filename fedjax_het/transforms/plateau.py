@@ -1,4 +1,4 @@
-"""A step size that shrinks when the test accuracy no longer grows."""
+"""A step size that is reduced when the test accuracy no longer increases."""
 
 from typing import Any, NamedTuple
 
@@ -9,17 +9,17 @@ from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.transforms.nesting import Nested, nested
 
-# What counts as better: a factor on the best accuracy so far.
+# Factor on the best accuracy so far, above which an accuracy counts as better.
 _MARGIN = 1e-4
 
 
 class Plateau(NamedTuple):
-    """What the schedule remembers.
+    """State of the schedule.
 
     Attributes:
       best: float64[], best test accuracy so far.
-      waited: int64[], evaluations since.
-      scale: float64[], factor on the step.
+      waited: int64[], number of evaluations since then.
+      scale: float64[], factor on the step size.
     """
 
     best: np.ndarray
@@ -28,18 +28,18 @@ class Plateau(NamedTuple):
 
 
 def begin() -> Plateau:
-    """Nothing seen yet."""
+    """State before the first evaluation."""
     return Plateau(np.asarray(0.0), np.asarray(0), np.asarray(1.0))
 
 
 def step(state: Plateau, accuracy: float, patience: int, factor: float = 0.9) -> Plateau:
-    """Takes up an evaluation; more than `patience` stale ones in a row shrink the step.
+    """The state after an evaluation; reduces the step size on a plateau.
 
     Args:
-      state: so far.
+      state: state so far.
       accuracy: test accuracy.
-      patience: stale evaluations that are put up with.
-      factor: on the step, each time.
+      patience: number of consecutive evaluations without a better accuracy before a reduction.
+      factor: factor on the step size at a reduction.
     """
     if accuracy > float(state.best) * (1 + _MARGIN):
         return Plateau(np.asarray(accuracy), np.asarray(0), state.scale)
@@ -50,14 +50,14 @@ def step(state: Plateau, accuracy: float, patience: int, factor: float = 0.9) ->
 
 
 def on_plateau(algorithm: Algorithm, patience: int | None, factor: float = 0.9) -> Algorithm:
-    """The algorithm with a step size that shrinks on a plateau of the test accuracy.
+    """The algorithm with a step size that is reduced on a plateau of the test accuracy.
 
-    Warning: the test set then has a say in training, as in the code of DTFL.
+    Warning: the test set then affects training, as in the code of DTFL.
 
     Args:
-      algorithm: any.
-      patience: rounds without a better accuracy; None returns the algorithm as it is.
-      factor: on the step, after more than `patience` such rounds.
+      algorithm: method to transform.
+      patience: number of rounds without a better accuracy; None returns the algorithm unchanged.
+      factor: factor on the step size after more than `patience` such rounds.
     """
     if patience is None:
         return algorithm

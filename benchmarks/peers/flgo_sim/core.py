@@ -1,4 +1,4 @@
-"""The task in FLGo's terms: how its data become objects, batches, losses and accuracies."""
+"""The work as an FLGo task: its data, batches, losses and accuracies."""
 
 from typing import Any
 

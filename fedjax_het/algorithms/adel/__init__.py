@@ -1,8 +1,8 @@
-"""ADEL-FL and its relatives: layers that slow devices finish by a deadline are not lost.
+"""ADEL-FL and its baselines: the layers that slow devices finish by a deadline are merged.
 
-`adel` plans deadlines and batches (`planning`, on the bound of `bound`) and merges layers without
-bias (`merging`); `baselines` holds SALF, drop-stragglers and wait-for-all in the same model of time
-(`depths`, `workload`); `online` is what goes beyond the paper.
+`adel` plans deadlines and batches (`planning`, with the bound of `bound`) and merges layers without
+bias (`merging`). `baselines` has SALF, drop-stragglers and wait-for-all in the same model of time
+(`depths`, `workload`). `online` holds extensions of the paper.
 """
 
 from fedjax_het.algorithms.adel.adel import adel

@@ -1,4 +1,4 @@
-"""ADEL-FL itself: planned deadlines and batches, layers merged without bias."""
+"""ADEL-FL: planned deadlines and batches, and an unbiased merge of layers."""
 
 import functools
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from fedjax_het.problem import Problem
 
 
 class AdelState(NamedTuple):
-    """Between rounds; all NumPy, so that a resumed run plans with the same bits.
+    """State between rounds; NumPy only, so that a resumed run plans with the same bits.
 
     Attributes:
-      deadlines_s: T of all rounds, float64[R].
-      scale: m, float64[].
+      deadlines_s: deadlines T of all rounds, float64[R].
+      scale: batch scale m, float64[].
       tally: counts for the records.
-      learned: what is known about the devices; None where nothing is learned.
+      learned: estimates of the devices' speeds; None without `online`.
     """
 
     deadlines_s: np.ndarray
@@ -54,49 +54,49 @@ def adel(
     online: Online | None = None,
     **layered: Unpack[LayeredKeywords],
 ) -> Algorithm:
-    r"""ADEL-FL: deadlines and batch sizes planned together, layers merged without bias.
+    r"""ADEL-FL: jointly planned deadlines and batch sizes, and an unbiased merge of layers.
 
     Every client takes one SGD step per round on $S_u = m P_u (T_t - B_u) / T_t$ samples and sends
     the layers whose gradient is ready at the deadline $T_t$, output side first. With exponential
-    layer times everyone finishes Poisson($T_t / m$) layers, so nobody finishes layer l with a
-    probability $p_t^l$ that the server knows, and
+    layer times every client finishes Poisson($T_t / m$) layers. The server thus knows the
+    probability $p_t^l$ that no client finishes layer l, and
 
     $w^l \leftarrow w^l + \frac{1}{1 - p_t^l} \frac{1}{K} \sum_{u : d_u \ge L+1-l} \Delta_u^l$
 
-    is in expectation the step that FedAvg would have taken. Deadlines and m minimise a convergence
-    bound under $\sum_t T_t \le T_{max}$ (`Bound`, `plan_deadlines`).
+    is in expectation the step of FedAvg. Deadlines and m minimise a convergence bound under
+    $\sum_t T_t \le T_{max}$ (`Bound`, `plan_deadlines`).
 
     Warning: the authors' published code divides by U instead (`aggregator="zero_fill"`), which is
-    biased towards zero; and it plans beyond the pole of the bound, which `max_miss` rules out.
+    biased towards zero. It also plans beyond the pole of the bound, which `max_miss` excludes.
 
     Args:
-      problem: model, data and fleet; `fleet.build("adel", ...)` is the paper's.
-      rounds: R; a run cannot be longer than what was planned for it.
-      total_s: T_max, virtual seconds for all rounds together.
-      batch_scale: least and largest m, in units of the time that a device of mean power takes for a
-        layer of `batch_size` samples: at scale 1 it gets about that many.
-      max_miss: p_max < 1/2, largest probability that nobody finishes the input layer.
-      shortest_s: least deadline; None leaves every client some time after its communication. Below
-        a client's communication time it leaves that client out of the rounds that are too short.
-      constants: assumptions of the bound; those of the authors' code by default.
-      solver: "water_filling", exact and fast, or "trust_constr", the paper's way.
-      aggregator: "corrected" (the rule above), "ipw" (each client's inverse propensity, unbiased
-        for unequal rates), "zero_fill" or "mean". None takes "corrected" for ideal and "ipw" for
-        physical rates.
-      propensity_floor: least probability that `ipw` divides by; above 0 it trades bias for
-        variance.
-      online: an extension that learns each client's power from the layers it finishes, starting
-        from the fleet's nominal speeds, and plans accordingly; needs physical rates. None takes the
-        nominal speeds throughout.
-      **layered: see `Layered`; `learning_rate` is required.
+      problem: model, data and fleet; `fleet.build("adel", ...)` is the paper's fleet.
+      rounds: number of planned rounds, R; a run cannot be longer.
+      total_s: virtual seconds for all rounds together, T_max.
+      batch_scale: smallest and largest m, in units of the time that a device of mean power takes
+        for a layer of `batch_size` samples. At scale 1 its batch has about `batch_size` samples.
+      max_miss: largest probability p_max < 1/2 that no client finishes the input layer.
+      shortest_s: shortest deadline; None leaves every client some time after its communication. A
+        client with a longer communication time misses the rounds that are too short for it.
+      constants: assumptions of the bound; by default those of the authors' code.
+      solver: solver of the plan: "water_filling", exact and fast, or "trust_constr", as in the
+        paper.
+      aggregator: merge rule: "corrected" (the rule above), "ipw" (inverse propensity of each
+        client, unbiased for unequal rates), "zero_fill" or "mean". None means "corrected" for ideal
+        and "ipw" for physical rates.
+      propensity_floor: smallest divisor of `ipw`; a value above 0 reduces variance and adds bias.
+      online: options of an extension that learns each client's power from the layers it finishes,
+        starting from the fleet's nominal speeds, and plans accordingly; needs physical rates. None
+        keeps the nominal speeds.
+      **layered: fields of `Layered`; `learning_rate` is required.
 
     Returns:
-      The algorithm; its `info` reports per layer the assumed and the observed probability of a miss
-      and the mean weight of an update so far (1 where the merge is unbiased).
+      The algorithm. Its `info` holds per layer the assumed and the observed probability of a miss
+      and the mean weight of an update so far (1 if the merge is unbiased).
 
     References:
-      ADEL-FL, arXiv 2505.23973. Only its abstract and the authors' code were available: the form of
-      the correction is forced by unbiasedness, and the objective is that of the code
+      ADEL-FL, arXiv 2505.23973. Only its abstract and the authors' code were available. The form of
+      the correction follows from unbiasedness, and the objective is that of the code
       (methods/adel_fl.md 2.1, 3.1, 6.1).
     """
     setting = prepare(problem, Layered.parse(layered))
@@ -119,9 +119,9 @@ def adel(
         "use rates='physical'",
     )
     first = planner.plan(setting.power)
-    room = setting.largest_batch(first.deadlines_s, first.scale)
+    capacity = setting.largest_batch(first.deadlines_s, first.scale)
     if online is not None and setting.options.max_batch is None:
-        room = online.room(room, int(np.max(problem.data.sizes)))
+        capacity = online.room(capacity, int(np.max(problem.data.sizes)))
 
     def init(variables: Variables, key: jax.Array) -> AdelState:
         del variables, key
@@ -140,7 +140,7 @@ def adel(
         require_planned(t, rounds)
         power = setting.power if learned is None else learned.speeds.power
         deadline_s, scale = float(state.deadlines_s[t]), float(state.scale)
-        work = setting.workload(clients, deadline_s, scale, room, power)
+        work = setting.workload(clients, deadline_s, scale, capacity, power)
         tried = setting.attempt(situation, work)
         tasks, sent = setting.layered_tasks(situation, merge, work, tried)
         state = state._replace(tally=state.tally.add(clients, merge, tried.missed, sent))
@@ -165,11 +165,11 @@ def adel(
         init=init,
         plan=plan,
         mask=setting.layers.mask,
-        local=setting.local_update(room, on_batch_statistics(problem.model)),
+        local=setting.local_update(capacity, on_batch_statistics(problem.model)),
         merge=merge.aggregator(setting.layers.ids),
         update=parts.replace,
         observe=observe,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
-        preview=functools.partial(preview, "adel", setting, first, room),
+        preview=functools.partial(preview, "adel", setting, first, capacity),
     )

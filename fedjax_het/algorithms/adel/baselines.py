@@ -1,4 +1,4 @@
-"""What ADEL-FL is compared with, in the same model of time: SALF, drop-stragglers, wait-for-all."""
+"""Baselines of ADEL-FL in the same model of time: SALF, drop-stragglers and wait-for-all."""
 
 import functools
 from collections.abc import Callable
@@ -43,29 +43,28 @@ def salf(
     straggler_share: float | None = None,
     **layered: Unpack[LayeredKeywords],
 ) -> Algorithm:
-    r"""SALF: equal deadlines, every client sends the layers it finished, merged without bias.
+    r"""SALF: equal deadlines, and an unbiased merge of the layers that each client finishes.
 
     Args:
       problem: model, data and fleet.
-      rounds: R; a run cannot be longer than what was planned for it.
-      total_s: T_max, virtual seconds for all rounds together.
-      batch_scale: m, fixed: batches are $m P_u (T - B_u) / T$, in the unit of `adel`.
-      aggregator: as in `adel`; with stragglers the default is "corrected" if everyone is one, and
-        "ipw" if not, since clients then differ.
-      propensity_floor: as in `adel`.
-      straggler_share: share of the clients, the slowest, that finishes a uniform number 1..L of
-        layers while everyone else finishes all of them, which is SALF's own model;
-        $q^l = 1 - l/L$ for a straggler. None draws depths from layer times, as the ADEL-FL authors
-        compare.
-      **layered: see `Layered`; `learning_rate` is required.
+      rounds: number of planned rounds, R; a run cannot be longer.
+      total_s: virtual seconds for all rounds together, T_max.
+      batch_scale: constant batch scale m; batches are $m P_u (T - B_u) / T$, in the unit of `adel`.
+      aggregator: merge rule as in `adel`. With stragglers the default is "corrected" if all clients
+        are stragglers, and otherwise "ipw", because the clients then differ.
+      propensity_floor: smallest divisor of `ipw`, as in `adel`.
+      straggler_share: share of stragglers, the slowest clients. A straggler finishes a uniform
+        number 1..L of layers, so $q^l = 1 - l/L$, and all other clients finish all layers, which is
+        SALF's own model. None draws depths from layer times, as in the ADEL-FL authors' comparison.
+      **layered: fields of `Layered`; `learning_rate` is required.
 
     References:
-      SALF, arXiv 2403.18375; its own correction constant was not available, so that of `adel` is
-      used with $p^l = \prod_u q_u^l$ (methods/adel_fl.md 5).
+      SALF, arXiv 2403.18375. Its correction constant was not available, so the constant of `adel`
+      is used with $p^l = \prod_u q_u^l$ (methods/adel_fl.md 5).
     """
     setting = prepare(problem, Layered.parse(layered))
     deadline_s, scale = _equal(setting, rounds, total_s, batch_scale)
-    room = setting.largest_batch(np.full(1, deadline_s), scale)
+    capacity = setting.largest_batch(np.full(1, deadline_s), scale)
     layers = setting.layers.number
     slow, unbiased = None, setting.unbiased
     if straggler_share is not None:
@@ -77,7 +76,7 @@ def salf(
         del variables
         clients = situation.clients
         require_planned(situation.round, rounds)
-        work = setting.workload(clients, deadline_s, scale, room)
+        work = setting.workload(clients, deadline_s, scale, capacity)
         if slow is None:
             tried = setting.attempt(situation, work)
         else:
@@ -93,21 +92,21 @@ def salf(
         init=_tally(setting),
         plan=plan,
         mask=setting.layers.mask,
-        local=setting.local_update(room, on_batch_statistics(problem.model)),
+        local=setting.local_update(capacity, on_batch_statistics(problem.model)),
         merge=merge.aggregator(setting.layers.ids),
         update=parts.replace,
         observe=_report,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
-        preview=functools.partial(_preview, "salf", setting, rounds, deadline_s, scale, room),
+        preview=functools.partial(_preview, "salf", setting, rounds, deadline_s, scale, capacity),
     )
 
 
 def slowest(power: np.ndarray, share: float) -> np.ndarray:
-    """Which clients are SALF's stragglers, bool[n].
+    """Mask of SALF's stragglers, bool[n].
 
     Args:
-      power: samples x layers per second, float64[n].
+      power: power of the devices in samples x layers per second, float64[n].
       share: share of the clients that are stragglers.
     """
     require(
@@ -122,11 +121,11 @@ def slowest(power: np.ndarray, share: float) -> np.ndarray:
 
 
 def straggler_misses(slow: np.ndarray, layers: int) -> np.ndarray:
-    r"""Chances of SALF's stragglers, $q^l = 1 - l/L$, and 0 for the others; float64[k, L].
+    r"""Miss probabilities: $q^l = 1 - l/L$ for SALF's stragglers, 0 for the others; float64[k, L].
 
     Args:
-      slow: stragglers among the clients, bool[k].
-      layers: L; the first entry of its axis is the input side, l = 1.
+      slow: mask of the stragglers among the clients, bool[k].
+      layers: number of layers, L; the first entry of its axis is the input side, l = 1.
     """
     each = 1.0 - np.arange(1, layers + 1) / layers
     return np.where(slow[:, None], each[None, :], 0.0)
@@ -142,23 +141,24 @@ def adel_drop(
     zero_fill: bool = False,
     **layered: Unpack[LayeredKeywords],
 ) -> Algorithm:
-    """Drop-stragglers in ADEL-FL's model of time: equal deadlines, all layers or nothing.
+    """Drop-stragglers in ADEL-FL's model of time: equal deadlines, all layers or none.
 
     Args:
       problem: model, data and fleet.
-      rounds: as in `salf`.
-      total_s: as in `salf`.
-      batch_scale: as in `salf`.
-      zero_fill: whether dropped clients count as updates of zero, like in the authors' code;
-        otherwise the mean is over those who finished, and a round that nobody finishes is skipped.
-      **layered: see `Layered`; `learning_rate` is required.
+      rounds: number of planned rounds, as in `salf`.
+      total_s: virtual seconds for all rounds together, as in `salf`.
+      batch_scale: constant batch scale, as in `salf`.
+      zero_fill: whether dropped clients count as updates of zero, as in the authors' code.
+        Otherwise the mean is over the clients that finish, and a round without such clients changes
+        nothing.
+      **layered: fields of `Layered`; `learning_rate` is required.
 
     References:
       methods/adel_fl.md 5, A14.
     """
     setting = prepare(problem, Layered.parse(layered))
     deadline_s, scale = _equal(setting, rounds, total_s, batch_scale)
-    room = setting.largest_batch(np.full(1, deadline_s), scale)
+    capacity = setting.largest_batch(np.full(1, deadline_s), scale)
     layers = setting.layers.number
     merge = LayerMerge("zero_fill" if zero_fill else "mean")
 
@@ -166,8 +166,8 @@ def adel_drop(
         del variables
         clients = situation.clients
         require_planned(situation.round, rounds)
-        work = setting.workload(clients, deadline_s, scale, room)
-        # All layers are missed when the last one, at the input side, is.
+        work = setting.workload(clients, deadline_s, scale, capacity)
+        # A client that misses the last layer, at the input side, misses all layers.
         missed = np.repeat(setting.missed(work)[:, :1], layers, axis=1)
         whole_s = setting.layer_times(situation, work)[:, -1]
         full, shared = np.full(len(clients), layers), merge.inputs(missed)[1]
@@ -180,13 +180,15 @@ def adel_drop(
         init=_tally(setting),
         plan=plan,
         mask=None,
-        local=setting.local_update(room),
+        local=setting.local_update(capacity),
         merge=merge.aggregator(setting.layers.ids),
         update=parts.replace,
         observe=_report,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
-        preview=functools.partial(_preview, "adel_drop", setting, rounds, deadline_s, scale, room),
+        preview=functools.partial(
+            _preview, "adel_drop", setting, rounds, deadline_s, scale, capacity
+        ),
     )
 
 
@@ -196,22 +198,22 @@ def adel_wait(
 ) -> Algorithm:
     r"""Wait-for-all in ADEL-FL's model of time: a round lasts $\max_u B_u + \Gamma(L, S_u / P_u)$.
 
-    There are no deadlines to plan; `run.max_virtual_s` ends the run.
+    There are no deadlines; `run.max_virtual_s` ends the run.
 
     Args:
       problem: model, data and fleet.
-      batch_scale: m, fixed: batches are $m P_u$, in the unit of `adel`.
-      **layered: see `Layered`; `learning_rate` is required.
+      batch_scale: constant batch scale m; batches are $m P_u$, in the unit of `adel`.
+      **layered: fields of `Layered`; `learning_rate` is required.
 
     References:
       methods/adel_fl.md 5, A15.
     """
     setting = prepare(problem, Layered.parse(layered))
     scale = _scale(setting, batch_scale)
-    room = setting.largest_batch(np.full(1, np.inf), scale)
+    capacity = setting.largest_batch(np.full(1, np.inf), scale)
 
     def tasks(situation: Situation) -> Plan:
-        work = setting.workload(situation.clients, np.inf, scale, room)
+        work = setting.workload(situation.clients, np.inf, scale, capacity)
         whole_s = setting.layer_times(situation, work)[:, -1]
         full = np.full(len(situation.clients), setting.layers.number)
         return setting.tasks(situation, work, full, whole_s)
@@ -221,7 +223,7 @@ def adel_wait(
         init=parts.stateless,
         plan=Schedule(tasks),
         mask=None,
-        local=setting.local_update(room),
+        local=setting.local_update(capacity),
         merge=masked_mean(),
         update=parts.replace,
         pace=barrier(),
@@ -257,7 +259,7 @@ def _scale(setting: Setting, batch_scale: float) -> float:
 def _equal(
     setting: Setting, rounds: int, total_s: float, batch_scale: float
 ) -> tuple[float, float]:
-    """The deadline of every round, T_max / R, if that is time enough for anyone; and m."""
+    """The deadline of every round, T_max / R, checked for the fastest client, and m."""
     require_budget(rounds, total_s)
     least_s = float(np.min(setting.communication_s))
     require(

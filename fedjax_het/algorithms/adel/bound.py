@@ -1,4 +1,4 @@
-"""The convergence bound that ADEL-FL plans with, as a function of deadlines and batch scale."""
+"""The convergence bound of ADEL-FL's planning, as a function of deadlines and batch scale."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from fedjax_het.common.options import check_types
 
 @dataclass(frozen=True)
 class Constants:
-    """What the bound assumes about the objective; the defaults are those of the authors' code.
+    """Assumptions of the bound on the objective; the defaults are those of the authors' code.
 
-    Only ratios matter to the plan: how noisy gradients are against how much a missed layer hurts
+    The plan depends only on ratios: the noise of gradients against the cost of a missed layer
     (methods/adel_fl.md 3.3, A11, A12).
 
     Attributes:
-      gradient_norm: G, bound on the norm of a client's gradient.
-      gradient_noise: sigma_u, standard deviation of one sample's gradient, one value or one per
-        client. The authors draw it from U(0, 5); its mean is the default.
-      smoothness: rho_s.
-      strong_convexity: rho_c.
-      heterogeneity: Gamma, gap between the global optimum and the clients' own.
-      noise_weight: alpha, factor on the noise term in planning.
-      initial_gap: Delta_1, squared distance from the optimum at the start; moves no optimum.
+      gradient_norm: bound G on the norm of a client's gradient.
+      gradient_noise: standard deviation sigma_u of one sample's gradient, one value or one per
+        client. The authors draw it from U(0, 5); the default is the mean of that.
+      smoothness: constant of smoothness, rho_s.
+      strong_convexity: constant of strong convexity, rho_c.
+      heterogeneity: gap Gamma between the global optimum and the clients' own optima.
+      noise_weight: factor alpha on the noise term in planning.
+      initial_gap: squared distance Delta_1 from the optimum at the start; does not affect the plan.
     """
 
     gradient_norm: float = 0.1
@@ -50,7 +50,7 @@ class Constants:
             )
 
     def noise(self, power: np.ndarray, cohort: int) -> float:
-        r"""$\frac{1}{U^2} \sum_u \sigma_u^2 / P_u$ over a cohort of U clients drawn from all."""
+        r"""Expected $\frac{1}{U^2} \sum_u \sigma_u^2 / P_u$ over a cohort of U of the clients."""
         sigma = np.asarray(self.gradient_noise, np.float64)
         require(
             sigma.shape in ((), power.shape),
@@ -74,18 +74,18 @@ class Bound:
 
     with the gradient noise $B(m) = \frac{1}{U^2 m} \sum_u \sigma_u^2 / P_u + 6 \rho_s \Gamma$ and
     the price of missed layers $C(x) = \frac{4 G^2 U}{U-1} \sum_\ell \frac{1 + p_\ell}{1-2 p_\ell}$,
-    $p_\ell = Q(L+1-\ell, x)^U$. C has a pole at p = 1/2 and is negative beyond it; here it is
-    infinite from there on, so that no solver can take the far side for a minimum.
+    $p_\ell = Q(L+1-\ell, x)^U$. C has a pole at p = 1/2 and is negative beyond it. Here it is
+    infinite for p >= 1/2, so that no solver finds a minimum beyond the pole.
 
     Attributes:
-      layers: L.
-      users: U, at least 2.
-      steps: float64[R], step sizes eta.
-      noise: `Constants.noise`.
-      constants: what is assumed about the objective.
+      layers: number of layers, L.
+      users: number of users, U >= 2.
+      steps: step sizes eta, float64[R].
+      noise: noise term, from `Constants.noise`.
+      constants: assumptions on the objective.
 
     References:
-      ADEL-FL, arXiv 2505.23973; objective as in the first author's code
+      ADEL-FL, arXiv 2505.23973; the objective is that of the first author's code
       (methods/adel_fl.md 2.4, 3.1, A17).
     """
 
@@ -112,14 +112,14 @@ class Bound:
 
     @property
     def weights(self) -> np.ndarray:
-        """float64[R], a: how much the error made in each round weighs at the end."""
+        """Weights a of the errors of each round in the bound, float64[R]."""
         shrink = 1.0 - self.constants.strong_convexity * self.steps
         after = np.append(np.cumprod(shrink[::-1])[::-1][1:], 1.0)
         return self.steps**2 * after
 
     @property
     def floor(self) -> float:
-        """The part of the bound that no plan changes."""
+        """The part of the bound that does not depend on the plan."""
         c = self.constants
         start = float(np.prod(1.0 - c.strong_convexity * self.steps)) * c.initial_gap
         drift = 6.0 * c.smoothness * c.heterogeneity
@@ -127,14 +127,14 @@ class Bound:
 
     @property
     def missing_factor(self) -> float:
-        r"""$G^2 \cdot 4U / (U - 1)$."""
+        r"""Factor of the price of missed layers, $G^2 \cdot 4U / (U - 1)$."""
         return self.constants.gradient_norm**2 * 4.0 * self.users / (self.users - 1)
 
     def missing(self, expected_layers: np.ndarray) -> np.ndarray:
-        r"""$\sum_\ell (1 + p_\ell) / (1 - 2 p_\ell)$; inf where some $p_\ell \ge 1/2$.
+        r"""Sum $\sum_\ell (1 + p_\ell) / (1 - 2 p_\ell)$ over layers; inf if some $p_\ell \ge 1/2$.
 
         Args:
-          expected_layers: float64[...], T / m.
+          expected_layers: expected number of layers T / m, float64[...].
         """
         p = np.exp(self.users * log_miss(self.layers, expected_layers))
         safe = np.where(p < 0.5, p, 0.0)
@@ -142,7 +142,7 @@ class Bound:
         return np.sum(terms, axis=-1)
 
     def log_missing_slope(self, expected_layers: np.ndarray) -> np.ndarray:
-        """Log of minus the derivative of `missing`, without underflow; needs p < 1/2."""
+        """Logarithm of minus the derivative of `missing`, without underflow; needs p < 1/2."""
         log_q = log_miss(self.layers, expected_layers)
         p = np.exp(self.users * log_q)
         each = (
@@ -154,7 +154,7 @@ class Bound:
         return logsumexp(each, axis=-1)
 
     def excess(self, deadlines_s: np.ndarray, scale: float) -> float:
-        """The bound without its `floor`; inf where a layer is missed with probability >= 1/2."""
+        """The bound without its `floor`; inf if a layer is missed with probability >= 1/2."""
         noise = self.constants.noise_weight * self.noise / scale
         missing = self.missing_factor * self.missing(deadlines_s / scale)
         return float(np.sum(self.weights * (noise + missing)))
@@ -163,13 +163,13 @@ class Bound:
         """The bound f(T, m).
 
         Args:
-          deadlines_s: float64[R], T.
-          scale: m.
+          deadlines_s: deadlines T, float64[R].
+          scale: batch scale m.
         """
         return self.floor + self.excess(deadlines_s, scale)
 
     def gradient(self, deadlines_s: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
-        """Derivatives by the deadlines, float64[R], and by the scale; needs p < 1/2."""
+        """Derivatives of the bound by the deadlines, float64[R], and the scale; needs p < 1/2."""
         a, ratio = self.weights, deadlines_s / scale
         slope = -self.missing_factor * a * np.exp(self.log_missing_slope(ratio))
         noise = np.sum(a) * self.constants.noise_weight * self.noise
@@ -179,7 +179,7 @@ class Bound:
 def bound_of(
     setting: Setting, rounds: int, power: np.ndarray, constants: Constants, start: int = 0
 ) -> Bound:
-    """The bound over the rounds from `start` on, for devices of this power, float64[n]."""
+    """The bound over the rounds from `start` on, for devices of power `power`, float64[n]."""
     return Bound(
         layers=setting.layers.number,
         users=setting.cohort,

@@ -1,12 +1,12 @@
-"""Layers: which tensors they are made of, what each depth costs, and how deep a device gets.
+"""Layers: their tensors, the cost of each depth, and the depth that a device reaches.
 
-ADEL-FL counts layers in the order in which back-propagation finishes them, output first; a device
-that finished d of L has trained the last d. A layer here is a block of the model ("module") or, as
-in the authors' MNIST networks, a single tensor ("tensor"). Arrays over layers have the input side
-first, as everywhere in this library.
+ADEL-FL counts layers in the order in which back-propagation finishes them, output first: a device
+that finished d of L layers has trained the last d. A layer here is a block of the model ("module")
+or, as in the authors' MNIST networks, a single tensor ("tensor"). Arrays over layers have the input
+side first, as everywhere in this library.
 
-With exponential layer times of mean 1/rate the number of layers finished in a window is Poisson, so
-all probabilities here are Poisson tails.
+With exponential layer times of mean 1/rate the number of layers finished in a window has a Poisson
+distribution, so all probabilities here are Poisson tails.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from fedjax_het.problem import Problem
 
 Granularity = Literal["module", "tensor"]
 
-# Back-propagation has the gradient of a bias before that of the kernel it is added to.
+# Back-propagation computes the gradient of a bias before that of its kernel.
 _ORDER = ("kernel", "bias")
 
 
@@ -33,13 +33,13 @@ class Layers(NamedTuple):
     """The layers of a model and the price of each depth; arrays over depths have entries 0..L.
 
     Attributes:
-      number: L.
-      ids: pytree of ints with the structure of the parameters: layer of each tensor, 0 at the input
-        side; -1 for exit heads, which are never trained.
-      first_block: int64[L+1], shallowest block that a depth trains (the last one at depth 0).
-      flops: float64[L+1], per sample; depth 0 is charged the attempt at depth 1.
-      upload_bytes: int64[L+1], what goes back to the server; depth 0, which misses the deadline, is
-        priced like the whole model.
+      number: number of layers, L.
+      ids: layer of each tensor, a pytree of ints with the structure of the parameters; 0 at the
+        input side, -1 for exit heads, which are never trained.
+      first_block: int64[L+1], shallowest block that a depth trains (the last block at depth 0).
+      flops: float64[L+1], FLOPs per sample; depth 0 is charged the attempt at depth 1.
+      upload_bytes: int64[L+1], bytes of the upload; depth 0, which misses the deadline, is priced
+        like the whole model.
     """
 
     number: int
@@ -49,7 +49,7 @@ class Layers(NamedTuple):
     upload_bytes: np.ndarray
 
     def mask(self, row: PyTree, shared: PyTree) -> PyTree:
-        """`Algorithm.mask` of the layers that a client finished, from `first_layer` of its row."""
+        """`Algorithm.mask` of the layers that a client finishes, from `first_layer` of its row."""
         del shared
         return trained(self.ids, jnp.asarray(row["first_layer"]))
 
@@ -61,14 +61,15 @@ def layers_of(
 
     Args:
       problem: model and its prices.
-      granularity: "module": every block that has parameters. "tensor": every kernel and every bias,
-        the bias nearer the output (L = 6 for a network of three fully connected layers).
-      virtual_layers: layer times that pass after the output layer and before the next one without
-        finishing anything: 2 gives VGG-11 and VGG-13 the authors' 11 and 13 layers, which stand for
-        fully connected layers that the networks do not have.
+      granularity: unit of a layer. "module": every block that has parameters. "tensor": every
+        kernel and every bias, the bias nearer to the output (L = 6 for three fully connected
+        layers).
+      virtual_layers: number of layers without tensors between the output layer and the next one,
+        which only take time. 2 gives VGG-11 and VGG-13 the authors' 11 and 13 layers, which stand
+        for fully connected layers that the networks do not have.
 
     Raises:
-      InputError: tensors whose order is not known.
+      InputError: if the order of the tensors is not known.
 
     References:
       methods/adel_fl.md 4.2, A7.
@@ -80,7 +81,7 @@ def layers_of(
         "use 2 for the authors' VGG, else leave it out",
     )
     shapes = problem.model.shapes.params
-    # Layers as (block, tensor name or None for all of them), input side first.
+    # Layers as (block, name of a tensor or None for all tensors), input side first.
     order: list[tuple[int, str | None]] = []
     for b, block in enumerate(shapes["blocks"]):
         names = _tensor_names(problem.model, b, block) if granularity == "tensor" else [None]
@@ -111,22 +112,22 @@ def layers_of(
 
 
 def trained(ids: PyTree, first_layer: jax.Array) -> PyTree:
-    """Mask of the layers `first_layer..L-1`, `bool[]` per tensor.
+    """Mask of the layers `first_layer..L-1`, one `bool[]` per tensor.
 
     Args:
-      ids: `Layers.ids`.
-      first_layer: int32 scalar, L - depth.
+      ids: layer of each tensor, `Layers.ids`.
+      first_layer: first trained layer, L - depth, int32 scalar.
     """
     return jax.tree.map(lambda i: (i >= first_layer) if i >= 0 else jnp.asarray(False), ids)
 
 
 def on_batch_statistics(model: BlockModel) -> BlockModel:
-    """The model with batch normalisation on the batch's own moments in every block.
+    """The model with batch normalisation by the moments of the batch in every block.
 
     A device runs the whole forward pass in training mode before it knows how many layers it will
-    finish. Were the blocks it does not reach run on stored statistics, its gradient would depend on
-    its depth, and no merge of layers could be unbiased. Running statistics are updated where a
-    block is trained, as usual.
+    finish. With stored statistics in the untrained blocks its gradient would depend on its depth,
+    and no merge of layers could be unbiased. Running statistics are updated in trained blocks, as
+    usual.
     """
     if model.stats_policy == "frozen":
         return model
@@ -148,16 +149,16 @@ def on_batch_statistics(model: BlockModel) -> BlockModel:
 def miss_probability(layers: int, expected_layers: np.ndarray | float) -> np.ndarray:
     r"""Probability that one client misses each layer: $q^\ell = Q(L+1-\ell, \lambda)$.
 
-    $P(N \le L-\ell)$ for $N \sim$ Poisson($\lambda$), with Q the regularised upper incomplete gamma
-    function.
+    It is $P(N \le L-\ell)$ for $N \sim$ Poisson($\lambda$); Q is the regularised upper incomplete
+    gamma function.
 
     Args:
-      layers: L.
-      expected_layers: lambda, float64[...]: mean number of layers that fit into the window if there
-        were no end to them; 0 misses everything.
+      layers: number of layers, L.
+      expected_layers: mean lambda of the number of layers in the window if there were infinitely
+        many layers, float64[...]; with 0 all layers are missed.
 
     Returns:
-      float64[..., L], input side first: decreasing along the last axis.
+      Probabilities float64[..., L], input side first: decreasing along the last axis.
 
     References:
       methods/adel_fl.md 1.3.
@@ -167,16 +168,16 @@ def miss_probability(layers: int, expected_layers: np.ndarray | float) -> np.nda
 
 
 def log_miss(layers: int, expected_layers: np.ndarray) -> np.ndarray:
-    """`log(miss_probability)` without underflow, from the finite sum that Q is for whole L."""
+    """`log(miss_probability)` without underflow, from the finite sum of Q for integers L."""
     rate = np.asarray(expected_layers, np.float64)[..., None]
     k = np.arange(layers)
-    # The terms are rate^k / k!, and their running sums are Q(1), Q(2), ... times e^rate.
+    # The terms are rate^k / k!; their prefix sums are Q(1), Q(2), ... times e^rate.
     running = np.logaddexp.accumulate(xlogy(k, rate) - gammaln(k + 1), axis=-1)
     return running[..., ::-1] - rate
 
 
 def log_miss_slope(layers: int, expected_layers: np.ndarray) -> np.ndarray:
-    """`log(-d miss_probability / d expected_layers)`, the log of a Poisson weight; same shape."""
+    """`log(-d miss_probability / d expected_layers)`, the log of a Poisson probability."""
     rate = np.asarray(expected_layers, np.float64)[..., None]
     k = layers - 1 - np.arange(layers)
     return xlogy(k, rate) - gammaln(k + 1) - rate
@@ -187,17 +188,17 @@ def batch_sizes(
 ) -> np.ndarray:
     r"""ADEL-FL's batch rule before rounding: $S_u = m P_u (T - B_u)^+ / T$.
 
-    It makes the expected number of layers, $(T - B_u) P_u / S_u = T / m$, the same for everyone,
-    which is what lets one constant per layer take the bias out of the merge.
+    The expected number of layers, $(T - B_u) P_u / S_u = T / m$, is then the same for all clients,
+    so one constant per layer removes the bias of the merge.
 
     Args:
-      scale: m, seconds per layer.
-      power: float64[k], P, samples x layers per second.
-      deadline_s: T; inf leaves communication out of the rule.
-      communication_s: float64[k], B.
+      scale: batch scale m, seconds per layer.
+      power: power P, samples x layers per second, float64[k].
+      deadline_s: deadline T in seconds; inf ignores communication.
+      communication_s: communication time B in seconds, float64[k].
 
     Returns:
-      float64[k], samples; 0 for a client whose communication takes the whole round.
+      Samples float64[k]; 0 for a client whose communication takes the whole round.
 
     References:
       methods/adel_fl.md 1.2, A3.
@@ -207,16 +208,16 @@ def batch_sizes(
 
 
 def whole_batches(wanted: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """Batch sizes that exist: rounded, at least one sample and at most `most`; int64[k]."""
+    """Batch sizes rounded to whole samples, at least 1 and at most `most`; int64[k]."""
     return np.clip(np.rint(wanted), 1, most).astype(np.int64)
 
 
 def depths_reached(finished_s: np.ndarray, window_s: np.ndarray) -> np.ndarray:
-    """int64[k]: layers finished within each window.
+    """Number of layers finished within each window, int64[k].
 
     Args:
-      finished_s: float64[k, L], seconds after which each layer is done, output side first.
-      window_s: float64[k].
+      finished_s: seconds after which each layer is finished, output side first, float64[k, L].
+      window_s: seconds of each window, float64[k].
     """
     return np.sum(finished_s <= window_s[:, None], axis=1)
 
@@ -242,7 +243,7 @@ def _price(problem: Problem, shapes: Any, ids: Any, first_layer: int) -> tuple[i
     first = next(b for b, leaves in enumerate(kept) if leaves)
     flops = float(cost.step_flops(first))
     if not any(leaf.ndim >= 2 for leaf in kept[first]):
-        # The gradient of a bias alone needs no contraction in its own block.
+        # If only biases train, their gradients need no contraction in their own block.
         flops -= float(cost.weight_grad_flops[first])
     sent = sum(leaf.size * leaf.dtype.itemsize for leaves in kept for leaf in leaves)
     if cost.uploads_stats:

@@ -1,8 +1,9 @@
-r"""How layers are merged that only some clients finished, by chance; and whether it is unbiased.
+r"""Merge rules for layers that a random part of the clients finishes, and checks of their bias.
 
-$\mathcal U^\ell$ are the clients that finished layer $\ell$, $K$ their number, $U$ that of all,
-$q_u^\ell$ the probability that client u misses the layer and $p^\ell = \prod_u q_u^\ell$ that
-everyone does. A layer that nobody finished keeps its value. Otherwise
+$\mathcal U^\ell$ are the clients that finished layer $\ell$, $K$ is their number and $U$ the number
+of all clients. $q_u^\ell$ is the probability that client u misses the layer, and
+$p^\ell = \prod_u q_u^\ell$ that all clients do. A layer that no client finished keeps its value.
+Otherwise
 
 ====================  ====================================================  =====================
 rule                  step of layer $\ell$                                  expectation
@@ -13,7 +14,7 @@ rule                  step of layer $\ell$                                  expe
 ``mean``              $\frac1K \sum_{\mathcal U} \Delta_u$                  $(1 - p) \bar\Delta$
 ====================  ====================================================  =====================
 
-``zero_fill`` is what the authors' code does; the paper claims ``corrected``.
+The authors' code implements ``zero_fill``; the paper states ``corrected``.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -33,8 +34,8 @@ class LayerMerge(NamedTuple):
     """A rule of the table above, as a weighted sum of updates over a divisor.
 
     Attributes:
-      rule: which rule.
-      floor: least probability that `ipw` divides by; above 0 it trades bias for variance.
+      rule: name of the rule.
+      floor: smallest divisor of `ipw`; a value above 0 reduces variance and adds bias.
 
     References:
       ADEL-FL, arXiv 2505.23973, and SALF, arXiv 2403.18375 (their correction); `ipw` is the
@@ -46,11 +47,11 @@ class LayerMerge(NamedTuple):
     floor: float = 0.0
 
     def divisor(self, finished: Any, chance: Any, clients: Any) -> Any:
-        """What the weighted sum is divided by, for NumPy and traced arrays of one shape.
+        """Divisor of the weighted sum, for NumPy and traced arrays of one shape.
 
         Args:
           finished: number of clients that finished the layer, K.
-          chance: probability that anyone does, 1 - p.
+          chance: probability that at least one client finishes it, 1 - p.
           clients: number of clients in the round, U.
         """
         if self.rule == "corrected":
@@ -58,23 +59,23 @@ class LayerMerge(NamedTuple):
         return finished if self.rule == "mean" else clients
 
     def factors(self, missed: np.ndarray) -> np.ndarray | None:
-        """What each update is multiplied by in the sum, float32[k, L]; None for 1.
+        """Factors of the updates in the sum, float32[k, L]; None if all are 1.
 
         Args:
-          missed: q, float64[k, L]: probability that each client misses each layer.
+          missed: probability q that each client misses each layer, float64[k, L].
         """
         if self.rule != "ipw":
             return None
         reached = np.maximum(1.0 - missed, self.floor)
-        # A layer that a client cannot reach has no weight, rather than an infinite one.
+        # A layer that a client cannot reach has weight 0, not infinity.
         inverse = np.divide(1.0, reached, out=np.zeros_like(reached), where=missed < 1.0)
         return inverse.astype(np.float32)
 
     def inputs(self, missed: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What `aggregator` needs to know about the chances of a round.
+        """Values that `aggregator` needs of the probabilities of a round.
 
         Args:
-          missed: q, float64[k, L].
+          missed: probability q that each client misses each layer, float64[k, L].
 
         Returns:
           Entries of `Plan.rows` (leading axis k) and of `Plan.shared`, float32.
@@ -85,7 +86,7 @@ class LayerMerge(NamedTuple):
         return rows, {"merge_probability": chance, "clients": np.float32(len(missed))}
 
     def aggregator(self, ids: PyTree) -> Aggregator:
-        """The rule as a streaming merge; reads what `inputs` makes.
+        """The rule as a streaming merge, which reads the values of `inputs`.
 
         Args:
           ids: layer of each tensor, `Layers.ids`.
@@ -93,7 +94,7 @@ class LayerMerge(NamedTuple):
 
         def propensity(row: PyTree, shared: PyTree) -> PyTree:
             del shared
-            # Exit heads (-1) are never trained; any entry will do for them.
+            # Exit heads (-1) are never trained, so their entry has no effect.
             return jax.tree.map(lambda i: row["inverse_propensity"][i], ids)
 
         def divide_by(terms: dict[str, PyTree], shared: PyTree) -> PyTree:
@@ -107,16 +108,16 @@ class LayerMerge(NamedTuple):
         return masked_mean(factor=propensity if self.rule == "ipw" else None, divide_by=divide_by)
 
     def weights(self, missed: np.ndarray, depth: np.ndarray) -> np.ndarray:
-        """The weight with which each client's update enters each layer, times the clients' number.
+        """Weight of each client's update in each layer, times the number of clients.
 
-        Unbiased means that its average over rounds tends to one for every client and layer.
+        In an unbiased merge its average over rounds tends to one for every client and layer.
 
         Args:
-          missed: q, float64[k, L].
+          missed: probability q that each client misses each layer, float64[k, L].
           depth: number of layers that each client finished, int64[k].
 
         Returns:
-          float64[k, L].
+          Weights float64[k, L].
         """
         k, layers = missed.shape
         weight = (np.arange(layers) >= layers - depth[:, None]).astype(np.float64)
@@ -128,12 +129,12 @@ class LayerMerge(NamedTuple):
 
 
 def layer_merge(aggregator: Rule | None, floor: float, unbiased: Rule) -> LayerMerge:
-    """The merge that was asked for.
+    """The merge by a rule.
 
     Args:
-      aggregator: rule; None takes the one that is unbiased.
-      floor: `propensity_floor` of the methods.
-      unbiased: the rule without bias for the chances of these clients.
+      aggregator: name of the rule; None for `unbiased`.
+      floor: smallest divisor, `propensity_floor` of the methods.
+      unbiased: name of the rule that is unbiased for the probabilities of these clients.
     """
     require(
         0 <= floor < 1,
@@ -148,13 +149,13 @@ def layer_merge(aggregator: Rule | None, floor: float, unbiased: Rule) -> LayerM
 
 
 class Tally(NamedTuple):
-    """Counts over the rounds so far; they show whether the merge is as unbiased as it should be.
+    """Counts over the rounds so far, which show whether the merge is unbiased.
 
     Attributes:
-      rounds: int64[].
-      missed: int64[L], rounds in which nobody finished the layer.
-      seen: int64[n], rounds in which each client took part.
-      weight: float64[n, L], sum of the weights with which its updates entered each layer; see
+      rounds: int64[], number of rounds.
+      missed: int64[L], number of rounds in which no client finished the layer.
+      seen: int64[n], number of rounds in which each client took part.
+      weight: float64[n, L], sum of the weights of each client's updates in each layer; see
         `LayerMerge.weights`.
     """
 
@@ -166,12 +167,12 @@ class Tally(NamedTuple):
     def add(
         self, clients: np.ndarray, merge: LayerMerge, missed: np.ndarray, depth: np.ndarray
     ) -> "Tally":
-        """The counts with those of one more round.
+        """The counts after one more round.
 
         Args:
           clients: ids of the cohort, int64[k].
-          merge: the rule.
-          missed: assumed chances of a miss, float64[k, L].
+          merge: merge of the round.
+          missed: assumed probabilities of a miss, float64[k, L].
           depth: number of layers of each client that reached the server, int64[k].
         """
         layers = missed.shape[1]
@@ -182,15 +183,15 @@ class Tally(NamedTuple):
         return Tally(np.asarray(self.rounds + 1), self.missed + nobody, seen, weight)
 
     def summary(self, merge_probability: np.ndarray) -> dict[str, Any]:
-        """The records of the last round that was counted, arrays over layers, input side first.
+        """Records of the last counted round; arrays over layers, input side first.
 
         Args:
-          merge_probability: 1 - p as assumed in that round, float[L].
+          merge_probability: probability 1 - p as assumed in that round, float[L].
 
         Returns:
-          `miss_assumed` (p of this round), `miss_observed` (share of rounds so far), and
-          `update_weight`: the mean weight of a client's update so far, 1 if the merge is unbiased,
-          0.5 if a layer moves half as far as it should.
+          The records `miss_assumed` (p of this round), `miss_observed` (share of rounds so far),
+          and `update_weight`, the mean weight of a client's update so far: 1 if the merge is
+          unbiased, 0.5 if a layer moves half as far as it should.
         """
         known = self.seen > 0
         each = self.weight[known] / self.seen[known, None]
@@ -202,7 +203,7 @@ class Tally(NamedTuple):
 
 
 def empty_tally(clients: int, layers: int) -> Tally:
-    """Nothing counted yet."""
+    """Counts before the first round."""
     return Tally(
         np.zeros((), np.int64),
         np.zeros(layers, np.int64),

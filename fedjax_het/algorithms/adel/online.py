@@ -1,4 +1,4 @@
-"""Beyond the paper: speeds learned from the layers that devices finish, and plans that follow them.
+"""Extension of the paper: speeds learned from the layers that devices finish, and new plans.
 
 References:
   methods/adel_fl.md 8.
@@ -14,19 +14,20 @@ from fedjax_het.algorithms.adel.workload import Attempt, Workload
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_types
 
-# Room in the compiled batch for devices that turn out faster than they were thought to be.
+# Extra capacity of the compiled batch, for devices that are faster than assumed.
 _GROWTH = 2.0
 
 
 class Speeds(NamedTuple):
-    r"""Running estimate of every client's power, from layers finished in the time observed.
+    r"""Running estimate of every client's power, from the layers finished in the observed time.
 
     For exponential layer times $\sum d_u S_u / \sum$ busy time is the maximum-likelihood estimate
-    of samples x layers per second, also when the deadline cuts work short; both sums forget.
+    of samples x layers per second, also if the deadline stops the work. Both sums decay over
+    rounds.
 
     Attributes:
-      work: samples x layers, float64[n].
-      busy_s: time spent on them, float64[n].
+      work: finished work in samples x layers, float64[n].
+      busy_s: time of that work in seconds, float64[n].
     """
 
     work: np.ndarray
@@ -34,7 +35,7 @@ class Speeds(NamedTuple):
 
     @property
     def power(self) -> np.ndarray:
-        """Samples x layers per second, float64[n]."""
+        """Power of each client in samples x layers per second, float64[n]."""
         return self.work / self.busy_s
 
     def observe(
@@ -45,14 +46,14 @@ class Speeds(NamedTuple):
         busy_s: np.ndarray,
         memory_rounds: float,
     ) -> "Speeds":
-        """The estimate with what one round showed.
+        """The estimate after the observations of one round.
 
         Args:
-          clients: ids, int64[k].
-          batch: S, int64[k].
-          depth: number of layers finished, int64[k].
-          busy_s: time spent on them and on the one that was cut off, float64[k].
-          memory_rounds: number of rounds over which observations fade, > 1.
+          clients: ids of the clients, int64[k].
+          batch: batch sizes S, int64[k].
+          depth: number of finished layers, int64[k].
+          busy_s: time of these layers and of the one that was stopped in seconds, float64[k].
+          memory_rounds: number of rounds over which observations decay, > 1.
         """
         keep = 1.0 - 1.0 / memory_rounds
         work, total_s = self.work.copy(), self.busy_s.copy()
@@ -62,11 +63,11 @@ class Speeds(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What the server has learned.
+    """Estimates of the server.
 
     Attributes:
-      speeds: of every client.
-      noise: gradient noise that the deadlines were planned for, float64[].
+      speeds: estimated speeds of all clients.
+      noise: gradient noise for which the deadlines were planned, float64[].
     """
 
     speeds: Speeds
@@ -75,12 +76,12 @@ class Learned(NamedTuple):
 
 @dataclass(frozen=True)
 class Online:
-    """How speeds are learned; batches and inverse propensities then follow them.
+    """Options of learning the speeds, on which batches and inverse propensities then depend.
 
     Attributes:
-      memory_rounds: number of rounds over which observed speeds are forgotten, > 1.
-      replan_tolerance: share by which the noise term, which depends on the speeds, may change
-        before the remaining deadlines are planned anew, > 0.
+      memory_rounds: number of rounds over which observed speeds decay, > 1.
+      replan_tolerance: relative change of the noise term, which depends on the speeds, above which
+        the remaining deadlines are planned again, > 0.
     """
 
     memory_rounds: float = 20.0
@@ -96,22 +97,22 @@ class Online:
         )
 
     def start(self, planner: Planner, opening_s: float) -> Learned:
-        """What is known at first: nominal speeds, which count as much as one round of observations.
+        """Estimates at the start: nominal speeds, which count as one round of observations.
 
         Args:
-          planner: the planner of the run.
-          opening_s: deadline of the first round.
+          planner: planner of the run.
+          opening_s: deadline of the first round in seconds.
         """
         power = planner.setting.power
         speeds = Speeds(power * opening_s, np.full(power.size, opening_s))
         return Learned(speeds, np.asarray(planner.noise(power)))
 
     def room(self, planned: int, most: int) -> int:
-        """Samples the compiled step must have room for.
+        """Number of samples for which the step is compiled.
 
         Args:
-          planned: largest batch at the speeds that are assumed at first.
-          most: samples of the largest client.
+          planned: largest batch at the speeds assumed at the start.
+          most: number of samples of the largest client.
         """
         return min(int(_GROWTH * planned), most)
 
@@ -123,16 +124,16 @@ class Online:
         tried: Attempt,
         sent: np.ndarray,
     ) -> Learned:
-        """Takes up what a round showed of the speeds.
+        """The estimates after the observations of a round.
 
         Args:
-          learned: what is known so far.
+          learned: estimates so far.
           clients: ids of the cohort, int64[k].
-          work: the round's workload.
-          tried: how far each client got.
+          work: workload of the round.
+          tried: layers that each client finished.
           sent: number of layers of each client that reached the server, int64[k].
         """
-        # What a slow link kept from the server tells it nothing.
+        # The server observes nothing of layers that a slow link did not deliver.
         seen = (work.window_s > 0) & (sent == tried.depth)
         busy_s = np.minimum(tried.compute_s, work.window_s)
         speeds = learned.speeds.observe(
@@ -148,17 +149,17 @@ class Online:
         scale: np.ndarray,
         start: int,
     ) -> tuple[Learned, np.ndarray, np.ndarray]:
-        """Plans the rounds that are left anew if the noise term has changed enough.
+        """Plans the remaining rounds again if the noise term has changed enough.
 
         Args:
-          planner: the planner of the run.
-          learned: what is known so far.
-          deadlines_s: T of all rounds, float64[R].
-          scale: m, float64[].
-          start: first round that is left.
+          planner: planner of the run.
+          learned: estimates so far.
+          deadlines_s: deadlines T of all rounds, float64[R].
+          scale: batch scale m, float64[].
+          start: first remaining round.
 
         Returns:
-          `learned`, `deadlines_s` and `scale` as they are from now on.
+          The new values of `learned`, `deadlines_s` and `scale`.
         """
         power = learned.speeds.power
         noise = planner.noise(power)

@@ -1,4 +1,4 @@
-"""Deadlines and batch scale that minimise the bound: feasibility first, then one of two solvers.
+"""Deadlines and batch scale that minimise the bound: a feasibility check, then one of two solvers.
 
 References:
   methods/adel_fl.md 3.2, 3.3, 3.4, A2.
@@ -22,22 +22,22 @@ from fedjax_het.contract.preview import Column, Preview
 
 Solver = Literal["water_filling", "trust_constr"]
 
-# Nodes at which the slope of the missing-layer term is tabulated, and scales tried first.
+# Nodes of the table of the missing-layer term's slope, and number of scales tried first.
 _NODES, _SCALES = 1200, 24
-# Brings the objective to the size that the tolerances of trust-constr are meant for.
+# Scales the objective to the size for which the tolerances of trust-constr are made.
 _UNIT = 1e3
 # Shortest deadline over the longest communication: below 1 a client could never take part.
 _REACHABLE = 1.05
 
 
 class Limits(NamedTuple):
-    """What a plan must keep to.
+    """Limits of a plan.
 
     Attributes:
-      total_s: T_max, the sum of all deadlines.
-      shortest_s: no deadline may be shorter.
-      scale: least and largest m, seconds per layer.
-      max_miss: p_max < 1/2, largest probability that nobody updates some layer in some round.
+      total_s: sum of all deadlines in seconds, T_max.
+      shortest_s: shortest deadline in seconds.
+      scale: smallest and largest m, seconds per layer.
+      max_miss: largest probability p_max < 1/2 that no client updates some layer in some round.
     """
 
     total_s: float
@@ -47,11 +47,11 @@ class Limits(NamedTuple):
 
 
 class DeadlinePlan(NamedTuple):
-    """Deadlines of all rounds, and the scale of the batches.
+    """Deadlines of all rounds, and the batch scale.
 
     Attributes:
-      deadlines_s: float64[R], T.
-      scale: m; a client's batch is `scale * power * (T - B)^+ / T`.
+      deadlines_s: float64[R], deadlines T.
+      scale: batch scale m; a client's batch is `scale * power * (T - B)^+ / T`.
       missed: float64[R, L], probability that no client updates a layer, input side first.
       bound: value of the bound.
     """
@@ -63,14 +63,14 @@ class DeadlinePlan(NamedTuple):
 
 
 class Planner(NamedTuple):
-    """Plans deadlines for the rounds that are left.
+    """Planner of the deadlines of the remaining rounds.
 
     Attributes:
       setting: layers, step sizes and cohort.
-      rounds: R.
-      limits: of a plan for all rounds.
-      constants: of the bound.
-      solver: which solver.
+      rounds: number of rounds, R.
+      limits: limits of a plan for all rounds.
+      constants: constants of the bound.
+      solver: name of the solver.
     """
 
     setting: Setting
@@ -80,11 +80,11 @@ class Planner(NamedTuple):
     solver: Solver
 
     def noise(self, power: np.ndarray) -> float:
-        """The noise term for devices of this power, float64[n]."""
+        """The noise term for devices of power `power`, float64[n]."""
         return self.constants.noise(power, self.setting.cohort)
 
     def plan(self, power: np.ndarray, start: int = 0, total_s: float | None = None) -> DeadlinePlan:
-        """Deadlines from round `start` on, for devices of this power and the time that is left."""
+        """Deadlines from round `start` on, for devices of power `power` and the remaining time."""
         limits = self.limits if total_s is None else self.limits._replace(total_s=total_s)
         bound = bound_of(self.setting, self.rounds, power, self.constants, start)
         return plan_deadlines(bound, limits, self.solver)
@@ -101,7 +101,7 @@ def make_planner(
     constants: Constants,
     solver: Solver,
 ) -> Planner:
-    """The planner of `adel` with these options; see there."""
+    """The planner of `adel` with these options; see `adel`."""
     require_budget(rounds, total_s)
     require_known(solver, ("water_filling", "trust_constr"), "solver")
     require(
@@ -118,13 +118,13 @@ def make_planner(
 
 
 def preview(name: str, setting: Setting, plan: DeadlinePlan, max_batch: int) -> Preview:
-    """What a run with this plan would do; chances of clients are those of the first round.
+    """Preview of a run with this plan; probabilities of clients are those of the first round.
 
     Args:
-      name: the method.
+      name: name of the method.
       setting: layers, step sizes and devices.
       plan: deadlines of all rounds.
-      max_batch: largest batch there is room for.
+      max_batch: largest number of samples in a batch.
     """
     rounds, number = plan.missed.shape
     everyone = np.arange(setting.problem.num_clients)
@@ -158,22 +158,23 @@ def preview(name: str, setting: Setting, plan: DeadlinePlan, max_batch: int) -> 
 
 
 def least_ratio(layers: int, users: int, max_miss: float) -> float:
-    """The smallest T/m at which the input layer is missed by all with probability `max_miss`."""
+    """The T/m at which all clients miss the input layer with probability `max_miss`."""
     return float(gammainccinv(layers, max_miss ** (1.0 / users)))
 
 
 def require_feasible(bound: Bound, limits: Limits) -> float:
-    """Checks that some plan exists, before any solver starts.
+    """Checks that a plan exists before a solver starts.
 
     Args:
-      bound: the objective, for its numbers of rounds, layers and users.
-      limits: what the plan must keep to.
+      bound: objective, for its numbers of rounds, layers and users.
+      limits: limits of the plan.
 
     Returns:
-      `least_ratio` of the problem.
+      The `least_ratio` of the problem.
 
     Raises:
-      InputError: naming what to change: time, rounds, layers, users or batches.
+      InputError: if no plan exists; the message names a remedy: time, rounds, layers, users or
+        batches.
     """
     low, high = limits.scale
     require(
@@ -192,7 +193,7 @@ def require_feasible(bound: Bound, limits: Limits) -> float:
     rounds = bound.steps.size
     least_s = max(ratio * low, limits.shortest_s)
     require(
-        # A little slack: what remains of a plan may need every last bit of the time that is left.
+        # A tolerance for rounding: the rest of a plan may need exactly the remaining time.
         rounds * least_s <= limits.total_s * (1 + 1e-9),
         f"total_s = {limits.total_s:.6g} for rounds = {rounds} with {bound.layers} layers and "
         f"{bound.users} users",
@@ -209,15 +210,16 @@ def require_feasible(bound: Bound, limits: Limits) -> float:
 
 
 def plan_deadlines(bound: Bound, limits: Limits, solver: Solver = "water_filling") -> DeadlinePlan:
-    """The plan of least bound within the limits.
+    """The plan that minimises the bound within the limits.
 
     Args:
-      bound: the objective.
-      limits: what the plan must keep to.
-      solver: "water_filling", exact and fast, or "trust_constr", the paper's way.
+      bound: objective.
+      limits: limits of the plan.
+      solver: name of the solver: "water_filling", exact and fast, or "trust_constr", as in the
+        paper.
 
     Raises:
-      InputError: no plan keeps to the limits.
+      InputError: if no plan satisfies the limits.
     """
     ratio = require_feasible(bound, limits)
     solve = water_filling if solver == "water_filling" else trust_constr
@@ -226,22 +228,23 @@ def plan_deadlines(bound: Bound, limits: Limits, solver: Solver = "water_filling
 
 
 def make_plan(bound: Bound, deadlines_s: np.ndarray, scale: float) -> DeadlinePlan:
-    """Given deadlines and scale as a plan, with its probabilities and its bound."""
+    """The plan of given deadlines and scale, with its probabilities and its bound."""
     missed = miss_probability(bound.layers, deadlines_s / scale) ** bound.users
     return DeadlinePlan(deadlines_s, scale, missed, bound.value(deadlines_s, scale))
 
 
 def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarray, float]:
-    r"""Exact deadlines for every scale, and a search over the scale.
+    r"""Exact deadlines for a given scale, and a search over the scale.
 
-    The missing-layer term $\varphi$ is convex and decreasing where p < 1/2, so for fixed m the best
-    deadlines have equal marginal value: $a_t \varphi'(T_t / m) = -\nu m$ wherever the lower limit
-    does not bind. Deadlines are therefore ordered like $a_t$: they fall when the step size does.
+    The missing-layer term $\varphi$ is convex and decreasing for p < 1/2, so for fixed m the best
+    deadlines have equal marginal value: $a_t \varphi'(T_t / m) = -\nu m$ for all deadlines above
+    the lower limit. Deadlines are therefore ordered like $a_t$: they decrease if the step size
+    does.
 
     Args:
-      bound: the objective.
-      limits: what the plan must keep to.
-      ratio: from `require_feasible`.
+      bound: objective.
+      limits: limits of the plan.
+      ratio: smallest T/m, from `require_feasible`.
 
     Returns:
       Deadlines float64[R], which sum to the total, and the scale.
@@ -252,11 +255,11 @@ def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarra
     longest = max(limits.total_s / low, ratio * 1.001)
     nodes = np.geomspace(ratio, longest, _NODES)
     slope = bound.log_missing_slope(nodes)
-    # The slope falls strictly, so a spline through the swapped nodes is its inverse.
+    # The slope decreases strictly, so a spline through the swapped nodes is its inverse.
     inverse = CubicSpline(slope[::-1], nodes[::-1])
 
     def ratios(scale: float) -> np.ndarray:
-        """float64[R], T / m at this scale."""
+        """Ratios T / m at this scale, float64[R]."""
         least = max(ratio, limits.shortest_s / scale)
         total = limits.total_s / scale
         if rounds * least >= total:
@@ -272,7 +275,7 @@ def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarra
         ends = slope[-1] + np.min(log_a), slope[0] + np.max(log_a)
         filled = fill(brentq(surplus, *ends, xtol=1e-13, rtol=1e-14))
         free = filled > least
-        # What rounding left of the total goes to the rounds that are not at their limit.
+        # The rest of the total after rounding goes to the rounds that are not at their limit.
         if np.any(free):
             filled[free] *= (total - np.sum(filled[~free])) / np.sum(filled[free])
         return filled
@@ -285,7 +288,7 @@ def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarra
         best = int(np.argmin([cost(scale) for scale in tried]))
         around = tried[max(best - 1, 0)], tried[min(best + 1, _SCALES - 1)]
         found = minimize_scalar(cost, bounds=around, method="bounded", options={"xatol": 1e-10})
-        # The search never looks at the ends of its interval themselves.
+        # The search does not evaluate the ends of its interval.
         scale = min((low, high, float(found.x)), key=cost)
     else:
         scale = low
@@ -293,15 +296,15 @@ def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarra
 
 
 def trust_constr(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarray, float]:
-    """SciPy's interior-point solver on all deadlines and the scale at once, as in the paper.
+    """SciPy's interior-point solver for all deadlines and the scale together, as in the paper.
 
-    The authors' settings leave the feasible side of the pole; these do not: the start is strictly
-    feasible, every constraint is kept in every step, and the gradient is exact.
+    The authors' settings leave the feasible side of the pole. These do not: the start is strictly
+    feasible, every step satisfies all constraints, and the gradient is exact.
 
     Args:
-      bound: the objective.
-      limits: what the plan must keep to.
-      ratio: from `require_feasible`.
+      bound: objective.
+      limits: limits of the plan.
+      ratio: smallest T/m, from `require_feasible`.
 
     Returns:
       Deadlines float64[R] and the scale.
@@ -309,7 +312,7 @@ def trust_constr(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarray
     rounds = bound.steps.size
     low, high = limits.scale
     mean_s = limits.total_s / rounds
-    # Strictly inside: between the least time a round needs and the time there is on average.
+    # Strictly inside: between the shortest time of a round and the mean time per round.
     start_s = max(0.98 * mean_s, 0.5 * (mean_s + max(limits.shortest_s, ratio * low)))
     widest = min(high, start_s / ratio)
     scale = low + 0.9 * (widest - low) if widest < high else 0.5 * (low + high)
@@ -326,9 +329,9 @@ def trust_constr(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarray
     def gradient(x: np.ndarray) -> np.ndarray:
         return _UNIT * np.append(*bound.gradient(x[:-1], x[-1]))
 
-    # Matrices of a few hundred rows: threads would only wait for each other.
+    # Threads do not help with matrices of a few hundred rows.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # Where deadlines are so long that nothing is missed, the gradient does stand still.
+        # If deadlines are so long that no layer is missed, the gradient does not change.
         warnings.filterwarnings("ignore", "delta_grad == 0.0", UserWarning)
         found = minimize(
             lambda x: _UNIT * bound.excess(x[:-1], x[-1]),

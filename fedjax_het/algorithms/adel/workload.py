@@ -1,7 +1,7 @@
-"""One round of layered training on a fleet: batches, layer times, and the tasks they make.
+"""One round of layered training on a fleet: batches, layer times and tasks.
 
 `Setting.workload` gives every client a batch, `Setting.attempt` draws how many layers it finishes
-before it must send what it has, and `Setting.layered_tasks` prices that.
+before it must upload, and `Setting.layered_tasks` prices these layers.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from fedjax_het.problem import Problem
 
 Rates = Literal["ideal", "physical"]
 
-# Relative room for rounding between the end of a window and the deadline it was computed from.
+# Relative tolerance for rounding between the end of a window and its deadline.
 _ROUNDING = 2e-15
 
 
@@ -47,21 +47,21 @@ class LayeredKeywords(TrainingKeywords, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Layered(TrainingOptions):
-    """One local step per round, counted in layers; on top of `TrainingOptions`.
+    """Options of layered training, with one local step per round, beside `TrainingOptions`.
 
-    `batch_size` is that of a device of mean power at batch scale 1. Clients take one step and weigh
-    the same; momentum, which does not outlive a round, changes nothing.
+    `batch_size` is that of a device of mean power at batch scale 1. Clients take one step and have
+    equal weights; momentum, which starts new every round, has no effect.
 
     Attributes:
-      schedule: "inverse" for $lr / (1 + t / t_0)$, t = 1..R, or "constant"; planner and clients use
-        the same.
-      decay_rounds: t_0; 1 gives the paper's $lr / (t + 1)$.
-      granularity, virtual_layers: what a layer is, see `layers_of`.
-      rates: "ideal": a layer takes the time that the batch rule aims at, whatever rounding and
-        clipping do to the batch (as in the authors' code). "physical": the time of the whole
-        samples on the device as it is at that moment (methods/adel_fl.md A4).
-      max_batch: largest batch, which programs are compiled for and memory must hold; None takes
-        what the rounds ask for (twice that where speeds are learned).
+      schedule: schedule of the step size, of planner and clients: "inverse" for
+        $lr / (1 + t / t_0)$, t = 1..R, or "constant".
+      decay_rounds: time constant t_0; 1 gives the paper's $lr / (t + 1)$.
+      granularity, virtual_layers: definition of a layer, see `layers_of`.
+      rates: model of layer times. "ideal": the time at which the batch rule aims, regardless of
+        rounding and clipping of the batch (as in the authors' code). "physical": the time of the
+        whole samples on the device at that moment (methods/adel_fl.md A4).
+      max_batch: largest batch, for which programs are compiled and memory is checked; None for the
+        largest batch of the plan (twice that if speeds are learned).
     """
 
     local_steps: int | None = 1
@@ -89,15 +89,15 @@ class Layered(TrainingOptions):
 
 
 class Workload(NamedTuple):
-    """What the cohort does in one round, before chance has a say.
+    """Work of the cohort in one round, before random times are drawn.
 
     Attributes:
-      deadline_s: T; inf when the server waits for everyone.
-      scale: m of the batch rule.
-      batch: S, whole samples, int64[k].
-      window_s: time for computing, (T - B)^+, float64[k].
-      wanted: S before rounding and clipping, float64[k].
-      power: P as the server knows it, samples x layers per second, float64[k].
+      deadline_s: deadline T in seconds; inf if the server waits for all clients.
+      scale: batch scale m.
+      batch: batch sizes S in whole samples, int64[k].
+      window_s: time for computing in seconds, (T - B)^+, float64[k].
+      wanted: batch sizes S before rounding and clipping, float64[k].
+      power: power P as the server knows it, samples x layers per second, float64[k].
     """
 
     deadline_s: float
@@ -109,17 +109,17 @@ class Workload(NamedTuple):
 
     @property
     def last_moment_s(self) -> np.ndarray:
-        """How long a client may compute and still send what it has by the deadline, float64[k]."""
+        """Longest compute time after which a client still meets the deadline, float64[k]."""
         return np.maximum(self.window_s - _ROUNDING * self.deadline_s, 0.0)
 
 
 class Attempt(NamedTuple):
-    """How far each client gets in a round.
+    """Layers that each client finishes in a round.
 
     Attributes:
-      missed: assumed chance that it misses each layer, float64[k, L].
+      missed: assumed probability that it misses each layer, float64[k, L].
       depth: number of layers that it finishes in its window, int64[k].
-      compute_s: time for which it computes, float64[k].
+      compute_s: compute time in seconds, float64[k].
     """
 
     missed: np.ndarray
@@ -129,16 +129,16 @@ class Attempt(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What ADEL-FL and its relatives share: one local step per round, in layers, on a fleet.
+    """Common part of ADEL-FL and its baselines: one local step per round, in layers, on a fleet.
 
     Attributes:
       problem: model, data and fleet.
-      layers: the model's layers.
-      options: step size, schedule, batch size, what a layer is.
-      cohort: clients per round, U.
-      power: nominal P, samples x layers per second, float64[n].
-      communication_s: expected B, the whole model down and up, float64[n].
-      unit_s: m at `batch_scale` 1: seconds that a device of mean power takes for a layer of
+      layers: layers of the model.
+      options: step size, schedule, batch size, definition of a layer.
+      cohort: number of clients per round, U.
+      power: nominal power P, samples x layers per second, float64[n].
+      communication_s: expected time B of the whole model down and up in seconds, float64[n].
+      unit_s: scale m at `batch_scale` 1: seconds that a device of mean power takes for a layer of
         `batch_size` samples.
     """
 
@@ -152,20 +152,20 @@ class Setting:
 
     @property
     def unbiased(self) -> Rule:
-        """The merge rule without bias for these layer times."""
+        """Name of the merge rule that is unbiased for these layer times."""
         return "corrected" if self.options.rates == "ideal" else "ipw"
 
     def step_scale(self, round: Any) -> Any:
-        """Factor on the learning rate in round 0, 1, ...: by default 1/2, 1/3, ..."""
+        """Factor on the learning rate in rounds 0, 1, ...; by default 1/2, 1/3, ..."""
         options = self.options
         return parts.step_scale(options.schedule, round + 1, options.decay_rounds)
 
     def steps(self, rounds: int) -> np.ndarray:
-        """The step sizes that the planner assumes and the clients take, float64[R]."""
+        """Step sizes of the planner and the clients, float64[R]."""
         return self.options.learning_rate * self.step_scale(np.arange(rounds, dtype=np.float64))
 
     def local_update(self, max_batch: int, model: BlockModel | None = None) -> LocalUpdate:
-        """One step on at most `max_batch` samples; checked against the devices' memory."""
+        """Local update of one step on at most `max_batch` samples; checks the devices' memory."""
         training = replace(self.options, batch_size=max_batch)
         parts.require_memory(self.problem, training, 0)
         return training.local_update(self.problem, model=model)
@@ -182,10 +182,10 @@ class Setting:
 
         Args:
           clients: ids of the cohort, int64[k].
-          deadline_s: T.
-          scale: m.
-          max_batch: largest batch there is room for.
-          power: P as the server knows it, float64[n]; None for the nominal one.
+          deadline_s: deadline T in seconds.
+          scale: batch scale m.
+          max_batch: largest number of samples in a batch.
+          power: power P as the server knows it, float64[n]; None for the nominal power.
         """
         power = (self.power if power is None else power)[clients]
         spent_s = self.communication_s[clients]
@@ -195,14 +195,14 @@ class Setting:
         return Workload(deadline_s, scale, batch, window_s, wanted, power)
 
     def largest_batch(self, deadlines_s: np.ndarray, scale: float) -> int:
-        """Samples the compiled step must have room for: `max_batch`, or what the plan asks for."""
+        """Number of samples for which the step is compiled: `max_batch`, or that of the plan."""
         if self.options.max_batch is not None:
             return self.options.max_batch
         everyone, most = np.arange(self.problem.num_clients), int(np.max(self.problem.data.sizes))
         return int(np.max(self.workload(everyone, float(np.max(deadlines_s)), scale, most).batch))
 
     def missed(self, work: Workload) -> np.ndarray:
-        """Chance to miss each layer, were layer times exponential, float64[k, L]."""
+        """Probability of missing each layer with exponential layer times, float64[k, L]."""
         if self.options.rates == "ideal":
             expected = np.where(work.window_s > 0, work.deadline_s / work.scale, 0.0)
         else:
@@ -210,7 +210,7 @@ class Setting:
         return miss_probability(self.layers.number, expected)
 
     def layer_times(self, situation: Situation, work: Workload) -> np.ndarray:
-        """Seconds after which each layer is really done, output layer first, float64[k, L]."""
+        """Drawn seconds after which each layer is finished, output layer first, float64[k, L]."""
         clients, fleet = situation.clients, self.problem.fleet
         samples: np.ndarray = work.batch
         if self.options.rates == "ideal":
@@ -219,14 +219,14 @@ class Setting:
         return fleet.stage_times(clients, flops, self.layers.number, situation.now_s, situation.rng)
 
     def attempt(self, situation: Situation, work: Workload) -> Attempt:
-        """Draws how far each client gets.
+        """Draws the number of layers that each client finishes.
 
-        It computes until it is done, or until it must send what it has. A client without a finished
-        layer goes on until it has one, and misses the deadline.
+        A client computes until all layers are finished, or until it must upload. A client without a
+        finished layer computes until it has one, and misses the deadline.
 
         Args:
-          situation: who takes part, and when.
-          work: the round's workload.
+          situation: cohort and time of the round.
+          work: workload of the round.
         """
         finished_s = self.layer_times(situation, work)
         depth = depths_reached(finished_s, work.window_s)
@@ -237,15 +237,15 @@ class Setting:
     def layered_tasks(
         self, situation: Situation, merge: LayerMerge, work: Workload, tried: Attempt
     ) -> tuple[Plan, np.ndarray]:
-        """The tasks of a round, and the depths that reach the server, int64[k].
+        """The plan of a round, and the depths that reach the server, int64[k].
 
-        A client whose link is slower than expected misses the deadline with all it has.
+        A client whose link is slower than expected misses the deadline with all its layers.
 
         Args:
-          situation: who takes part, and when.
-          merge: how layers are merged.
-          work: the round's workload.
-          tried: how far each client gets.
+          situation: cohort and time of the round.
+          merge: merge of the layers.
+          work: workload of the round.
+          tried: layers that each client finishes.
         """
         rows, shared = merge.inputs(tried.missed)
         rows["first_layer"] = (self.layers.number - tried.depth).astype(np.int32)
@@ -260,13 +260,13 @@ class Setting:
         compute_s: np.ndarray,
         **fields: Any,
     ) -> Plan:
-        """The round as priced tasks.
+        """The plan of the round with priced tasks.
 
         Args:
-          situation: who takes part, and when.
-          work: the round's workload.
+          situation: cohort and time of the round.
+          work: workload of the round.
           depth: number of layers that each client trains, int64[k].
-          compute_s: time for which it computes, float64[k].
+          compute_s: compute time of each client in seconds, float64[k].
           **fields: further fields of the plan.
         """
         clients, layers = situation.clients, self.layers
@@ -294,10 +294,10 @@ class Setting:
 
 
 def prepare(problem: Problem, options: Layered) -> Setting:
-    """Derives what the family needs to know from the problem.
+    """Derives the setting of ADEL-FL and its baselines from the problem.
 
     Raises:
-      InputError: options that do not fit the problem.
+      InputError: if the options do not fit the problem.
     """
     parts.require_constant_fleet(problem, "ADEL-FL and its relatives")
     fleet, cost = problem.fleet, problem.cost
@@ -308,7 +308,7 @@ def prepare(problem: Problem, options: Layered) -> Setting:
         "use rates='physical'",
     )
     layers = layers_of(problem, options.granularity, options.virtual_layers)
-    # Links at their expected rates; what they really take is drawn with every task.
+    # Links have their expected rates here; actual times are drawn with every task.
     links = fleet.timing(
         np.arange(problem.num_clients),
         float(cost.step_flops()),
@@ -330,7 +330,7 @@ def prepare(problem: Problem, options: Layered) -> Setting:
 
 
 def require_budget(rounds: int, total_s: float) -> None:
-    """Raises `InputError` unless a number of rounds shares a finite time."""
+    """Raises `InputError` unless the number of rounds is positive and the time finite."""
     require(rounds >= 1, f"rounds = {rounds}", "must be at least 1", "plan some rounds")
     require(
         np.isfinite(total_s) and total_s > 0,
@@ -341,7 +341,7 @@ def require_budget(rounds: int, total_s: float) -> None:
 
 
 def require_planned(round: int, rounds: int) -> None:
-    """Raises `InputError` when a run goes on after its last planned round."""
+    """Raises `InputError` if a run continues after its last planned round."""
     require(
         round < rounds,
         f"round {round + 1}",

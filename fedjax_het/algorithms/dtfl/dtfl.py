@@ -1,4 +1,4 @@
-"""DTFL: the network is cut at a tier per client, and a scheduler moves the cuts every round."""
+"""DTFL: the network is cut at a tier per client; a scheduler chooses the cuts every round."""
 
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -39,36 +39,39 @@ def dtfl(
     plateau: int | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""Dynamic tiers, split training with local losses.
+    r"""DTFL: split training with local losses and dynamic tiers.
 
-    In tier m a client trains the first m blocks with an auxiliary head of its own loss, while the
-    server trains the rest on the client's activations, on a copy per client. Nothing comes back
-    through the cut, so both work side by side. The server then averages whole networks,
-    $w = \sum_k n_k w_k / \sum_k n_k$, whatever their cuts, and the heads of each tier among
-    themselves. A scheduler observes how long everyone computes and chooses next round's tiers
+    In tier m a client trains the first m blocks with the loss of an auxiliary head. The server
+    trains the other blocks on the client's activations, on one copy per client. No gradient passes
+    the cut, so both compute in parallel. The server then averages whole networks,
+    $w = \sum_k n_k w_k / \sum_k n_k$, for all cuts, and the heads of each tier separately. A
+    scheduler observes the compute times of the clients and chooses the tiers of the next round
     (`scheduler`).
 
-    Warning: the published clock leaves the server's time out and lets its optimiser forget at
-    every batch; `server_flops_per_s=inf` and `server_opt_reset="batch"` do as much. Here a tier is
-    chosen under this round's T_max (`Scheduler.lagged`: under the last one's), and the mean is
-    weighted with the clients' own sample counts (the authors' code mixes them up between rounds).
+    Warning: the published clock ignores the server's time, and the published code resets the
+      server's
+    optimiser at every batch; `server_flops_per_s=inf` and `server_opt_reset="batch"` do the same.
+    Here the T_max of the current round limits the tiers (with `Scheduler.lagged` that of the last
+    round), and the mean has the clients' sample counts as weights (the authors' code confuses the
+    counts of clients between rounds).
 
     Args:
       problem: model, data and fleet; the model needs exit heads (`exits=True` in a configuration's
         model section, or `with_exits(model)`), which serve as auxiliary heads.
-      tiers: number of the model's boundaries that may be cut, M, the deepest; None for all.
-      scheduler: how tiers are chosen.
-      privacy: what clients do to keep their samples to themselves.
-      server_flops_per_s: speed of the server on each client's copy; None for the fastest device's.
-      server_opt_reset: how long the server's optimiser remembers.
-      plateau: rounds without a better test accuracy after which the step shrinks by a tenth; the
-        authors' code has 10. None keeps it.
-      **training: see `SplitTraining`; the paper's are learning_rate=1e-3, batch_size=100.
+      tiers: number M of boundaries that may be cut, the deepest of the model; None for all.
+      scheduler: options of the tier scheduler.
+      privacy: options of the clients' protection of their activations.
+      server_flops_per_s: speed of the server on each client's copy; None for that of the fastest
+        device.
+      server_opt_reset: interval after which the server's optimiser starts new, "round" or "batch".
+      plateau: number of rounds without a better test accuracy after which the step size is reduced
+        by 10 %; the authors' code has 10. None for a constant step size.
+      **training: fields of `SplitTraining`; the paper has learning_rate=1e-3, batch_size=100.
 
     Returns:
-      The algorithm. Its `info`: `tiers`, clients in each; `longest_s`, the scheduler's T_max;
-      `observed_s`, the slowest compute time; `server_flops`; `client_loss`, `server_loss` and,
-      where in use, `correlation`, means over the clients.
+      The algorithm. Its `info` has `tiers`, the number of clients in each tier; `longest_s`, the
+      scheduler's T_max; `observed_s`, the longest compute time; `server_flops`; and the means over
+      the clients `client_loss`, `server_loss` and, if it is in the loss, `correlation`.
 
     References:
       Sajjadi Mohammadabadi et al., *DTFL*, arXiv 2312.05642, Algorithm 1; methods/dtfl.md.
@@ -155,7 +158,7 @@ def dtfl(
 
 
 class _Work(NamedTuple):
-    """What the clients' tasks take in each tier.
+    """Prices of the clients' tasks in each tier.
 
     Attributes:
       problem: model, data and fleet.
@@ -170,7 +173,7 @@ class _Work(NamedTuple):
     server_flops_per_s: float
 
     def holds(self) -> np.ndarray:
-        """Whether the client half of each tier fits into the memory of each device, bool[n, M]."""
+        """Mask of the tiers whose client half fits into each device's memory, bool[n, M]."""
         problem, training = self.problem, self.training
         batch = np.minimum(training.batch_size, problem.data.sizes)
         need = problem.cost.memory_bytes(
@@ -188,23 +191,23 @@ class _Work(NamedTuple):
         return fits
 
     def samples(self, clients: np.ndarray) -> np.ndarray:
-        """Samples that each client processes in a round, int64[k]."""
+        """Number of samples that each client processes in a round, int64[k]."""
         sizes = self.problem.data.sizes[clients]
         return self.training.samples(sizes, self.training.steps(sizes))
 
     def moved(self, clients: np.ndarray, tier: np.ndarray) -> splits.Bytes:
-        """Bytes of a task of each client, [k] or [k, M] like `tier`."""
+        """Bytes of a task of each client, shape [k] or [k, M] like `tier`."""
         samples = self.samples(clients).reshape((-1,) + (1,) * (tier.ndim - 1))
         labels = int(np.prod(self.problem.data.y.shape[1:]))
         return splits.split_bytes(self.tiers, tier, samples, labels)
 
     def transfer_s(self, round: int, clients: np.ndarray) -> np.ndarray:
-        """Expected seconds of communication in every tier, float64[k, M]."""
+        """Expected communication time in every tier in seconds, float64[k, M]."""
         every = np.arange(self.tiers.size)[None, :]
         return splits.transfer_s(self.problem.fleet.at(round), clients, self.moved(clients, every))
 
     def price(self, situation: Situation, tier: np.ndarray) -> tuple[Timing, np.ndarray]:
-        """The cohort's tasks in these tiers, and the compute time that the server sees of each."""
+        """The cohort's timing in these tiers, and the compute times that the server observes."""
         clients = situation.clients
         samples, moved = self.samples(clients), self.moved(clients, tier)
         fleet = self.problem.fleet.at(situation.round)
@@ -217,13 +220,13 @@ class _Work(NamedTuple):
             situation.now_s,
             situation.rng,
         )
-        # The server sees when a task is done and knows what its transfer should take.
+        # The server observes the end of a task and knows the expected time of its transfer.
         taken_s = client_s + prices.download_s + prices.upload_s
         return prices, taken_s - splits.transfer_s(fleet, clients, moved)
 
 
 def _merge(structure: PyTree) -> Aggregator:
-    """Blocks count as their clients weigh; heads count alike within their tier."""
+    """The mean with the clients' weights for blocks, and equal weights for the heads of a tier."""
 
     def factor(row: PyTree, shared: PyTree) -> PyTree:
         del shared
@@ -249,5 +252,5 @@ def _require_heads(model: BlockModel) -> None:
 
 
 def _mean(values: np.ndarray, kept: np.ndarray) -> float:
-    """The mean over the clients whose work was merged; NaN without any."""
+    """The mean over the clients whose work was merged; NaN without such clients."""
     return float(np.mean(values[kept])) if kept.any() else float("nan")

@@ -1,8 +1,8 @@
-"""What the server believes about tiers: relative client times, and its own time, in each.
+"""Profiles of the tiers: relative client times and server times that the scheduler assumes.
 
-The scheduler's belief may differ from what the clock charges; that is what a study of wrong
-profiles needs. The transfer is always that of the model itself: the table of bytes in the authors'
-code is reversed and ten times too small.
+The assumed times may differ from the times of the clock, which permits studies of wrong profiles.
+The transfer is always that of the model itself, because the table of bytes in the authors' code is
+reversed and ten times too small.
 """
 
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ from fedjax_het.models.base import BlockModel
 
 Source = Literal["analytic", "paper", "code"]
 
-# ResNet-56, six tiers. Table 2 of the paper, over tier 1; seconds per batch in the authors' code.
+# ResNet-56, six tiers: ratios to tier 1 (Table 2 of the paper), seconds per batch (authors' code).
 _TABLES = {
     "paper": ((1.00, 1.63, 2.16, 2.68, 3.30, 3.81), (1.00, 0.82, 0.65, 0.51, 0.33, 0.20)),
     "code": (
@@ -31,7 +31,7 @@ class Profile(NamedTuple):
     """Times in each of M tiers.
 
     Attributes:
-      client_s: float64[M], client seconds per sample on any one device: only ratios count.
+      client_s: float64[M], client seconds per sample on one device; only the ratios matter.
       server_s: float64[M], server seconds per sample.
     """
 
@@ -40,19 +40,19 @@ class Profile(NamedTuple):
 
 
 def analytic(tiers: Tiers, server_flops_per_s: float) -> Profile:
-    """Times in proportion to the FLOPs of the halves; a server of infinite speed is free."""
+    """Times in proportion to the FLOPs of the halves; a server of infinite speed takes no time."""
     return Profile(tiers.client_flops, tiers.server_flops / server_flops_per_s)
 
 
 def measured(
     model: BlockModel, timed: MeasuredProfile, server_flops_per_s: float, count: int | None = None
 ) -> Profile:
-    """Times in proportion to those measured block by block (`fleet.profile.measure`).
+    """Times in proportion to the measured times of the blocks (`fleet.profile.measure`).
 
     Args:
-      model: model that was measured, with exit heads.
-      timed: its profile.
-      server_flops_per_s: speed of the server on work counted as in the analytic table.
+      model: measured model, with exit heads.
+      timed: measured profile of the model.
+      server_flops_per_s: speed of the server in FLOPs as in the counted table.
       count: number of tiers; None for all.
     """
     cost = with_measured(cost_table(model), timed)
@@ -60,13 +60,14 @@ def measured(
 
 
 def published(source: str, tiers: Tiers, server_flops_per_s: float) -> Profile:
-    """Published ratios between the tiers of ResNet-56, at the analytic server time of tier 1.
+    """Published ratios between the tiers of ResNet-56, with the analytic server time of tier 1.
 
     See methods/dtfl.md 6.
 
     Args:
-      source: "paper" (Table 2) or "code" (constants of the authors' scheduler).
-      tiers: prices of at most six tiers; fewer take the deepest of the published.
+      source: source of the ratios: "paper" (Table 2) or "code" (constants of the authors'
+        scheduler).
+      tiers: prices of at most six tiers; fewer tiers get the ratios of the deepest.
       server_flops_per_s: speed of the server.
     """
     require_known(source, _TABLES, "profile")
@@ -82,7 +83,7 @@ def published(source: str, tiers: Tiers, server_flops_per_s: float) -> Profile:
 
 
 def choose(source: Source | Profile, tiers: Tiers, server_flops_per_s: float) -> Profile:
-    """A profile by name, or one's own held to the number of tiers."""
+    """The profile of this name, or a given profile after a check of its number of tiers."""
     if isinstance(source, str):
         require_known(source, ("analytic", *_TABLES), "profile")
         if source == "analytic":

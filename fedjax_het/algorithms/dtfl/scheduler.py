@@ -1,13 +1,12 @@
-r"""The tier scheduler: who trains at which cut next, so that the round is as short as it can be.
+r"""The tier scheduler, which chooses each client's next cut for the shortest round.
 
-For client k, seen to compute for $\tau_k$ seconds in its tier $m_k$, a round in tier m' would take
+If client k computes for $\tau_k$ seconds in its tier $m_k$, a round in tier m' would take
 
     T_k(m') = max( c(m') / c(m_k) tau_k,  s(m') n_k ) + transfer_k(m')
 
-with c and s from a `Profile`. The round cannot be shorter than
-$T_{max} = \max_k \min_{m'} T_k(m')$, and needs no longer: clients are independent. Within it every
-client gets the deepest tier, the one that leaves the least to the server. NumPy over all clients at
-once.
+with c and s from a `Profile`. The shortest round takes $T_{max} = \max_k \min_{m'} T_k(m')$,
+because clients are independent. Every client gets the deepest tier within this time, which leaves
+the least work to the server. The code is NumPy, vectorised over the clients.
 
 Reference: DTFL, arXiv 2312.05642, Algorithm 1, TierScheduler; methods/dtfl.md 7.
 """
@@ -22,23 +21,23 @@ from fedjax_het.algorithms.dtfl.profiles import Profile, Source
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_types
 
-# The straggler equals T_max by construction, up to rounding.
+# The time of the straggler is T_max by construction, up to rounding.
 _SLACK = 1e-9
-# Communication is subtracted from what was measured; noise must not leave a negative time.
+# Communication is subtracted from the measured time; with noise the result must stay positive.
 _LEAST_S = 1e-9
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """How tiers are chosen.
+    """Options of the tier scheduler.
 
     Attributes:
-      profile: what is believed of the tiers: "analytic", "paper", "code", or a `Profile`.
-      ema: weight of a new observation, in (0, 1]. The paper's is unknown, the authors' code has 2/3
-        and, in an older version, 1/3.
-      initial_tier: everyone's first tier, from 1; at most M.
-      fixed_tier: tier, from 1, of everyone or of each client throughout; None lets tiers move.
-      lagged: whether the T_max of the round before decides, as in the authors' code.
+      profile: assumed times of the tiers: "analytic", "paper", "code", or a `Profile`.
+      ema: weight of a new observation, in (0, 1]. The paper does not state it; the authors' code
+        has 2/3 and, in an older version, 1/3.
+      initial_tier: first tier of all clients, from 1; at most M.
+      fixed_tier: constant tier of all clients or of each client, from 1; None for dynamic tiers.
+      lagged: whether the T_max of the previous round limits the tiers, as in the authors' code.
     """
 
     profile: Source | Profile = "analytic"
@@ -53,12 +52,13 @@ class Scheduler:
 
 
 class History(NamedTuple):
-    """What the server remembers of every client.
+    """State of the scheduler for every client.
 
     Attributes:
       tier: int64[n], tier of each client's next task, from 0.
-      ema_s: float64[n, M], smoothed compute time of its tasks in each tier; NaN before the first.
-      longest_s: float64[], T_max of the last call, for the lagged rule.
+      ema_s: float64[n, M], smoothed compute time in each tier in seconds; NaN before the first
+        task.
+      longest_s: float64[], T_max of the last call in seconds, for the lagged rule.
     """
 
     tier: np.ndarray
@@ -67,7 +67,7 @@ class History(NamedTuple):
 
 
 def begin(num_clients: int, tiers: int, initial: np.ndarray | int) -> History:
-    """Nobody observed yet, everyone in tier `initial` (from 0).
+    """The state without observations, with all clients in tier `initial` (from 0).
 
     The authors' code starts the lagged T_max at 1000 s.
     """
@@ -77,12 +77,12 @@ def begin(num_clients: int, tiers: int, initial: np.ndarray | int) -> History:
 
 
 def first_tiers(options: Scheduler, holds: np.ndarray) -> np.ndarray:
-    """Everyone's first tier, int64[n], from 0.
+    """First tier of each client, int64[n], from 0.
 
     Args:
       options: options of the scheduler.
-      holds: whether each device can hold its half in each tier, bool[n, M]. Who cannot hold the
-        wanted tier takes the nearest one; of two, the shallower.
+      holds: mask of the tiers whose client half each device can hold, bool[n, M]. A device that
+        cannot hold the initial tier gets the nearest possible tier; of two, the shallower.
     """
     n, count = holds.shape
     pinned = options.fixed_tier is not None
@@ -115,18 +115,18 @@ def advance(
     transfer_s: np.ndarray,
     holds: np.ndarray,
 ) -> History:
-    """Takes up a round and assigns the tiers of the next one: TierScheduler as a whole.
+    """Observes a round and assigns the tiers of the next round: the whole TierScheduler.
 
     Args:
-      history: what is remembered so far.
+      history: state so far.
       options: options of the scheduler.
-      profile: relative client times and the server's.
-      clients: ids of those who took part, int64[k], distinct.
-      tier: tier that each trained in, int64[k].
-      compute_s: time of each task without its communication, float64[k].
-      samples: samples of a round, int64[k].
-      transfer_s: communication in each tier, float64[k, M].
-      holds: whether each device can hold its half in each tier, bool[k, M].
+      profile: assumed times of the tiers.
+      clients: ids of the round's clients, int64[k], distinct.
+      tier: tier of each client in the round, int64[k].
+      compute_s: seconds of each task without its communication, float64[k].
+      samples: number of samples of each client in a round, int64[k].
+      transfer_s: seconds of communication in each tier, float64[k, M].
+      holds: mask of the tiers whose client half each device can hold, bool[k, M].
     """
     history = observe(history, clients, tier, compute_s, options.ema)
     round_s = estimate(profile, history.ema_s[clients, tier], tier, samples, transfer_s)
@@ -138,20 +138,20 @@ def advance(
 
 
 def smooth(old_s: Any, new_s: Any, alpha: float) -> np.ndarray:
-    """`alpha new + (1 - alpha) old`, float64; the new value itself where there is no old one."""
+    """The mean `alpha new + (1 - alpha) old`, float64; the new value where old is NaN."""
     return np.where(np.isnan(old_s), new_s, alpha * new_s + (1.0 - alpha) * old_s)
 
 
 def observe(
     history: History, clients: np.ndarray, tier: np.ndarray, compute_s: np.ndarray, alpha: float
 ) -> History:
-    """Takes up the compute times of a round's tasks.
+    """The state after the observation of a round's compute times.
 
     Args:
-      history: what is remembered so far.
-      clients: ids of those who took part, int64[k], distinct.
-      tier: tier that each trained in, int64[k]; only that tier's average moves.
-      compute_s: time of each task without its communication, float64[k].
+      history: state so far.
+      clients: ids of the round's clients, int64[k], distinct.
+      tier: tier of each client in the round, int64[k]; only the average of that tier changes.
+      compute_s: seconds of each task without its communication, float64[k].
       alpha: weight of the new observation, in (0, 1].
     """
     ema_s = history.ema_s.copy()
@@ -166,14 +166,14 @@ def estimate(
     samples: np.ndarray,
     transfer_s: np.ndarray,
 ) -> np.ndarray:
-    """Round times of every client in every tier, float64[k, M].
+    """Estimated round times of every client in every tier in seconds, float64[k, M].
 
     Args:
-      profile: relative client times and the server's.
-      tau_s: smoothed compute time in the client's own tier, float64[k].
-      tier: that tier, int64[k].
-      samples: samples of a round, int64[k].
-      transfer_s: communication in each tier, float64[k, M].
+      profile: assumed times of the tiers.
+      tau_s: smoothed compute time in the client's current tier in seconds, float64[k].
+      tier: current tier of each client, int64[k].
+      samples: number of samples of each client in a round, int64[k].
+      transfer_s: seconds of communication in each tier, float64[k, M].
     """
     client_s = tau_s[:, None] * (profile.client_s[None, :] / profile.client_s[tier][:, None])
     server_s = np.asarray(samples, np.float64)[:, None] * profile.server_s[None, :]
@@ -183,16 +183,16 @@ def estimate(
 def assign(round_s: np.ndarray, longest_s: float | None = None) -> tuple[np.ndarray, float]:
     """The deepest tier of each client that does not prolong the round.
 
-    The tiers that fit need not be adjacent: with activations that shrink with depth the deepest may
-    fit where a middle one does not.
+    The tiers that fit need not be adjacent: if activations become smaller with depth, the deepest
+    tier may fit although a middle one does not.
 
     Args:
       round_s: round times from `estimate`, float64[k, M]; inf for a tier that a device cannot hold.
-      longest_s: bound in place of this round's T_max (the authors' code takes the last one); a
-        client that fits nowhere within it gets the shallowest tier it can hold.
+      longest_s: bound in seconds in place of this round's T_max (the authors' code has that of the
+        last round). A client without a tier within it gets the shallowest tier it can hold.
 
     Returns:
-      Tiers int64[k], and this round's T_max.
+      The tiers int64[k], and this round's T_max.
     """
     best_s = float(np.max(np.min(round_s, axis=1)))
     bound_s = best_s if longest_s is None else longest_s
@@ -203,7 +203,7 @@ def assign(round_s: np.ndarray, longest_s: float | None = None) -> tuple[np.ndar
 
 
 def reassign(history: History, clients: np.ndarray, tier: np.ndarray, longest_s: float) -> History:
-    """Puts the tiers of `assign` in place; everyone else keeps tier and history."""
+    """The state with the tiers of `assign`; other clients keep their tiers and averages."""
     tiers = history.tier.copy()
     tiers[clients] = tier
     return history._replace(tier=tiers, longest_s=np.asarray(longest_s))

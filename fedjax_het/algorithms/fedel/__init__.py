@@ -1,4 +1,4 @@
-"""FedEL (NeurIPS 2025): tensors and their times, selection, windows, importance, the algorithm."""
+"""FedEL (NeurIPS 2025): tensor times, selection, windows, importance, the algorithm."""
 
 from fedjax_het.algorithms.fedel.budget import Budget
 from fedjax_het.algorithms.fedel.fedel import Extensions, fedel

@@ -1,7 +1,7 @@
-r"""What a client may spend, what its tensors cost it, and what the clock charges.
+r"""Budgets of the clients, prices of their tensors, and the times of the virtual clock.
 
-Everything is in FLOPs per sample on the client's own device. With $s_i$ the slowdown of device i
-against the fastest and C the full model, client i may spend `threshold` $\cdot C / s_i$.
+All amounts are FLOPs per sample on the client's own device. With $s_i$ the slowdown of device i
+against the fastest and C the cost of the full model, the budget is `threshold` $\cdot C / s_i$.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from fedjax_het.common.options import check_types
 from fedjax_het.contract.plan import Situation, Timing
 from fedjax_het.problem import Problem
 
-# A profile is taken once per device, before the first round.
+# Devices are profiled once, before the first round.
 _PROFILE_SEED = 20_509
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a budget counts; the paper leaves it open (methods/fedel.md 1.3, 1.5, 2.3).
+    """Options of the budget that the paper does not state (methods/fedel.md 1.3, 1.5, 2.3).
 
     Attributes:
-      counts: what counts as time. "backward": as in the paper, that of tensors, so forward passes
-        are free; the clock charges a task the share of a full step that its backward pass has in
-        the full backward pass. "total": forward passes are paid for and charged.
-      chain: what the gradient's way to a tensor includes, see `TensorTimes.chain`.
-      buckets: resolution of the selection, parts of the budget.
+      counts: work that counts. "backward": as in the paper, the backward pass of tensors, so
+        forward passes are free. The clock charges a task the share of a full step that its backward
+        pass has in the full backward pass. "total": forward passes count too, and are charged.
+      chain: convention of the path of the gradient to a tensor, see `TensorTimes.chain`.
+      buckets: resolution of the selection, number of parts of the budget.
     """
 
     counts: Literal["backward", "total"] = "backward"
@@ -42,12 +42,12 @@ class Budget:
 
 
 class Prices(NamedTuple):
-    """What k clients plan with, in FLOPs per sample.
+    """Prices from which k clients choose tensors, in FLOPs per sample.
 
     Attributes:
-      weight: float64[k, K], t_w of each tensor.
-      chain: float64[k, K], cost of the gradient's way to each tensor; inf behind the exit.
-      room: float64[k], what is left for tensors; may be negative.
+      weight: float64[k, K], price t_w of each tensor.
+      chain: float64[k, K], price of the gradient's path to each tensor; inf after the exit.
+      room: float64[k], rest of the budget for tensors; may be negative.
     """
 
     weight: np.ndarray
@@ -56,12 +56,13 @@ class Prices(NamedTuple):
 
 
 class Bill(NamedTuple):
-    """What the chosen tensors cost.
+    """Costs of the chosen tensors.
 
     Attributes:
-      timing: as charged on the virtual clock; `flops` is the true work.
+      timing: timing on the virtual clock; `flops` is the true work.
       ratio: float64[k], charged compute over the budget.
-      true_ratio: float64[k], the same with the forward pass, on the scale of a full step.
+      true_ratio: float64[k], true compute, with the forward pass, over the budget on the scale of
+        a full step.
     """
 
     timing: Timing
@@ -70,22 +71,22 @@ class Bill(NamedTuple):
 
 
 class Accounts:
-    """Prices and limits of all clients.
+    """Prices and budgets of all clients.
 
     Args:
       problem: model, data and fleet.
-      times: the model's tensors.
-      threshold: T_th over the time of the fastest device's full step.
-      budget: what it counts.
+      times: tensors of the model and their prices.
+      threshold: budget T_th over the time of the fastest device's full step.
+      budget: options of the budget.
       bandwidth_aware: whether a tensor's price includes its upload, and the budget the upload of
         the whole model over the fastest link.
-      profile_noise: largest relative error of the prices that clients plan with, drawn per device
-        and tensor.
+      profile_noise: largest relative error of the prices from which clients choose, drawn per
+        device and tensor.
 
     Attributes:
-      times: as given.
-      window_threshold: float64[n], what the new blocks of a window must add up to: the share of
-        the full backward pass that the device affords.
+      times: tensors of the model and their prices.
+      window_threshold: float64[n], smallest backward time of the new blocks of a window: the share
+        of the full backward pass that the device affords.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Accounts:
         self._forward = np.cumsum(cost.forward_flops) + cost.exit_forward_flops
         self._head = cost.exit_weight_grad_flops + cost.exit_input_grad_flops
         self._step = float(cost.step_flops())
-        # FLOPs of time that the upload of a byte takes.
+        # The upload time of a byte, in FLOPs.
         self._per_byte = speed / problem.fleet.uplink_bytes_per_s
         self._error = np.ones((1, times.num_tensors))
         if profile_noise:
@@ -116,12 +117,12 @@ class Accounts:
             self._error = rng.uniform(1 - profile_noise, 1 + profile_noise, shape)
 
     def prices(self, clients: np.ndarray, samples: np.ndarray, exit: np.ndarray) -> Prices:
-        """What the clients plan with.
+        """Prices from which the clients choose.
 
         Args:
-          clients: int64[k].
-          samples: int64[k], samples of the round, over which an upload is spread.
-          exit: int64[k], last block of each window.
+          clients: ids of the clients, int64[k].
+          samples: samples of the round, over which the price of an upload is spread, int64[k].
+          exit: last block of each window, int64[k].
         """
         times, error = self.times, self._error
         error = (
@@ -131,15 +132,15 @@ class Accounts:
         )
         weight = times.weight * error
         chain = chain_cost(times.through * error, times.block, exit, self._budget.chain)
-        room = self._allowance(clients) - self._head[exit]
+        capacity = self._allowance(clients) - self._head[exit]
         if self._budget.counts == "total":
-            room = room - self._forward[exit]
+            capacity = capacity - self._forward[exit]
         if self._bandwidth_aware:
             per_byte = self._per_byte[clients] / samples
             weight = weight + per_byte[:, None] * times.size_bytes
-            room = room + self._upload_allowance(clients, samples)
-            room = room - per_byte * self._problem.cost.exit_param_bytes[exit]
-        return Prices(weight, chain, room)
+            capacity = capacity + self._upload_allowance(clients, samples)
+            capacity = capacity - per_byte * self._problem.cost.exit_param_bytes[exit]
+        return Prices(weight, chain, capacity)
 
     def bill(
         self,
@@ -149,14 +150,14 @@ class Accounts:
         exit: np.ndarray,
         situation: Situation,
     ) -> Bill:
-        """Charges the chosen tensors at their true prices.
+        """Costs of the chosen tensors at their true prices.
 
         Args:
-          clients: int64[k].
-          samples: int64[k].
-          chosen: bool[k, K].
-          exit: int64[k].
-          situation: for the jitter of the durations.
+          clients: ids of the clients, int64[k].
+          samples: samples of the round, int64[k].
+          chosen: mask of the chosen tensors, bool[k, K].
+          exit: last block of each window, int64[k].
+          situation: time of dispatch, and generator of the jitter.
         """
         cost, times = self._problem.cost, self.times
         backward = times.cost(chosen, exit, self._budget.chain) + self._head[exit]

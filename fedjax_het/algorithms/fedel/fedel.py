@@ -1,4 +1,4 @@
-"""FedEL: windows slide through the network; the best tensors inside that fit a budget train."""
+"""FedEL: the most important tensors in a sliding window train, within a budget."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Unpack
@@ -31,19 +31,19 @@ _MERGES = {"masked": masked_mean, "nova": normalised_mean, "plain": plain_mean}
 
 @dataclass(frozen=True)
 class Extensions:
-    """What goes beyond the paper; the defaults change nothing.
+    """Extensions of the paper; the defaults are the paper's method.
 
     Attributes:
-      adaptive_beta: whether a tensor that nobody moved takes its local importance whole; see
-        `importance.blend`.
-      global_momentum: share of the last rounds' movement in the global importance; the paper takes
-        the last round alone (0).
-      bandwidth_aware: whether the budget also pays for the upload of the selected tensors.
-      profile_noise: largest relative error of the tensor times that clients plan with; the clock
-        charges the true ones.
-      starts_per_exit: bound on the compiled programs: the first block with a gradient is rounded
-        down to one of so many per exit. Numbers and virtual time do not change. None rounds
-        nothing.
+      adaptive_beta: whether the importance of a tensor that did not move is its local importance;
+        see `importance.blend`.
+      global_momentum: share of earlier rounds' movement in the global importance; the paper uses
+        only the last round (0).
+      bandwidth_aware: whether the budget includes the upload of the selected tensors.
+      profile_noise: largest relative error of the tensor times from which clients choose; the
+        clock charges the true times.
+      starts_per_exit: limit of the compiled programs: the first block with a gradient is rounded
+        down to one of this number of blocks per exit. Results and virtual time do not change. None
+        for no rounding.
     """
 
     adaptive_beta: bool = False
@@ -75,12 +75,12 @@ class Extensions:
 
 
 class State(NamedTuple):
-    """What FedEL keeps between rounds; windows move only in rounds their client takes part in.
+    """State of FedEL between rounds; a window moves only in rounds of its client.
 
     Attributes:
-      lo, hi: int64[n], window of each client's last round; lo is -1 before its first.
-      selected: bool[n, B], blocks of which it trained a tensor in that round.
-      moved: float32[K], how far each tensor of the global model moved (`importance.movement`).
+      lo, hi: int64[n], window of each client's last round; lo is -1 before its first round.
+      selected: bool[n, B], blocks of which the client trained a tensor in that round.
+      moved: float32[K], movement of each tensor of the global model (`importance.movement`).
     """
 
     lo: np.ndarray
@@ -103,46 +103,47 @@ def fedel(
     extensions: Extensions = Extensions(),
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""Sliding windows, early exits and elastic tensor selection under one runtime budget.
+    r"""FedEL: sliding windows, early exits and elastic tensor selection under one runtime budget.
 
-    Every client probes which tensors matter to it, slides its window (`windows.slide`), chooses the
-    most important tensors inside that its budget affords (`selection.select`), trains them with
-    the loss at an exit after the window's last block, and uploads only them. The server takes, per
-    tensor, the mean over those who trained it. All clients have the budget of the fastest device's
-    full training step; a device s times slower affords 1/s of the work.
+    Every client measures the importance of its tensors, slides its window (`windows.slide`),
+    chooses the most important tensors in the window within its budget (`selection.select`), trains
+    them with the loss at an exit after the window's last block, and uploads only them. The server
+    takes, per tensor, the mean over the clients that trained it. The budget of all clients is the
+    time of the fastest device's full training step; a device s times slower affords 1/s of the
+    work.
 
-    Warning: the paper counts backward time only, so by default the forward pass through the blocks
-    before the window is free, and a device four times slower would in truth take up to twice the
-    budget; `info.true_budget_ratio` says what it is. `budget=Budget(counts="total")` charges
-    everything.
+    Warning: the paper counts backward time only. By default the forward pass through the blocks
+    before the window is free, so a device four times slower would in fact take up to twice the
+    budget; `info.true_budget_ratio` is the true ratio. `budget=Budget(counts="total")` charges all
+    work.
 
-    A device whose memory cannot hold a window (`Fleet.memory_bytes`) trains what it can hold of it,
-    counted from the exit.
+    A device without memory for a whole window (`Fleet.memory_bytes`) trains the deepest blocks of
+    the window that fit.
 
     Args:
       problem: model, data and fleet; the model needs exit heads (`exits=True` in a configuration's
         model section, or `with_exits(model)`), except for `variant="elastic_only"`.
       variant: rule of the windows, see `windows.slide`; "elastic_only" is ElasticTrainer with
         federated averaging.
-      beta: weight of the local against the global importance.
-      threshold: the budget over that of the fastest device's full step.
-      agg: mean of the updates: "masked", over those who trained a tensor; "nova", the same with
-        FedNova's normalisation; or "plain", over everyone.
-      mu: FedProx's pull towards the round's model, on the selected tensors.
-      budget: what a budget counts, where the paper leaves it open.
-      probe: how the local importance is measured, where the paper leaves it open.
-      extensions: what goes beyond the paper.
-      **training: see `UniformTraining`; clients weigh alike as in the paper.
+      beta: weight of the local importance; the global importance has weight 1 - beta.
+      threshold: budget over the time of the fastest device's full step.
+      agg: mean of the updates: "masked", over the clients that trained a tensor; "nova", the same
+        with FedNova's normalisation; or "plain", over all clients.
+      mu: factor of FedProx's proximal term on the selected tensors.
+      budget: options of the budget that the paper does not state.
+      probe: options of the measurement of the local importance that the paper does not state.
+      extensions: extensions of the paper.
+      **training: fields of `UniformTraining`; clients have equal weights as in the paper.
 
     Returns:
-      The algorithm. Its `info`: `budget_ratio` and `true_budget_ratio`, the largest step as charged
-      and as it really is over the budget; `overrun_clients`; `o1`, the bias term of the paper's
-      analysis; `trained_blocks`, clients per device group that trained a tensor of each block.
+      The algorithm. Its `info` has `budget_ratio` and `true_budget_ratio`, the largest charged and
+      true step over the budget; `overrun_clients`; `o1`, the bias term of the paper's analysis; and
+      `trained_blocks`, the number of clients per device group that trained a tensor of each block.
 
     References:
       Zhang, Chen, Bian, Wang and Xu, *FedEL*, NeurIPS 2025, arXiv 2509.16902, Algorithm 1; Huang et
       al., *ElasticTrainer*, MobiSys 2023. The authors published no code; exit heads, normalisation
-      and the treatment of tensors that nobody trained are ours (docs/methods/fedel.md).
+      and the treatment of untrained tensors are our choice (docs/methods/fedel.md).
     """
     options = UniformTraining.parse(training)
     parts.require_constant_fleet(problem, "fedel")
@@ -245,10 +246,11 @@ def mask_bias(chosen: np.ndarray) -> float:
     r"""The data-independent factor of the bias term O1: $\sum_i (K \gamma_i - \sum_k c_{i,k})$.
 
     Args:
-      chosen: bool[n, K]; $c_{i,k}$ is client i's share in tensor k, $\gamma_i = \max_k c_{i,k}$.
+      chosen: mask of the chosen tensors, bool[n, K]; $c_{i,k}$ is client i's share in tensor k,
+        $\gamma_i = \max_k c_{i,k}$.
 
     Returns:
-      0 when everyone trains everything, positive otherwise.
+      The factor: 0 if all clients train all tensors, positive otherwise.
     """
     share = chosen / np.maximum(chosen.sum(axis=0), 1)
     return float(np.sum(chosen.shape[1] * share.max(axis=1) - share.sum(axis=1)))
@@ -278,7 +280,7 @@ def _put(old: np.ndarray, clients: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def _round_down(first: np.ndarray, exit: np.ndarray, starts: int | None) -> np.ndarray:
-    """The first block with a gradient, on a grid of `starts` blocks in 0..exit."""
+    """The first block with a gradient, rounded down to a grid of `starts` blocks in 0..exit."""
     if starts is None:
         return first
     size = exit + 1
@@ -287,7 +289,7 @@ def _round_down(first: np.ndarray, exit: np.ndarray, starts: int | None) -> np.n
 
 
 def _books(plan: Plan, times: TensorTimes, groups: np.ndarray) -> dict[str, Any]:
-    """What is recorded of a round's plan; see `fedel`."""
+    """Records of a round's plan; see `fedel`."""
     ratio, chosen = plan.notes["budget_ratio"], plan.rows["chosen"]
     trained, group = times.blocks_of(chosen), groups[plan.clients]
     return {

@@ -1,11 +1,11 @@
-r"""What a tensor is worth to a client: its own probe, blended with how the global model moved.
+r"""Importance of a tensor for a client: its own probe and the movement of the global model.
 
 Local (ElasticTrainer; methods/fedel.md 1.7): on one mini-batch, with gradient $g_0$ at $w$, take
-one real optimiser step $\Delta w$ on all tensors and the gradient $g_1$ at $w + \Delta w$; then
-$I_k \propto -\sum g_{1,k} \Delta w_k$, divided by the largest magnitude. The step is thrown away.
+one optimiser step $\Delta w$ on all tensors and the gradient $g_1$ at $w + \Delta w$. Then
+$I_k \propto -\sum g_{1,k} \Delta w_k$, divided by the largest magnitude. The step is discarded.
 
 Global (FedEL; methods/fedel.md 3): $\sum (w_{r+1,k} - w_{r,k})^2$ over a tensor, divided by the
-largest; the learning rate of the paper's formula cancels. Only these K numbers need to be sent.
+largest of these sums. The learning rate of the paper's formula cancels. Only K numbers are sent.
 """
 
 import functools
@@ -34,14 +34,14 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Probe:
-    """How a client measures what its tensors are worth to it (methods/fedel.md 1.7).
+    """Options of a client's measurement of its tensors' importance (methods/fedel.md 1.7).
 
     Attributes:
-      head: where the loss is taken: "full", at the network's own head, or "exit", at that of the
-        client's window.
-      step: share of the client's step that the probe takes. 1 is ElasticTrainer's real step, which
-        was small: at rates of 0.1 it overshoots, useful tensors look harmful and are not trained
-        (docs/results/fedel.md). Towards 0 the importance becomes the squared gradient norm.
+      head: head of the loss: "full", the network's own head, or "exit", that of the client's
+        window.
+      step: factor on the client's step in the probe. 1 is ElasticTrainer's whole step, which was
+        small there. At rates of 0.1 it overshoots: useful tensors get a negative importance and do
+        not train (docs/results/fedel.md). Near 0 the importance is the squared gradient norm.
     """
 
     head: Literal["full", "exit"] = "full"
@@ -58,14 +58,14 @@ class Probe:
 
 
 def per_tensor(index: tuple[PyTree, ...], blocks: tuple[PyTree, ...]) -> Array:
-    """Puts one number per tensor into the order of `TensorTimes`.
+    """One number per tensor in the order of `TensorTimes`.
 
     Args:
-      index: `TensorTimes.index`.
+      index: position of each tensor, `TensorTimes.index`.
       blocks: scalars, one per parameter tensor, in the structure of `params["blocks"]`.
 
     Returns:
-      float32[K].
+      The numbers, float32[K].
     """
     places = jax.tree.leaves(index)
     values = jax.tree.leaves(blocks)
@@ -74,7 +74,7 @@ def per_tensor(index: tuple[PyTree, ...], blocks: tuple[PyTree, ...]) -> Array:
 
 
 def normalise(raw: Array) -> Array:
-    """Divides by the largest magnitude along the last axis; zeros stay zeros."""
+    """Values divided by the largest magnitude along the last axis; zeros stay zeros."""
     largest = jnp.max(jnp.abs(raw), axis=-1, keepdims=True)
     return raw / jnp.where(largest > 0, largest, 1.0)
 
@@ -82,14 +82,14 @@ def normalise(raw: Array) -> Array:
 def step_products(
     loss: Callable[[PyTree], Array], optimizer: optax.GradientTransformation, params: PyTree
 ) -> PyTree:
-    r"""$\sum g_1 \Delta w$ of every tensor: one real step $\Delta w$, and the gradient after it.
+    r"""$\sum g_1 \Delta w$ of every tensor: one step $\Delta w$, and the gradient after it.
 
-    The optimiser's state is new and thrown away, as is the step: nothing has to be restored.
+    The optimiser's state is new, and state and step are discarded, so nothing must be restored.
 
     Args:
-      loss: params -> scalar.
-      optimizer: the client's optimiser.
-      params: where the step starts.
+      loss: function from parameters to a scalar.
+      optimizer: optimiser of the client.
+      params: parameters before the step.
 
     Returns:
       Scalars in the structure of `params`; negative for a tensor whose step reduces the loss.
@@ -108,19 +108,20 @@ def local_probe(
     max_batch: int,
     head: Literal["full", "exit"] = "full",
 ) -> Callable[..., Array]:
-    """The probe of one client, to be mapped over a cohort.
+    """The probe of one client, which can be mapped over a cohort.
 
     Args:
-      model: the network.
-      pipeline: how raw samples become inputs.
-      optimizer: the client's optimiser.
-      index: `TensorTimes.index`.
-      max_batch: samples a mini-batch has room for.
-      head: see `Probe`.
+      model: network to probe.
+      pipeline: preprocessing of the samples.
+      optimizer: optimiser of the client.
+      index: position of each tensor, `TensorTimes.index`.
+      max_batch: largest number of samples in a mini-batch.
+      head: head of the loss, see `Probe`.
 
     Returns:
-      `(variables, data, client, batch, exit, key) -> float32[K]`, normalised local importance;
-      zero behind the exit. A probe that is not finite counts as zero everywhere.
+      A function `(variables, data, client, batch, exit, key) -> float32[K]`, the normalised local
+      importance, which is zero after the exit. A probe that is not finite counts as zero
+      everywhere.
     """
 
     def probe(
@@ -148,17 +149,17 @@ def local_probe(
 def cohort_probe(
     problem: Problem, training: TrainingOptions, index: tuple[PyTree, ...], probe: Probe
 ) -> Callable[[Variables, np.ndarray, np.ndarray, np.ndarray, Array], Array]:
-    """The probe of a whole cohort on the device; compiled at first use, once per cohort size.
+    """The probe of a cohort on the device, compiled at the first use of each cohort size.
 
     Args:
       problem: model and data.
-      training: batch size and optimiser of the clients.
-      index: `TensorTimes.index`.
-      probe: how it is taken.
+      training: options of the clients, for batch size and optimiser.
+      index: position of each tensor, `TensorTimes.index`.
+      probe: options of the probe.
 
     Returns:
-      `(variables, clients int64[k], batch int64[k], exit int64[k], key) -> float32[k, K]`; see
-      `local_probe`.
+      A function `(variables, clients int64[k], batch int64[k], exit int64[k], key) ->
+      float32[k, K]`; see `local_probe`.
     """
     max_batch = training.largest_batch(problem)
     one = local_probe(
@@ -181,7 +182,7 @@ def cohort_probe(
             own = jax.random.fold_in(key, client)
             return one(variables, data, client, batch, exit, own)
 
-        # Without vmap, convolutions and matrix products keep their unbatched, faster form.
+        # Without vmap, convolutions and matrix products keep their faster, unbatched form.
         return jax.lax.map(of, rows, batch_size=chunk if chunk > 1 else None)
 
     on_device = functools.cache(problem.data.device)
@@ -196,7 +197,7 @@ def cohort_probe(
 
 
 def movement(index: tuple[PyTree, ...], old: Variables, new: Variables) -> Array:
-    r"""$\sum (\Delta w_k)^2$ of every tensor between two global models, float32[K]."""
+    r"""Movement $\sum (\Delta w_k)^2$ of every tensor between two global models, float32[K]."""
     squares = jax.tree.map(
         lambda a, b: jnp.sum(jnp.square(b - a)), old.params["blocks"], new.params["blocks"]
     )
@@ -204,18 +205,18 @@ def movement(index: tuple[PyTree, ...], old: Variables, new: Variables) -> Array
 
 
 def blend(local: Array, moved: Array, beta: float, adaptive: bool) -> Array:
-    r"""$\beta I_{loc} + (1 - \beta) I_g$, both divided by their largest magnitude.
+    r"""Importance $\beta I_{loc} + (1 - \beta) I_g$, both divided by their largest magnitude.
 
     Args:
-      local: float32[n, K], normalised.
-      moved: float32[K], from `movement`; all zero before the first merge, when only the local
-        signal counts.
-      beta: weight of the local signal.
-      adaptive: a tensor that nobody moved has no global signal: it takes the local one whole
-        instead of being held down by it (an extension of the paper).
+      local: normalised local importance, float32[n, K].
+      moved: movement from `movement`, float32[K]; zeros before the first merge, when only the local
+        importance counts.
+      beta: weight of the local importance.
+      adaptive: whether a tensor without movement gets its local importance unreduced, because it
+        has no global importance (an extension of the paper).
 
     Returns:
-      float32[n, K].
+      The importance, float32[n, K].
     """
     known = moved > 0
     use = known if adaptive else jnp.broadcast_to(jnp.any(known), known.shape)

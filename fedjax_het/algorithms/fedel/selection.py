@@ -1,12 +1,12 @@
-r"""Which tensors to train within a budget: exact, on the device, for all clients at once.
+r"""Selection of tensors within a budget: exact, on the device, for all clients together.
 
     maximise  sum_{k in A} I_k   subject to   sum_{k in A} t_w^k + chain(min A) <= budget
 
-The cost depends on A only through the sum of t_w and the shallowest tensor d. So walk d from the
-output inwards and keep an ordinary 0/1 knapsack V over the t_w passed so far: the best set whose
-shallowest tensor is d is worth `I_d + V[budget - chain(d) - t_w^d]`. That is O(K Q) and exact on
-the quantised instance; the dynamic programme of ElasticTrainer is O(K^2 Q) and is not
-(methods/fedel.md 1.4, 1.5).
+The cost depends on A only through the sum of t_w and the shallowest tensor d. A loop over d, from
+the output to the input, keeps the value table V of a 0/1 knapsack over the deeper tensors. The best
+set whose shallowest tensor is d has the value `I_d + V[budget - chain(d) - t_w^d]`. This takes
+O(K Q) and is exact on the quantised instance. The dynamic programme of ElasticTrainer takes
+O(K^2 Q) and is not exact (methods/fedel.md 1.4, 1.5).
 """
 
 import functools
@@ -19,9 +19,9 @@ from fedjax_het.algorithms.fedel.budget import Prices
 
 Array = jax.Array
 
-# Clients whose tables are filled side by side; more only costs memory.
+# Number of clients whose tables are filled in parallel; a larger number only needs more memory.
 _SIDE_BY_SIDE = 32
-# Units of what may not be chosen; a few of them still fit an int32.
+# Units of a tensor that must not be chosen; the sum of a few of them fits an int32.
 _NEVER = 2**29
 
 
@@ -33,21 +33,22 @@ def choose(
     hi: np.ndarray,
     buckets: int,
 ) -> np.ndarray:
-    """The tensors of its window that each client trains: all if they fit, else the best set.
+    """The tensors of its window that each client trains: all if they fit, otherwise the best set.
 
-    A window that fits whole is not quantised. A client that can afford nothing, or to whom nothing
-    matters, trains the best tensor of its window's last block; `Accounts.bill` records the overrun.
+    A window that fits completely is not quantised. A client that affords no tensor, or has no
+    tensor of positive importance, trains the best tensor of its window's last block;
+    `Accounts.bill` records the overrun.
 
     Args:
-      worth: float32[n, K], importance of each tensor.
-      prices: costs and allowances of the same clients.
-      block: int64[K], block of each tensor.
-      lo: int64[n], first block of each window.
-      hi: int64[n], last block of each window.
-      buckets: resolution, parts of the budget.
+      worth: importance of each tensor, float32[n, K].
+      prices: prices and budgets of the same clients.
+      block: block of each tensor, int64[K].
+      lo: first block of each window, int64[n].
+      hi: last block of each window, int64[n].
+      buckets: resolution, number of parts of the budget.
 
     Returns:
-      bool[n, K]; never an empty set.
+      Masks bool[n, K]; no set is empty.
     """
     inside = (block >= lo[:, None]) & (block <= hi[:, None])
     wanted = inside & (worth > 0)
@@ -59,7 +60,7 @@ def choose(
     best, _ = select(worth.astype(np.float32), *units, buckets)
     chosen = np.where(fits[:, None], wanted, np.asarray(best))
     top = np.where(block == hi[:, None], worth, -np.inf)
-    # A block without parameters has no tensor to fall back on; take the deepest one inside.
+    # A last block without parameters has no tensor; take the deepest tensor in the window.
     top = np.where(
         np.isfinite(top).any(axis=1, keepdims=True), top, np.where(inside, worth, -np.inf)
     )
@@ -70,22 +71,22 @@ def choose(
 def quantise(
     weight: np.ndarray, chain: np.ndarray, budget: np.ndarray, buckets: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Costs in units of `budget / buckets`, rounded up, so that what fits always truly fits.
+    """Costs in units of `budget / buckets`, rounded up, so that no set exceeds the budget.
 
     Args:
-      weight: float64[n, K], t_w of each client's tensors.
-      chain: float64[n, K], cost of the gradient's way to each tensor; inf forbids the tensor.
-      budget: float64[n]; nothing fits one that is not positive, everything fits an infinite one.
-      buckets: Q.
+      weight: price t_w of each client's tensors, float64[n, K].
+      chain: price of the gradient's path to each tensor, float64[n, K]; inf excludes the tensor.
+      budget: budget of each client, float64[n]; a budget <= 0 affords nothing, inf all tensors.
+      buckets: number of units of a budget, Q.
 
     Returns:
-      `(weight, chain)` int32[n, K].
+      The arrays `(weight, chain)`, int32[n, K].
     """
     unit = np.maximum(budget, 0.0)[:, None] / buckets
 
     def of(cost: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            # The last digits are rounding: a cost of exactly m units shall count m.
+            # A tolerance for rounding: a cost of exactly m units counts as m.
             units = np.ceil(cost / unit - 1e-9)
         units = np.where(np.isinf(unit) & np.isfinite(cost), 0.0, units)
         return np.where(units <= buckets, np.maximum(units, 0.0), _NEVER).astype(np.int32)
@@ -96,19 +97,19 @@ def quantise(
 
 @functools.partial(jax.jit, static_argnames="buckets")
 def select(importance: Array, weight: Array, chain: Array, buckets: int) -> tuple[Array, Array]:
-    """The best set of every client within `buckets` units; tensors run from input to output.
+    """The best set of every client within `buckets` units; tensors are ordered from the input.
 
-    Ties prefer the set nearer the output, then the cheaper one. Tensors of importance <= 0 are
-    never chosen.
+    Of equal sets the one nearer to the output is chosen, then the cheaper one. Tensors of
+    importance <= 0 are never chosen.
 
     Args:
-      importance: float32[n, K].
-      weight: int32[n, K], units of each tensor's own gradient, >= 0.
-      chain: int32[n, K], units of the way to each tensor, >= 0; above `buckets` forbids it.
-      buckets: Q, the budget in units.
+      importance: importance of each tensor, float32[n, K].
+      weight: units of each tensor's own gradient, int32[n, K], >= 0.
+      chain: units of the path to each tensor, int32[n, K], >= 0; above `buckets` it is excluded.
+      buckets: budget in units, Q.
 
     Returns:
-      chosen bool[n, K] and value float32[n], the sum of the chosen importances.
+      The masks bool[n, K], and the sums of the chosen importances float32[n].
     """
     return jax.lax.map(
         lambda client: _select_one(buckets, *client),
@@ -125,10 +126,10 @@ def _select_one(buckets: int, gain: Array, weight: Array, chain: Array) -> tuple
         table, best, shallowest, left = carry
         gain, weight, chain, worthwhile, k = tensor
         weight = jnp.where(worthwhile, weight, 0)
-        room = buckets - chain - weight
-        value = gain + table[jnp.clip(room, 0, buckets)]
-        better = worthwhile & (room >= 0) & (value > best)
-        # table[q - weight], with nothing below 0
+        capacity = buckets - chain - weight
+        value = gain + table[jnp.clip(capacity, 0, buckets)]
+        better = worthwhile & (capacity >= 0) & (value > best)
+        # table[q - weight], without entries below 0
         padded = jnp.concatenate([nothing, table])
         moved = jax.lax.dynamic_slice_in_dim(padded, buckets + 1 - weight, buckets + 1)
         take = worthwhile & (moved + gain > table)
@@ -136,7 +137,7 @@ def _select_one(buckets: int, gain: Array, weight: Array, chain: Array) -> tuple
             jnp.where(take, moved + gain, table),
             jnp.where(better, value, best),
             jnp.where(better, k, shallowest),
-            jnp.where(better, room, left),
+            jnp.where(better, capacity, left),
         )
         return carry, take
 

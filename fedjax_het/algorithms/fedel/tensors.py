@@ -1,21 +1,21 @@
-r"""Tensors in the order of the computation, and what the backward pass through each costs.
+r"""Tensors in the order of the computation, and the costs of the backward pass through each.
 
 FedEL prices a set A of tensors as the sum of two parts (Zhang et al. 2025, section 3;
 methods/fedel.md 1.3)::
 
-    cost(A) = sum_{k in A} t_w^k  +  sum of t_g^k over all k that the gradient crosses on its way
+    cost(A) = sum_{k in A} t_w^k  +  sum of t_g^k over all k that the gradient passes on its path
                                      from the loss down to the shallowest tensor d = min A
 
-Both come from the model's own jaxprs. Within a block let $B(S)$ be the FLOPs of the backward pass
+Both are counted in the model's jaxprs. Within a block let $B(S)$ be the FLOPs of the backward pass
 to the tensors S (x is the block's input). Then
 
-* $t_w^j = B(\text{all}, x) - B(\text{all} \setminus j, x)$: what dropping one tensor saves;
+* $t_w^j = B(\text{all}, x) - B(\text{all} \setminus j, x)$ is the saving without tensor j;
 * the chain down to tensor d costs $B(\{d, ..., \text{last}\}) - \sum_{k \ge d} t_w^k$, and the
   differences of the chain between neighbours are the $t_g$.
 
-For layers in a row these are the usual filter and input gradients. Where branches run side by side
-(shortcuts, attention) no set is priced below what it really costs. Per block the sums are exactly
-`CostTable.weight_grad_flops` and `input_grad_flops`.
+For consecutive layers these are the usual filter and input gradients. For parallel branches
+(shortcuts, attention) the price of a set is never below its true cost. Per block the sums are
+exactly `CostTable.weight_grad_flops` and `input_grad_flops`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,17 +41,17 @@ Chain = Literal["exclusive", "inclusive"]
 
 @dataclass(frozen=True, eq=False)
 class TensorTimes:
-    """Trainable tensors, input to output, and their backward prices in any one unit.
+    """Trainable tensors from input to output, and their backward prices in one unit.
 
     Attributes:
-      names: `block/path`, a kernel before its bias.
+      names: names `block/path`, a kernel before its bias.
       block: int64[K], block of each tensor, ascending.
-      weight: float64[K], t_w, cost of the tensor's own gradient.
-      through: float64[K], t_g, cost of the gradient handed to the tensor before it.
-      size_bytes: int64[K].
-      num_blocks: B.
-      index: a pytree of positions in this order per block, shaped like the block's parameters; ()
-        for times that belong to no model.
+      weight: float64[K], cost t_w of the tensor's own gradient.
+      through: float64[K], cost t_g of the gradient for the tensor before it.
+      size_bytes: int64[K], size of each tensor.
+      num_blocks: number of blocks, B.
+      index: positions in this order, a pytree per block with the structure of the block's
+        parameters; () for times without a model.
     """
 
     names: tuple[str, ...]
@@ -80,12 +80,12 @@ class TensorTimes:
 
     @property
     def num_tensors(self) -> int:
-        """K."""
+        """K, the number of tensors."""
         return len(self.names)
 
     @property
     def block_cost(self) -> np.ndarray:
-        """T_b, backward cost of each block, float64[B]."""
+        """Backward cost T_b of each block, float64[B]."""
         return np.bincount(self.block, self.weight + self.through, self.num_blocks)
 
     @property
@@ -94,24 +94,24 @@ class TensorTimes:
         return float(np.sum(self.weight) + np.sum(self.through))
 
     def blocks_of(self, chosen: np.ndarray) -> np.ndarray:
-        """bool[n, B]: blocks of which a tensor is chosen.
+        """Mask of the blocks of which a tensor is chosen, bool[n, B].
 
         Args:
-          chosen: bool[n, K].
+          chosen: mask of the chosen tensors, bool[n, K].
         """
         member = self.block[:, None] == np.arange(self.num_blocks)
         return (chosen.astype(np.int64) @ member.astype(np.int64)) > 0
 
     def chain(self, exit: np.ndarray, convention: Chain = "exclusive") -> np.ndarray:
-        """Cost of the gradient's way from the loss down to each tensor.
+        """Cost of the gradient's path from the loss down to each tensor.
 
         Args:
-          exit: int64[n], block after which the loss is taken; deeper blocks cost nothing.
-          convention: "exclusive" counts the tensors after d, as in the paper's figure 3;
-            "inclusive" also d itself, as in the code of ElasticTrainer.
+          exit: block after which the loss is taken, int64[n]; deeper blocks cost nothing.
+          convention: tensors on the path to d: "exclusive", those after d, as in the paper's
+            figure 3; "inclusive", also d itself, as in the code of ElasticTrainer.
 
         Returns:
-          float64[n, K]; infinite for tensors behind the exit.
+          Costs float64[n, K]; inf for tensors after the exit.
         """
         return chain_cost(self.through, self.block, exit, convention)
 
@@ -119,9 +119,9 @@ class TensorTimes:
         """Backward cost of a set of tensors per client, float64[n]; 0 for an empty set.
 
         Args:
-          chosen: bool[n, K].
-          exit: int64[n].
-          convention: see `chain`.
+          chosen: mask of the chosen tensors, bool[n, K].
+          exit: block after which the loss is taken, int64[n].
+          convention: convention of the path, see `chain`.
         """
         shallowest = np.argmax(chosen, axis=1)
         way = self.chain(exit, convention)[np.arange(len(chosen)), shallowest]
@@ -131,13 +131,13 @@ class TensorTimes:
 def chain_cost(
     through: np.ndarray, block: np.ndarray, exit: np.ndarray, convention: Chain
 ) -> np.ndarray:
-    """`TensorTimes.chain` of given t_g, float64[K] or one row per client [n, K]."""
+    """`TensorTimes.chain` of given t_g, float64[K] or one row per client, float64[n, K]."""
     require_known(convention, ("exclusive", "inclusive"), "chain")
     before_exit = block <= np.asarray(exit)[:, None]
     crossed = np.where(before_exit, through, 0.0)
     down = np.cumsum(crossed[:, ::-1], axis=1)[:, ::-1]
     if convention == "exclusive":
-        # A shift and not a difference, which would leave rounding behind.
+        # A shift, because a difference would have rounding errors.
         down = np.append(down[:, 1:], np.zeros((len(down), 1)), axis=1)
     return np.where(before_exit, down, np.inf)
 
@@ -145,16 +145,17 @@ def chain_cost(
 def tensor_times(model: BlockModel, cost: CostTable) -> TensorTimes:
     """Prices every tensor of `model` in FLOPs per sample.
 
-    A tensor without contractions (bias, norm) costs one FLOP per value of its block's output, the
-    sum that its gradient is. This is on top of the contractions, which add up to `cost`.
+    A tensor without contractions (bias, norm) costs one FLOP per value of its block's output,
+    because its gradient is a sum over them. This is in addition to the contractions, whose sum is
+    `cost`.
 
     Args:
-      model: the network.
-      cost: prices of its blocks. Where they are measured (`profile.with_measured`) a block's
-        tensors share its weight-gradient price as their FLOPs do.
+      model: network to price.
+      cost: prices of its blocks. Measured prices (`profile.with_measured`) of a block's weight
+        gradient are divided among its tensors in proportion to their FLOPs.
 
     Returns:
-      The times; exit heads are not among the tensors.
+      The times of all tensors except exit heads.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = [jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)]
@@ -182,7 +183,7 @@ def tensor_times(model: BlockModel, cost: CostTable) -> TensorTimes:
             if counted > 0:
                 factor = cost.weight_grad_flops[b] / counted
                 weight, through = weight * factor, through * factor
-            # Nothing comes before the first tensor; blocks without any are crossed on the way.
+            # No tensor is before the first; the path crosses blocks without tensors.
             through[0] = cost.input_grad_flops[b] + crossed if names else 0.0
             crossed = 0.0
         elif names:
@@ -208,10 +209,10 @@ def tensor_times(model: BlockModel, cost: CostTable) -> TensorTimes:
 
 
 class _Backward:
-    """Counts the backward pass of one block to chosen tensors; leaves count in tree order.
+    """Counts of the backward pass of one block to chosen tensors; leaves are in tree order.
 
-    The block is traced once with all its gradients; what a set of them needs is what is left when
-    the others are cut out of the jaxpr.
+    The block is traced once with all its gradients. The cost of a set is counted after the other
+    gradients are removed from the jaxpr.
     """
 
     def __init__(self, block: Block, params: PyTree, stats: PyTree, x: Any, train: bool, key: Any):
@@ -241,14 +242,14 @@ class _Backward:
         self.text = str(forward)
 
     def flops(self, chosen: Sequence[int], with_input: bool) -> float:
-        """B(chosen), and the input's gradient too if it has one."""
+        """B(chosen), with the gradient of the input if there is one."""
         used = [True] + [i in chosen for i in range(len(self.order))]
         used += [with_input] * self._differentiable
         needed, _ = dce_jaxpr(self._step, used)
         return float(jaxpr_flops(needed) - self._forward_flops)
 
     def prices(self) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """`(order, t_w, t_g)` in the order of the computation, contractions only."""
+        """Arrays `(order, t_w, t_g)` in the order of the computation, contractions only."""
         order = self.order
         everything = self.flops(order, True)
         weight = np.asarray(
@@ -261,14 +262,14 @@ class _Backward:
 
 
 def _first_uses(jaxpr: Jaxpr, count: int) -> list[int]:
-    """The first `count` inputs of a jaxpr in the order in which they are first used."""
+    """The first `count` inputs of a jaxpr, ordered by their first use."""
     found: list[int] = []
 
     def visit(jaxpr: Jaxpr, known: dict[Any, int]) -> None:
         for equation in jaxpr.eqns:
             used = [None if hasattr(v, "val") else known.get(v) for v in equation.invars]
             for nested in _inner(equation.params):
-                # The last inputs are the arguments; a conditional has its predicate before them.
+                # The arguments are the last inputs; a conditional has its predicate before them.
                 pairs = zip(reversed(nested.invars), reversed(used))
                 visit(nested, {v: leaf for v, leaf in pairs if leaf is not None})
             found.extend(dict.fromkeys(i for i in used if i is not None and i not in found))

@@ -1,14 +1,14 @@
-"""The window of blocks that slides through the network, one per client; NumPy, all clients at once.
+"""Windows of blocks that slide through the network, one per client; vectorised NumPy.
 
 Blocks count from 0 at the input. The *front edge* `hi` is the deep side, the *end edge* `lo` the
-shallow side. At the start of each of its rounds a client (Zhang et al. 2025, section 4.1;
+shallow side. At the start of each of its rounds a client's window (Zhang et al. 2025, section 4.1;
 methods/fedel.md 2.1)
 
-1. *wraps*: a window whose front edge was the last block starts again at the input;
-2. pulls up the end edge past the leading blocks of which nothing was selected last time;
-3. pushes the front edge on by the fewest new blocks whose backward time reaches the threshold.
+1. *wraps*: it starts again at the input if its front edge was the last block;
+2. moves its end edge past the leading blocks of which no tensor was selected in the last round;
+3. moves its front edge by the fewest new blocks whose backward time reaches the threshold.
 
-Where the front edge goes depends on times alone, never on the data.
+The front edge depends only on times, not on the data.
 """
 
 from typing import Literal
@@ -20,7 +20,7 @@ from fedjax_het.common.errors import require_known
 Variant = Literal["fedel", "C", "no_rollback", "elastic_only"]
 VARIANTS = ("fedel", "C", "no_rollback", "elastic_only")
 
-# A sum of times that equals the threshold up to rounding has reached it.
+# A sum of times that equals the threshold up to rounding reaches it.
 _ROUNDING = 1e-9
 
 
@@ -28,30 +28,30 @@ def front_edge(start: np.ndarray, block_time: np.ndarray, threshold: np.ndarray)
     """The smallest block h >= start with `sum(block_time[start..h]) >= threshold`.
 
     Args:
-      start: int64[n].
-      block_time: float64[B], or float64[n, B] with a client's own times.
-      threshold: float64[n].
+      start: first new block of each client, int64[n].
+      block_time: backward times, float64[B], or float64[n, B] for times per client.
+      threshold: threshold of each client, float64[n].
 
     Returns:
-      int64[n]; the last block where the network ends first.
+      Blocks int64[n]; the last block if the network ends before the threshold.
     """
     block_time = np.broadcast_to(block_time, (len(start), np.shape(block_time)[-1]))
     last = block_time.shape[1] - 1
     fresh = np.where(np.arange(last + 1) >= start[:, None], block_time, 0.0)
     enough = np.cumsum(fresh, axis=1) >= threshold[:, None] * (1 - _ROUNDING)
-    # A threshold of zero is reached before the window begins.
+    # A threshold of zero is reached before the window starts.
     enough &= np.arange(last + 1) >= start[:, None]
     return np.where(enough.any(axis=1), np.argmax(enough, axis=1), last)
 
 
 def initial(block_time: np.ndarray, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first window `(lo, hi)`, int64[n] each: from the input on."""
+    """The first windows `(lo, hi)`, which start at the input, int64[n] each."""
     lo = np.zeros(len(threshold), np.int64)
     return lo, front_edge(lo, block_time, threshold)
 
 
 def visited(block_time: np.ndarray, threshold: np.ndarray, variant: Variant) -> np.ndarray:
-    """bool[n, B]: blocks at which a client's windows ever end; arguments as in `slide`."""
+    """Mask of the blocks at which windows of a client end, bool[n, B]; arguments of `slide`."""
     n, last = len(threshold), np.shape(block_time)[-1] - 1
     seen = np.zeros((n, last + 1), bool)
     everyone = np.arange(n)
@@ -77,16 +77,18 @@ def slide(
     """The windows of the clients' next rounds.
 
     Args:
-      lo: int64[n], end edge of the last round; -1 for a client's first round.
-      hi: int64[n], front edge of the last round.
-      selected: bool[n, B], blocks of which the client trained a tensor in its last round.
-      block_time: float64[B] or float64[n, B], backward times.
-      threshold: float64[n], in the same unit.
-      variant: "fedel"; "C": consecutive windows share no block; "no_rollback": a window that has
-        reached the end stays there; "elastic_only": always the whole network (ElasticTrainer).
+      lo: end edge of the last round, int64[n]; -1 for a client's first round.
+      hi: front edge of the last round, int64[n].
+      selected: mask of the blocks of which the client trained a tensor in its last round, bool[n,
+        B].
+      block_time: backward times, float64[B] or float64[n, B].
+      threshold: threshold of each client in the same unit, float64[n].
+      variant: rule of the windows: "fedel", as above; "C", consecutive windows share no block;
+        "no_rollback", a window at the end stays there; "elastic_only", always the whole network
+        (ElasticTrainer).
 
     Returns:
-      `(lo, hi)` int64[n] each.
+      The windows `(lo, hi)`, int64[n] each.
     """
     require_known(variant, VARIANTS, "variant")
     last = np.shape(block_time)[-1] - 1

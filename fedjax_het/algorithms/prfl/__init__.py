@@ -1,9 +1,9 @@
-"""PR-FL: pruning by time, recovery by early stopping, and buffers merged mask by mask.
+"""PR-FL: pruning by time, recovery by early stopping, and a masked merge of buffers.
 
-`prfl` is the method, and the baselines as its author ran them, named apart from the published
-methods. `ranking` says which weights a client trains, `density` how many, `links` what it costs and
-when the server merges, `merging` how, over the uploads in `buffers`; `controller` is what the
-server does when an interval ends.
+`prfl` has the method and the baselines of its author, whose names differ from those of the
+published methods. `ranking` determines the weights that a client trains and `density` their number.
+`links` has the costs and the times of merges, `merging` the merge of the uploads in `buffers`, and
+`controller` the actions of the server at the end of an interval.
 """
 
 from fedjax_het.algorithms.prfl.buffers import Memory

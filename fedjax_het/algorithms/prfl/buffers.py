@@ -1,16 +1,16 @@
-r"""The server's buffers: of every client the weights of its sub-model, packed into pages.
+r"""The server's buffers: the weights of every client's sub-model, packed into pages.
 
-A sub-model is the beginning of the ranking that it was made with. Its upload is kept in the order
-of that ranking, cut into pages of P weights that lie anywhere in one pool; so no mask is stored,
-and weights that happen to be zero count. A slot refers to its own ranking: one is not overwritten
-while a slot, or a task at work, has it, and while all are taken the newest stays in use. With n
-clients, N weights that can be pruned, D parameters that cannot, and kept densities rho_i ::
+A sub-model has the first weights of its ranking. Its upload is stored in the order of that ranking,
+in pages of P weights at any positions of one pool. No mask is stored, and trained weights that are
+zero count. A slot refers to its own ranking. A ranking is not overwritten while a slot or a task at
+work refers to it; while all are in use no new ranking is made. With n clients, N prunable weights,
+D other parameters and kept densities rho_i ::
 
     bytes = 4 (sum_i (rho_i N rounded up to whole pages) + n D + RANKINGS N)
 
-P is N / 64 or less, so that rounding up costs N / 128 a client. The pool has a fixed size; pages
-are given out on the host when tasks are sent out, and an upload that finds no room is merged when
-it arrives and not kept.
+P is at most N / 64, so rounding up costs about N / 128 per client. The pool has a fixed size. Pages
+are assigned on the host when tasks are dispatched. An upload without pages is merged on arrival and
+not stored.
 """
 
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 
-RANKINGS = 4  # that uploads may refer to at a time
+RANKINGS = 4  # number of rankings to which uploads may refer at a time
 _MOST_PAGE, _PARTS = 4096, 64
 
 
 @dataclass(frozen=True)
 class Memory:
-    """How much room the buffers have.
+    """Options of the buffers' memory.
 
     Attributes:
-      buffer_density: mean density that there is room for, which recovery may exceed; None for 1, or
-        for what fits.
-      limit_bytes: limit for the buffers and all else that the server keeps but the results.
+      buffer_density: mean density for which there are pages, which recovery may exceed; None for 1,
+        or the largest density that fits.
+      limit_bytes: limit of the server's memory in bytes, buffers included, results excluded.
     """
 
     buffer_density: float | None = None
@@ -55,11 +55,11 @@ class Memory:
 
 
 class Layout(NamedTuple):
-    """The shape of the pool.
+    """Shape of the pool.
 
     Attributes:
-      weights: weights that can be pruned, N.
-      page: weights in a page, P.
+      weights: number of prunable weights, N.
+      page: number of weights in a page, P.
       pages: number of pages in the pool.
     """
 
@@ -69,41 +69,41 @@ class Layout(NamedTuple):
 
     @property
     def per_model(self) -> int:
-        """Pages of a whole model, J."""
+        """Number of pages of a whole model, J."""
         return -(-self.weights // self.page)
 
     def needed(self, count: np.ndarray) -> np.ndarray:
-        """Pages of sub-models with so many weights."""
+        """Number of pages of sub-models with `count` weights."""
         return -(-np.asarray(count, np.int64) // self.page)
 
 
 def page_size(weights: int) -> int:
-    """P: a power of two."""
+    """Number of weights in a page, P, a power of two."""
     return int(np.clip(2 ** int(np.log2(max(weights // _PARTS, 1))), 1, _MOST_PAGE))
 
 
 def pool_layout(net: Network, counts: np.ndarray, memory: Memory, *, copies: int) -> Layout:
-    """The pool that fits; see `buffers` for what it takes.
+    """The largest pool within the limits; the module states its size.
 
     Args:
       net: sizes of the model.
-      counts: int64[n], weights of the first sub-models.
-      memory: the room there is.
-      copies: copies of the buffers; 0 keeps nothing.
+      counts: number of weights of the first sub-models, int64[n].
+      memory: options of the buffers' memory.
+      copies: number of copies of the buffers; 0 for no pool.
 
     Raises:
-      InputError: the first sub-models do not fit, or more is asked for than fits.
+      InputError: if the first sub-models or `buffer_density` do not fit.
     """
     density, limit_bytes = memory.buffer_density, memory.limit_bytes
     n, parameters = len(counts), net.weights + net.dense
     layout = Layout(net.weights, page_size(net.weights), 0)
     if copies == 0:
         return layout
-    # Rankings, importances, sums, and where the pages of each client are.
+    # Rankings, importances, sums, and the positions of each client's pages.
     fixed = 4 * (20 * parameters + n * layout.per_model)
     each = 4 * copies * layout.page
     first, most = int(np.sum(layout.needed(counts))), n * layout.per_model
-    room = limit_bytes - fixed - 4 * copies * n * net.dense
+    capacity = limit_bytes - fixed - 4 * copies * n * net.dense
     wanted = most if density is None else int(np.ceil(density * most))
     require(
         density is None or wanted >= first,
@@ -112,26 +112,25 @@ def pool_layout(net: Network, counts: np.ndarray, memory: Memory, *, copies: int
         "raise it, or lower densities",
     )
     least = first if density is None else wanted
-    need = least * each + limit_bytes - room
+    need = least * each + limit_bytes - capacity
     require(
-        least * each <= room,
+        least * each <= capacity,
         f"buffers of {n} clients and a model of {parameters} parameters: {need:.4g} bytes",
         f"exceed limit_bytes = {limit_bytes:.4g}",
         "raise it if there is as much, set roll_back = False, or take smaller densities",
     )
-    return layout._replace(pages=min(wanted, int(room // each)))
+    return layout._replace(pages=min(wanted, int(capacity // each)))
 
 
 class Booked(NamedTuple):
-    """What is set aside for the next upload of each client, on the host.
+    """Pages that are reserved for the next upload of each client, on the host.
 
-    Its latest upload lies in the first of these pages; the next one will, too.
+    The latest upload is in the first of these pages, as the next upload will be.
 
     Attributes:
-      pages: int32[n, J], places in the pool in the order of the ranking; the size of the pool where
-        there is none.
-      size: int32[n], weights of the task that was sent out last.
-      ranking: int32[n], its ranking; -1 if its upload will not be kept.
+      pages: int32[n, J], positions in the pool by rank; the pool's size for entries without a page.
+      size: int32[n], number of weights of the task that was dispatched last.
+      ranking: int32[n], ranking of that task; -1 if its upload will not be stored.
     """
 
     pages: np.ndarray
@@ -140,7 +139,7 @@ class Booked(NamedTuple):
 
 
 def no_bookings(layout: Layout, clients: int) -> Booked:
-    """Before anything is sent out."""
+    """Bookings before the first dispatch."""
     return Booked(
         np.full((clients, layout.per_model), layout.pages, np.int32),
         np.zeros(clients, np.int32),
@@ -155,14 +154,14 @@ def book(
     count: np.ndarray,
     ranking: np.ndarray | int,
 ) -> Booked:
-    """Sets pages aside for tasks that are sent out, small sub-models first, while there are any.
+    """Reserves pages for dispatched tasks, small sub-models first, while pages are free.
 
     Args:
       booked: bookings so far.
       layout: shape of the pool.
-      clients: int64[k].
-      count: int64[k], weights of their sub-models.
-      ranking: int64[k] or one value, the place of their ranking; -1 keeps nothing.
+      clients: ids of the clients, int64[k].
+      count: number of weights of their sub-models, int64[k].
+      ranking: index of their ranking, int64[k] or one value; -1 stores nothing.
     """
     pages, counts, rankings = (a.copy() for a in booked)
     ranking = np.broadcast_to(ranking, clients.shape)
@@ -184,7 +183,7 @@ def book(
 
 
 def release(booked: Booked, layout: Layout, clients: np.ndarray) -> Booked:
-    """Gives back the pages that the uploads of these clients, now in place, do not need."""
+    """Releases the pages that the stored uploads of these clients do not need."""
     pages = booked.pages.copy()
     kept = booked.ranking[clients] >= 0
     need = np.where(kept, layout.needed(booked.size[clients]), 0)
@@ -194,19 +193,20 @@ def release(booked: Booked, layout: Layout, clients: np.ndarray) -> Booked:
 
 
 class Slots(NamedTuple):
-    """What the server has of its clients (n of them).
+    """The latest uploads of the n clients.
 
     Attributes:
-      pool: float32[pages, P], weights of the latest uploads; see `Booked.pages`. It is (), as are
-        `ranks`, `rest` and `stats`, where nothing is kept.
-      size: int32[n], how many of each; 0 before the first, and where it was not kept.
-      ranking: int32[n], in the order of which ranking.
-      ranks: int32[RANKINGS, N], the rankings in use.
-      rest: the leaves that are never pruned, leading axis n each.
+      pool: float32[pages, P], weights of the uploads; see `Booked.pages`. Without pages `pool`,
+        `ranks`, `rest` and `stats` are ().
+      size: int32[n], number of stored weights; 0 if no upload is stored.
+      ranking: int32[n], index of each upload's ranking.
+      ranks: int32[RANKINGS, N], rankings in use.
+      rest: leaves that are never pruned, leading axis n each.
       stats: running statistics, leading axis n.
-      version: int32[n], server step behind the model each upload started from; -1 before the first.
+      version: int32[n], server step of the model from which each upload started; -1 before the
+        first.
       weight: float32[n], aggregation weight n_i of each upload.
-      discount: float32[n], its staleness weight when it arrived.
+      discount: float32[n], staleness weight of each upload at its arrival.
     """
 
     pool: jax.Array
@@ -221,7 +221,7 @@ class Slots(NamedTuple):
 
 
 def no_slots(variables: Variables, layout: Layout, clients: int) -> Slots:
-    """Before the first upload; without pages, where nothing is ever kept, there are no arrays."""
+    """Slots before the first upload; without pages there are no arrays."""
     nothing: Any = ()
     slots = Slots(
         pool=nothing,
@@ -237,14 +237,14 @@ def no_slots(variables: Variables, layout: Layout, clients: int) -> Slots:
     if not layout.pages:
         return slots
 
-    def room(leaf: jax.Array) -> jax.Array:
+    def empty(leaf: jax.Array) -> jax.Array:
         return jnp.zeros((clients, *leaf.shape), leaf.dtype)
 
     return slots._replace(
         pool=jnp.zeros((layout.pages, layout.page), jnp.float32),
         ranks=jnp.tile(jnp.arange(layout.weights, dtype=jnp.int32), (RANKINGS, 1)),
-        rest=[room(leaf) for leaf in never_pruned(variables.params)],
-        stats=jax.tree.map(room, variables.stats),
+        rest=[empty(leaf) for leaf in never_pruned(variables.params)],
+        stats=jax.tree.map(empty, variables.stats),
     )
 
 
@@ -256,15 +256,15 @@ def store(
     uploads: Variables,
     order: jax.Array,
 ) -> Slots:
-    """Puts uploads in place of the earlier ones of their clients; traced.
+    """Replaces the earlier uploads of the clients; traced.
 
     Args:
       slots: buffers so far.
-      booked: `Booked`, on the device.
-      client: int32[c].
-      keep: bool[c], which of them have arrived whole. Of those without a ranking nothing stays.
-      uploads: leading axis c.
-      order: int32[c, N], weights by rank.
+      booked: bookings, on the device.
+      client: ids of the clients, int32[c].
+      keep: mask of the complete uploads, bool[c]. Those without a ranking are not stored.
+      uploads: variables of the uploads, leading axis c.
+      order: weights by rank, int32[c, N].
     """
     nowhere = slots.size.shape[0]
     kept = keep & (booked.ranking[client] >= 0)
@@ -278,8 +278,8 @@ def store(
         pages, page = pool.shape
         packed = jnp.take_along_axis(jax.vmap(flat)(uploads.params), order, axis=1)
         places = jnp.where(kept[:, None], booked.pages[client], pages)
-        room = places.shape[1] * page
-        packed = jnp.pad(packed, ((0, 0), (0, room - packed.shape[1])))
+        length = places.shape[1] * page
+        packed = jnp.pad(packed, ((0, 0), (0, length - packed.shape[1])))
         pool = pool.at[places.reshape(-1)].set(packed.reshape(-1, page), mode="drop")
         rest = jax.tree.map(put, rest, jax.vmap(never_pruned)(uploads.params))
         stats = jax.tree.map(put, stats, uploads.stats)
@@ -293,18 +293,18 @@ def store(
 
 
 def by_rank(slots: Slots, booked: Booked, client: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A client's weights in the order of its ranking, float32[J P], and which there are; traced."""
+    """A client's weights in the order of its ranking, float32[J P], and their mask; traced."""
     values = slots.pool[booked.pages[client]].reshape(-1)
     return values, jnp.arange(values.size) < slots.size[client]
 
 
 def unpack(slots: Slots, booked: Booked, client: jax.Array, like: PyTree) -> Variables:
-    """The latest upload of a client, with zeros for the weights that it has not; traced.
+    """The latest upload of a client, with zeros for pruned weights; traced.
 
     Args:
-      slots: the buffers.
-      booked: places of the uploads.
-      client: int32[].
+      slots: buffers.
+      booked: positions of the uploads.
+      client: id of the client, int32[].
       like: structure and shapes of the parameters.
     """
     values, there = by_rank(slots, booked, client)
@@ -314,7 +314,7 @@ def unpack(slots: Slots, booked: Booked, client: jax.Array, like: PyTree) -> Var
 
 
 def free_ranking(slots: Slots, booked: Booked) -> int | None:
-    """The place of a ranking that nothing refers to, or None."""
+    """Index of a ranking to which no slot and no task refers, or None."""
     held = np.asarray(slots.ranking)[np.asarray(slots.size) > 0]
     free = np.setdiff1d(np.arange(slots.ranks.shape[0]), [*held, *booked.ranking])
     return int(free[0]) if free.size else None
@@ -323,19 +323,19 @@ def free_ranking(slots: Slots, booked: Booked) -> int | None:
 def rolled_back(
     slots: Slots, booked: Booked, now: Slots, tasks: Booked, place: int, layout: Layout
 ) -> tuple[Slots, Booked, int]:
-    """Earlier buffers, with room for what is at work now.
+    """Earlier buffers, with bookings for the tasks that are at work now.
 
     Args:
-      slots: buffers of then.
-      booked: bookings of then.
-      now: the slots of now, for their rankings.
-      tasks: the bookings of now, for the tasks.
-      place: place of the newest ranking among those of now.
+      slots: earlier buffers.
+      booked: earlier bookings.
+      now: current slots, for their rankings.
+      tasks: current bookings, for the tasks.
+      place: index of the newest ranking among the current rankings.
       layout: shape of the pool.
 
     Returns:
-      The slots, the bookings, and the place of the newest ranking. Where there is no room for a
-      ranking or a task, its uploads are not kept.
+      The slots, the bookings, and the index of the newest ranking. Uploads of a ranking or task
+      that does not fit are not stored.
     """
     held = np.asarray(slots.ranking)[np.asarray(slots.size) > 0]
     free = np.setdiff1d(np.arange(slots.ranks.shape[0]), held)

@@ -1,4 +1,4 @@
-"""The server's side of PR-FL between merges: its state, and what happens when an interval ends."""
+"""The server's part of PR-FL between merges: its state, and its actions at an interval's end."""
 
 import functools
 from collections.abc import Callable
@@ -39,15 +39,15 @@ from fedjax_het.problem import Problem
 
 
 class Control(NamedTuple):
-    """What the controller is told.
+    """Options of the controller.
 
     Attributes:
-      mode: "code" or "paper", see `prfl`.
+      mode: variant of the method, "code" or "paper", see `prfl`.
       adapt: whether densities follow the clients' times.
       density: options of the sub-models.
-      recovery: options of recovery; None for none.
+      recovery: options of recovery; None for no recovery.
       layout: shape of the pool of buffers.
-      cost: float64[leaves], cost of a weight, see `ranking.time_per_weight`; or ones.
+      cost: float64[leaves], cost of a weight, from `ranking.time_per_weight`, or ones.
     """
 
     mode: Literal["code", "paper"]
@@ -64,26 +64,26 @@ class Control(NamedTuple):
 
 
 class State(NamedTuple):
-    """What PR-FL keeps; n clients, N weights.
+    """State of PR-FL; n clients, N weights.
 
     Attributes:
-      step: int64[], merges so far.
+      step: int64[], number of merges so far.
       slots: latest uploads.
-      booked: pages set aside for the next ones.
+      booked: pages reserved for the next uploads.
       importance: importance of the weights.
-      rank: int32 per prunable leaf.
-      order: int32[N], its inverse: the weights by rank.
-      place: int64[], place of this ranking among those of the slots; -1 before the first.
-      density: float64[n], rho of the next sub-models.
-      floor: float64[n], smallest density the time rule may give.
-      lowest: float64[], smallest floor of all.
-      first_stage: bool[], until the first recovery.
+      rank: rank of each weight, int32 per prunable leaf.
+      order: int32[N], weights by rank, the inverse of `rank`.
+      place: int64[], index of this ranking among those of the slots; -1 before the first.
+      density: float64[n], densities rho of the next sub-models.
+      floor: float64[n], smallest density that the time rule may give.
+      lowest: float64[], smallest floor of all clients.
+      first_stage: bool[], whether no recovery has happened yet.
       times: times of the clients.
-      stops: n + 1 automata, the server's last.
+      stops: n + 1 automata of early stopping; the last is the server's.
       armed: bool[], whether the server's automaton has fired once.
       traffic: tasks on the server's link.
-      best: `(variables, slots, booked, importance)` of the server's best score, from the first
-        evaluation on; what `init` made before that, and () where nothing is rolled back.
+      best: `(variables, slots, booked, importance)` of the server's best score, or of `init` before
+        the first evaluation; () without roll-back.
     """
 
     step: np.ndarray
@@ -105,7 +105,7 @@ class State(NamedTuple):
 
 
 def first_state(variables: Variables, control: Control, clients: int) -> State:
-    """Before the first task: whole models, no ranking, empty buffers."""
+    """State before the first task: whole models, no ranking, empty buffers."""
     density, weights = control.density, control.layout.weights
     slots = no_slots(variables, control.layout, clients)
     booked, importance = no_bookings(control.layout, clients), no_importance(variables.params)
@@ -134,16 +134,16 @@ def first_state(variables: Variables, control: Control, clients: int) -> State:
 
 
 def arrived(state: State, layout: Layout, clients: np.ndarray, merged: np.ndarray) -> State:
-    """The state after a merge: one step on, with the times of who arrived and what is free again.
+    """The state after a merge: next step, times of the arrivals, and released pages.
 
     Args:
       state: state before the merge.
       layout: shape of the pool of buffers.
-      clients: int64[k], clients whose tasks are done.
-      merged: bool[k], which of them count.
+      clients: ids of the clients whose tasks are finished, int64[k].
+      merged: mask of those that count, bool[k].
     """
     times = state.times
-    if state.step >= WARM_UP:  # before, everyone waits for everyone
+    if state.step >= WARM_UP:  # earlier times contain the wait for all clients
         times = rules.record(times, clients, state.traffic.sent_s[clients, 1])
     return state._replace(
         step=np.asarray(int(state.step) + 1),
@@ -152,22 +152,22 @@ def arrived(state: State, layout: Layout, clients: np.ndarray, merged: np.ndarra
     )
 
 
-# `(variables, slots, booked) -> float64[n + 1]`, see `scorer`.
+# Function `(variables, slots, booked) -> float64[n + 1]`, see `scorer`.
 Score = Callable[[Variables, Slots, Booked], np.ndarray]
 
 
 def scorer(problem: Problem, validate_on: str) -> Score:
-    """Accuracy on the server's held-out samples, of every upload and of the server's model.
+    """Accuracy of every upload and of the server's model on the server's held-out samples.
 
     Args:
-      problem: the model, the samples and the pipeline of the data.
-      validate_on: option of that name, see `Recovery`.
+      problem: model, samples and pipeline of the data.
+      validate_on: option of this name of `Recovery`.
 
     Returns:
-      A function whose scores are the clients' and then the server's; NaN before the first upload.
+      A function that returns the clients' scores, then the server's; NaN before the first upload.
 
     Raises:
-      InputError: there are no validation samples.
+      InputError: if there are no validation samples.
     """
     data = problem.data
     x, y = (data.test_x, data.test_y) if validate_on == "test" else (data.val_x, data.val_y)
@@ -209,9 +209,9 @@ def scorer(problem: Problem, validate_on: str) -> Score:
 
 
 def rerank(state: State, variables: Variables, control: Control, *, changed: bool) -> State:
-    """Closes the interval of the importances and ranks the weights anew.
+    """Closes the interval of the importances and makes a new ranking of the weights.
 
-    While uploads refer to all rankings that there is room for, the newest stays.
+    While uploads refer to all RANKINGS rankings, the newest stays in use.
     """
     importance = _close(state.importance)
     state = state._replace(importance=importance)
@@ -237,7 +237,7 @@ _close = jax.jit(close_interval)
 def _rank(
     params: PyTree, table: list[jax.Array], core: float, cost: tuple[float, ...]
 ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """The ranking by leaf and by weight, and the weights by rank."""
+    """The rank of each weight, per leaf, and the weights by rank."""
     rank = rank_weights(params, table, core, np.asarray(cost))
     by_weight = flat(rank)
     places = jnp.arange(by_weight.size, dtype=jnp.int32)
@@ -254,15 +254,15 @@ def adjust(
 
     Args:
       state: state after the merge.
-      variables: the server's model.
-      control: options.
-      score: scores that the `scorer` gives; None without recovery.
+      variables: model of the server.
+      control: options of the controller.
+      score: scores from `scorer`; None without recovery.
 
     Returns:
-      The state and the model, which a roll-back replaces, and what happened.
+      The state and the model, which a roll-back replaces, and the records.
     """
     info: dict[str, Any] = {}
-    # Once densities only grow, a floor that all have passed rises with them.
+    # After the first stage densities only grow, and the floor rises to their minimum.
     slowest = float(np.min(state.density))
     only_grow = control.mode == "code" and not state.first_stage
     if only_grow and slowest > state.lowest + 0.01:
@@ -281,7 +281,7 @@ def adjust(
 def _recover(
     state: State, variables: Variables, control: Control, options: Recovery, score: np.ndarray
 ) -> tuple[State, Variables, dict[str, Any]]:
-    """Raises the densities of who has stopped improving, or the floor of all; see `adjust`."""
+    """Raises the densities of clients that stopped improving, or all floors; see `adjust`."""
     info: dict[str, Any] = {}
     lowest = float(state.lowest)
     patience = np.full(len(score), options.patience)
@@ -319,7 +319,7 @@ def _recover(
 
 
 def _roll_back(state: State, layout: Layout) -> tuple[State, Variables]:
-    """The state and the model of the best score, with room for the tasks that are at work."""
+    """The state and the model of the best score, with bookings for the tasks at work."""
     variables, slots, booked, importance = _copy(state.best)
     slots, booked, place = rolled_back(
         slots,

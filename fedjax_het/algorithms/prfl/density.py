@@ -1,4 +1,4 @@
-"""How large a sub-model each client gets: by its times, and later by whether it still learns."""
+"""Densities of the clients' sub-models, from their times and from early stopping."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import numpy as np
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_types
 
-# The author's starting densities for ten clients, fastest first.
+# The author's first densities for ten clients, fastest first.
 DENSITIES = (1.0, 1.0, 0.6, 0.6, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1)
 _RATE_OF_AUTHOR, _BAND_OF_AUTHOR = 0.9, 0.05
 
 
 @dataclass(frozen=True)
 class Density:
-    """Sub-models: how large they are, and which weights they have.
+    """Options of the sub-models: their sizes and their weights.
 
     Attributes:
-      start: densities at the start, given to the clients in turn.
-      lowest: smallest density that adaptation may give, rho_min; with 1 nothing is pruned.
-      core: share of every layer that everyone has, by magnitude.
-      interval: merges between adjustments, I.
-      remask: "always" ranks anew every interval, "on_density_change" only with new densities.
-      cost_aware: whether importance is divided by the time a weight costs in its layer, as PruneFL
-        does.
+      start: densities at the start, assigned to the clients in turn.
+      lowest: smallest density rho_min of the adaptation; with 1 nothing is pruned.
+      core: share of every layer that all sub-models have, the largest weights by magnitude.
+      interval: number of merges between adjustments, I.
+      remask: time of a new ranking: "always", every interval, or "on_density_change", only with
+        new densities.
+      cost_aware: whether importance is divided by the time of a weight in its layer, as in PruneFL.
       dense_share: share of the FLOPs that pruning does not save.
     """
 
@@ -79,14 +79,14 @@ class Density:
 
 @dataclass(frozen=True)
 class Recovery:
-    """When and how densities rise because a model has stopped improving.
+    """Options of recovery: the increase of densities after a model stopped improving.
 
     Attributes:
-      increment: addition to a density at a recovery, Delta rho.
-      patience: evaluations, one an interval, without improvement before a recovery.
-      roll_back: whether the server returns to its best model when it stops improving.
-      validate_on: samples on which models are scored: "validation" (`validation_fraction` of the
-        data), or "test", as in the author's code.
+      increment: increase of a density at a recovery, Delta rho.
+      patience: number of evaluations without improvement before a recovery; one per interval.
+      roll_back: whether the server returns to its best model after it stopped improving.
+      validate_on: samples of the scores: "validation" (`validation_fraction` of the data), or
+        "test", as in the author's code.
     """
 
     increment: float = 0.2
@@ -104,11 +104,11 @@ class Recovery:
 
 
 class Times(NamedTuple):
-    """The last times of every client, in a ring of I entries (methods/pr_fl.md 1, Q_i).
+    """The last times of every client, in a ring buffer of I entries (methods/pr_fl.md 1, Q_i).
 
     Attributes:
       recent_s: float64[n, I], seconds between consecutive arrivals.
-      trainings: int64[n], arrivals recorded.
+      trainings: int64[n], number of arrivals.
       back_s: float64[n], virtual time of the last arrival; NaN before the first.
     """
 
@@ -118,16 +118,16 @@ class Times(NamedTuple):
 
 
 def no_times(clients: int, entries: int) -> Times:
-    """Before the first arrival."""
+    """Times before the first arrival."""
     return Times(
         np.zeros((clients, entries)), np.zeros(clients, np.int64), np.full(clients, np.nan)
     )
 
 
 def record(times: Times, clients: np.ndarray, arrived_s: np.ndarray) -> Times:
-    """The times after these clients, all different, have arrived.
+    """The times after the arrival of these clients, which are distinct.
 
-    The first arrival only starts the watch.
+    The first arrival of a client records no time.
     """
     recent, count, back = (a.copy() for a in times)
     lasted_s = arrived_s - back[clients]
@@ -140,7 +140,7 @@ def record(times: Times, clients: np.ndarray, arrived_s: np.ndarray) -> Times:
 
 
 def mean_times(times: Times) -> np.ndarray:
-    """Mean of the recorded times of each client, float64[n]; NaN where there are none."""
+    """Mean of the recorded times of each client, float64[n]; NaN without times."""
     filled = np.clip(times.trainings - 1, 0, times.recent_s.shape[1])
     with np.errstate(invalid="ignore"):
         return np.sum(times.recent_s, axis=1) / np.where(filled > 0, filled, np.nan)
@@ -153,20 +153,20 @@ def feedback(
     *,
     decimals: int | None = None,
 ) -> np.ndarray:
-    r"""The author's rule: $\rho_i \leftarrow \rho_i (1 - 0.9 (t_i - t_0) / t_i)$ past 5 %.
+    r"""The author's rule $\rho_i \leftarrow \rho_i (1 - 0.9 (t_i - t_0) / t_i)$ above 5 %.
 
-    If times are proportional to densities, every application leaves a tenth of the difference.
+    If times are proportional to densities, every application reduces the difference to a tenth.
 
     Args:
-      density: float64[n], rho.
-      mean_s: float64[n], t at these densities; NaN keeps a client as it is.
-      floor: float64[n], smallest density of each client.
-      decimals: rounds to so many digits, as the author's code does (to 2); None does not.
+      density: densities rho, float64[n].
+      mean_s: times t at these densities in seconds, float64[n]; NaN keeps a client's density.
+      floor: smallest density of each client, float64[n].
+      decimals: number of decimals of the result (2 in the author's code); None for no rounding.
 
     Returns:
-      float64[n] within [floor, 1]. The reference t_0 is the time of the client that would be the
-      fastest with the whole model, by $t_j / \rho_j$; the author takes the first in the list, which
-      is that one. (The smallest time itself, as on the slides, would make densities fall for ever.)
+      Densities float64[n] within [floor, 1]. The reference t_0 is the time of the client that would
+      be the fastest with the whole model, by $t_j / \rho_j$; in the author's code it is the first
+      client. (With the smallest time, as on the slides, densities would decrease without end.)
     """
     if not np.any(np.isfinite(mean_s)):
         return density
@@ -179,10 +179,10 @@ def feedback(
 
 
 def by_ratio(density: np.ndarray, mean_s: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    r"""The slides' rule, with times of the whole model.
+    r"""The rule of the slides, with times of the whole model.
 
     $\rho_i = \max(\min_j T_j / T_i, \rho_{min,i})$ with
-    $T_i = t_i / \rho_i$. (Literally the rule takes the $t_i$, measured at the current density, and
+    $T_i = t_i / \rho_i$. (The rule as written uses the $t_i$, measured at the current density, and
     then alternates between two values.)
     """
     if not np.any(np.isfinite(mean_s)):
@@ -193,11 +193,11 @@ def by_ratio(density: np.ndarray, mean_s: np.ndarray, floor: np.ndarray) -> np.n
 
 
 class Stops(NamedTuple):
-    """Early stopping, one automaton an entry (methods/pr_fl.md 5).
+    """Automata of early stopping, one per entry (methods/pr_fl.md 5).
 
     Attributes:
-      best, last: float64[m], scores; NaN before the first.
-      misses: int64[m], evaluations since the best.
+      best, last: float64[m], best and last score; NaN before the first.
+      misses: int64[m], number of evaluations since the best score.
     """
 
     best: np.ndarray
@@ -206,15 +206,15 @@ class Stops(NamedTuple):
 
 
 def no_stops(m: int) -> Stops:
-    """Before the first evaluation."""
+    """Automata before the first evaluation."""
     return Stops(np.full(m, np.nan), np.full(m, np.nan), np.zeros(m, np.int64))
 
 
 def check(stops: Stops, score: np.ndarray, patience: np.ndarray | int) -> tuple[Stops, np.ndarray]:
-    """The automata after an evaluation, and which of them fire (bool[m]).
+    """The automata after an evaluation, and the mask of those that fire, bool[m].
 
-    A score equal to the last one is no new evaluation; NaN is none either. An automaton fires after
-    `patience` evaluations that were not better than the best, and counts anew.
+    A score that is NaN or equal to the last score does not count as an evaluation. An automaton
+    fires after `patience` evaluations that were not better than the best, and then counts from 0.
     """
     first = np.isnan(stops.last) & ~np.isnan(score)
     fresh = ~np.isnan(score) & (score != stops.last) & ~first

@@ -1,4 +1,4 @@
-"""Time: what sub-models weigh, how one server link carries them, and when the server merges."""
+"""Times: sizes of sub-models, transfers over one server link, and the pace of the server."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -14,25 +14,25 @@ from fedjax_het.fleet.cost import price
 from fedjax_het.fleet.published import MIB
 from fedjax_het.problem import Problem
 
-# Bytes per kept weight on the way (down, up), and whether a bitmap of all weights goes with them.
+# Bytes per kept weight (down, up), and whether a bitmap of all weights is sent.
 SIZES = {"bitmap": (4, 4, True), "index": (8, 8, False), "coo64": (20, 4, False)}
 Way = Literal["residual", "distinct", "unicast"]
 WAYS: tuple[Way, ...] = get_args(Way)
-# Merges at the start that wait for everyone, so that all buffers are filled.
+# Number of first merges that wait for all clients, so that all buffers are filled.
 WARM_UP = 2
 _CLUSTER_S = 0.15
 
 
 @dataclass(frozen=True)
 class Links:
-    """The server's link, and what is sent over it.
+    """Options of the server's link.
 
     Attributes:
       sizes: encoding of sub-models, see `model_bytes`.
-      server_up_bytes_per_s: rate of the server's link towards the clients; inf for no limit.
-      server_down_bytes_per_s: rate at which it receives.
-      server_jitter: log-std of one sample of the factor on both, 20 are averaged.
-      slack_s: seconds added to the time that the server needs to send a broadcast.
+      server_up_bytes_per_s: rate at which the server sends; inf for no limit.
+      server_down_bytes_per_s: rate at which the server receives; inf for no limit.
+      server_jitter: log-std of one sample of the factor on both rates; 20 samples are averaged.
+      slack_s: seconds added to the time of a broadcast by the server.
     """
 
     sizes: Literal["bitmap", "index", "coo64"] = "bitmap"
@@ -58,11 +58,11 @@ class Links:
 
 
 class Traffic(NamedTuple):
-    """The last task of each client (n of them) on the server's link.
+    """The last task of each of n clients on the server's link.
 
     Attributes:
-      sent_s: float64[n, 2], when it was sent out, and when it arrives; -1 before the first.
-      uplink: float64[n, 3], its upload as (from, to, mean rate).
+      sent_s: float64[n, 2], times of dispatch and of arrival; -1 before the first task.
+      uplink: float64[n, 3], upload as (start, end, mean rate).
     """
 
     sent_s: np.ndarray
@@ -70,7 +70,7 @@ class Traffic(NamedTuple):
 
 
 def no_traffic(clients: int) -> Traffic:
-    """Before anything is sent out."""
+    """Traffic before the first dispatch."""
     return Traffic(np.full((clients, 2), -1.0), np.zeros((clients, 3)))
 
 
@@ -86,21 +86,21 @@ def priced(
     links: Links,
     way: Way,
 ) -> tuple[Timing, float, Traffic]:
-    """What tasks cost on the devices as they are now, with one server link for all transfers.
+    """Prices of tasks in the current fleet, with one server link for all transfers.
 
     Args:
       problem: model, data and fleet.
-      situation: cohort that is sent out, and the time.
+      situation: cohort and time of dispatch.
       traffic: tasks on the server's link so far.
       net: sizes of the model.
-      count: int64[k], weights of the sub-models.
-      samples: int64[k], samples that each task processes.
-      dense_share: option of that name, see `Density`.
-      links: the server's link.
+      count: number of weights of the sub-models, int64[k].
+      samples: number of samples that each task processes, int64[k].
+      dense_share: option of this name of `Density`.
+      links: options of the server's link.
       way: distribution of sub-models, see `sent_bytes`.
 
     Returns:
-      The prices, the seconds until the server is ready for another broadcast, and the traffic with
+      The timing, the seconds until the server is ready for another broadcast, and the traffic with
       these tasks.
     """
     clients, now_s, rng = situation.clients, situation.now_s, situation.rng
@@ -136,14 +136,15 @@ def priced(
 def model_bytes(
     kind: str, kept: np.ndarray, weights: int, dense: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of sub-models, down and up, int64[k] both.
+    """Bytes of sub-models, down and up, int64[k] each.
 
     Args:
-      kind: "bitmap": 4 B a kept weight and a bit for every weight. "index": 4 B value and 4 B
-        index. "coo64": the author's, 20 B down (two int64 indices), 4 B up.
-      kept: int64[k], weights left in each.
-      weights: N, prunable weights of the model.
-      dense: parameters that are never pruned, at 4 B.
+      kind: encoding. "bitmap": 4 B per kept weight and a bit per weight. "index": 4 B value and 4 B
+        index per kept weight. "coo64": as in the author's code, 20 B down (two int64 indices), 4 B
+        up.
+      kept: number of kept weights of each sub-model, int64[k].
+      weights: number of prunable weights of the model, N.
+      dense: number of parameters that are never pruned, of 4 B each.
     """
     require_known(kind, SIZES, "sizes")
     down, up, bitmap = SIZES[kind]
@@ -153,12 +154,13 @@ def model_bytes(
 
 
 def sent_bytes(way: str, sizes: np.ndarray) -> int:
-    """What the server sends so that clients with sub-models of these sizes get them all.
+    """Bytes that the server sends to clients with sub-models of these sizes.
 
     Args:
-      way: "residual": the differences between nested sub-models, each once: the largest.
-        "distinct": every different sub-model once. "unicast": every client its own.
-      sizes: int64[k], bytes.
+      way: distribution. "residual": the differences between nested sub-models, each once, which add
+        up to the largest. "distinct": every different sub-model once. "unicast": one copy per
+        client.
+      sizes: bytes of each sub-model, int64[k].
     """
     require_known(way, WAYS, "distribution")
     if way == "residual":
@@ -171,15 +173,15 @@ def download_s(
 ) -> np.ndarray:
     """Seconds until each client has its sub-model, float64[k].
 
-    The server sends in ascending size to a relay, from which everyone fetches what is there
-    already at its own rate; both are constant during the transfer. The pieces of a client are the
-    first ones that are sent (residual), or one run of bytes after those of smaller models.
+    The server sends in the order of size to a relay, from which every client downloads the
+    available bytes at its own rate; both rates are constant during the transfer. A client's bytes
+    are the first that are sent (residual), or one range of bytes after those of smaller models.
 
     Args:
       way: distribution of sub-models, see `sent_bytes`.
-      sizes: int64[k], bytes.
-      own_s: float64[k], seconds on each client's own link.
-      server_bytes_per_s: rate of the server's link; inf for none.
+      sizes: bytes of each sub-model, int64[k].
+      own_s: seconds on each client's own link, float64[k].
+      server_bytes_per_s: rate at which the server sends; inf for no limit.
     """
     before = np.zeros(len(sizes))
     if way == "distinct":
@@ -198,17 +200,17 @@ def upload_s(
     server_bytes_per_s: float,
     busy: np.ndarray,
 ) -> np.ndarray:
-    """Seconds each upload takes where all share the server's receiving rate, float64[k].
+    """Seconds of each upload if all share the server's receiving rate, float64[k].
 
-    Fluid, first come first served by start: an upload gets its own rate as far as earlier ones
-    leave it. Those in flight since before have precedence, whenever they start.
+    The model is fluid, with priority by start time: an upload gets at most its own rate and the
+    rate that earlier uploads leave. Uploads of earlier dispatches have priority at any start time.
 
     Args:
-      start_s: float64[k], when each may start.
-      sizes: int64[k], bytes.
-      own_s: float64[k], seconds at the client's own rate.
-      server_bytes_per_s: rate at which the server can receive; inf for no limit.
-      busy: float64[m, 3], uploads since before as (from, to, mean rate).
+      start_s: start time of each upload, float64[k].
+      sizes: bytes of each upload, int64[k].
+      own_s: seconds at the client's own rate, float64[k].
+      server_bytes_per_s: rate at which the server receives; inf for no limit.
+      busy: uploads of earlier dispatches as (start, end, mean rate), float64[m, 3].
     """
     rate = sizes / np.maximum(own_s, 1e-12)
     if np.sum(rate) + np.sum(busy[:, 2]) <= server_bytes_per_s:
@@ -236,22 +238,22 @@ def upload_s(
 
 
 def lognormal_mean(rng: np.random.Generator, sigma: float, draws: int = 20) -> float:
-    """Mean of `draws` samples of LogNormal(0, sigma): the author's factor on a link's rate."""
+    """Mean of `draws` samples of LogNormal(0, sigma), the author's factor on a link's rate."""
     return float(np.mean(rng.lognormal(0.0, sigma, draws))) if sigma else 1.0
 
 
 def window_rule(interval_s: float, *, single: bool = False) -> Pace:
     """Semi-asynchronous windows (methods/pr_fl.md 8).
 
-    A window ends `Plan.deadline_s` after the newest dispatch: the time that the server needs to
-    send the models out, and at least `interval_s`. If nothing has arrived, it is prolonged by whole
-    intervals. If a single client made it, it is prolonged until an interval after the second, and
-    after the last of those that arrived together with the first. The first two merges wait for
-    everyone, so that all buffers are filled.
+    A window ends `Plan.deadline_s` after the newest dispatch: the time in which the server sends
+    the models, and at least `interval_s`. If no client has arrived, it is extended by whole
+    intervals. If a single client has arrived, it is extended until one interval after the second
+    arrival, and after the last of those that arrived together with the first. The first two merges
+    wait for all clients, so that all buffers are filled.
 
     Args:
-      interval_s: shortest window.
-      single: merges one arrival per window, the one that has waited longest (the author's FedAsyn).
+      interval_s: shortest window in seconds.
+      single: whether a window merges only the earliest arrival (the author's FedAsyn).
     """
     require(
         np.isfinite(interval_s) and interval_s > 0,

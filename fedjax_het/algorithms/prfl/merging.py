@@ -1,12 +1,12 @@
-r"""MaskFedAvg: every coordinate averaged over the uploads that have it.
+r"""MaskFedAvg: the mean of every coordinate over the uploads that contain it.
 
 ::
 
     num = sum_i p_i m_i W_i      den = sum_i p_i m_i      new = W + eta (num / den - W)   (den > 0)
 
-over the buffers (`buffers.py`), one slot per client with its latest upload, weighted by staleness,
-and over the arrivals that are not kept. An upload keeps the mask it came with when the ranking
-changes.
+The sums are over the buffers (`buffers.py`), which have one slot per client with its latest upload,
+weighted by staleness, and over the arrivals that are not stored. An upload keeps its mask when the
+ranking changes.
 """
 
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ from fedjax_het.contract.staleness import Discount, discount
 
 @dataclass(frozen=True)
 class Arrivals:
-    """How late uploads count, and how far the server goes.
+    """Options of stale uploads and of the server's step.
 
     Attributes:
-      staleness: "constant", "polynomial" or "hinge"; see `staleness.discount`.
-      a: exponent or slope of the discount; the author's 0.6.
-      b: late steps that the hinge forgives; the author's 2.
-      server_step: the server's step eta.
+      staleness: discount: "constant", "polynomial" or "hinge"; see `staleness.discount`.
+      a: exponent or slope of the discount; the author's value is 0.6.
+      b: largest staleness without a discount by the hinge; the author's value is 2.
+      server_step: step size eta of the server.
     """
 
     staleness: str = "polynomial"
@@ -53,26 +53,26 @@ class Arrivals:
         self.late()  # refuses what is no discount
 
     def late(self) -> Discount:
-        """The discount s."""
+        """The discount function s."""
         return discount(self.staleness, self.a, self.b)
 
     def alone(self) -> "Merge":
-        """The merge of the asynchronous baselines: arrivals only, as late as they came."""
+        """The merge of the asynchronous baselines: arrivals only, with the staleness at arrival."""
         return Merge(**vars(self), live=False, buffered=False)
 
 
 @dataclass(frozen=True)
 class Merge(Arrivals):
-    r"""PR-FL's merge and its ablations; on top of `Arrivals`.
+    r"""Options of PR-FL's merge and its ablations, beside those of `Arrivals`.
 
     Attributes:
-      live: whether a slot is weighed by its staleness now; False by the staleness it arrived with
-        (the code).
-      buffered: whether all slots are merged; False averages the arrivals only and moves the model
+      live: whether the weight of a slot follows its current staleness; False for the staleness at
+        arrival (as in the code).
+      buffered: whether all slots are merged; False averages only the arrivals and moves the model
         by their share $\alpha = \sum p_i$ of the weights of all clients, as the author's FedAsyn
         and FedFix do.
-      masked: whether a coordinate counts only where it is trained; False takes the plain mean, in
-        which a pruned coordinate is a zero.
+      masked: whether a coordinate counts only in uploads that trained it; False for the plain mean,
+        in which a pruned coordinate is zero.
     """
 
     live: bool = True
@@ -84,11 +84,11 @@ class Acc(NamedTuple):
     """Accumulator of one merge.
 
     Attributes:
-      slots: buffers with the arrivals in place.
-      booked: pages set aside for them.
-      importance: importances with theirs.
-      arrived: bool[n].
-      num, den: sums over the arrivals that are not kept; over all where buffers are not merged.
+      slots: buffers with the arrivals.
+      booked: pages reserved for the uploads.
+      importance: importances with those of the arrivals.
+      arrived: bool[n], mask of the clients that have arrived.
+      num, den: sums over the arrivals that are not stored, or over all arrivals without buffers.
       step: int32[], server step, from 0.
     """
 
@@ -104,13 +104,13 @@ class Acc(NamedTuple):
 def sums(
     weight: jax.Array, values: jax.Array, mask: jax.Array, masked: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """`sum_i p_i m_i W_i` and `sum_i p_i m_i`; what is not a number counts as pruned.
+    """`sum_i p_i m_i W_i` and `sum_i p_i m_i`; NaN counts as pruned.
 
     Args:
-      weight: float32[c], p.
-      values: float32[c, ...], W.
-      mask: bool[c, ...], m; or bool[c], where all of a tensor is there or none.
-      masked: False counts a pruned coordinate as a zero.
+      weight: weights p, float32[c].
+      values: values W, float32[c, ...].
+      mask: masks m, bool[c, ...], or bool[c] for whole tensors.
+      masked: whether pruned coordinates are excluded; False counts them as zero.
     """
 
     def wide(each: jax.Array) -> jax.Array:
@@ -125,32 +125,32 @@ def sums(
 def weighted_sums(
     slots: Slots, booked: Booked, p: jax.Array, like: PyTree, *, masked: bool
 ) -> tuple[Variables, Variables]:
-    """`sum_i p_i m_i W_i` and `sum_i p_i m_i` over the buffers, added up by rank; traced.
+    """`sum_i p_i m_i W_i` and `sum_i p_i m_i` over the buffers, summed by rank; traced.
 
     Args:
-      slots: the buffers.
-      booked: places of the uploads.
-      p: float32[n], weights.
+      slots: buffers.
+      booked: positions of the uploads.
+      p: weights of the uploads, float32[n].
       like: structure and shapes of the parameters.
-      masked: False counts a pruned coordinate as a zero.
+      masked: whether pruned coordinates are excluded; False counts them as zero.
     """
     p = jnp.where(slots.size > 0, p, 0.0)
     weights = slots.ranks.shape[1]
-    room = booked.pages.shape[1] * slots.pool.shape[1]
+    length = booked.pages.shape[1] * slots.pool.shape[1]
 
     def one(client: jax.Array, total: jax.Array) -> jax.Array:
         values, there = by_rank(slots, booked, client)
         own = jnp.where(there, p[client] * values, 0.0)
         return total.at[slots.ranking[client]].add(own)
 
-    by_place = jnp.zeros((RANKINGS, room), jnp.float32)
+    by_place = jnp.zeros((RANKINGS, length), jnp.float32)
     by_place = jax.lax.fori_loop(0, slots.size.shape[0], one, by_place)
 
     def of_ranking(r: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         here = (slots.ranking == r) & (slots.size > 0)
 
         def add(_: Any, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            # Weight k counts for the sub-models that have more than k weights.
+            # Sub-models of more than k weights contain weight k.
             by_count = jnp.zeros(weights + 1, jnp.float32)
             by_count = by_count.at[slots.size].add(jnp.where(here, p, 0.0))
             more = jnp.cumsum(by_count[::-1])[::-1][1:]
@@ -173,14 +173,14 @@ def weighted_sums(
 
 
 def moved(old: jax.Array, num: jax.Array, den: jax.Array, eta: jax.Array | float) -> jax.Array:
-    """`old + eta (num / den - old)`, and `old` bit for bit where den is 0."""
+    """`old + eta (num / den - old)`; exactly `old` where den is 0."""
     there = den > 0
     mean = num / jnp.where(there, den, 1.0)
     return jnp.where(there, old + eta * (mean - old), old)
 
 
 def mask_fed_avg(options: Merge) -> Aggregator:
-    """The merge of PR-FL, and of its ablations.
+    """The merge of PR-FL and of its ablations.
 
     Args:
       options: options of the merge.
@@ -224,7 +224,8 @@ def mask_fed_avg(options: Merge) -> Aggregator:
             num = jax.tree.map(lambda old, pair: old + pair[0], total[0], both)
             return num, jax.tree.map(lambda old, pair: old + pair[1], total[1], both)
 
-        # A loop of one turn or none: XLA's conditional crashed here (JAX 0.10.2, CPU, two devices).
+        # A loop of one iteration or none: XLA's conditional crashed here (JAX 0.10.2, CPU, 2
+        # devices).
         turns = jnp.any(passing).astype(jnp.int32) if buffered else 1
         num, den = jax.lax.fori_loop(0, turns, lambda _, total: pass_on(total), (acc.num, acc.den))
         slots = store(acc.slots, acc.booked, chunk.client, keep, uploads, chunk.shared["order"])
@@ -266,5 +267,5 @@ def mask_fed_avg(options: Merge) -> Aggregator:
 
 
 def start_masked(mask: PyTree, variables: Variables) -> Variables:
-    """The sub-model a client gets: pruned weights are zero in the forward pass, too."""
+    """The sub-model of a client: pruned weights are zero, also in the forward pass."""
     return variables._replace(params=masks.apply(mask, variables.params))

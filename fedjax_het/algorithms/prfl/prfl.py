@@ -1,4 +1,4 @@
-"""PR-FL: densities fitted to each client's times, nested masks, buffers, recovery; baselines."""
+"""PR-FL: densities by each client's times, nested masks, buffers, recovery; and its baselines."""
 
 from typing import Any, Literal, Unpack
 
@@ -50,37 +50,38 @@ def prfl(
     memory: Memory = Memory(),
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    r"""Pruning and recovery: everyone gets a sub-model as large as its time allows.
+    r"""PR-FL, pruning and recovery: every client gets a sub-model whose size depends on its time.
 
-    The server holds the whole model and ranks its weights by squared gradients; client i trains the
-    $\lfloor \rho_i N \rfloor$ first of the ranking, so sub-models are nested. It merges all buffers
-    at every window with an arrival (`mask_fed_avg`), fits the densities to the clients' times every
-    `density.interval` merges, and raises those of clients that have stopped improving.
+    The server has the whole model and ranks its weights by squared gradients. Client i trains the
+    first $\lfloor \rho_i N \rfloor$ weights of the ranking, so sub-models are nested. The server
+    merges all buffers at every window with an arrival (`mask_fed_avg`), adapts the densities to the
+    clients' times every `density.interval` merges, and raises the densities of clients that stopped
+    improving.
 
-    Memory: of every client the weights of its sub-model, see `buffers`, twice with `roll_back`; and
-    2 (versions in flight + results that wait) + 20 models. The whole models of the very first
-    training are merged and not kept: those that come next replace them.
+    Memory: the weights of every client's sub-model, see `buffers`, twice with `roll_back`; and
+    2 (versions in flight + waiting results) + 20 models. The whole models of the first training are
+    merged and not stored, because the next uploads replace them.
 
     Args:
       problem: model, data and fleet.
-      mode: reading of the method. "code" adapts densities by the author's feedback rule until the
-        first recovery, "paper" by the slides' ratio of whole-model times, throughout.
-      adapt: whether densities follow the clients' times; False leaves them to recovery.
-      distribution: way in which sub-models are sent, see `links.sent_bytes`.
-      pace: "window" the author's rule, "single" one arrival a window, "sync" everyone.
-      interval_s: shortest window.
+      mode: variant of the method. "code" adapts densities by the author's feedback rule until the
+        first recovery, "paper" always by the slides' ratio of whole-model times.
+      adapt: whether densities follow the clients' times; False for changes by recovery only.
+      distribution: distribution of the sub-models, see `links.sent_bytes`.
+      pace: pace of the server: "window", the author's rule; "single", one arrival per window;
+        "sync", all clients.
+      interval_s: shortest window in seconds.
       density: options of the sub-models.
-      recovery: options of recovery; None never raises a density for want of improvement.
+      recovery: options of recovery; None for no recovery.
       merge: options of the merge.
       links: options of the server's link.
       memory: options of the buffers.
-      **training: see `UniformTraining`; `weighting="samples"` weighs a client by the samples it
-        processes.
+      **training: fields of `UniformTraining`; with `weighting="samples"` the weight of a client is
+        the number of samples that it processes.
 
     References:
       Ma et al., *Federated Learning Based on Pruning and Recovery*, arXiv 2403.15439, and the
-      author's code. The number of a server step counts merges here, trainings of the fastest client
-      there.
+      author's code. Here a server step is a merge; there it is a training of the fastest client.
     """
     require_known(mode, ("code", "paper"), "mode")
     require_known(pace, ("window", "single", "sync"), "pace")
@@ -112,17 +113,17 @@ def prfl_fedasyn(
     links: Links = Links(),
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    """FedAsync as PR-FL's author ran it: the whole model, and one arrival a window.
+    """FedAsync as PR-FL's author ran it: whole models, and one arrival per window.
 
     The model moves by the client's share of the staleness weights of all clients (about 1 / n)
     instead of alpha = 0.6; `fedasync` is the published method.
 
     Args:
       problem: model, data and fleet.
-      interval_s: time by which a window without an arrival is prolonged.
+      interval_s: seconds by which a window without an arrival is extended.
       merge: options of the merge.
       links: options of the server's link.
-      **training: see `UniformTraining`.
+      **training: fields of `UniformTraining`.
     """
     return _sub_models(
         "prfl_fedasyn",
@@ -145,17 +146,17 @@ def prfl_fedfix(
     links: Links = Links(),
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    """FedFix as PR-FL's author ran it: the whole model, and PR-FL's windows.
+    """FedFix as PR-FL's author ran it: whole models, and PR-FL's windows.
 
     The model moves by the arrivals' share of the staleness weights of all clients instead of by
     unbiased weights; `fedfix` is the published method.
 
     Args:
       problem: model, data and fleet.
-      interval_s: shortest window.
+      interval_s: shortest window in seconds.
       merge: options of the merge.
       links: options of the server's link.
-      **training: see `UniformTraining`.
+      **training: fields of `UniformTraining`.
     """
     return _sub_models(
         "prfl_fedfix",
@@ -180,9 +181,9 @@ def nested_mask_sync(
     memory: Memory = Memory(),
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    """What PR-FL's author calls HeteroFL: synchronous, nested masks at fixed densities.
+    """The method that PR-FL's author calls HeteroFL: synchronous, with constant nested masks.
 
-    There is no slicing of widths, no scaler and no masked cross-entropy.
+    It has no slices of widths, no scaler and no masked cross-entropy.
 
     Args:
       problem: model, data and fleet.
@@ -190,7 +191,7 @@ def nested_mask_sync(
       merge: options of the merge.
       links: options of the server's link.
       memory: options of the buffers.
-      **training: see `UniformTraining`.
+      **training: fields of `UniformTraining`.
     """
     return _sub_models(
         "nested_mask_sync",
@@ -221,7 +222,7 @@ def _sub_models(
     links: Links,
     memory: Memory = Memory(),
 ) -> Algorithm:
-    """The method of these options, see `prfl`; a window lasts `shortest_s` seconds at least."""
+    """The method with these options, see `prfl`; a window lasts at least `shortest_s` seconds."""
     parts.require_memory(problem, training, 0)
     n, net = problem.num_clients, network(problem.model, density.core)
     copies = 0
@@ -241,7 +242,7 @@ def _sub_models(
     def plan(state: State, variables: Variables, situation: Situation) -> tuple[Plan, State]:
         del variables
         clients = situation.clients
-        # Masks exist after the first merge only: the first training is one of the whole model.
+        # Masks exist only after the first merge, so the first training is of the whole model.
         count = net.kept(state.density[clients] if state.step else np.ones(len(clients)))
         held = problem.data.sizes[clients]
         samples = training.samples(held, training.steps(held))
@@ -312,5 +313,5 @@ def _sub_models(
 
 
 def _squares(grads: PyTree) -> list[jax.Array]:
-    """Importances: squared gradients of the weights that can be pruned."""
+    """Importances: squared gradients of the prunable weights."""
     return [jnp.square(leaf) for leaf in prunable(grads)]

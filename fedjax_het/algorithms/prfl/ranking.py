@@ -1,4 +1,4 @@
-"""Which weights stay: one ranking of all of them, so that the masks of all clients are nested."""
+"""One ranking of all prunable weights, so that the masks of all clients are nested."""
 
 from typing import Any, NamedTuple
 
@@ -13,12 +13,12 @@ from fedjax_het.problem import Problem
 
 
 def prunable(tree: PyTree) -> list[Any]:
-    """The leaves that may be pruned: weights, not biases or scales (methods/pr_fl.md 1)."""
+    """The prunable leaves: weights, not biases or scales (methods/pr_fl.md 1)."""
     return [leaf for leaf in jax.tree.leaves(tree) if len(leaf.shape) >= 2]
 
 
 def never_pruned(tree: PyTree) -> list[Any]:
-    """The leaves that `prunable` leaves out."""
+    """The leaves that are not `prunable`."""
     return [leaf for leaf in jax.tree.leaves(tree) if len(leaf.shape) < 2]
 
 
@@ -39,13 +39,13 @@ def join(like: PyTree, weights: jax.Array, rest: list[jax.Array]) -> PyTree:
 
 
 class Network(NamedTuple):
-    """What of a model can be pruned.
+    """Sizes of the prunable and other parts of a model.
 
     Attributes:
       structure: shapes of the parameters.
-      weights: weights that can be pruned, N.
-      dense: parameters that cannot, D.
-      core: weights of the core, which everyone has.
+      weights: number of prunable weights, N.
+      dense: number of other parameters, D.
+      core: number of weights of the core, which all sub-models have.
     """
 
     structure: PyTree
@@ -54,13 +54,13 @@ class Network(NamedTuple):
     core: int
 
     def kept(self, density: np.ndarray) -> np.ndarray:
-        """Weights of sub-models of these densities, int64 of the same shape; at least the core."""
+        """Number of weights of sub-models of these densities, at least the core; int64."""
         floor = np.floor(density * self.weights + 1e-9).astype(np.int64)
         return np.maximum(floor, self.core)
 
 
 def network(model: BlockModel, core: float) -> Network:
-    """The sizes of a model, with this share of each leaf in the core."""
+    """The sizes of a model, with the share `core` of each leaf in the core."""
     structure = model.shapes.params
     sizes = np.asarray([leaf.size for leaf in prunable(structure)], np.int64)
     dense = sum(leaf.size for leaf in never_pruned(structure))
@@ -68,12 +68,12 @@ def network(model: BlockModel, core: float) -> Network:
 
 
 def nested_mask(params: PyTree, rank: list[jax.Array], count: jax.Array) -> PyTree:
-    """Mask of the `count` weights of lowest rank, and of all that is not prunable.
+    """Mask of the first `count` weights of the ranking, and of all leaves that are not prunable.
 
     Args:
-      params: structure and shapes.
-      rank: int32, one array per prunable leaf.
-      count: int32[].
+      params: structure and shapes of the parameters.
+      rank: rank of each weight, int32, one array per prunable leaf.
+      count: number of weights, int32[].
     """
     ranks = iter(rank)
 
@@ -87,9 +87,9 @@ class Importance(NamedTuple):
     """Running importance of the prunable weights, one array per leaf in each list.
 
     Attributes:
-      table: float32, the last value seen; 0 before any.
+      table: float32, last mean of an interval; 0 before the first.
       total: float32, sum over the uploads of this interval.
-      seen: float32, uploads of this interval in which the weight was not zero.
+      seen: float32, number of uploads of this interval with a scaled gradient other than zero.
     """
 
     table: list[jax.Array]
@@ -98,17 +98,17 @@ class Importance(NamedTuple):
 
 
 def no_importance(params: PyTree) -> Importance:
-    """Before the first upload."""
+    """Importance before the first upload."""
     return Importance(*([jnp.zeros_like(leaf) for leaf in prunable(params)] for _ in range(3)))
 
 
 def observe(importance: Importance, squares: list[jax.Array], keep: jax.Array) -> Importance:
-    """Adds the squared gradients of some clients, each scaled to [0, 1] over all its weights.
+    """Adds the squared gradients of clients, each scaled to [0, 1] over all its weights.
 
     Args:
       importance: importance so far.
-      squares: float32[c, ...] per leaf.
-      keep: bool[c], clients whose gradients count.
+      squares: squared gradients, float32[c, ...] per leaf.
+      keep: mask of the clients that count, bool[c].
     """
 
     def over(reduce: Any) -> jax.Array:
@@ -134,7 +134,7 @@ def observe(importance: Importance, squares: list[jax.Array], keep: jax.Array) -
 
 
 def close_interval(importance: Importance) -> Importance:
-    """Takes the interval's means into the table, where there are any, and starts a new interval."""
+    """Writes the means of the interval to the table and starts a new interval."""
 
     def newest(old: jax.Array, total: jax.Array, count: jax.Array) -> jax.Array:
         mean = total / jnp.maximum(count, 1.0)
@@ -148,27 +148,28 @@ def close_interval(importance: Importance) -> Importance:
 
 
 def core_sizes(sizes: np.ndarray, core: float) -> np.ndarray:
-    """Weights of each leaf that everybody has, int64: a share of it, and at least one."""
+    """Number of core weights of each leaf, int64: a share of the leaf, and at least one."""
     return np.maximum(np.floor(core * sizes + 1e-9).astype(np.int64), 1)
 
 
 def rank_weights(
     params: PyTree, table: list[jax.Array], core: float, cost: np.ndarray
 ) -> list[jax.Array]:
-    """Ranks of all prunable weights, 0 the last to be pruned (methods/pr_fl.md 3).
+    """Ranks of all prunable weights; rank 0 is pruned last (methods/pr_fl.md 3).
 
-    First the core of every layer, its largest weights by magnitude; then by importance over cost,
-    across layers. A weight without importance takes the smallest of its layer times its magnitude,
-    and so comes after those that have one. Ties are broken by the index.
+    The core of every layer, its largest weights by magnitude, comes first. The others are ordered
+    by importance over cost, across layers. A weight without importance gets the smallest importance
+    of its layer times its magnitude, so it comes after those with importance. Ties are broken by
+    index.
 
     Args:
-      params: the server's model.
-      table: `Importance.table`.
-      core: share of each layer that everybody has.
-      cost: float[leaves], time per weight, or ones.
+      params: parameters of the server's model.
+      table: importance of the weights, `Importance.table`.
+      core: share of each layer that all sub-models have.
+      cost: time per weight, or ones, float[leaves].
 
     Returns:
-      int32 per prunable leaf.
+      The ranks, int32 per prunable leaf.
     """
     keys = []
     leaves = prunable(params)
@@ -189,10 +190,9 @@ def rank_weights(
 
 
 def time_per_weight(problem: Problem, training: TrainingOptions, net: Network) -> np.ndarray:
-    """PruneFL's cost of a weight, per prunable leaf: to send it, and to compute with it.
+    """PruneFL's cost of a weight, per prunable leaf: its transfer and its computation.
 
-    Both on the device in the middle, as devices are in round 0; relative to the mean over all
-    weights.
+    Both are times at the median speed and rates of round 0, relative to the mean over all weights.
     """
     fleet, table = problem.fleet, problem.cost
     link_s = 4 / np.median(fleet.uplink_bytes_per_s) + 4 / np.median(fleet.downlink_bytes_per_s)
