@@ -20,8 +20,8 @@ from fedjax_het.algorithms.fedpmt import assign_depths
 from fedjax_het.contract.masks import Route
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.engine.engine import make_engine
-from fedjax_het.engine.packing import deal
-from fedjax_het.engine.programs import Round, group_program
+from fedjax_het.engine.packing import pack
+from fedjax_het.engine.programs import Round, group_program, training
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.cnn import leaf_cnn
 from fedjax_het.models.lowering import lowering
@@ -115,9 +115,9 @@ def test_10_the_compiled_programs_really_leave_work_out(cnn_problem, full_compil
         plan = make_plan(cnn_problem, clients=[0], rows=row, batch=32)
         shapes = engine._mask_shapes(plan)
         acc = jax.eval_shape(lambda: methods[method].merge.init((), start, shapes))
-        _, rows = deal(plan, [0], 1, 3)
+        _, rows = pack(plan, [0], 1, 3)
         common = Round(jax.random.key(0), jnp.float32(1.0), None)
-        program = group_program(methods[method], Route(4 - depth, 3), 1, None)
+        program = group_program(training(methods[method]), Route(4 - depth, 3), 1, None)
         # Counted as XLA's own; the engine's ways multiply more or fewer zeros of the padding.
         with lowering("lax"):
             lowered = jax.jit(program).lower(acc, start, data, rows, common)

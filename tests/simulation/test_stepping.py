@@ -17,7 +17,12 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 OPTIONS = {"rounds": 5, "eval_every": 2, "checkpoint_every": 2, "chunk": 1}
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
-METHODS = {"fedavg": {}, "fedasync": {}, "prfl": {"interval": 2, "patience": 1}}
+RECOVERY = {"patience": 1, "validate_on": "test"}
+METHODS = {
+    "fedavg": {},
+    "fedasync": {},
+    "prfl": {"density": {"interval": 2}, "recovery": RECOVERY},
+}
 WALL = {"wall_s", "compile_s", "compiled_programs"}
 
 
@@ -26,8 +31,7 @@ def problem():
 
 
 def method(name="fedavg"):
-    options = {"validate_on": "test"} if name == "prfl" else {}
-    return build(name, problem(), **TRAINING, **METHODS[name], **options)
+    return build(name, problem(), **TRAINING, **METHODS[name])
 
 
 def without_wall(rows):
