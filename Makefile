@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test lint rooms wheel wheel-check bench peers clean
+.PHONY: demo test test-all lint rooms wheel wheel-check bench peers clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -23,7 +23,11 @@ lint: $(VENV)/ready
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy fedjax_het launch benchmarks docs/rooms.py
 
+# What takes minutes is left to `make test-all`, which CI runs.
 test: lint
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 # The picture of the package in docs/architecture.md, from its imports.

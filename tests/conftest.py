@@ -1,29 +1,33 @@
 """Every test runs with strict promotion: a silent cast or broadcast is a bug here."""
 
-import atexit
 import gc
 import os
-import tempfile
 from pathlib import Path
 
-# Two virtual devices, so that sharded cohorts are tested on a machine without accelerators.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# Set before JAX is imported, and passed on to the processes that tests start.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    # Two virtual devices, so that sharded cohorts are tested without accelerators.
+    "--xla_force_host_platform_device_count=2 "
+    # Programs run once or twice here: those of XLA's older emitter compile in half the time.
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
+# Less optimisation, the same mathematics.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# All processes of a session share what they compile, and so does the next session.
+os.environ.setdefault(
+    "FEDJAX_HET_COMPILATION_CACHE", str(Path(__file__).parents[1] / ".cache" / "compiled")
+)
 
 import jax
 import pytest
 
+from fedjax_het.runtime import compilation_cache
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Many tests compile the same program. The directory is this process's own, for JAX does not
-    # write its cache atomically; name one in the environment to keep programs between runs.
-    _cache = tempfile.TemporaryDirectory(prefix="fedjax_het_tests_")
-    atexit.register(_cache.cleanup)
-    jax.config.update("jax_compilation_cache_dir", _cache.name)
-    # Processes that the tests start keep their programs here, not in the user's home.
-    os.environ.setdefault("FEDJAX_HET_COMPILATION_CACHE", os.path.join(_cache.name, "store"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+compilation_cache.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,17 +40,9 @@ def few_programs():
         gc.collect()
 
 
-@pytest.fixture(scope="module")
-def quick_compile():
-    """For modules that compile many small programs: less optimisation, the same mathematics."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
-def full_compile(quick_compile):
-    """For tests, in such a module, of what the compiler makes of a program."""
+def full_compile():
+    """For tests of what the compiler makes of a program, and of long runs."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

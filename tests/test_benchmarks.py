@@ -18,6 +18,8 @@ from fedjax_het import algorithms, models
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.lowering import lowering
 
+pytestmark = pytest.mark.slow
+
 
 def test_contenders_are_called_in_turn_after_a_first_call_each():
     calls = []
@@ -66,7 +68,7 @@ def test_table_of_training_names_every_contender(trained):
 
 
 @pytest.mark.parametrize("model", ["adel_cnn2", "resnet20"])
-def test_torch_twins_have_our_weights_and_give_our_logits(model, quick_compile):
+def test_torch_twins_have_our_weights_and_give_our_logits(model):
     torch = pytest.importorskip("torch")
     from benchmarks.micro.torch_peer import params_of, twin
     from benchmarks.peers.torch_net import channels_first
@@ -97,7 +99,7 @@ def test_scale_reports_memory_and_programs():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_buffers_take_what_the_formula_says(quick_compile):
+def test_buffers_take_what_the_formula_says():
     labels = ("room for whole models", "the author's densities")
     rows = [buffers.one_case(label, 20, hidden=16, merges=3) for label in labels]
     for row in rows:
@@ -108,7 +110,7 @@ def test_buffers_take_what_the_formula_says(quick_compile):
     )
 
 
-def test_roofline_counts_the_products_of_the_cost_table(quick_compile):
+def test_roofline_counts_the_products_of_the_cost_table():
     model = models.build("adel_cnn2", input_shape=(28, 28, 1), num_classes=10)
     found = roofline.products(model, batch=4)
     flops = sum(count * one.flops for one, count in found.items())
@@ -139,7 +141,7 @@ def test_products_are_found_whichever_way_a_convolution_is_run():
     assert found["direct"] == pytest.approx(found["patches"], rel=0.02)
 
 
-def test_precisions_train_the_same_runs(quick_compile):
+def test_precisions_train_the_same_runs():
     results = precision.measure("digits", clients=3, rounds=2, local_steps=2, seeds=[0, 1])
     rows = {(row["seed"], row["precision"]): row for row in results["rows"]}
     assert set(rows) == {(seed, name) for seed in (0, 1) for name in precision.PRECISIONS}
@@ -198,7 +200,7 @@ def test_overlapping_rounds_are_measured_against_synchronous_ones(monkeypatch):
     assert "limit of the ratio 1.3" in overlap.report(results)
 
 
-def test_accelerator_reports_every_precision_and_what_failed(monkeypatch, quick_compile):
+def test_accelerator_reports_every_precision_and_what_failed(monkeypatch):
     monkeypatch.setattr(accelerator, "make_work", functools.partial(tiny, accelerator.make_work))
     works = {"train": accelerator.Training("logistic", 2, 1, 2)}
     works["loop"] = accelerator.Rounds(users=3, samples=4, per_round=2, batch=2, rounds=2)

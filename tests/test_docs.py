@@ -13,8 +13,6 @@ from fedjax_het.config import methods, named, section
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.resources import Resources
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("*.md"))
 CONFIGS = sorted(ROOT.glob("configs/*.py"))

@@ -13,8 +13,6 @@ from fedjax_het.config import methods
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation import server
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 METRICS = (
     "step virtual_s wall_s compile_s accuracy loss train_loss bytes_up bytes_down clients merged "
     "dropped nonfinite compiled_programs client_accuracy_mean client_accuracy_worst_decile"
@@ -56,7 +54,7 @@ def without_pages(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compile):
+def run(tmp_path_factory):
     """A finished run of two rounds and its directory."""
     workdir = tmp_path_factory.mktemp("run") / "deep" / "er"
     config = changed(run={"rounds": 2, "targets": (0.01, 0.999), "checkpoint_every": 1})

@@ -19,7 +19,7 @@ from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.slow
 
 SIZES = (4, 8, 12, 8, 4)
 

@@ -26,8 +26,6 @@ from fedjax_het.models.block import flax_block
 from fedjax_het.models.norm import GroupNorm
 from fedjax_het.problem import Problem
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def problem_of(name, shape, **options):
     """One black sample for each of three clients; nothing here is trained."""

@@ -23,8 +23,6 @@ from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunOptions
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROUNDS, TOTAL_S = 12, 24.0
 TRAINING = {"learning_rate": 1.0, "batch_size": 24}
 BUDGET = {"rounds": ROUNDS, "total_s": TOTAL_S, **TRAINING}

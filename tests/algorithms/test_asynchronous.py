@@ -14,8 +14,6 @@ from fedjax_het.fleet.device import Fleet
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
 
 

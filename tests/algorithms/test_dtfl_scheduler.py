@@ -207,15 +207,16 @@ def test_a_switched_device_is_reassigned_within_three_observations():
 
 def test_profiles_by_name_and_measured():
     model = with_exits(resnet56(norm="batch", granularity="module"))
-    tiers = price_tiers(cost_table(model), cuts(8, 6))
+    cost = cost_table(model)
+    tiers = price_tiers(cost, cuts(8, 6))
     published = profiles.choose("paper", tiers, 1e9)
     np.testing.assert_allclose(published.client_s, [1.00, 1.63, 2.16, 2.68, 3.30, 3.81])
     np.testing.assert_allclose(published.server_s[0], tiers.server_flops[0] / 1e9)
     np.testing.assert_allclose(published.server_s[5] / published.server_s[0], 0.20)
-    code = profiles.choose("code", price_tiers(cost_table(model), cuts(8, 2)), 1e9)
+    code = profiles.choose("code", price_tiers(cost, cuts(8, 2)), 1e9)
     np.testing.assert_allclose(code.client_s, [0.118, 0.160])
     assert (profiles.choose("analytic", tiers, np.inf).server_s == 0).all()
     own = profiles.choose(profiles.Profile(np.ones(6), np.zeros(6)), tiers, 1.0)
     assert own.client_s.tolist() == [1.0] * 6
     with pytest.raises(InputError, match="published for six"):
-        profiles.choose("paper", price_tiers(cost_table(model), cuts(8)), 1e9)
+        profiles.choose("paper", price_tiers(cost, cuts(8)), 1e9)

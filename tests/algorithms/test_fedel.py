@@ -23,8 +23,6 @@ from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAINING = {"learning_rate": 0.05, "batch_size": 4, "local_steps": 2}
 ONE_START = Extensions(starts_per_exit=1)
 

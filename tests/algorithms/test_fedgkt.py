@@ -4,14 +4,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from problems import differ, exits_problem, situation
 
 from fedjax_het.algorithms import build
 from fedjax_het.local.distillation import halves
 from fedjax_het.simulation.simulate import simulate
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
 

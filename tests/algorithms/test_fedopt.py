@@ -13,8 +13,6 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.contract.algorithm import Merged
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
 
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from problems import (
     make_chunk,
     make_plan,
@@ -19,8 +18,6 @@ from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import ClientResult, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.engine import make_engine
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
 SAMPLES = (10, 20, 30)

@@ -28,8 +28,6 @@ from fedjax_het.models.lowering import lowering
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
 L = 3  # blocks of the digits problem
 

@@ -27,8 +27,6 @@ from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAINING = {"learning_rate": 0.1, "batch_size": 4, "local_steps": 2}
 HIDDEN = 64
 WEIGHTS = 64 * HIDDEN + HIDDEN * 10

@@ -34,8 +34,6 @@ from fedjax_het.algorithms.prfl.ranking import (
 from fedjax_het.contract.algorithm import Chunk, Variables
 from fedjax_het.contract.staleness import discount
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SHAPES = ((6, 5), (5,), (5, 4), (4,))
 N, CLIENTS = 50, 5
 LATE = discount("polynomial", a=0.6)

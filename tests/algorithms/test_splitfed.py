@@ -1,13 +1,10 @@
 """SplitFed: FedAvg's model at another price."""
 
 import numpy as np
-import pytest
 from problems import assert_close, exits_problem, situation
 
 from fedjax_het.algorithms import build
 from fedjax_het.simulation.simulate import simulate
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
 

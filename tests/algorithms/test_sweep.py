@@ -24,8 +24,6 @@ from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 small_adel = functools.partial(adel_problem, samples=8, hidden=(8,))
 
 ROUNDS = 2

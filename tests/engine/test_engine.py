@@ -30,8 +30,6 @@ from fedjax_het.engine.routes import Routes
 from fedjax_het.runtime.chunking import choose_chunk
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def window_plan(problem, first, exit=None, **fields):
     last = problem.model.num_blocks - 1

@@ -19,8 +19,6 @@ from fedjax_het.simulation import simulation
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAINING = {"learning_rate": 0.1, "batch_size": 4, "clients_per_round": 4}
 JITTER = digits_problem(hidden=(8,))
 JITTER = Problem(JITTER.model, JITTER.data, fleet(8, compute_jitter=0.3))

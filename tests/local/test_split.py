@@ -26,8 +26,6 @@ from fedjax_het.local.privacy import Privacy
 from fedjax_het.local.split import split_training
 from fedjax_het.objectives.classification import cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
 
 

@@ -23,8 +23,6 @@ from fedjax_het.runtime.chunking import choose_parts
 CLIENT = 2  # eight samples
 FULL = Route(0, 2)
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def make_task(client=CLIENT, steps=2, loop_steps=None, batch=4, scale=1.0, mask=None, exit=2):
     return Task(

@@ -24,8 +24,6 @@ from fedjax_het.runtime import processes
 from fedjax_het.runtime.compilation_cache import ENVIRONMENT
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SOME = Convolution("float32", (2, 5, 5, 3), (3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)))
 
 

@@ -24,8 +24,6 @@ from fedjax_het.models.lowering import implicit_fits, lowering
 from fedjax_het.models.mlp import Dense
 from fedjax_het.problem import Problem
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 

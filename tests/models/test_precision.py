@@ -12,8 +12,6 @@ from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
 from fedjax_het.models.norm import BatchNorm, GroupNorm, LayerNorm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 KEY = jax.random.key(0)
 SHAPES = {"logistic": (5,), "mlp": (5,), "transformer": (6,)}
 # The other depths are the same code.

@@ -16,8 +16,6 @@ from fedjax_het.fleet.cost import cost_table
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SMALL = {"layers": 1, "width": 8, "heads": 2, "hidden": 12}
 
 

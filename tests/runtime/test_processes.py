@@ -17,8 +17,6 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.runtime import processes
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 METHODS = ("in blocks", "one by one")
 OPTIONS = {"eval_every": 2, "checkpoint_every": 2, "chunk": 1, "devices": 2}
 
@@ -87,6 +85,7 @@ def load(path):
         return [arrays[name] for name in arrays.files]
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
     for rounds in ("2", "4"):  # the second time it is resumed
         for status, _, errors in together(

@@ -12,8 +12,6 @@ from fedjax_het.fleet.speed import random_walk
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("pace", [barrier(), arrivals(2)], ids=["barrier", "overlapping"])
 @pytest.mark.parametrize("change", ["redrawn", "drifting"])

@@ -24,8 +24,6 @@ from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROUNDS = 60
 OPTIONS = {"checkpoint_every": 3, "eval_every": 2, "seed": 3}
 UNSTABLE = ("wall_s", "compile_s", "compiled_programs")
@@ -187,7 +185,7 @@ def test_killed_at_any_moment(tmp_path):
         assert records[0].summary[name] == records[1].summary[name]
 
 
-@pytest.mark.parametrize("name", ["fedbuff", "prfl"])
+@pytest.mark.parametrize("name", ["fedbuff", pytest.param("prfl", marks=pytest.mark.slow)])
 def test_killed_with_results_in_flight(name, tmp_path):
     """Killed when trained results wait in slots that a checkpoint holds."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -30,8 +30,6 @@ from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
 
 

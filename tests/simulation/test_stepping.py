@@ -13,8 +13,6 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.options import RunKeywords
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 OPTIONS = {"rounds": 5, "eval_every": 2, "checkpoint_every": 2, "chunk": 1}
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
 RECOVERY = {"patience": 1, "validate_on": "test"}
