@@ -27,8 +27,8 @@ lint: $(VENV)/ready
 test: lint
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: lint
-	$(RUN) -m pytest -n 2 --dist worksteal
+test-all: test
+	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 # The picture of the package in docs/architecture.md, from its imports.
 rooms: $(VENV)/ready
