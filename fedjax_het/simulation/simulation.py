@@ -74,7 +74,7 @@ class Simulation:
         self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
         self._pending: tuple[PendingRecords, dict[str, Any]] | None = None
         self._row: dict[str, Any] = {}
-        self._most = 1
+        self._most, self._batch_s = 1, 0.0
         config = config or {}
         self._identity = identify(algorithm, problem, chosen, config)
         # Checks come first, because even copying the data to the device compiles a program.
@@ -169,10 +169,8 @@ class Simulation:
         Returns:
           The number of steps.
         """
-        began = time.perf_counter()
         taken = self._take(self._most)
-        spent_s = processes.leaders(time.perf_counter() - began)
-        short = spent_s < _BATCH_S
+        short = processes.leaders(self._batch_s) < _BATCH_S
         self._most = min(2 * self._most, _BATCH) if short else max(self._most // 2, 1)
         return taken
 
@@ -222,11 +220,14 @@ class Simulation:
 
     def _take(self, most: int) -> int:
         """Runs up to `most` steps; writes the records of the steps before meanwhile."""
+        began = time.perf_counter()
         taken, records = self._server.advance(most, self._stops)
         self._write_pending()
         self._pending = records, self._measure(evaluate=False)
         self._server.look_ahead(self._ends, self._stops)
         self._server.wait()
+        # Without evaluation and checkpoint, which do not depend on the number of steps.
+        self._batch_s = time.perf_counter() - began
         self._pending = records, self._measure(evaluate=False)
         if self._due():
             self._pending = records, self._measure(evaluate=True)
