@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import digits_problem
 
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
-from benchmarks.micro import precision, training, winograd
+from benchmarks.micro import precision, rounds, training, winograd
 from benchmarks.reproduce import dtfl_timing
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from fedjax_het import algorithms, models
+from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.lowering import lowering
 
@@ -233,3 +235,13 @@ def test_convolutions_are_timed_by_lowering(monkeypatch):
     assert set(named) == {"lowering", "patches", "rows", "shift_add", "implicit", "direct", "lax"}
     assert named["implicit"].split()[1:] == ["-", "-"]
     assert sum("<- chosen" in line for line in lines) == 1
+
+
+def test_rounds_run_in_batches_and_one_by_one(monkeypatch):
+    problem = digits_problem(hidden=(8,))
+    algorithm = fedavg(problem, learning_rate=0.1, batch_size=4)
+    monkeypatch.setitem(rounds.WORKS, "tiny", lambda: (algorithm, problem, 4))
+    found = rounds.measure("tiny", 1)
+    assert found["programs"] == {"batches": 1, "batches of one": 1, "one by one": 1}
+    assert all(np.all(np.asarray(taken) > 0) for taken in found["seconds"].values())
+    assert "batches of one" in rounds.report({"works": [found], "machine": harness.machine()})

@@ -5,7 +5,7 @@
 
 The time includes sampling, planning, the clock and the records, but not evaluation and the summary
 at the end. "one by one" plans a round, runs training, merge and server step in separate programs
-and waits for them, as for methods whose plans depend on the model. "blocks of one" is the program
+and waits for them, as for methods whose plans depend on the model. "batches of one" is the program
 of a batch of rounds with a single round. The three run in turn.
 """
 
@@ -61,15 +61,12 @@ WORKS: dict[str, Callable[[], tuple[Algorithm, Problem, int]]] = {
 
 
 def one_by_one(algorithm: Algorithm) -> Algorithm:
-    """The method with a plan and an update of which nothing is known: no blocks."""
+    """The method with a plan of which nothing is known: no batches of rounds."""
 
     def plan(*arguments: Any) -> Any:
         return algorithm.plan(*arguments)
 
-    def update(*arguments: Any) -> Any:
-        return algorithm.update(*arguments)
-
-    return algorithm._replace(plan=plan, update=update)
+    return algorithm._replace(plan=plan)
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
@@ -81,8 +78,8 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     """
     algorithm, problem, rounds = WORKS[name]()
     ways = {
-        "blocks": (algorithm, rounds),
-        "blocks of one": (algorithm, 1),
+        "batches": (algorithm, rounds),
+        "batches of one": (algorithm, 1),
         "one by one": (one_by_one(algorithm), rounds),
     }
     engines = {way: make_engine(method, problem) for way, (method, _) in ways.items()}
@@ -90,7 +87,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     for turn in range(repeats + 1):
         for way, (method, every) in ways.items():
             stub: Any = NoEvaluation()
-            engine = {"cohort": engines[way], "evaluator": stub}
+            engine = {"engine": engines[way], "evaluator": stub}
             result = simulate(method, problem, rounds=rounds, eval_every=every, **engine)
             wall = result.record.column("wall_s")
             if turn:
