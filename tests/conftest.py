@@ -30,6 +30,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 compilation_cache.enable()
 
 
+def pytest_collection_finish():
+    """Modules live as long as the process: the collector need not visit them while JAX traces."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
     """Lets programs go before there are more than a process may map (65,530 areas on Linux)."""
