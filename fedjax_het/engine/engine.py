@@ -160,9 +160,9 @@ class Engine:
             size = shared.rows_for(chunk, most, place.size)
             places, rows = pack(plan, own, size, shared.last, place.size, **columns)
             arguments = (acc, start, data, place.split(rows), common)
-            function = group_program(work, route, chunk, place.mesh)
+            make = functools.partial(group_program, work, route, chunk, place.mesh)
             program = self._program(
-                (kind, route, chunk, size, versions), function, arguments, chunk, donate=(0,)
+                (kind, route, chunk, size, versions), make, arguments, chunk, donate=(0,)
             )
             acc, out = program(*arguments)
             packed.append(places)
@@ -187,12 +187,8 @@ class Engine:
         if merge.buffers is not None:
             state = merge.buffers.put(state, None)
         split = StateSplit(self._algorithm.name, state)
-        arguments = (
-            acc,
-            split.leaves(state),
-            variables,
-            jax.tree.map(jnp.asarray, shared),
-        )
+        shared = jax.tree.map(jnp.asarray, shared)
+        arguments = (acc, split.leaves(state), variables, shared)
         if self._close is None:
             program = close_program(self._algorithm, split)
             self._close = self.resources.compile(program, arguments)
@@ -234,8 +230,9 @@ class Engine:
         rows = pack(plan, [0], 1, self.resources.last, staleness=late)[1]
         leaves = split.leaves(state)
         arguments = (leaves, variables, shared, start, self.resources.data, rows, common)
-        function = lone_program(self._algorithm, route, self._mask_shapes(plan), split)
-        program = self._program(("alone", route), function, arguments)
+        shapes = self._mask_shapes(plan)
+        make = functools.partial(lone_program, self._algorithm, route, shapes, split)
+        program = self._program(("alone", route), make, arguments)
         leaves, variables, info, outputs = program(*arguments)
         return split.joined(state, leaves), variables, info, outputs
 
@@ -291,9 +288,10 @@ class Engine:
             whole(key),
             whole(batch._replace(rows=()))._replace(rows=shared.place.split(batch.rows, axis=1)),
         )
-        function = rounds_program(self._algorithm, kinds, split, shared.place.mesh, shared.tuner)
+        parts = (self._algorithm, kinds, split, shared.place.mesh, shared.tuner)
+        make = functools.partial(rounds_program, *parts)
         chunk = max(chunk for _, chunk in kinds)
-        program = self._program((*kinds, *sizes, capacity), function, arguments, chunk)
+        program = self._program((*kinds, *sizes, capacity), make, arguments, chunk)
         leaves, variables, outputs = program(*arguments)
         leaves, variables = shared.place.local((leaves, variables))
         return split.joined(state, leaves), variables, outputs, packed
@@ -323,7 +321,7 @@ class Engine:
     def _program(
         self,
         kind: Any,
-        function: Callable,
+        make: Callable[[], Callable],
         arguments: tuple,
         chunk: int = 1,
         *,
@@ -332,7 +330,7 @@ class Engine:
         """The program of a kind, compiled at its first use and counted."""
         if kind not in self._programs:
             self._programs[kind] = self.resources.compile(
-                function, arguments, chunk=chunk, side_by_side=chunk > 1, donate=donate
+                make(), arguments, chunk=chunk, side_by_side=chunk > 1, donate=donate
             )
         return self._programs[kind]
 

@@ -75,19 +75,27 @@ class Sampler(NamedTuple):
             if len(ready) >= least:
                 wanted = min(size, len(ready))
                 candidates = Candidates(step, start_s, ready, wanted, rng)
-                chosen = np.sort(self.algorithm.select(candidates))
-                require(
-                    len(np.unique(chosen)) == wanted and bool(np.all(np.isin(chosen, ready))),
-                    f"select of {self.algorithm.name}: clients {chosen[:10].tolist()} ...",
-                    f"must be {wanted} different ones of the candidates",
-                    "return some of `candidates.clients`, each once",
-                )
-                return chosen, start_s
+                return self._select(candidates), start_s
             start_s = float(np.sort(ready_s)[least - 1])
         raise InputError(
             f"clients_per_round = {size}: never that many devices are available at once "
             f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
         )
+
+    def _select(self, candidates: Candidates) -> np.ndarray:
+        """The selection of the algorithm as ascending ids, checked."""
+        chosen, wanted = np.sort(self.algorithm.select(candidates)), candidates.wanted
+        different = len(chosen) == wanted and bool(np.all(chosen[1:] > chosen[:-1]))
+        # Candidates are in ascending order.
+        places = np.searchsorted(candidates.clients, chosen)
+        places = np.minimum(places, len(candidates.clients) - 1)
+        require(
+            different and bool(np.all(candidates.clients[places] == chosen)),
+            lambda: f"select of {self.algorithm.name}: clients {chosen[:10].tolist()} ...",
+            f"must be {wanted} different ones of the candidates",
+            "return some of `candidates.clients`, each once",
+        )
+        return chosen
 
     def step_key(self, step: int) -> jax.Array:
         """The key of all plans of a step."""
