@@ -58,8 +58,6 @@ def together(program, *arguments):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*sys.path, here]),
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     port = str(free_port())
     started = [

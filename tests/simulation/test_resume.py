@@ -21,6 +21,7 @@ from fedjax_het.engine.engine import make_engine
 from fedjax_het.models import with_compute_dtype
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
+from fedjax_het.runtime import compilation_cache
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
@@ -107,8 +108,9 @@ def start(workdir, name="fedyogi"):
         **os.environ,
         "PYTHONPATH": path,
         "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        # The processes of a test share what they compile, also if they are killed meanwhile.
+        compilation_cache.ENVIRONMENT: str(Path(workdir).parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(
         [sys.executable, "-c", program],
