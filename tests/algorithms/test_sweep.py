@@ -58,16 +58,23 @@ EVALUATED = ("step", "virtual_s", "accuracy", "bytes_up", "bytes_down", "merged"
 EVALUATED += ("client_accuracy_mean", "client_accuracy_worst_decile", "nonfinite")
 
 
+@functools.cache
+def shared(make_problem, compute_dtype):
+    """A problem and its evaluator, which methods share as far as they are given the same."""
+    problem = make_problem()
+    model = with_compute_dtype(problem.model, compute_dtype)
+    problem = dataclasses.replace(problem, model=model)
+    return problem, Evaluator(problem)
+
+
 class Case:
     """One method, its compiled engines, and its reference run."""
 
     def __init__(self, name, compute_dtype="float32"):
         make_problem, self.options = SETTINGS.get(name, (digits_problem, TRAINING))
-        self.name, problem = name, make_problem()
-        model = with_compute_dtype(problem.model, compute_dtype)
-        self.problem = dataclasses.replace(problem, model=model)
+        self.name = name
+        self.problem, self.evaluator = shared(make_problem, compute_dtype)
         self.algorithm = build(name, self.problem, **self.options)
-        self.evaluator = Evaluator(self.problem)
         self._engines = {}
 
     def engine(self, **options):
