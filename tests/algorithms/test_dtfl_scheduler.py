@@ -14,7 +14,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.splits import cuts, price_tiers
 from fedjax_het.models import with_exits
-from fedjax_het.models.resnet import resnet56
+from fedjax_het.models.mlp import mlp
 
 MIB = 2.0**20
 CLIENT = np.array([1.00, 1.63, 2.16, 2.68, 3.30, 3.81])
@@ -206,8 +206,7 @@ def test_a_switched_device_is_reassigned_within_three_observations():
 
 
 def test_profiles_by_name_and_measured():
-    model = with_exits(resnet56(norm="batch", granularity="module"))
-    cost = cost_table(model)
+    cost = cost_table(with_exits(mlp((8,), 10, hidden=(4,) * 7)))
     tiers = price_tiers(cost, cuts(8, 6))
     published = profiles.choose("paper", tiers, 1e9)
     np.testing.assert_allclose(published.client_s, [1.00, 1.63, 2.16, 2.68, 3.30, 3.81])

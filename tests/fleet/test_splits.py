@@ -25,7 +25,7 @@ HEADS = [170, 650, 650, 1290, 1290, 2570, 2570]
 SENT = [65_536, 262_144, 262_144, 131_072, 131_072, 65_536, 65_536]
 
 
-@pytest.fixture(scope="module", params=[resnet56, resnet110])
+@pytest.fixture(scope="module", params=[resnet56, pytest.param(resnet110, marks=pytest.mark.slow)])
 def table(request):
     model = with_exits(request.param(norm="batch", granularity="module"))
     return model.name, cost_table(model)
