@@ -198,7 +198,10 @@ def test_a_seed_decides_everything(case):
     assert differ(case.run(seed=1).variables.params, case.base.variables.params)
 
 
-@pytest.mark.parametrize("name", ["dtfl", "fedavg", "fedel", "prfl"])
+@pytest.mark.parametrize(
+    "name",
+    ["fedavg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dtfl", "fedel", "prfl"))],
+)
 def test_bfloat16_changes_updates_by_its_rounding_and_nothing_else(name):
     plain, mixed = (Case(name, dtype).run(rounds=1) for dtype in ("float32", "bfloat16"))
     exact, ours = (jax.tree.leaves(run.variables) for run in (plain, mixed))

@@ -80,6 +80,7 @@ def test_remedies():
         models.build("transformer", (6,), 5, layers=0)
 
 
+@pytest.mark.slow
 def test_one_head_serves_all_exits():
     """The heads of all depths share their weights, price and mask; routes and masks agree."""
     own, shared = cost_table(_model()), cost_table(_model(exits="shared"))
