@@ -1,14 +1,15 @@
 """Configurations: reading, conversion to dictionaries, checks against signatures, and defaults.
 
-A configuration has five sections, each passed to one registry::
+A configuration has six sections, each passed to one registry::
 
     data       source, data_dir, partition {name, ...}, num_clients, seed, ... -> load_federated
     model      name, ...                                                       -> models.build
+    objective  name, ... (may be left out: classification)                     -> objectives.build
     fleet      name, seed, ...                                                 -> fleet.build
     algorithm  name, ...                                                       -> algorithms.build
     run        rounds, ...                                                     -> RunOptions
 
-and, for comparisons, a sixth: `compare`, see `CompareOptions`. Unknown sections, names and options
+and, for comparisons, a seventh: `compare`, see `CompareOptions`. Unknown sections, names and options
 raise an error before anything is compiled.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_het import algorithms, models
+from fedjax_het import algorithms, models, objectives
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.options import check_options, defaults
 from fedjax_het.data.load import load_federated
@@ -29,10 +30,10 @@ from fedjax_het.data.partition import PARTITIONERS, partitioner
 from fedjax_het.data.sources import SOURCES
 from fedjax_het.fleet.presets import FLEETS
 from fedjax_het.fleet.presets import build as build_fleet
-from fedjax_het.problem import Problem
+from fedjax_het.problem import Problem, default_objective
 from fedjax_het.simulation.options import RunOptions
 
-_SECTIONS = ("data", "model", "fleet", "algorithm", "run", "compare")
+_SECTIONS = ("data", "model", "objective", "fleet", "algorithm", "run", "compare")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class CompareOptions:
       methods: dictionary from a label to options that override those of the section `algorithm`. A
         method with another name takes over only the training options of that section that it has.
       seeds: seeds; every method runs once with each.
-      targets: test accuracies; the times to reach them are compared.
+      targets: values of the target metric (`run.target_metric`); the times to reach them are
+        compared.
       reference: label of the method that speed-ups refer to; None takes the first in alphabetical
         order (ConfigDict sorts its keys).
     """
@@ -134,7 +136,7 @@ def named(
 
 
 def build_problem(config: Mapping[str, Any]) -> Problem:
-    """Builds data, model and fleet of a plain configuration.
+    """Builds data, model, objective and fleet of a plain configuration.
 
     Raises:
       InputError: for unknown or missing options, or parts that do not fit together.
@@ -163,11 +165,19 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
     )
     model, model_options = named(config, "model", derived=("input_shape", "num_classes"))
     fleet, fleet_options = named(config, "fleet", derived=("num_clients",))
+    objective = None
+    if "objective" in config:
+        name, options = named(config, "objective")
+        objective = objectives.build(name, **options)
     data = load_federated(source, partition=partition, **data_options)
+    objective = objective or default_objective(data)
+    outputs = objective.shape(data)
+    assert outputs is not None  # ready-made objectives know the shape of their outputs
     return Problem(
-        models.build(model, data.input_shape, data.num_classes, **model_options),
+        models.build(model, data.input_shape, outputs[-1], **model_options),
         data,
         build_fleet(fleet, data.num_clients, **fleet_options),
+        objective=objective,
     )
 
 
@@ -187,6 +197,9 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
             filled.pop(name, None)
         built = {"exits": False, "compute_dtype": "float32"}
         full["model"] = {**filled, **built, **full["model"]}
+    if "objective" in full:
+        filled = defaults(objectives.OBJECTIVES[full["objective"]["name"]])
+        full["objective"] = {**filled, **full["objective"]}
     if "fleet" in full:
         full["fleet"] = {**defaults(FLEETS[full["fleet"]["name"]]), **full["fleet"]}
     if "name" in full.get("algorithm", {}):

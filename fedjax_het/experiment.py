@@ -105,7 +105,7 @@ def compare(
     An interrupted comparison resumes: finished runs are read back, an unfinished run continues.
 
     Args:
-      configs: configurations that agree in data, model and fleet. A configuration with a `compare`
+      configs: configurations that agree in data, model, objective and fleet. A configuration with a `compare`
         section contributes its `methods`, any other its `algorithm`.
       workdir: directory for the comparison's table, plots and page, and one directory per run.
       seeds: seeds, which override `compare.seeds`; None keeps those.
@@ -120,12 +120,12 @@ def compare(
     settings = [plain(config) for config in configs]
     first = settings[0]
     for other in settings[1:]:
-        for name in ("data", "model", "fleet"):
+        for name in ("data", "model", "objective", "fleet"):
             differing = differences(first.get(name), other.get(name), name)
             require(
                 not differing,
                 f"configurations: {differing}",
-                "must agree in data, model and fleet to be compared",
+                "must agree in data, model, objective and fleet to be compared",
                 "change one of the files",
             )
     entries = _entries(settings)

@@ -1,8 +1,9 @@
-"""The problem that all methods of a comparison share: a model, federated data and a fleet."""
+"""The problem that all methods of a comparison share: model, data, fleet and objective."""
 
 import functools
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from fedjax_het.common.errors import require
@@ -10,32 +11,40 @@ from fedjax_het.data.federated import FederatedData
 from fedjax_het.fleet.cost import CostTable, cost_table
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.base import BlockModel
+from fedjax_het.objectives import Objective, classification
 
 _MAKERS = {
     "model": "models.build, or models.from_flax for a flax module",
     "data": "data.from_arrays or data.load_federated",
     "fleet": "fleet.Fleet or fleet.build",
+    "objective": "objectives.classification, regression, ..., or objectives.Objective",
 }
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Model, data and fleet; checked against each other before anything is compiled.
+    """Model, data, fleet and objective; checked against each other before anything is compiled.
 
     Attributes:
       model: model to train.
       data: samples of the clients and the test set.
       fleet: devices of the clients; device k belongs to client k.
       cost_override: prices that replace the analytic ones, e.g. a measured profile, or None.
+      objective: loss and metrics; None for `objectives.classification()`, whose metrics include the
+        perplexity if the samples are sequences of labels.
     """
 
     model: BlockModel
     data: FederatedData
     fleet: Fleet
     cost_override: CostTable | None = None
+    objective: Objective = None  # type: ignore[assignment]  # `__post_init__` fills it in
 
     def __post_init__(self) -> None:
-        for name, kind in (("model", BlockModel), ("data", FederatedData), ("fleet", Fleet)):
+        if self.objective is None:
+            object.__setattr__(self, "objective", default_objective(self.data))
+        kinds = {"model": BlockModel, "data": FederatedData, "fleet": Fleet, "objective": Objective}
+        for name, kind in kinds.items():
             part = getattr(self, name)
             require(
                 isinstance(part, kind),
@@ -49,31 +58,43 @@ class Problem:
             "must be equal in number: device k belongs to client k",
             "build the fleet with num_clients devices",
         )
+        model, data = self.model, self.data
         require(
-            tuple(self.model.input_shape) == tuple(self.data.input_shape),
-            f"model input {tuple(self.model.input_shape)}, data {tuple(self.data.input_shape)}",
+            model.input_shape == data.input_shape,
+            f"model input {model.input_shape}, data {data.input_shape}",
             "must have the same shape (no batch axis)",
             "build the model with input_shape=data.input_shape",
         )
-        require(
-            self.model.num_classes >= self.data.num_classes,
-            f"model of {self.model.num_classes} outputs, data of {self.data.num_classes} classes",
-            "needs an output per class",
-            "build the model with num_classes=data.num_classes",
+        wanted, held = (
+            jax.tree.map(lambda dtype: np.dtype(dtype).name, part.input_dtype)
+            for part in (model, data)
         )
-        tokens = self.data.x.dtype == np.int32
         require(
-            tokens == bool(np.issubdtype(self.model.input_dtype, np.integer)),
-            f"model of {np.dtype(self.model.input_dtype)} inputs, data of {self.data.x.dtype}",
+            wanted == held,
+            f"model of {wanted} inputs, data of {held}",
             "a model of tokens needs tokens, any other model numbers",
             "choose a model with input_dtype=int32 for tokens, float32 for all else",
         )
-        out = self.model.activation_shapes(1)[-1].shape
+        self._check_outputs(model.activation_shapes(1)[-1].shape[1:])
+
+    def _check_outputs(self, outputs: tuple[int, ...]) -> None:
+        """Raises `InputError` unless the objective can use the model's outputs and the labels."""
+        shape = self.objective.shape(self.data)
+        if shape is None:
+            return
+        logits = self.objective.outputs == "logits"
         require(
-            out[:-1] == (1, *self.data.y.shape[1:]),
-            f"model output {list(out)} for one sample, labels {list(self.data.y.shape[1:])}",
-            "must be logits for every label of a sample",
+            outputs[:-1] == shape[:-1],
+            f"model output {list(outputs)} for one sample, labels {list(self.data.y.shape[1:])}",
+            f"must be {list(shape)} for the objective {self.objective.name!r}",
             "use a model of sequences for sequences of labels, and of vectors for single ones",
+        )
+        require(
+            outputs[-1] == shape[-1] or (logits and outputs[-1] > shape[-1]),
+            f"model of {outputs[-1]} outputs, data of {shape[-1]} "
+            + ("classes" if logits else "numbers per sample"),
+            "needs an output per class" if logits else "must be equal",
+            f"build the model with num_classes={shape[-1]}",
         )
 
     @functools.cached_property
@@ -85,3 +106,10 @@ class Problem:
     def num_clients(self) -> int:
         """Number of clients, n."""
         return self.data.num_clients
+
+
+def default_objective(data: FederatedData) -> Objective:
+    """The objective of a `Problem` that states none, see `Problem`."""
+    if isinstance(data, FederatedData) and data.y.ndim == 2:
+        return classification(metrics=("accuracy", "perplexity"))
+    return classification()

@@ -109,12 +109,11 @@ def fedgkt(
     table = splits.price_tiers(problem.cost, cut)
     speed = splits.server_speed(server_flops_per_s, problem.fleet)
     capacity = min(options.batch_size, int(np.max(problem.data.sizes)))
-    teaching = {"temperature": temperature, "alpha": alpha}
+    teaching: dict[str, Any] = {"temperature": temperature, "alpha": alpha}
     optimizer, pipeline = options.optimizer(), problem.data.pipeline
     samples_on_device = functools.cache(problem.data.device)
-    teach = jax.jit(
-        server_training(model, pipeline, both, optimizer, batch_size=capacity, **teaching)
-    )
+    both_sides = (model, pipeline, both, optimizer, problem.objective)
+    teach = jax.jit(server_training(*both_sides, batch_size=capacity, **teaching))
 
     def epochs(round: int) -> int:
         return max(1, int(np.rint(server_epochs * (1.0 - round / anneal_rounds))))
@@ -186,7 +185,7 @@ def fedgkt(
         init=init,
         plan=plan,
         mask=None,
-        local=edge_training(model, pipeline, both, optimizer, max_batch=capacity, **teaching),
+        local=edge_training(*both_sides, max_batch=capacity, **teaching),
         merge=_nothing(),
         update=parts.replace,
         observe=observe,
@@ -197,8 +196,14 @@ def fedgkt(
 
 
 def _require_teachable(problem: Problem) -> None:
-    """Raises `InputError` unless there is a head per block, and one label per sample."""
-    model, labels = problem.model, problem.data.y
+    """Raises `InputError` unless there is a head per block, and one logit per class and sample."""
+    model, labels, objective = problem.model, problem.data.y, problem.objective
+    require(
+        objective.outputs == "logits",
+        f"objective {objective.name!r} with {objective.outputs}",
+        "has no logits of classes, from which fedgkt distils",
+        "use a classification, or another method",
+    )
     require(
         bool(model.exits) and labels.ndim == 1,
         f"model {model.name!r} with {len(model.exits)} exit heads, "

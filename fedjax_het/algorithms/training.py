@@ -163,6 +163,7 @@ class TrainingOptions:
             problem.model if model is None else model,
             problem.data.pipeline,
             self.optimizer(),
+            problem.objective,
             max_batch=self.largest_batch(problem),
             proximal=proximal,
             observe=observe,

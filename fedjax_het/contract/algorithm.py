@@ -197,7 +197,7 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A plan that depends on nothing that is learned: not on the model, the state or an accuracy.
+    """A plan that depends on nothing that is learned: not on the model, the state or a score.
 
     If `Algorithm.plan` is a `Schedule` and `observe` is None, batches of rounds are planned first
     and then run in one program, without returning to the host in between. A plan of any other type
@@ -245,8 +245,8 @@ class Algorithm(NamedTuple):
         every step. It updates host state and may replace the model (a roll-back); `info` is
         recorded. If None, rounds need not return to the host.
       select: function that selects the cohort; see `fedjax_het.contract.selection`.
-      evaluated: function `(state, variables) -> [Variables]` for the models whose mean accuracy
-        counts as that of the method; None for the global model only.
+      evaluated: function `(state, variables) -> [Variables]` for the models whose mean metrics
+        count as those of the method; None for the global model only.
       preview: function `() -> Preview`, on the host, which describes a run without training; None
         for a method that plans nothing ahead.
     """

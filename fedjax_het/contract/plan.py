@@ -87,7 +87,8 @@ class Situation(NamedTuple):
       clients: ids of the selected cohort, all available at `now_s`, int64[k].
       key: typed PRNG key of this round, for device work inside the plan.
       rng: NumPy generator of this round, for draws on the host.
-      accuracy: test accuracy, if the model has been evaluated since the last plan, else None.
+      score: target metric on the test set, negative if lower is better, if the model has been
+        evaluated since the last plan; else None.
     """
 
     round: int
@@ -95,4 +96,4 @@ class Situation(NamedTuple):
     clients: np.ndarray
     key: jax.Array
     rng: np.random.Generator
-    accuracy: float | None = None
+    score: float | None = None

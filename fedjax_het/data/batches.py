@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_het.common.types import PyTree
 from fedjax_het.data.augment import crop_flip, cutout, draws
 from fedjax_het.data.shuffle import permute
 
@@ -45,15 +46,15 @@ class DeviceData:
     """Training samples and their partition as device arrays; the partition is a CSR index.
 
     Attributes:
-      x: inputs, [N, ...] in storage dtype: uint8 pixels, int16 audio, float32 features or int32
-        tokens.
-      y: labels, int32[N], or int32[N, T] for sequences.
+      x: inputs, [N, ...] in storage dtype: uint8 pixels, int16 audio, float32 features, int32
+        tokens or bool masks; or a dictionary or tuple of such arrays.
+      y: labels, int32 or float32 [N, ...].
       order: sample ids grouped by client, int32[N_used].
       start: position in `order` of each client's first sample, int32[n].
       count: number of samples of each client (>= 1), int32[n].
     """
 
-    x: Array
+    x: PyTree
     y: Array
     order: Array
     start: Array
@@ -64,15 +65,18 @@ class Batch(NamedTuple):
     """One mini-batch of one client.
 
     Attributes:
-      x: model inputs, float32[max_batch, ...], or int32[max_batch, T] tokens.
-      y: labels, int32[max_batch], or int32[max_batch, T].
+      x: model inputs, float32[max_batch, ...], int32 tokens or bool masks; or a dictionary or tuple
+        of such arrays.
+      y: labels, int32 or float32 [max_batch, ...].
       weight: weight of each position, float32[max_batch]: 1 for a sample of the batch and 0 for
         padding. Padded positions repeat real samples of the same client.
+      sample: ids of the samples, int32[max_batch].
     """
 
-    x: Array
+    x: PyTree
     y: Array
     weight: Array
+    sample: Array
 
 
 def steps_per_epoch(count: Array, batch: Array) -> Array:
@@ -80,18 +84,23 @@ def steps_per_epoch(count: Array, batch: Array) -> Array:
     return (count + (batch - 1)) // batch
 
 
-def prepare(x: Array | np.ndarray, spec: Pipeline) -> Array:
+def prepare(x: PyTree, spec: Pipeline) -> PyTree:
     """Turns stored samples into model inputs without augmentation, for evaluation.
 
     Args:
-      x: samples, [..., C] in storage dtype; any shape if mean and std are single values.
+      x: samples, [..., C] in storage dtype, or a pytree of them; any shape if mean and std are
+        single values.
       spec: preprocessing of the samples; its `augment` is ignored.
 
     Returns:
-      Inputs of the same shape, float32 `(x / full_scale - mean) / std`; int32 tokens unchanged.
+      Inputs of the same shape, float32 `(x / full_scale - mean) / std`; int32 tokens and bool masks
+      unchanged.
     """
-    x = jnp.asarray(x)
-    if x.dtype == jnp.int32:
+    return jax.tree.map(lambda a: _prepare(jnp.asarray(a), spec), x)
+
+
+def _prepare(x: Array, spec: Pipeline) -> Array:
+    if x.dtype in (jnp.int32, jnp.bool_):
         return x
     full_scale = _FULL_SCALE[x.dtype.name]
     offset = full_scale * np.asarray(spec.mean, np.float64)
@@ -105,18 +114,25 @@ def prepare(x: Array | np.ndarray, spec: Pipeline) -> Array:
     return (x.astype(jnp.float32) - per_channel(offset)) * per_channel(factor)
 
 
-def in_batches(x: np.ndarray, y: np.ndarray) -> tuple[Array, Array]:
-    """Copies all samples to the device, cut into batches for evaluation, both `[m, b, ...]`.
+def in_batches(x: PyTree, y: np.ndarray) -> Batch:
+    """Copies all samples to the device, cut into batches for evaluation, all fields `[m, b, ...]`.
 
-    The last batch is filled with samples from the beginning, which the caller must ignore.
+    The last batch is filled with samples from the beginning, whose weight is 0. `x` stays in
+    storage dtype, see `prepare`.
     """
     count = len(y)
     batch = min(count, _CPU_PASS if jax.default_backend() == "cpu" else _ACCELERATOR_PASS)
-    places = np.arange(-(-count // batch) * batch) % count
-    cut = (-1, batch)
-    return (
-        jnp.asarray(x[places].reshape(*cut, *x.shape[1:])),
-        jnp.asarray(y[places].reshape(*cut, *y.shape[1:])),
+    position = np.arange(-(-count // batch) * batch)
+    places = position % count
+
+    def cut(a: np.ndarray) -> Array:
+        return jnp.asarray(a.reshape(-1, batch, *a.shape[1:]))
+
+    return Batch(
+        x=jax.tree.map(lambda a: cut(a[places]), x),
+        y=cut(y[places]),
+        weight=cut((position < count).astype(np.float32)),
+        sample=cut(places.astype(np.int32)),
     )
 
 
@@ -163,10 +179,10 @@ def gather(
     sample = data.order.at[data.start[client] + place].get(mode="promise_in_bounds")
     y = data.y.at[sample].get(mode="promise_in_bounds")
     if spec.augment is None:
-        x = data.x.at[sample].get(mode="promise_in_bounds")
-        return Batch(prepare(x, spec), y, weight)
+        x = jax.tree.map(lambda a: a.at[sample].get(mode="promise_in_bounds"), data.x)
+        return Batch(prepare(x, spec), y, weight, sample)
     shift_draw, hole_draw = draws(jax.random.fold_in(augment_key, step), max_batch)
     x = prepare(crop_flip(data.x, sample, shift_draw), spec)
     if spec.augment == "crop_flip_cutout":
         x = cutout(x, hole_draw)
-    return Batch(x, y, weight)
+    return Batch(x, y, weight, sample)

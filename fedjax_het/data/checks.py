@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.types import PyTree
 
 STORAGE = {
     "uint8": "pixels in 0..255",
     "int16": "16-bit audio",
     "float32": "features",
     "int32": "tokens",
+    "bool": "masks",
 }
 
 
@@ -21,8 +24,30 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def check_inputs(x: np.ndarray, name: str) -> None:
-    """Raises `InputError` unless `x` is a non-empty finite array in a storage dtype."""
+def named_arrays(x: PyTree, name: str) -> list[tuple[str, Any]]:
+    """The arrays of inputs with their names: `x` itself, or `x['tokens']`, `x[0]` of a pytree."""
+    if isinstance(x, list):  # a list of samples, not of arrays of samples
+        return [(name, x)]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(x)
+    return [(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
+
+
+def check_inputs(x: PyTree, name: str) -> None:
+    """Raises `InputError` unless every array of `x` is finite, not empty, and in a storage dtype."""
+    arrays = named_arrays(x, name)
+    require(bool(arrays), f"{name} is {x!r}", "must hold an array", "give the inputs")
+    for label, array in arrays:
+        _check_input(array, label)
+    lengths = {label: len(array) for label, array in arrays}
+    require(
+        len(set(lengths.values())) == 1,
+        f"{name} has parts of {lengths} samples",
+        "must be equally many",
+        "check that all come from the same split",
+    )
+
+
+def _check_input(x: Any, name: str) -> None:
     kinds = ", ".join(f"{dtype} ({use})" for dtype, use in STORAGE.items())
     require(
         isinstance(x, np.ndarray) and x.dtype.name in STORAGE,
@@ -37,53 +62,80 @@ def check_inputs(x: np.ndarray, name: str) -> None:
         "put the samples on the first axis",
     )
     if x.dtype == np.float32:
-        bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
-        require(
-            bad.size == 0,
-            f"{name}: {bad.size} samples are not finite, first ids {bad[:5].tolist()}",
-            "must hold finite numbers",
-            "drop or repair them",
-        )
+        _check_finite(x, name)
     if x.dtype == np.int32:
         low = int(x.min())
         require(low >= 0, f"{name}: token {low}", "must be >= 0", "number the vocabulary from 0")
 
 
-def check_labels(y: np.ndarray, x: np.ndarray, num_classes: int, name: str) -> None:
-    """Raises `InputError` unless `y` is int32[N] or [N, T] in `[0, num_classes)`, a row per `x`."""
+def _check_finite(a: np.ndarray, name: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(a).reshape(len(a), -1).all(axis=1))
     require(
-        isinstance(y, np.ndarray) and y.dtype == np.int32 and y.ndim in (1, 2),
+        bad.size == 0,
+        f"{name}: {bad.size} samples are not finite, first ids {bad[:5].tolist()}",
+        "must hold finite numbers",
+        "drop or repair them",
+    )
+
+
+def num_samples(x: PyTree) -> int:
+    """Number of samples of inputs that `check_inputs` accepts."""
+    return len(jax.tree.leaves(x)[0])
+
+
+def check_labels(y: np.ndarray, x: PyTree, num_classes: int | None, name: str) -> None:
+    """Raises `InputError` unless `y` has labels of a known kind, a row per sample.
+
+    Args:
+      y: labels, int32[N, ...] in `[0, num_classes)`, or float32[N, ...]. Positions of a sequence or
+        an image may be negative, which marks them as ignored; a single label may not.
+      x: inputs.
+      num_classes: number of labels; None for float labels.
+      name: name in messages.
+    """
+    require(
+        isinstance(y, np.ndarray) and y.dtype.name in ("int32", "float32") and y.ndim >= 1,
         f"{name} is {_kind(y)}",
-        "must be int32[N], or int32[N, T] for sequences",
-        "convert it with .astype(numpy.int32)",
+        "must be int32[N, ...] (classes) or float32[N, ...] (numbers)",
+        "convert it with .astype(...)",
     )
     require(
-        len(y) == len(x),
-        f"{name} has {len(y)} rows for {len(x)} inputs",
+        len(y) == num_samples(x),
+        f"{name} has {len(y)} rows for {num_samples(x)} inputs",
         "must have one per input",
         "check that both come from the same split",
     )
-    require(
-        y.ndim == 1 or x.shape[1] == y.shape[1],
-        f"{name} is {_kind(y)} for inputs {_kind(x)}",
-        "sequence labels must be as long as the sequences",
-        "flatten one label per sample with y[:, 0]",
-    )
+    require(y.size > 0, f"{name} is {_kind(y)}", "must not be empty", "give every sample a label")
+    if y.dtype == np.float32:
+        require(
+            num_classes is None,
+            f"num_classes = {num_classes} for {name} of {y.dtype}",
+            "counts integer labels only",
+            "leave it out, or convert the labels with .astype(numpy.int32)",
+        )
+        return _check_finite(y, name)
+    check_whole(num_classes, "num_classes", "count the labels, or the symbols of text")
+    assert num_classes is not None
     low, high = int(y.min()), int(y.max())
     require(
-        low >= 0 and high < num_classes,
+        (low >= 0 or y.ndim > 1) and high < num_classes,
         f"{name} has labels {low}..{high}",
         f"must lie in 0..{num_classes - 1} for num_classes = {num_classes}",
-        "number the labels from 0, or raise num_classes",
+        "number the labels from 0, or raise num_classes; mark ignored positions by -1",
     )
+    return None
 
 
-def check_same_kind(x: np.ndarray, y: np.ndarray, like_x: np.ndarray, like_y: np.ndarray) -> None:
-    """Raises `InputError` unless a split has the dtype and sample shapes of the training split."""
+def check_same_kind(x: PyTree, y: np.ndarray, like_x: PyTree, like_y: np.ndarray) -> None:
+    """Raises `InputError` unless a split has the dtypes and sample shapes of the training split."""
+
+    def kind(x: PyTree, y: np.ndarray) -> Any:
+        return jax.tree.map(lambda a: f"{a.dtype}{list(a.shape[1:])}", (x, y))
+
     require(
-        (x.dtype, x.shape[1:], y.shape[1:]) == (like_x.dtype, like_x.shape[1:], like_y.shape[1:]),
-        f"held-out samples are {_kind(x)} with labels {_kind(y)}",
-        f"must match the training samples, {_kind(like_x)} with labels {_kind(like_y)}",
+        kind(x, y) == kind(like_x, like_y),
+        f"held-out samples (inputs, labels) are {kind(x, y)}",
+        f"must match the training samples, {kind(like_x, like_y)}",
         "prepare all splits alike",
     )
 
@@ -130,19 +182,24 @@ def check_partition(order: np.ndarray, count: np.ndarray, num_samples: int) -> N
 
 
 def check_owner(owner: np.ndarray, num_samples: int, num_clients: int) -> None:
-    """Raises `InputError` unless `owner` names one existing client per test sample."""
+    """Raises `InputError` unless `owner` names one client per test sample.
+
+    Ids from `num_clients` on are clients that only test; they must be numbered without gaps.
+    """
     require(
         isinstance(owner, np.ndarray) and owner.dtype == np.int32 and owner.shape == (num_samples,),
         f"test_client is {_kind(owner)}",
         f"must be int32[{num_samples}]",
         "give one client id per test sample",
     )
-    low, high = int(owner.min()), int(owner.max())
+    ids = np.unique(owner)
+    extra = ids[ids >= num_clients]
     require(
-        low >= 0 and high < num_clients,
-        f"test_client has ids {low}..{high}",
-        f"must lie in 0..{num_clients - 1}",
-        "drop the test samples of clients that do not train",
+        int(ids[0]) >= 0 and extra.tolist() == list(range(num_clients, num_clients + len(extra))),
+        f"test_client has ids {int(ids[0])}..{int(ids[-1])}",
+        f"must lie in 0..{num_clients - 1}, or continue from {num_clients} for clients that only "
+        "test",
+        "use from_arrays, which numbers them",
     )
 
 
@@ -156,8 +213,19 @@ def _array(value: Any, name: str) -> np.ndarray:
         ) from error
 
 
-def as_storage(x: Any, name: str) -> np.ndarray:
-    """Converts inputs to a storage dtype: floats to float32, 32- and 64-bit integers to int32."""
+def as_storage(x: PyTree, name: str) -> PyTree:
+    """Converts inputs to storage dtypes: floats to float32, 32- and 64-bit integers to int32."""
+    if isinstance(x, dict | tuple):
+        named = dict(named_arrays(x, name))
+        converted = iter([_stored(array, label) for label, array in named.items()])
+        x = jax.tree.map(lambda _: next(converted), x)
+    else:
+        x = _stored(x, name)
+    check_inputs(x, name)
+    return x
+
+
+def _stored(x: Any, name: str) -> np.ndarray:
     x = _array(x, name)
     if x.dtype.kind == "f":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which check_inputs reports
@@ -168,19 +236,21 @@ def as_storage(x: Any, name: str) -> np.ndarray:
             high < 2**31, f"{name}: token {high}", "must be below 2^31", "renumber the vocabulary"
         )
         x = x.astype(np.int32)
-    check_inputs(x, name)
     return x
 
 
 def as_labels(y: Any, name: str) -> np.ndarray:
-    """Converts integer labels of any width to int32."""
+    """Converts labels: integers and bools to int32, floats to float32."""
     y = _array(y, name)
     require(
-        y.dtype.kind in "iu",
+        y.dtype.kind in "iufb",
         f"{name} is {_kind(y)}",
-        "must be integers",
+        "must be integers (classes) or floats (numbers)",
         "number the classes from 0",
     )
+    if y.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return y.astype(np.float32)
     high = int(y.max(initial=0))
     require(
         high < 2**31, f"{name}: label {high}", "must be below 2^31", "number the classes from 0"

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.types import PyTree
 from fedjax_het.data.augment import AUGMENTATIONS
 from fedjax_het.data.batches import DeviceData, Pipeline
 from fedjax_het.data.checks import (
@@ -22,6 +24,8 @@ from fedjax_het.data.checks import (
     check_partition,
     check_same_kind,
     check_whole,
+    named_arrays,
+    num_samples,
 )
 from fedjax_het.data.clients import groups, hold_out, owner_index
 
@@ -36,41 +40,43 @@ class FederatedData:
     """Samples and partition on the host; immutable, compared by identity.
 
     The dtype of `x` tells the kind of data: uint8 pixels (scaled to [0, 1] on use), int16 audio
-    (scaled to [-1, 1) on use), float32 features or int32 tokens (both used unchanged).
+    (scaled to [-1, 1) on use), float32 features, int32 tokens or bool masks (used unchanged). The
+    dtype of `y` tells the kind of labels: int32 classes or float32 numbers.
 
     Attributes:
-      x: training inputs, [N, ...].
-      y: labels, int32[N], or int32[N, T] for sequences.
+      x: training inputs, [N, ...], or a dictionary or tuple of such arrays (tokens and mask).
+      y: labels, [N, ...]: one per sample, or one per position of a sequence or an image, where
+        negative classes mark positions without a label.
       order: ids of training samples grouped by client, int32[N_used]; samples may be left out.
       count: number of samples of each client, int32[n], all >= 1.
       test_x, test_y: inputs and labels of the test set, like `x` and `y`.
-      num_classes: number of labels (symbols of the vocabulary, for text).
+      num_classes: number of classes (symbols of the vocabulary, for text); None for numbers.
       name: name of the data set in records and plots.
       normalise: pair (mean, std), each one number or one per channel, in scaled units, or None.
       augment: name of the augmentation, `"crop_flip"` or `"crop_flip_cutout"` (images only), or
         None.
-      test_client: id of the client that owns each test sample, int32[N_test], or None.
+      test_client: id of the client that owns each test sample, int32[N_test], or None; ids from
+        `num_clients` on are clients that only test.
       val_x, val_y: inputs and labels of a validation set taken from the training samples, or None.
       classes: names of the labels, or None.
     """
 
-    x: np.ndarray
+    x: PyTree
     y: np.ndarray
     order: np.ndarray
     count: np.ndarray
-    test_x: np.ndarray
+    test_x: PyTree
     test_y: np.ndarray
-    num_classes: int
+    num_classes: int | None
     name: str = "custom"
     normalise: Normalise | None = None
     augment: str | None = None
     test_client: np.ndarray | None = None
-    val_x: np.ndarray | None = None
+    val_x: PyTree = None
     val_y: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        check_whole(self.num_classes, "num_classes", "count the labels, or the symbols of text")
         check_inputs(self.x, "x")
         check_labels(self.y, self.x, self.num_classes, "y")
         for split in ("test", "val"):
@@ -80,13 +86,15 @@ class FederatedData:
             check_inputs(x, f"{split}_x")
             check_labels(y, x, self.num_classes, f"{split}_y")
             check_same_kind(x, y, self.x, self.y)
-        check_partition(self.order, self.count, len(self.x))
+        check_partition(self.order, self.count, len(self.y))
         if self.test_client is not None:
-            check_owner(self.test_client, len(self.test_x), self.num_clients)
+            check_owner(self.test_client, len(self.test_y), self.num_clients)
         if self.augment is not None:
             require_known(self.augment, AUGMENTATIONS, "augment")
             require(
-                self.x.ndim == 4 and self.x.dtype != np.int32,
+                isinstance(self.x, np.ndarray)
+                and self.x.ndim == 4
+                and self.x.dtype not in (np.int32, np.bool_),
                 f"augment = {self.augment!r} with inputs of shape {self.input_shape}",
                 "needs images [H, W, C]",
                 "leave augment out",
@@ -95,20 +103,24 @@ class FederatedData:
             require(
                 len(self.classes) == self.num_classes,
                 f"classes has {len(self.classes)} names",
-                f"must name all {self.num_classes} classes",
+                f"must name all classes, num_classes = {self.num_classes}",
                 "leave it out if they have no names",
             )
         _ = self.pipeline  # checks `normalise`
-        for name in _ARRAYS:  # a view, so that the caller's own array stays writable
-            if (array := getattr(self, name)) is not None:
-                array = array.view()
-                array.flags.writeable = False
-                object.__setattr__(self, name, array)
+        for name in _ARRAYS:
+            object.__setattr__(self, name, jax.tree.map(_frozen, getattr(self, name)))
 
     @property
     def num_clients(self) -> int:
         """Number of clients n."""
         return len(self.count)
+
+    @property
+    def num_test_clients(self) -> int:
+        """Number of clients that train or own test samples; 0 without owners of test samples."""
+        if self.test_client is None:
+            return 0
+        return max(self.num_clients, 1 + int(np.max(self.test_client)))
 
     @property
     def sizes(self) -> np.ndarray:
@@ -121,9 +133,16 @@ class FederatedData:
         return (np.cumsum(self.sizes) - self.sizes).astype(np.int32)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the sample axis."""
-        return self.x.shape[1:]
+    def input_shape(self) -> Any:
+        """Shape of one input, without the sample axis; a pytree of shapes if `x` is a pytree."""
+        return jax.tree.map(lambda a: a.shape[1:], self.x)
+
+    @property
+    def input_dtype(self) -> Any:
+        """Dtype of prepared inputs, a pytree if `x` is one: int32 tokens, bool masks or float32."""
+        return jax.tree.map(
+            lambda a: a.dtype if a.dtype in (np.int32, np.bool_) else np.dtype(np.float32), self.x
+        )
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -131,10 +150,10 @@ class FederatedData:
         if self.normalise is None:
             return Pipeline(augment=self.augment)
         require(
-            self.x.dtype != np.int32,
-            f"normalise = {self.normalise} for tokens",
-            "tokens are not normalised",
-            "leave normalise out",
+            isinstance(self.x, np.ndarray) and self.x.dtype not in (np.int32, np.bool_),
+            f"normalise = {self.normalise} for inputs of {self.input_dtype}",
+            "tokens, masks and inputs of several parts are not normalised",
+            "leave normalise out, and normalise the numbers beforehand",
         )
         pair = isinstance(self.normalise, tuple | list) and len(self.normalise) == 2
         require(
@@ -163,18 +182,26 @@ class FederatedData:
         return self.order[begin : begin + int(self.count[client])]
 
     def label_counts(self) -> np.ndarray:
-        """Count of each label per client, int64[n, num_classes]; all positions of a text count."""
+        """Count of each class per client, int64[n, num_classes]; all labelled positions count.
+
+        Raises:
+          InputError: if the labels are numbers.
+        """
+        if self.num_classes is None:
+            raise InputError(
+                f"label_counts of {self.name!r}: must have classes, but its labels are "
+                f"{self.y.dtype} numbers; count bins of numpy.digitize instead"
+            )
         held = self.y[self.order].reshape(len(self.order), -1)
         owner = np.repeat(np.arange(self.num_clients), self.count)[:, None]
-        flat = (owner * self.num_classes + held).ravel()
+        flat = (owner * self.num_classes + held)[held >= 0]
         counts = np.bincount(flat, minlength=self.num_clients * self.num_classes)
         return counts.reshape(self.num_clients, self.num_classes)
 
     def device(self) -> DeviceData:
         """Copies the training samples and the partition to the default device."""
-        return DeviceData(
-            *(jnp.array(a) for a in (self.x, self.y, self.order, self.start, self.count))
-        )
+        arrays = (self.x, self.y, self.order, self.start, self.count)
+        return DeviceData(*jax.tree.map(jnp.array, arrays))
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all samples, the partition and the preprocessing."""
@@ -184,16 +211,23 @@ class FederatedData:
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.num_classes, self.pipeline)).encode())
         for name in _ARRAYS:
-            if (array := getattr(self, name)) is not None:
-                digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            for label, array in named_arrays(getattr(self, name), name):
+                digest.update(f"{label}{array.dtype.str}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to; the caller's own array stays writable."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def from_arrays(
-    x: np.ndarray,
+    x: PyTree,
     y: np.ndarray,
-    test_x: np.ndarray,
+    test_x: PyTree,
     test_y: np.ndarray,
     *,
     clients: Partitioner | Sequence[Any] | np.ndarray,
@@ -214,20 +248,22 @@ def from_arrays(
         data = from_arrays(x, y, test_x, test_y, clients=dirichlet(30, alpha=0.5), seed=1)
 
     Args:
-      x: training inputs, [N, ...]: uint8 pixels, int16 audio, floats (stored as float32), or
-        int32/int64 tokens. Images are [N, H, W, C].
-      y: integer labels, [N], or [N, T] for sequences.
+      x: training inputs, [N, ...]: uint8 pixels, int16 audio, floats (stored as float32),
+        int32/int64 tokens, or bool masks; or a dictionary or tuple of such arrays. Images are
+        [N, H, W, C].
+      y: labels, [N, ...]: integers for classes, floats for numbers; see `FederatedData`.
       test_x: test inputs, like `x`.
       test_y: test labels, like `y`.
       clients: assignment of samples to clients: a partitioner from `fedjax_het.data.partition`,
         the owner of each sample (N ids of any type, e.g. strings; clients are numbered in sorted
         order of their ids), or a list of n arrays of sample ids.
-      num_classes: number of labels; default one more than the largest label.
+      num_classes: number of classes; default one more than the largest label, None for floats.
       name: name of the data set in records and plots.
       normalise: pair (mean, std), each one number or one per channel, applied after pixels are
         scaled to [0, 1].
       augment: name of the augmentation, `"crop_flip"` or `"crop_flip_cutout"`, or None.
-      test_clients: owner id of each test sample; only if `clients` gives owner ids too.
+      test_clients: owner id of each test sample; only if `clients` gives owner ids too. Owners
+        without training samples take no part in training and are only tested (a held-out domain).
       classes: names of the labels.
       validation_fraction: share of the training samples moved to `val_x`, `val_y` before the
         partition is drawn; if clients are given, this share (rounded down) of every client.
@@ -256,16 +292,16 @@ def from_arrays(
     )
     owners = None
     if callable(clients):
-        given = [np.arange(len(x), dtype=np.int64)]
+        given = [np.arange(num_samples(x), dtype=np.int64)]
     else:
-        given, owners = groups(clients, len(x))
+        given, owners = groups(clients, num_samples(x))
     kept, val = hold_out(given, validation_fraction, split_rng)
     if callable(clients):
-        parts, _ = groups(clients(y[kept[0]], partition_rng), len(kept[0]))
-        kept = [kept[0][part] for part in parts]
+        dealt, _ = groups(clients(y[kept[0]], partition_rng), len(kept[0]))
+        kept = [kept[0][part] for part in dealt]
     if per_client_cap is not None:
         kept = [cap_rng.permutation(part)[:per_client_cap] for part in kept]
-    if num_classes is None:
+    if num_classes is None and y.dtype == np.int32 and test_y.dtype == np.int32:
         num_classes = 1 + max(int(labels.max(initial=0)) for labels in (y, test_y))
     return FederatedData(
         x=x,
@@ -279,7 +315,7 @@ def from_arrays(
         normalise=normalise,
         augment=augment,
         test_client=None if test_clients is None else owner_index(test_clients, owners),
-        val_x=x[val] if len(val) else None,
+        val_x=jax.tree.map(lambda a: a[val], x) if len(val) else None,
         val_y=y[val] if len(val) else None,
         classes=None if classes is None else tuple(str(c) for c in classes),
     )

@@ -246,10 +246,10 @@ def partitioner(name: str, num_clients: int, **options: Any) -> Partitioner:
 def _by_label(labels: np.ndarray, rng: np.random.Generator) -> Parts:
     """Shuffled sample ids of every label that occurs, one array per label, in label order."""
     require(
-        labels.ndim == 1,
-        f"labels of shape {labels.shape}",
-        "sequences have no single label to skew by",
-        "use iid, contiguous, quantity_skew or natural clients",
+        labels.ndim == 1 and labels.dtype.kind in "iu",
+        f"labels {labels.dtype}{list(labels.shape)}",
+        "must be one class per sample, to skew by",
+        "use iid, contiguous, quantity_skew or natural clients, or give the owner of each sample",
     )
     shuffled = rng.permutation(len(labels))
     _, count = np.unique(labels, return_counts=True)

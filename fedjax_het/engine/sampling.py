@@ -111,7 +111,7 @@ class Sampler(NamedTuple):
         start_s: float,
         *,
         turn: int = 0,
-        accuracy: float | None = None,
+        score: float | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Plan, PyTree]:
         """The algorithm's plan for these clients, and its new state.
@@ -123,7 +123,7 @@ class Sampler(NamedTuple):
           clients: ids of the cohort, int64[k].
           start_s: virtual time of dispatch in seconds.
           turn: number of the draw within the step.
-          accuracy: test accuracy, see `Situation`.
+          score: value of the target metric, see `Situation`.
           key: key of the step, if it was computed before; None computes it.
         """
         situation = Situation(
@@ -132,6 +132,6 @@ class Sampler(NamedTuple):
             clients=clients,
             key=self.step_key(step) if key is None else key,
             rng=np.random.default_rng([self.seed, step, 2 * turn + 1]),
-            accuracy=accuracy,
+            score=score,
         )
         return self.algorithm.plan(state, variables, situation)

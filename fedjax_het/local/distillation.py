@@ -1,13 +1,12 @@
 r"""Distillation over a cut: client and server each learn from the logits of the other.
 
-client:  CE(head(h(x)), y) + a T^2 KL_T( client || server's logits )
-server:  a CE(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
+client:  F(head(h(x)), y) + a T^2 KL_T( client || server's logits )
+server:  a F(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
 
-Here h is the client's half of a block model, with its head, and g is the server's half.
+Here F is the objective, whose outputs must be the logits of classes, h is the client's half of a block model, with its head, and g is the server's half.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, prepare
 from fedjax_het.local.training import LocalUpdate, training_loop
 from fedjax_het.models.base import BlockModel
-from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.objectives.objective import Objective
 
 
 class Halves(NamedTuple):
@@ -74,6 +73,7 @@ def edge_training(
     pipeline: Pipeline,
     parts: Halves,
     optimizer: optax.GradientTransformation,
+    objective: Objective,
     *,
     max_batch: int,
     temperature: float,
@@ -90,6 +90,7 @@ def edge_training(
       pipeline: preprocessing of the samples.
       parts: halves of the model.
       optimizer: optimiser of the client; its state is new every round.
+      objective: objective of the problem, with logits as outputs.
       max_batch: largest number of samples in a mini-batch.
       temperature: temperature T of the distillation.
       alpha: weight of the server's logits.
@@ -103,30 +104,33 @@ def edge_training(
         own = parts.put(start, edge, parts.edge)
         frozen = masks.split(start.params, parts.edge)[1]
 
-        def objective(
+        def loss(
             params: PyTree, stats: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]:
-            ids = batch.y
-            batch = batch._replace(y=data.y[ids])
             variables = Variables(masks.join(params, frozen), stats)
             logits, stats = model.apply(
-                variables, batch.x, train=True, key=key, exit=parts.edge.exit
+                variables,
+                batch.x,
+                train=True,
+                key=key,
+                exit=parts.edge.exit,
+                weight=batch.weight,
             )
-            told = distillation(logits, task.shared["logits"][ids], batch.weight, temperature)
+            teacher = task.shared["logits"][batch.sample]
+            told = distillation(logits, teacher, batch.weight, temperature)
             told = jnp.where(task.row["taught"], told, 0.0)
-            return cross_entropy(logits, batch) + alpha * told, (stats, {})
+            return objective.mean(logits, batch) + alpha * told, (stats, {})
 
-        # Batches hold indices of samples in place of labels, for the lookup of the logits.
-        numbered = replace(data, y=jnp.arange(data.y.shape[0], dtype=jnp.int32))
         result = training_loop(
             pipeline,
             optimizer,
             objective,
+            loss,
             max_batch,
             trained=edge.params,
             mask=None,
             stats=own.stats,
-            data=numbered,
+            data=data,
             task=task,
         )
         trained = Variables(
@@ -150,6 +154,7 @@ def server_training(
     pipeline: Pipeline,
     parts: Halves,
     optimizer: optax.GradientTransformation,
+    objective: Objective,
     *,
     batch_size: int,
     temperature: float,
@@ -165,6 +170,7 @@ def server_training(
       pipeline: preprocessing of the samples; augmentation is not applied.
       parts: halves of the model.
       optimizer: optimiser of the server.
+      objective: objective of the problem, with logits as outputs.
       batch_size: samples per batch.
       temperature: temperature T of the distillation.
       alpha: weight of the labels.
@@ -176,12 +182,12 @@ def server_training(
     """
     cut = parts.server.first - 1
 
-    def batch_of(data: DeviceData, client: jax.Array, t: jax.Array) -> tuple[Batch, jax.Array]:
+    def batch_of(data: DeviceData, client: jax.Array, t: jax.Array) -> Batch:
         place = t * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         inside = place < data.count[client]
         ids = data.order[data.start[client] + jnp.where(inside, place, 0)]
-        x = prepare(data.x[ids], pipeline)
-        return Batch(x, data.y[ids], inside.astype(jnp.float32)), ids
+        x = prepare(jax.tree.map(lambda a: a[ids], data.x), pipeline)
+        return Batch(x, data.y[ids], inside.astype(jnp.float32), ids)
 
     def train(
         variables: Variables,
@@ -201,20 +207,22 @@ def server_training(
             z, _ = model.forward_to(own, batch.x, cut)
             return z, model.apply_exit(own, z, cut)
 
-        def objective(
+        def loss_of(
             params: PyTree, stats: PyTree, z: jax.Array, taught: jax.Array, batch: Batch, key: Any
         ) -> tuple[jax.Array, PyTree]:
             whole = Variables(masks.join(params, frozen), stats)
-            logits, stats = model.forward_from(whole, z, cut, train=True, key=key)
+            logits, stats = model.forward_from(
+                whole, z, cut, train=True, key=key, weight=batch.weight
+            )
             told = distillation(logits, taught, batch.weight, temperature)
-            return told + alpha * cross_entropy(logits, batch), stats
+            return told + alpha * objective.mean(logits, batch), stats
 
         def step(j: jax.Array, t: jax.Array, carry: PyTree) -> PyTree:
             params, stats, state, count, _ = carry
-            batch, _ = batch_of(data, clients[j], t)
+            batch = batch_of(data, clients[j], t)
             z, taught = sent(j, batch)
             noise = jax.random.fold_in(key, count)
-            (loss, stats), grads = jax.value_and_grad(objective, has_aux=True)(
+            (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
                 params, stats, z, taught, batch, noise
             )
             updates, state = optimizer.update(grads, state, params)
@@ -222,9 +230,9 @@ def server_training(
 
         def answer(j: jax.Array, t: jax.Array, carry: PyTree) -> PyTree:
             whole, logits = carry
-            batch, ids = batch_of(data, clients[j], t)
+            batch = batch_of(data, clients[j], t)
             told, _ = model.forward_from(whole, sent(j, batch)[0], cut)
-            return whole, logits.at[ids].set(told)
+            return whole, logits.at[batch.sample].set(told)
 
         def over_clients(visit: Callable[..., PyTree], carry: PyTree) -> PyTree:
             def one(j: jax.Array, carry: PyTree) -> PyTree:

@@ -76,8 +76,8 @@ class Privacy:
     def require_usable(self, model: BlockModel) -> None:
         """Raises `InputError` unless the options fit the samples and activations of the model."""
         require(
-            not self.correlates or jnp.issubdtype(model.input_dtype, jnp.floating),
-            f"privacy.dcor with model {model.name!r} of {jnp.dtype(model.input_dtype)} inputs",
+            not self.correlates or _numbers(model.input_dtype),
+            f"privacy.dcor with model {model.name!r} of {model.input_dtype} inputs",
             "the distance of two samples is that of their numbers, which symbols are not",
             "set privacy.dcor = 0",
         )
@@ -94,6 +94,12 @@ class Privacy:
         if self.shuffle == "channel":
             return shuffle_channels(key, z)
         return shuffle_patches(key, z, self.patch) if self.shuffle == "space" else z
+
+
+def _numbers(dtype: Any) -> bool:
+    """Whether inputs of this dtype, or pytree of dtypes, are one array of numbers."""
+    leaves = jax.tree.leaves(dtype)
+    return len(leaves) == 1 and bool(jnp.issubdtype(leaves[0], jnp.floating))
 
 
 def distance_correlation(

@@ -1,10 +1,10 @@
 r"""Split training with local losses, as one pass over the network with a stopped gradient.
 
     z = h(x)              blocks 0..cut, train mode
-    client:  (1 - a) CE(head(z), y) + a dCor(x, z)      trains blocks 0..cut and the head
-    server:  CE(g(stop_gradient(z')), y)                 trains blocks cut+1..L-1, on its own copy
+    client:  (1 - a) F(head(z), y) + a dCor(x, z)       trains blocks 0..cut and the head
+    server:  F(g(stop_gradient(z')), y)                  trains blocks cut+1..L-1, on its own copy
 
-z' is z, or z shuffled (`local.privacy`). No gradient passes the cut, so the gradient of the sum of
+F is the objective; z' is z, or z shuffled (`local.privacy`). No gradient passes the cut, so the gradient of the sum of
 both losses is that of each loss on its own half, and both losses use the weights before the step.
 """
 
@@ -22,7 +22,7 @@ from fedjax_het.data.batches import Batch, DeviceData, Pipeline
 from fedjax_het.local.privacy import Privacy, distance_correlation
 from fedjax_het.local.training import LocalUpdate, training_loop
 from fedjax_het.models.base import BlockModel
-from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.objectives.objective import Objective
 
 _OPEN = Privacy()
 # The key of shuffling differs from those of dropout, which are fold_in(key, block).
@@ -33,6 +33,7 @@ def split_training(
     model: BlockModel,
     pipeline: Pipeline,
     optimizer: optax.GradientTransformation,
+    objective: Objective,
     *,
     max_batch: int,
     privacy: Privacy = _OPEN,
@@ -46,6 +47,7 @@ def split_training(
       optimizer: optimiser of both sides. It must treat every coordinate independently, as SGD and
         Adam do, so that one state over the whole network equals the two states of client and
         server.
+      objective: objective of the problem, the loss of both sides.
       max_batch: largest number of samples in a mini-batch.
       privacy: options of the activations' protection; `Task.row["alpha"]`, float32, is the weight
         of a distance correlation.
@@ -67,7 +69,7 @@ def split_training(
         # The cut is static on a tier's own route, and traced if all tiers share a program.
         cut = task.row["cut"] if route.cut is None else route.cut
 
-        def objective(
+        def loss(
             params: PyTree, stats: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]:
             variables = Variables(masks.join(params, frozen), stats)
@@ -78,17 +80,19 @@ def split_training(
                 if b == last or (route.cut is not None and b != route.cut):
                     return z
                 here = jnp.equal(b, cut)
-                logits = model.apply_exit(variables, z, b, train=True, key=key)
-                entropy = cross_entropy(logits, batch)
-                seen["client_loss"] += jnp.where(here, entropy, 0.0)
+                outputs = model.apply_exit(variables, z, b, train=True, key=key)
+                own = objective.mean(outputs, batch)
+                seen["client_loss"] += jnp.where(here, own, 0.0)
                 if privacy.correlates:
                     told = distance_correlation(batch.x, z, batch.weight, squared=privacy.squared)
                     seen["correlation"] += jnp.where(here, told, 0.0)
                 sent = privacy.sent(jax.random.fold_in(key, _SHUFFLE), z)
                 return jnp.where(here, jax.lax.stop_gradient(sent), z)
 
-            logits, stats = model.walk(variables, batch.x, visit, train=True, key=key)
-            server = cross_entropy(logits, batch)
+            outputs, stats = model.walk(
+                variables, batch.x, visit, train=True, key=key, weight=batch.weight
+            )
+            server = objective.mean(outputs, batch)
             client = seen["client_loss"]
             if privacy.correlates:
                 alpha = task.row["alpha"]
@@ -100,6 +104,7 @@ def split_training(
             pipeline,
             optimizer if server_reset == "round" else _reset_behind(optimizer, cut),
             objective,
+            loss,
             max_batch,
             trained=trained,
             mask=None if task.mask is None else masks.split(task.mask, route)[0],

@@ -13,12 +13,12 @@ from fedjax_het.contract.algorithm import ClientResult, Task, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
 from fedjax_het.models.base import BlockModel
-from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.objectives.objective import Objective
 from fedjax_het.runtime.chunking import choose_parts
 
 LocalUpdate = Callable[[Route, Variables, DeviceData, Task], ClientResult]
 # (trained parameters, statistics, batch, key) -> (loss, (new statistics, scalars to report))
-Objective = Callable[
+Loss = Callable[
     [PyTree, PyTree, Batch, jax.Array],
     tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]],
 ]
@@ -28,20 +28,29 @@ def _select(active: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
 
 
-def _logits(
+def _outputs(
     model: BlockModel,
     route: Route,
     variables: Variables,
-    x: jax.Array,
+    batch: Batch,
     key: jax.Array,
     live: jax.Array | None,
     exit: jax.Array,
 ) -> tuple[jax.Array, PyTree]:
     if route.exit is None:
-        logits, stats = model.apply_exits(variables, x, train=True, key=key, live=live)
-        return logits[exit], stats
+        outputs, stats = model.apply_exits(
+            variables, batch.x, train=True, key=key, live=live, weight=batch.weight
+        )
+        return outputs[exit], stats
     return model.apply(
-        variables, x, train=True, key=key, first=route.first, exit=route.exit, live=live
+        variables,
+        batch.x,
+        train=True,
+        key=key,
+        first=route.first,
+        exit=route.exit,
+        live=live,
+        weight=batch.weight,
     )
 
 
@@ -59,19 +68,20 @@ def _parts(model: BlockModel, batch: int) -> int:
 def _in_parts(
     gradient: Callable[..., Any],
     parts: int,
+    objective: Objective,
     params: PyTree,
     stats: PyTree,
     batch: Batch,
     key: jax.Array,
 ) -> tuple[tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]], PyTree]:
-    """`gradient(params, stats, batch, key)` of a mean over samples, from parts of the batch."""
+    """`gradient(params, stats, batch, key)` of the objective's mean, from parts of the batch."""
     if parts == 1:
         return gradient(params, stats, batch, key)
     split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
-    count = jnp.maximum(jnp.sum(batch.weight), 1.0)
+    total = objective.total(batch)
 
     def part(samples: Batch, index: jax.Array) -> PyTree:
-        share = jnp.sum(samples.weight) / count
+        share = objective.total(samples) / jnp.where(total > 0, total, 1.0)
         (loss, (_, measured)), grads = gradient(
             params, stats, samples, jax.random.fold_in(key, index)
         )
@@ -90,6 +100,7 @@ def training_loop(
     pipeline: Pipeline,
     optimizer: optax.GradientTransformation,
     objective: Objective,
+    loss: Loss,
     max_batch: int,
     *,
     trained: PyTree,
@@ -110,46 +121,49 @@ def training_loop(
     Args:
       pipeline: preprocessing of the samples.
       optimizer: optimiser of the client; its state is new.
-      objective: function to minimise.
+      objective: objective of the problem, for the weights of the samples.
+      loss: function to minimise, a weighted mean over the samples of a batch.
       max_batch: largest number of samples in a mini-batch.
       trained: parameters to differentiate with respect to; None at every leaf that is not trained.
       mask: mask with the structure of `trained`, or None.
       stats: running statistics at the start.
       data: federated data on the device.
       task: work of the client.
-      measures: names of the scalars that the objective reports.
+      measures: names of the scalars that the loss reports.
       observe: function of the masked gradients of the last step; its value becomes `aux`.
-      parts: number of parts in which a mini-batch is run; more than 1 only for objectives that are
-        means over samples.
+      parts: number of parts in which a mini-batch is run; more than 1 only for a loss that is the
+        objective's mean.
       proximal: factor of the proximal term. Factor times (parameters - `trained`) is added to the
         gradient, which is faster than differentiating the squared distance. The reported loss does
         not include the term.
 
     Returns:
-      The result; `info` holds the means of the scalars that the objective reported, `aux` the value
-      of `observe`.
+      The result; its loss and the scalars in `info`, which the loss reported, are means over the
+      processed samples; `aux` is the value of `observe`.
     """
     batch_key, noise_key = jax.random.split(task.key)
 
     def step(t: jax.Array, carry: PyTree) -> PyTree:
-        params, stats, opt_state, sums, samples, _ = carry
+        params, stats, opt_state, sums, totals, _ = carry
         batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
-        gradient = jax.value_and_grad(objective, has_aux=True)
+        gradient = jax.value_and_grad(loss, has_aux=True)
         key = jax.random.fold_in(noise_key, t)
-        (loss, (new_stats, measured)), grads = _in_parts(gradient, parts, params, stats, batch, key)
+        (value, (new_stats, measured)), grads = _in_parts(
+            gradient, parts, objective, params, stats, batch, key
+        )
         if proximal:
             grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, params, trained)
         grads = masks.apply(mask, grads)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         scale = task.learning_rate_scale
         updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
-        count = jnp.sum(batch.weight)
+        weight = objective.total(batch)
         new = (
             optax.apply_updates(params, updates),
             new_stats,
             new_opt_state,
-            jax.tree.map(lambda total, value: total + value * count, sums, (loss, measured)),
-            samples + count,
+            jax.tree.map(lambda total, one: total + one * weight, sums, (value, measured)),
+            (totals[0] + weight, totals[1] + jnp.sum(batch.weight)),
             None if observe is None else observe(grads),
         )
         # Clients that have done all their steps do not change in the rest of the loop.
@@ -160,12 +174,13 @@ def training_loop(
     seen = None
     if observe is not None:
         seen = jax.tree.map(jnp.zeros_like, jax.eval_shape(observe, trained))
-    carry = (trained, stats, optimizer.init(trained), sums, zero, seen)
-    params, stats, _, sums, samples, seen = jax.lax.fori_loop(0, task.loop_steps, step, carry)
+    carry = (trained, stats, optimizer.init(trained), sums, (zero, zero), seen)
+    params, stats, _, sums, totals, seen = jax.lax.fori_loop(0, task.loop_steps, step, carry)
     delta = jax.tree.map(jnp.subtract, params, trained)
-    loss, measured = jax.tree.map(lambda total: total / jnp.maximum(samples, 1.0), sums)
+    weight, samples = totals
+    mean, measured = jax.tree.map(lambda total: total / jnp.where(weight > 0, weight, 1.0), sums)
     return ClientResult(
-        delta, stats, loss, samples.astype(jnp.int32), aux=seen, info=measured or None
+        delta, stats, mean, samples.astype(jnp.int32), aux=seen, info=measured or None
     )
 
 
@@ -173,6 +188,7 @@ def local_training(
     model: BlockModel,
     pipeline: Pipeline,
     optimizer: optax.GradientTransformation,
+    objective: Objective,
     *,
     max_batch: int,
     proximal: float = 0.0,
@@ -188,6 +204,7 @@ def local_training(
       model: model to train.
       pipeline: preprocessing of the samples (`FederatedData.pipeline`).
       optimizer: optimiser of the client, e.g. `optax.sgd(0.05)`.
+      objective: objective of the problem.
       max_batch: largest number of samples in a mini-batch; `Task.batch` may be less. A mini-batch
         may be run in parts, which changes rounding only (`chunking.choose_parts`).
       proximal: factor mu of the proximal term of FedProx (Li et al. 2020); 0 means no term. The
@@ -205,18 +222,18 @@ def local_training(
         mask = None if task.mask is None else masks.split(task.mask, route)[0]
         live = None if task.mask is None else masks.live_blocks(task.mask)
 
-        def objective(
+        def loss(
             params: PyTree, stats: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]:
             variables = Variables(masks.join(params, frozen), stats)
-            logits, stats = _logits(model, route, variables, batch.x, key, live, task.exit)
-            loss = cross_entropy(logits, batch)
-            return loss, (stats, {})
+            outputs, stats = _outputs(model, route, variables, batch, key, live, task.exit)
+            return objective.mean(outputs, batch), (stats, {})
 
         return training_loop(
             pipeline,
             optimizer,
             objective,
+            loss,
             max_batch,
             trained=trained,
             mask=mask,

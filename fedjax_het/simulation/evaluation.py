@@ -1,95 +1,147 @@
-"""Evaluation of a global model on the whole test set, and the spread over clients."""
+"""Evaluation of a model: the metrics of the objective on held-out samples, and over clients."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
-from fedjax_het.data.batches import in_batches, prepare
-from fedjax_het.objectives.classification import correct, sample_losses
+from fedjax_het.data.batches import Batch, in_batches, prepare
+from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.runtime.compiling import Compiler
+from fedjax_het.simulation.spread import Spread
+
+
+def metrics_of(problem: Problem) -> dict[str, Metric]:
+    """The metrics of a problem's objective by name; the last is the loss."""
+    objective = problem.objective
+
+    def loss(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return objective.losses(outputs, batch), objective.weight(batch)
+
+    found = {metric.name: metric for metric in objective.metrics}
+    return {**found, "loss": Metric("loss", loss, higher_is_better=False)}
 
 
 class Evaluator:
-    """Accuracy and loss of a model on the test set; compiled once.
+    """Metrics of a model on the test and the validation set; compiled once.
 
     Args:
-      problem: model and data.
+      problem: model, data and objective.
 
     Attributes:
       compiler: compiler, which counts the seconds spent compiling.
+      metrics: metrics by name, the loss included.
     """
 
     def __init__(self, problem: Problem):
         self._problem = problem
         self.compiler = Compiler()
+        self.metrics = metrics_of(problem)
         data = problem.data
-        self._x, self._y = in_batches(data.test_x, data.test_y)
-        self._count = len(data.test_y)
-        self._program: Any = None
+        # Prefix of the columns, and samples in batches.
+        self._sets = {"": in_batches(data.test_x, data.test_y)}
+        if data.val_y is not None:
+            self._sets["val_"] = in_batches(data.val_x, data.val_y)
+        self._programs: dict[str, Any] = {}
+        self._spread = Spread(data)
 
-    def _measure(self, variables: Variables, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
-        def one(batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            inputs = prepare(batch[0], self._problem.data.pipeline)
-            logits, _ = self._problem.model.apply(variables, inputs)
-            return correct(logits, batch[1]), sample_losses(logits, batch[1])
+    def _measure(self, variables: Variables, samples: Batch) -> PyTree:
+        """The measurements of all metrics, leaves [m, b, ...]; traced."""
 
-        right, loss = jax.lax.map(one, (x, y))
-        return right.reshape(-1), loss.reshape(-1)
+        def one(batch: Batch) -> PyTree:
+            batch = batch._replace(x=prepare(batch.x, self._problem.data.pipeline))
+            outputs, _ = self._problem.model.apply(variables, batch.x)
+            return {name: metric.measure(outputs, batch) for name, metric in self.metrics.items()}
 
-    def __call__(self, variables: Variables) -> dict[str, Any]:
+        return jax.lax.map(one, samples)
+
+    def measured(self, variables: Variables, prefix: str = "") -> dict[str, PyTree]:
+        """The measurements of every sample by metric, NumPy arrays with a leading axis.
+
+        Args:
+          variables: model to evaluate.
+          prefix: set of samples, "" for the test set and "val_" for the validation set.
+        """
+        samples = self._sets[prefix]
+        if prefix not in self._programs:
+            self._programs[prefix] = self.compiler.compile(self._measure, variables, samples)
+        found = jax.device_get(self._programs[prefix](variables, samples))
+        data = self._problem.data
+        count = len(data.val_y if prefix else data.test_y)  # type: ignore[arg-type]
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], found)
+
+    def __call__(self, variables: Variables, target: str | None = None) -> dict[str, Any]:
         """Evaluates a model.
 
+        Args:
+          variables: model to evaluate.
+          target: name of the metric whose spread over clients is computed; None for the first.
+
         Returns:
-          A dictionary of `accuracy` and `loss` over the test set, and `client_accuracy_mean` and
-          `client_accuracy_worst_decile` over the clients' accuracies. The accuracy of a client is
-          that on its own test samples if the data assign them; otherwise it is the test accuracy
-          per class, weighted with the client's label shares. Both are None for sequences without
-          owners. For sequences there is also `perplexity`, exp(loss) per symbol.
+          The metrics of the test set by name; `val_<metric>` of the validation set, if there is
+          one; and `client_<metric>_mean` and `client_<metric>_worst_decile` of the target metric
+          over the clients (see `Spread`), None if they cannot be known.
         """
-        arguments = (variables, self._x, self._y)
-        if self._program is None:
-            self._program = self.compiler.compile(self._measure, *arguments)
-        right, loss = (a[: self._count] for a in jax.device_get(self._program(*arguments)))
-        own = self._client_accuracy(right.astype(np.float64))
-        spread: dict[str, float | None] = {
-            "client_accuracy_mean": None,
-            "client_accuracy_worst_decile": None,
-        }
-        if own is not None:
-            worst = np.sort(own)[: max(1, len(own) // 10)]
-            spread = {
-                "client_accuracy_mean": float(np.mean(own)),
-                "client_accuracy_worst_decile": float(np.mean(worst)),
-            }
-        mean_loss = float(np.mean(loss, dtype=np.float64))
-        accuracy = float(np.mean(right, dtype=np.float64))
-        measured = {"accuracy": accuracy, "loss": mean_loss, **spread}
-        if self._problem.data.test_y.ndim > 1:
-            measured["perplexity"] = float(np.exp(mean_loss))
-        return measured
+        target = target or next(iter(self.metrics))
+        row: dict[str, Any] = {}
+        for prefix in self._sets:
+            measured = self.measured(variables, prefix)
+            for name, metric in self.metrics.items():
+                row[prefix + name] = metric.over(measured[name])
+            if not prefix:
+                own = self._spread.values(self.metrics[target], measured[target])
+                row |= _spread_columns(self.metrics[target], own)
+        return row
 
-    def mean(self, models: Sequence[Variables]) -> dict[str, Any]:
+    def mean(self, models: Sequence[Variables], target: str | None = None) -> dict[str, Any]:
         """The mean of the results of `__call__` over several models."""
-        rows = [self(variables) for variables in models]
-        return {
-            name: None if value is None else float(np.mean([row[name] for row in rows]))
-            for name, value in rows[0].items()
-        }
+        rows = [self(variables, target) for variables in models]
+        return {name: _mean([row[name] for row in rows]) for name in rows[0]}
 
-    def _client_accuracy(self, right: np.ndarray) -> np.ndarray | None:
-        data = self._problem.data
-        if data.test_client is not None:
-            total = np.bincount(data.test_client, minlength=data.num_clients)
-            hits = np.bincount(data.test_client, weights=right, minlength=data.num_clients)
-            return hits[total > 0] / total[total > 0]
-        if data.test_y.ndim > 1:
-            return None
-        total = np.bincount(data.test_y, minlength=data.num_classes)
-        hits = np.bincount(data.test_y, weights=right, minlength=data.num_classes)
-        per_class = hits / np.maximum(total, 1)
-        shares = data.label_counts() * (total > 0)
-        return (shares @ per_class) / np.maximum(shares.sum(axis=1), 1)
+    def clients(self, models: Sequence[Variables]) -> list[dict[str, Any]]:
+        """One row of metrics per client that can be evaluated, the mean over several models.
+
+        Returns:
+          Rows of `clients_eval.jsonl` without step and time: `client`, `samples` (of the test set),
+          `train_samples`, `own` (whether the samples are the client's own, see `Spread`), and the
+          metrics that are numbers.
+        """
+        several = [self.measured(variables) for variables in models]
+        columns: dict[str, list[Any]] = {}
+        for name, metric in self.metrics.items():
+            found = [self._spread.values(metric, measured[name]) for measured in several]
+            if found[0] is not None and not any(isinstance(v, list) for v in found[0]):
+                columns[name] = [_mean(list(values)) for values in zip(*found, strict=True)]
+        if not columns:
+            return []
+        columns = {**self._spread.columns(), **columns}
+        rows = zip(*columns.values(), strict=True)
+        return [dict(zip(columns, values, strict=True)) for values in rows]
+
+
+def _mean(values: list[Any]) -> Any:
+    """The mean of numbers or of lists; None if one is not known."""
+    if any(value is None for value in values):
+        return None
+    if isinstance(values[0], list):
+        return [_mean([value[i] for value in values]) for i in range(len(values[0]))]
+    return float(np.mean(values))
+
+
+def _spread_columns(metric: Metric, own: list[Any] | None) -> Mapping[str, float | None]:
+    """Mean over the clients and over the worst tenth of them."""
+    known = np.sort([value for value in own or [] if value is not None])
+    if metric.higher_is_better:
+        worst = known[: max(1, len(known) // 10)]
+    else:
+        worst = known[::-1][: max(1, len(known) // 10)]
+    column = functools.partial("client_{}_{}".format, metric.name)
+    return {
+        column("mean"): float(np.mean(known)) if len(known) else None,
+        column("worst_decile"): float(np.mean(worst)) if len(known) else None,
+    }

@@ -14,8 +14,10 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import read_json, read_lines
 from fedjax_het.contract.clock import Closing, Flight, Status
 from fedjax_het.contract.plan import Plan
+from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
+from fedjax_het.simulation.assessment import reaches
 from fedjax_het.simulation.identity import require_same
 
 _PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
@@ -185,6 +187,7 @@ class Journal:
         self._writer: RunWriter | None = None
         self._metrics: list[dict[str, Any]] = []
         self._clients: list[dict[str, Any]] = []
+        self._evaluations: list[dict[str, Any]] = []
         self.totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
 
     def begin(self, offsets: Mapping[str, int], totals: Mapping[str, float] | None = None) -> None:
@@ -213,6 +216,13 @@ class Journal:
         else:
             self._writer.write_step(metrics, clients)
 
+    def write_evaluations(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows of clients that were evaluated."""
+        if self._writer is None:
+            self._evaluations.extend(rows)
+        elif rows:
+            self._writer.write_client_evaluations(rows)
+
     def close(self) -> None:
         """Closes the files, also after a failure."""
         if self._writer is not None:
@@ -224,6 +234,7 @@ class Journal:
         name: str,
         algorithm: str,
         seed: int,
+        metric: Metric,
         targets: list[float],
         *,
         over: bool,
@@ -235,21 +246,23 @@ class Journal:
           name: label of the run.
           algorithm: name of the method.
           seed: seed of the run.
-          targets: accuracies whose times the summary lists.
+          metric: metric that the targets refer to.
+          targets: values of the metric whose times the summary lists.
           over: whether the run is over.
         """
         metrics = self._metrics
         if self._workdir is not None:
             metrics = read_lines(self._workdir / "metrics.jsonl")
         last = metrics[-1]
-        evaluated = [row for row in metrics if row.get("accuracy") is not None]
+        values = [row[metric.name] for row in metrics if row.get(metric.name) is not None]
         reached = []
-        for accuracy in targets:
-            hit = next((row for row in evaluated if row["accuracy"] >= accuracy), {})
+        for value in targets:
+            hit = next((row for row in metrics if reaches(metric, row.get(metric.name), value)), {})
             columns = {key: hit.get(key) for key in ("step", "virtual_s", "wall_s")}
-            reached.append({"accuracy": accuracy, **columns})
+            reached.append({metric.name: value, **columns})
+        best = max if metric.higher_is_better else min
         data = problem.data
-        counts = data.label_counts() if data.y.ndim == 1 else None
+        counts = data.label_counts() if data.y.ndim == 1 and data.num_classes else None
         summary = {
             "name": name,
             "algorithm": algorithm,
@@ -258,8 +271,13 @@ class Journal:
             "virtual_s": last["virtual_s"],
             "wall_s": last["wall_s"],
             "compile_s": last["compile_s"],
-            "final_accuracy": evaluated[-1]["accuracy"],
-            "best_accuracy": max(row["accuracy"] for row in evaluated),
+            "metric": {
+                "name": metric.name,
+                "higher_is_better": metric.higher_is_better,
+                "share": metric.share,
+            },
+            f"final_{metric.name}": values[-1] if values else None,
+            f"best_{metric.name}": best(values, default=None),
             "targets": reached,
             **self.totals,
             "in_flight": last.get("in_flight", 0),

@@ -1,14 +1,17 @@
 """The options of a run, which are not part of the method or the problem."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_options, check_types
 from fedjax_het.engine.resources import ConvolutionChoice, Execution, Resources, check_resources
 from fedjax_het.problem import Problem
+
+ClientEval = Literal["never", "last", "always"]
 
 # Options that a resumed run may change: those for its length and for its output.
 FREE = (
@@ -16,6 +19,10 @@ FREE = (
     "max_virtual_s",
     "target",
     "targets",
+    "target_metric",
+    "patience",
+    "monitor",
+    "client_eval",
     "checkpoint_every",
     "workdir",
     "name",
@@ -33,6 +40,10 @@ class RunKeywords(TypedDict, total=False):
     max_virtual_s: float | None
     target: float | None
     targets: Sequence[float]
+    target_metric: str
+    patience: int | None
+    monitor: str
+    client_eval: ClientEval
     eval_every: int
     eval_every_s: float | None
     checkpoint_every: int
@@ -56,8 +67,17 @@ class RunOptions:
         directory holds an interrupted run of the same configuration, that run is resumed.
       max_virtual_s: limit of virtual time in seconds; the run ends with the first step that reaches
         it. None means no limit.
-      target: test accuracy at which the run ends, at the first evaluation that reaches it, or None.
-      targets: test accuracies whose times the summary lists (`target` is added).
+      target: value of the target metric on the test set at which the run ends, at the first
+        evaluation that reaches it, or None.
+      targets: values of the target metric whose times the summary lists (`target` is added).
+      target_metric: name of the metric of the objective that targets refer to, "loss" included; ""
+        for its first.
+      patience: number of evaluations without a better value after which the run ends; the model of
+        the best evaluation is kept (`Result.best`). None for no limit.
+      monitor: column that patience looks at, e.g. "val_loss" or "macro_f1"; "" for the target
+        metric, on the validation set if there is one.
+      client_eval: evaluations at which every client gets a row in `clients_eval.jsonl`: "never",
+        "last", or "always".
       eval_every: rounds between evaluations; the last round is always evaluated.
       eval_every_s: virtual seconds between evaluations, used instead of `eval_every`, or None.
       checkpoint_every: rounds between checkpoints.
@@ -78,6 +98,10 @@ class RunOptions:
     max_virtual_s: float | None = None
     target: float | None = None
     targets: Sequence[float] = ()
+    target_metric: str = ""
+    patience: int | None = None
+    monitor: str = ""
+    client_eval: ClientEval = "never"
     eval_every: int = 1
     eval_every_s: float | None = None
     checkpoint_every: int = 20
@@ -90,13 +114,13 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_types(vars(self), "run option", type(self))
-        for name in ("rounds", "eval_every", "checkpoint_every"):
+        for name in ("rounds", "eval_every", "checkpoint_every", "patience"):
             value = getattr(self, name)
             require(
-                value >= 1,
+                value is None or value >= 1,
                 f"{name} = {value!r}",
                 "must be a whole number of at least 1",
-                "count in server steps",
+                "count in evaluations" if name == "patience" else "count in server steps",
             )
         require(
             self.seed >= 0,
@@ -104,13 +128,19 @@ class RunOptions:
             "must be a whole number of at least 0",
             "use 0, 1, 2 for three repetitions",
         )
-        for accuracy in (*self.targets, *([] if self.target is None else [self.target])):
+        for value in (*self.targets, *([] if self.target is None else [self.target])):
             require(
-                0 < accuracy <= 1,
-                f"target accuracy {accuracy}",
-                "must lie in (0, 1]",
-                "write 97 % as 0.97",
+                isinstance(value, int | float) and math.isfinite(value),
+                f"target {value!r}",
+                "must be a finite number",
+                "give a value of the target metric",
             )
+        require(
+            self.patience is not None or not self.monitor,
+            f"monitor = {self.monitor!r} without patience",
+            "is what patience looks at",
+            "set patience, in evaluations",
+        )
         for name in ("max_virtual_s", "eval_every_s"):
             value = getattr(self, name)
             require(

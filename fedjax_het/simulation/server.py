@@ -77,7 +77,7 @@ class Server:
       now_s: virtual time in seconds.
       variables: global model.
       state: state of the algorithm.
-      unseen_accuracy: accuracy of an evaluation that was not passed to a plan yet, or None.
+      unseen_score: score of an evaluation, see `Situation`, that was not passed to a plan yet, or None.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Server:
         self._begin(())
         self._planned: deque[_Round] = deque()
         self._closing: Closing | None = None
-        self.step, self.now_s, self.unseen_accuracy = 0, 0.0, None
+        self.step, self.now_s, self.unseen_score = 0, 0.0, None
         self.variables = problem.model.init(keys["model"])
         self.state = algorithm.init(self.variables, keys["state"])
 
@@ -155,9 +155,9 @@ class Server:
         """Plans a round at whose end no client is at work, and closes it in virtual time."""
         clients, start_s = self._sampler.draw(step, now_s)
         plan, self.state = self._sampler.plan(
-            self.state, self.variables, step, clients, start_s, accuracy=self.unseen_accuracy
+            self.state, self.variables, step, clients, start_s, score=self.unseen_score
         )
-        self.unseen_accuracy = None
+        self.unseen_score = None
         flight = dispatch(plan, start_s, step)
         closing = self._algorithm.pace.close(flight)
         ran = np.flatnonzero([status is not Status.DROPPED for status in closing.status])
@@ -299,7 +299,7 @@ class Server:
         meta: dict[str, Any] = {
             "step": self.step,
             "now_s": self.now_s,
-            "unseen_accuracy": self.unseen_accuracy,
+            "unseen_score": self.unseen_score,
             "routes": self._routes.known,
         }
         arrays: tuple[PyTree, ...] = (self.variables, self.state)
@@ -324,7 +324,7 @@ class Server:
         if self._table is not None:
             self._table.restore(waiting[0], meta["flight"])
         self.step, self.now_s = meta["step"], meta["now_s"]
-        self.unseen_accuracy = meta["unseen_accuracy"]
+        self.unseen_score = meta["unseen_score"]
 
 
 def require_available(algorithm: Algorithm, problem: Problem, seed: int) -> None:

@@ -28,12 +28,14 @@ class Result(NamedTuple):
       state: final state of the algorithm.
       record: record of the run.
       faults: violations of the event log's invariants (`report.audit.verify`); empty if sound.
+      best: model of the best evaluation; None without `patience`.
     """
 
     variables: Variables
     state: PyTree
     record: RunRecord
     faults: list[str]
+    best: Variables | None = None
 
 
 @overload
@@ -150,4 +152,4 @@ def _run(
         logging.error("event log: %s", fault)
     if faults and audit:
         raise AuditError(run.name, faults)
-    return Result(run.variables, run.state, record, faults)
+    return Result(run.variables, run.state, record, faults, run.best)

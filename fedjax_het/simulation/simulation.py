@@ -15,6 +15,7 @@ from fedjax_het.engine.engine import Engine
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.runtime import processes
+from fedjax_het.simulation.assessment import Assessment
 from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.identity import identify
@@ -22,6 +23,7 @@ from fedjax_het.simulation.journal import Journal, PendingRecords, Record, requi
 from fedjax_het.simulation.options import RunKeywords, RunOptions
 from fedjax_het.simulation.server import Server, require_available
 from fedjax_het.simulation.sinks import tensorboard_writer
+from fedjax_het.simulation.stopwatch import Stopwatch
 
 # Number of rounds in the longest batch of rounds, and the time in seconds that a batch should not
 # exceed, because its rounds are shown and recorded only when it is over.
@@ -70,10 +72,11 @@ class Simulation:
             "leave it out, or make it with `make_engine(algorithm, problem)`",
         )
         self._algorithm, self._problem = algorithm, problem
-        self._next_eval_s, self._accuracy = 0.0, 0.0
-        self._earlier = {"wall_s": 0.0, "compile_s": 0.0}
+        self._next_eval_s = 0.0
+        self._assessment = Assessment(algorithm, problem, chosen)
         self._pending: tuple[PendingRecords, dict[str, Any]] | None = None
         self._row: dict[str, Any] = {}
+        self._client_rows: list[dict[str, Any]] = []
         self._most, self._batch_s = 1, 0.0
         config = config or {}
         self._identity = identify(algorithm, problem, chosen, config)
@@ -83,10 +86,9 @@ class Simulation:
         self._open(config)
         self._engine = engine or Engine(algorithm, chosen.resources(problem))
         self._evaluate = evaluator or Evaluator(problem)
-        self._compiled_before_s = self._compile_s()
         longest = _BATCH if chosen.eval_every_s is not None else min(chosen.eval_every, _BATCH)
         self._server = Server(algorithm, problem, self._engine, chosen.seed, longest)
-        self._began = time.perf_counter()
+        self._watch = Stopwatch((self._engine.resources.compiler, self._evaluate.compiler))
         try:
             if not self._resume():
                 self._journal.begin({})
@@ -145,11 +147,14 @@ class Simulation:
         return self._server.state
 
     @property
+    def best(self) -> Variables | None:
+        """The model of the best evaluation so far; None without patience."""
+        return self._assessment.best
+
+    @property
     def done(self) -> bool:
         """Whether the run has reached the rounds, the virtual time or the target of its options."""
-        target = self.options.target
-        reached = target is not None and self._accuracy >= target
-        return reached or self._ends(self._server.step, self._server.now_s)
+        return self._assessment.over or self._ends(self._server.step, self._server.now_s)
 
     def step(self) -> dict[str, Any]:
         """Runs one server step; evaluates and writes a checkpoint if they are due.
@@ -189,6 +194,7 @@ class Simulation:
             self.name,
             self._algorithm.name,
             options.seed,
+            self._assessment.metric,
             targets,
             over=self.done,
         )
@@ -267,14 +273,16 @@ class Simulation:
         """The measurements of the newest step: times, number of programs, and the evaluation."""
         server, measured = self._server, {}
         if evaluate:
-            evaluated = self._algorithm.evaluated
-            measured = (
-                self._evaluate(server.variables)
-                if evaluated is None
-                else self._evaluate.mean(evaluated(server.state, server.variables))
+            measured, rows = self._assessment.evaluate(
+                self._evaluate,
+                server.state,
+                server.variables,
+                last=self._ends(server.step, server.now_s),
             )
-            self._accuracy = server.unseen_accuracy = measured["accuracy"]
-        return {**self._walls(), "compiled_programs": self._engine.programs, **measured}
+            server.unseen_score = self._assessment.score
+            now = {"step": server.step, "virtual_s": server.now_s}
+            self._client_rows = [{**now, **row} for row in rows]
+        return {**self._watch.read(), "compiled_programs": self._engine.programs, **measured}
 
     def _write_pending(self) -> None:
         """Writes the pending records, if there are any."""
@@ -294,18 +302,8 @@ class Simulation:
             self._row = metrics
             if self._tensorboard is not None:
                 self._tensorboard.write(metrics)
-
-    def _walls(self) -> dict[str, float]:
-        """Wall time and compile time so far, in seconds; wall time does not include compilation."""
-        compile_s = self._compile_s() - self._compiled_before_s
-        wall_s = time.perf_counter() - self._began - compile_s
-        return {
-            "wall_s": self._earlier["wall_s"] + wall_s,
-            "compile_s": self._earlier["compile_s"] + compile_s,
-        }
-
-    def _compile_s(self) -> float:
-        return self._engine.resources.compiler.seconds + self._evaluate.compiler.seconds
+        self._journal.write_evaluations(self._client_rows)
+        self._client_rows = []
 
     def _save(self) -> None:
         if self._checkpoints is None or not self._writes:
@@ -314,27 +312,33 @@ class Simulation:
         tuner = self._engine.resources.tuner
         meta |= {
             "next_eval_s": self._next_eval_s,
-            "accuracy": self._accuracy,
+            "progress": self._assessment.saved(),
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
             "lowerings": None if tuner is None else tuner.used,
             "identity": self._identity,
-            **self._walls(),
+            **self._watch.read(),
         }
-        self._checkpoints.save(self._server.step, arrays, meta)
+        self._checkpoints.save(self._server.step, (arrays, self._assessment.best), meta)
 
     def _resume(self) -> bool:
         """Restores the newest complete checkpoint; returns False if there is none."""
         if self._checkpoints is None:
             return False
-        found = self._checkpoints.restore(self._server.template, self._identity)
+
+        def template(meta: Mapping[str, Any]) -> PyTree:
+            best = self._server.variables if meta["progress"]["kept"] else None
+            return self._server.template(meta), best
+
+        found = self._checkpoints.restore(template, self._identity)
         if found is None:
             return False
-        arrays, meta = found
+        (arrays, best), meta = found
         self._server.restore(arrays, meta)
+        self._assessment.restore(meta["progress"], best)
         if (tuner := self._engine.resources.tuner) is not None:
             tuner.used.update(meta["lowerings"])
-        self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
-        self._earlier = {name: meta[name] for name in self._earlier}
+        self._next_eval_s = meta["next_eval_s"]
+        self._watch.resume(meta)
         self._journal.begin(meta["offsets"], meta["totals"])
         return True

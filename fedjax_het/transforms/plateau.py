@@ -1,4 +1,4 @@
-"""A step size that is reduced when the test accuracy no longer increases."""
+"""A step size that is reduced when the target metric no longer improves."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.transforms.nesting import Nested, nested
 
-# Factor on the best accuracy so far, above which an accuracy counts as better.
+# Relative distance from the best score so far, above which a score counts as better.
 _MARGIN = 1e-4
 
 
@@ -17,7 +17,7 @@ class Plateau(NamedTuple):
     """State of the schedule.
 
     Attributes:
-      best: float64[], best test accuracy so far.
+      best: float64[], best score so far (`Situation.score`).
       waited: int64[], number of evaluations since then.
       scale: float64[], factor on the step size.
     """
@@ -29,20 +29,21 @@ class Plateau(NamedTuple):
 
 def begin() -> Plateau:
     """State before the first evaluation."""
-    return Plateau(np.asarray(0.0), np.asarray(0), np.asarray(1.0))
+    return Plateau(np.asarray(-np.inf), np.asarray(0), np.asarray(1.0))
 
 
-def step(state: Plateau, accuracy: float, patience: int, factor: float = 0.9) -> Plateau:
+def step(state: Plateau, score: float, patience: int, factor: float = 0.9) -> Plateau:
     """The state after an evaluation; reduces the step size on a plateau.
 
     Args:
       state: state so far.
-      accuracy: test accuracy.
-      patience: number of consecutive evaluations without a better accuracy before a reduction.
+      score: score of the evaluation.
+      patience: number of consecutive evaluations without a better score before a reduction.
       factor: factor on the step size at a reduction.
     """
-    if accuracy > float(state.best) * (1 + _MARGIN):
-        return Plateau(np.asarray(accuracy), np.asarray(0), state.scale)
+    best = float(state.best)
+    if not np.isfinite(best) or score > best + _MARGIN * abs(best):
+        return Plateau(np.asarray(score), np.asarray(0), state.scale)
     waited = int(state.waited) + 1
     if waited > patience:
         return Plateau(state.best, np.asarray(0), state.scale * factor)
@@ -50,13 +51,13 @@ def step(state: Plateau, accuracy: float, patience: int, factor: float = 0.9) ->
 
 
 def on_plateau(algorithm: Algorithm, patience: int | None, factor: float = 0.9) -> Algorithm:
-    """The algorithm with a step size that is reduced on a plateau of the test accuracy.
+    """The algorithm with a step size that is reduced on a plateau of the target metric.
 
     Warning: the test set then affects training, as in the code of DTFL.
 
     Args:
       algorithm: method to transform.
-      patience: number of rounds without a better accuracy; None returns the algorithm unchanged.
+      patience: number of rounds without a better score; None returns the algorithm unchanged.
       factor: factor on the step size after more than `patience` such rounds.
     """
     if patience is None:
@@ -68,8 +69,8 @@ def on_plateau(algorithm: Algorithm, patience: int | None, factor: float = 0.9) 
 
     def plan(state: Nested, variables: Variables, situation: Situation) -> tuple[Plan, Nested]:
         plateau = state.own
-        if situation.accuracy is not None:
-            plateau = step(plateau, situation.accuracy, patience, factor)
+        if situation.score is not None:
+            plateau = step(plateau, situation.score, patience, factor)
         tasks, inner = algorithm.plan(state.inner, variables, situation)
         scale = tasks.learning_rate_scale * float(plateau.scale)
         return tasks._replace(learning_rate_scale=scale), Nested(inner, plateau)

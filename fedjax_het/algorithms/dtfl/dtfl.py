@@ -138,6 +138,7 @@ def dtfl(
         model,
         problem.data.pipeline,
         options.optimizer(),
+        problem.objective,
         max_batch=min(options.batch_size, int(np.max(problem.data.sizes))),
         privacy=privacy,
         server_reset=server_opt_reset,

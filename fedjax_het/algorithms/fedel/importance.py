@@ -25,7 +25,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import DeviceData, Pipeline, gather
 from fedjax_het.models.base import BlockModel
-from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.objectives.objective import Objective
 from fedjax_het.problem import Problem
 from fedjax_het.runtime.chunking import choose_chunk
 
@@ -103,6 +103,7 @@ def local_probe(
     model: BlockModel,
     pipeline: Pipeline,
     optimizer: optax.GradientTransformation,
+    objective: Objective,
     index: tuple[PyTree, ...],
     *,
     max_batch: int,
@@ -114,6 +115,7 @@ def local_probe(
       model: network to probe.
       pipeline: preprocessing of the samples.
       optimizer: optimiser of the client.
+      objective: objective of the problem.
       index: position of each tensor, `TensorTimes.index`.
       max_batch: largest number of samples in a mini-batch.
       head: head of the loss, see `Probe`.
@@ -132,12 +134,13 @@ def local_probe(
 
         def loss(params: PyTree) -> Array:
             here = Variables(params, variables.stats)
+            mode: dict[str, Any] = {"train": True, "key": noise_key, "weight": samples.weight}
             if head == "full":
-                logits, _ = model.apply(here, samples.x, train=True, key=noise_key)
+                outputs, _ = model.apply(here, samples.x, **mode)
             else:
-                every, _ = model.apply_exits(here, samples.x, train=True, key=noise_key)
-                logits = every[exit]
-            return cross_entropy(logits, samples)
+                every, _ = model.apply_exits(here, samples.x, **mode)
+                outputs = every[exit]
+            return objective.mean(outputs, samples)
 
         products = step_products(loss, optimizer, variables.params)
         raw = -per_tensor(index, products["blocks"])
@@ -166,6 +169,7 @@ def cohort_probe(
         problem.model,
         problem.data.pipeline,
         optax.chain(training.optimizer(), optax.scale(probe.step)),
+        problem.objective,
         index,
         max_batch=max_batch,
         head=probe.head,

@@ -33,8 +33,7 @@ from fedjax_het.algorithms.prfl.ranking import (
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
-from fedjax_het.data.batches import in_batches, prepare
-from fedjax_het.objectives.classification import correct
+from fedjax_het.data.batches import Batch, in_batches, prepare
 from fedjax_het.problem import Problem
 
 
@@ -157,7 +156,10 @@ Score = Callable[[Variables, Slots, Booked], np.ndarray]
 
 
 def scorer(problem: Problem, validate_on: str) -> Score:
-    """Accuracy of every upload and of the server's model on the server's held-out samples.
+    """Score of every upload and of the server's model on the server's held-out samples.
+
+    The score is the objective's first metric that is a mean over samples (the accuracy), or the
+    loss, negative if lower is better.
 
     Args:
       problem: model, samples and pipeline of the data.
@@ -179,29 +181,38 @@ def scorer(problem: Problem, validate_on: str) -> Score:
     )
     assert x is not None
     assert y is not None
-    count, batches = len(y), in_batches(x, y)
+    batches, objective = in_batches(x, y), problem.objective
+    metric = next((m for m in objective.metrics if m.kind == "mean"), None)
 
-    def hits(variables: Variables, x: jax.Array, y: jax.Array) -> jax.Array:
-        def one(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-            logits, _ = problem.model.apply(variables, prepare(batch[0], data.pipeline))
-            return correct(logits, batch[1])
+    def mean(variables: Variables, samples: Batch) -> jax.Array:
+        def one(batch: Batch) -> tuple[jax.Array, jax.Array]:
+            batch = batch._replace(x=prepare(batch.x, data.pipeline))
+            outputs, _ = problem.model.apply(variables, batch.x)
+            if metric is None:
+                value, weight = objective.losses(outputs, batch), objective.weight(batch)
+            else:
+                value, weight = metric.measure(outputs, batch)
+            weight = weight * batch.weight
+            return jnp.sum(value * weight), jnp.sum(weight)
 
-        return jnp.sum(jax.lax.map(one, (x, y)).reshape(-1)[:count])
+        value, weight = jax.tree.map(jnp.sum, jax.lax.map(one, samples))
+        sign = 1.0 if metric is not None and metric.higher_is_better else -1.0
+        return sign * value / jnp.where(weight > 0, weight, 1.0)
 
     @jax.jit
-    def of_slots(slots: Slots, booked: Booked, like: PyTree, *samples: jax.Array) -> jax.Array:
+    def of_slots(slots: Slots, booked: Booked, like: PyTree, samples: Batch) -> jax.Array:
         def one(client: jax.Array) -> jax.Array:
-            return hits(unpack(slots, booked, client, like), *samples)
+            return mean(unpack(slots, booked, client, like), samples)
 
         return jax.lax.map(one, jnp.arange(slots.size.shape[0]))
 
-    of_server = jax.jit(hits)
+    of_server = jax.jit(mean)
 
     def score(variables: Variables, slots: Slots, booked: Booked) -> np.ndarray:
-        server = of_server(variables, *batches)
+        server = of_server(variables, batches)
         booked = jax.tree.map(jnp.asarray, booked)
-        clients = of_slots(slots, booked, variables.params, *batches)
-        found = np.append(np.asarray(clients), np.asarray(server)) / np.float32(count)
+        clients = of_slots(slots, booked, variables.params, batches)
+        found = np.append(np.asarray(clients), np.asarray(server))
         known = np.append(np.asarray(slots.size) > 0, True)
         return np.where(known, found.astype(np.float64), np.nan)
 
@@ -307,7 +318,7 @@ def _recover(
         floor = np.maximum(np.where(fire[:-1], raised, state.floor), lowest)
     recovered = np.any(fire[:-1]) or lowest > state.lowest
     info["recovered"] = np.flatnonzero(fire[:-1]).tolist()
-    info["validation_accuracy"] = float(score[-1])
+    info["validation_score"] = float(score[-1])
     state = state._replace(
         density=np.maximum(density, floor),
         floor=floor,

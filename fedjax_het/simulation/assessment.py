@@ -1,0 +1,150 @@
+"""How a run is judged: its evaluations, the target metric, patience, and the best model."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm, Variables
+from fedjax_het.objectives.metric import Metric
+from fedjax_het.problem import Problem
+from fedjax_het.simulation.evaluation import Evaluator, metrics_of
+from fedjax_het.simulation.options import RunOptions
+
+
+class Assessment:
+    """The evaluations of a run, the newest value of its target metric, and the best model.
+
+    Args:
+      algorithm: method that is run.
+      problem: problem, whose objective has the metrics.
+      options: options of the run.
+
+    Attributes:
+      metric: metric that targets refer to.
+      value: its newest value, or None.
+      best_value: best value of the monitored column so far, or None.
+      waited: number of evaluations since then.
+      best: model of the best evaluation; None without patience.
+
+    Raises:
+      InputError: for a metric or a target that the problem does not have.
+    """
+
+    def __init__(self, algorithm: Algorithm, problem: Problem, options: RunOptions):
+        self.metric = target_metric(problem, options)
+        self._algorithm, self._problem = algorithm, problem
+        self._options = options
+        self._monitor, self._monitored = _monitor(problem, options, self.metric)
+        self.value: float | None = None
+        self.best_value: float | None = None
+        self.waited = 0
+        self.best: Variables | None = None
+
+    def evaluate(
+        self, evaluator: Evaluator, state: PyTree, variables: Variables, *, last: bool
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Evaluates the method's model.
+
+        Args:
+          evaluator: evaluator of the problem.
+          state: state of the algorithm.
+          variables: global model.
+          last: whether the run ends here, unless it does not matter.
+
+        Returns:
+          The metrics of the evaluation, see `Evaluator.__call__`, and the rows of the clients, if
+          they are asked for.
+        """
+        judged = self._algorithm.evaluated
+        models = [variables] if judged is None else judged(state, variables)
+        measured = evaluator.mean(models, self.metric.name)
+        self._see(measured, variables)
+        wanted = self._options.client_eval
+        if wanted == "always" or (wanted == "last" and (last or self.over)):
+            groups = np.asarray(self._problem.fleet.groups).tolist()
+            return measured, [
+                {**row, "device_group": groups[row["client"]] if row["train_samples"] else None}
+                for row in evaluator.clients(models)
+            ]
+        return measured, []
+
+    def _see(self, measured: Mapping[str, Any], variables: Variables) -> None:
+        self.value = measured[self.metric.name]
+        if self._options.patience is None:
+            return
+        new, best = measured[self._monitor], self.best_value
+        sign = 1 if self._monitored.higher_is_better else -1
+        if new is not None and (best is None or sign * new > sign * best):
+            self.best_value, self.waited, self.best = new, 0, variables
+        else:
+            self.waited += 1
+
+    @property
+    def score(self) -> float | None:
+        """The newest value, negative if lower is better; see `Situation.score`."""
+        if self.value is None:
+            return None
+        return self.value if self.metric.higher_is_better else -self.value
+
+    @property
+    def over(self) -> bool:
+        """Whether the target is reached, or patience is exhausted."""
+        options = self._options
+        reached = options.target is not None and reaches(self.metric, self.value, options.target)
+        return reached or (options.patience is not None and self.waited >= options.patience)
+
+    def saved(self) -> dict[str, Any]:
+        """The numbers of a checkpoint, as JSON."""
+        return {
+            "value": self.value,
+            "best_value": self.best_value,
+            "waited": self.waited,
+            "kept": self.best is not None,
+        }
+
+    def restore(self, saved: Mapping[str, Any], best: Variables | None) -> None:
+        """Restores the result of `saved`, and the best model."""
+        self.value, self.best_value = saved["value"], saved["best_value"]
+        self.waited, self.best = saved["waited"], best
+
+
+def reaches(metric: Metric, value: float | None, target: float) -> bool:
+    """Whether a value of the metric is as good as the target."""
+    if value is None or math.isnan(value):
+        return False
+    return value >= target if metric.higher_is_better else value <= target
+
+
+def target_metric(problem: Problem, options: RunOptions) -> Metric:
+    """The metric that the run's targets refer to.
+
+    Raises:
+      InputError: if the objective does not have it, or a target is not a value of it.
+    """
+    known = metrics_of(problem)
+    name = options.target_metric or next(iter(known))
+    require_known(name, known, "target_metric")
+    metric = known[name]
+    for value in (*options.targets, *([] if options.target is None else [options.target])):
+        require(
+            not metric.share or 0 < value <= 1,
+            f"target {name} {value}",
+            "must lie in (0, 1]",
+            "write 97 % as 0.97",
+        )
+    return metric
+
+
+def _monitor(problem: Problem, options: RunOptions, target: Metric) -> tuple[str, Metric]:
+    """The column that patience looks at, and its metric."""
+    known, validated = metrics_of(problem), problem.data.val_y is not None
+    columns = {name: name for name in known}
+    if validated:
+        columns |= {f"val_{name}": name for name in known}
+    chosen = options.monitor or (f"val_{target.name}" if validated else target.name)
+    require_known(chosen, columns, "monitor")
+    return chosen, known[columns[chosen]]
