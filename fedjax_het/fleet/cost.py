@@ -213,7 +213,7 @@ def cost_table(model: BlockModel) -> CostTable:
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, stats = model.shapes
-    inputs = [jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)]
+    inputs = [model.input_shapes(1)]
     inputs += model.activation_shapes(1)
     live = model.stats_policy == "mean"
     blocks = [

@@ -151,7 +151,7 @@ def measure(
     variables = model.init(key)
     params, stats = variables.params, variables.stats
     shapes = (
-        jax.ShapeDtypeStruct((batch, *model.input_shape), model.input_dtype),
+        model.input_shapes(batch),
         *model.activation_shapes(batch),
     )
     parts = [

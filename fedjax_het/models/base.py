@@ -12,30 +12,30 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
-from fedjax_het.models import checks
-from fedjax_het.models.block import Block, cast
+from fedjax_het.models import checks, inputs
+from fedjax_het.models.block import Block, cast, in_mode
+from fedjax_het.models.shapes import EXIT_KEY, new_variables, output_of
 
 Array = jax.Array
-
-# Offset of the keys of exit heads, so that they differ from those of the blocks.
-_EXIT_KEY = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class BlockModel:
-    """A classifier made of blocks; static and hashable by identity, for closures of jitted code.
+    """A network of blocks; static and hashable by identity, for closures of jitted code.
 
     Attributes:
       name: name of the model in records and plots.
-      blocks: blocks, input side first; the last block returns the logits.
-      input_shape: shape of one sample, without a batch axis.
-      num_classes: size of the last axis of the logits.
+      blocks: blocks, input side first; the first takes the samples, the last returns the outputs
+        `[batch, ..., num_classes]`, and between them passes one array `[batch, ...]`.
+      input_shape: shape of one sample, without a batch axis; a dictionary or tuple of shapes for
+        samples that are dictionaries or tuples of arrays.
+      num_classes: size of the last axis of the outputs.
       exits: heads after each of the blocks 0..L-2, or `()`; see `with_exits`.
       shared_exit: whether all exits are one head, so that `params["exits"]` has one entry.
-      input_dtype: dtype of the samples: float32, or int32 for models of tokens.
+      input_dtype: dtype of the samples: float32, int32 for tokens, or bool for masks; in the
+        structure of `input_shape`.
       stats_policy: rule of running statistics (BatchNorm). `"mean"`: updated in training and
         averaged over the clients that trained the block. `"frozen"`: always used and never updated.
       compute_dtype: dtype of activations and matrix products, "float32" or "bfloat16"; parameters,
@@ -44,7 +44,7 @@ class BlockModel:
 
     name: str
     blocks: tuple[Block, ...]
-    input_shape: tuple[int, ...]
+    input_shape: Any
     num_classes: int
     exits: tuple[Block, ...] = ()
     input_dtype: Any = jnp.float32
@@ -56,6 +56,7 @@ class BlockModel:
         checks.check_structure(
             self.name, len(self.blocks), len(self.exits), self.stats_policy, self.compute_dtype
         )
+        self.input_shapes(1)
 
     @property
     def num_blocks(self) -> int:
@@ -80,56 +81,41 @@ class BlockModel:
         Returns:
           The variables, float32.
         """
-        x = jax.ShapeDtypeStruct((1, *self.input_shape), self.input_dtype)
-        blocks, exits = [], []
-        for b, block in enumerate(self.blocks):
-            params, stats = block.init(jax.random.fold_in(key, b), x)
-            apply = functools.partial(block.apply, train=False, key=None)
-            x = jax.eval_shape(apply, params, stats, x)[0]
-            blocks.append((params, stats))
-            if b < len(self.exits) and self.exit_slot(b) == b:
-                head = self.exits[b].init(jax.random.fold_in(key, _EXIT_KEY + b), x)
-                require(
-                    not jax.tree.leaves(head[1]),
-                    f"exit head {self.exits[b].name!r} has running statistics",
-                    "heads must not, or clients that leave elsewhere would change them",
-                    "use GroupNorm in exit heads",
-                )
-                exits.append(head)
-        return Variables(
-            {"blocks": tuple(p for p, _ in blocks), "exits": tuple(p for p, _ in exits)},
-            {"blocks": tuple(s for _, s in blocks), "exits": tuple(s for _, s in exits)},
-        )
+        heads = self.exits[:1] if self.shared_exit else self.exits
+        return new_variables(self.blocks, heads, key, self.input_shapes(1))
 
     def apply(
         self,
         variables: Variables,
-        x: Array,
+        x: PyTree,
         *,
         train: bool = False,
         key: Array | None = None,
         first: int = 0,
         exit: int | None = None,
         live: Array | None = None,
+        weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        """Logits of one head.
+        """Outputs of one head.
 
         Args:
           variables: variables of the model, from `init`.
-          x: samples `[batch, *input_shape]`.
+          x: samples `[batch, *input_shape]`, or a pytree of them.
           train: whether train mode is on (static), with dropout and with batch statistics in the
             blocks that keep any.
           key: typed PRNG key for dropout; block b uses `fold_in(key, b)`.
           first: first block that is not frozen (static). Frozen blocks pass no gradient, and their
             running statistics are used and returned unchanged. Their dropout stays on, so that
             freezing by route and by mask gives the same numbers.
-          exit: block whose head gives the logits (static). None or L-1 is the network's own head;
+          exit: block whose head gives the outputs (static). None or L-1 is the network's own head;
             for b < L-1 the blocks after b do not run and their statistics are returned unchanged.
           live: `bool[L]` or None; in train mode a block with running statistics behaves as in eval
             mode if its entry is False.
+          weight: `float32[batch]` or None, 1 for real samples and 0 for padding; in train mode
+            blocks with running statistics take the moments of the real samples only.
 
         Returns:
-          `(logits float32[batch, num_classes], stats)`.
+          `(outputs float32[batch, ..., num_classes], stats)`.
 
         Raises:
           InputError: if `x`, `first` or `exit` does not fit the model.
@@ -137,7 +123,7 @@ class BlockModel:
         last = self.num_blocks - 1
         exit = last if exit is None else exit
         self._check(x, first, exit)
-        x, stats = self._run(variables, x, range(exit + 1), train, key, first, live)
+        x, stats = self._run(variables, x, range(exit + 1), train, key, first, live, weight)
         if exit < last:
             x = self._head(variables, x, exit, train, key)
         return x.astype(jnp.float32), stats
@@ -145,68 +131,73 @@ class BlockModel:
     def apply_exits(
         self,
         variables: Variables,
-        x: Array,
+        x: PyTree,
         *,
         train: bool = False,
         key: Array | None = None,
         first: int = 0,
         live: Array | None = None,
+        weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        """Logits of every head in one pass; the arguments are those of `apply`.
+        """Outputs of every head in one pass; the arguments are those of `apply`.
 
         Returns:
-          `(logits float32[L, batch, num_classes], stats)`; entry L-1 is the network's own head.
+          `(outputs float32[L, batch, ..., num_classes], stats)`; entry L-1 is the
+          network's own head.
         """
         self._check(x, first, 0)
-        logits: list[Array] = []
+        outputs: list[Array] = []
 
         def visit(b: int, z: Array) -> Array:
             head = z if b == self.num_blocks - 1 else self._head(variables, z, b, train, key)
-            logits.append(head.astype(jnp.float32))
+            outputs.append(head.astype(jnp.float32))
             return z
 
         _, stats = self._run(
-            variables, x, range(self.num_blocks), train, key, first, live, visit=visit
+            variables, x, range(self.num_blocks), train, key, first, live, weight, visit
         )
-        return jnp.stack(logits), stats
+        return jnp.stack(outputs), stats
 
     def walk(
         self,
         variables: Variables,
-        x: Array,
+        x: PyTree,
         visit: Callable[[int, Array], Array],
         *,
         train: bool = False,
         key: Array | None = None,
+        weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        """The network's own logits, with a call of `visit` after every block.
+        """The network's own outputs, with a call of `visit` after every block.
 
         Args:
           variables: variables of the model, from `init`.
-          x: samples `[batch, *input_shape]`.
+          x: samples `[batch, *input_shape]`, or a pytree of them.
           visit: function `(b, z) -> z`, float32, from the output z of block b to the input of block
-            b + 1, or to the logits for the last block.
+            b + 1, or to the outputs for the last block.
           train: whether train mode is on, as in `apply`.
           key: typed PRNG key for dropout, as in `apply`.
+          weight: weight of each sample, as in `apply`.
 
         Returns:
-          `(logits float32[batch, num_classes], stats)`.
+          `(outputs float32[batch, ..., num_classes], stats)`.
         """
         self._check(x, 0, 0)
         blocks = range(self.num_blocks)
-        logits, stats = self._run(variables, x, blocks, train, key, 0, None, visit=visit)
-        return logits.astype(jnp.float32), stats
+        outputs, stats = self._run(variables, x, blocks, train, key, 0, None, weight, visit)
+        return outputs.astype(jnp.float32), stats
 
     def forward_to(
         self,
         variables: Variables,
-        x: Array,
+        x: PyTree,
         block: int,
         *,
         train: bool = False,
         key: Array | None = None,
         first: int = 0,
         live: Array | None = None,
+        weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
         """Client half h of a split after block `block`: the activation of `block`.
 
@@ -214,19 +205,20 @@ class BlockModel:
 
         Args:
           variables: variables of the model, from `init`.
-          x: samples `[batch, *input_shape]`.
+          x: samples `[batch, *input_shape]`, or a pytree of them.
           block: last block to run, 0..L-2.
           train: whether train mode is on, as in `apply`.
           key: typed PRNG key for dropout, as in `apply`.
           first: first block that is not frozen, as in `apply`.
           live: mask of the blocks that update statistics, as in `apply`.
+          weight: weight of each sample, as in `apply`.
 
         Returns:
           `(z, stats)`, z float32; statistics of the blocks that do not run are returned unchanged.
         """
         self._check_boundary(block)
         self._check(x, first, block)
-        z, stats = self._run(variables, x, range(block + 1), train, key, first, live)
+        z, stats = self._run(variables, x, range(block + 1), train, key, first, live, weight)
         return z.astype(jnp.float32), stats
 
     def forward_from(
@@ -238,8 +230,9 @@ class BlockModel:
         train: bool = False,
         key: Array | None = None,
         live: Array | None = None,
+        weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        """Server half g of a split after block `block`: logits from the activation `z` of `block`.
+        """Server half g of a split after block `block`: outputs from the activation `z` of `block`.
 
         Args:
           variables: variables of the model, from `init`.
@@ -248,14 +241,15 @@ class BlockModel:
           train: whether train mode is on, as in `apply`.
           key: typed PRNG key for dropout, as in `apply`.
           live: mask of the blocks that update statistics, as in `apply`.
+          weight: weight of each sample, as in `apply`.
 
         Returns:
-          `(logits float32[batch, num_classes], stats)`.
+          `(outputs float32[batch, ..., num_classes], stats)`.
         """
         self._check_boundary(block)
         deeper = range(block + 1, self.num_blocks)
-        logits, stats = self._run(variables, z, deeper, train, key, 0, live)
-        return logits.astype(jnp.float32), stats
+        outputs, stats = self._run(variables, z, deeper, train, key, 0, live, weight)
+        return outputs.astype(jnp.float32), stats
 
     def apply_exit(
         self,
@@ -266,51 +260,52 @@ class BlockModel:
         train: bool = False,
         key: Array | None = None,
     ) -> Array:
-        """Logits of the head after block `block` from its activation `z`; see `forward_to`."""
+        """Outputs of the head after block `block` from its activation `z`; see `forward_to`."""
         self._check_boundary(block)
         return self._head(variables, z, block, train, key).astype(jnp.float32)
 
+    def input_shapes(self, batch: int) -> PyTree:
+        """Shape and dtype of a batch of samples, in the structure of `input_shape`."""
+        return inputs.batch_of(self.input_shape, self.input_dtype, batch)
+
     def activation_shapes(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shape and dtype of each block's output for a batch; nothing is computed."""
-        x = jax.ShapeDtypeStruct((batch, *self.input_shape), self.input_dtype)
+        x = self.input_shapes(batch)
         shapes: list[jax.ShapeDtypeStruct] = []
         for b, block in enumerate(self.blocks):
             params, stats = self.shapes.params["blocks"][b], self.shapes.stats["blocks"][b]
-            apply = functools.partial(block.apply, train=False, key=None)
-            x = jax.eval_shape(apply, params, stats, x)[0]
+            x = output_of(block, params, stats, x)
             shapes.append(x)
         return tuple(shapes)
 
     def _run(
         self,
         variables: Variables,
-        x: Array,
+        x: PyTree,
         which: range,
         train: bool,
         key: Array | None,
         first: int,
         live: Array | None,
+        weight: Array | None,
         visit: Callable[[int, Array], Array] | None = None,
     ) -> tuple[Array, PyTree]:
         """Runs the blocks `which`; the input of the next is `visit(b, output of b)`."""
         stats = list(variables.stats["blocks"])
         for b in which:
-            block = self.blocks[b]
             params, x = self._operands(variables.params["blocks"][b], x)
             block_key = None if key is None else jax.random.fold_in(key, b)
-            run = functools.partial(block.apply, params, stats[b], x, key=block_key)
-            if not train or not jax.tree.leaves(stats[b]):
-                x = run(train=train)[0]
-            elif b < first or self.stats_policy == "frozen":
-                x = run(train=False)[0]
-            elif live is None:
-                x, stats[b] = run(train=True)
-            elif block.traced_train:
-                x, stats[b] = run(train=live[b])
-            else:
-                x, stats[b] = jax.lax.cond(
-                    live[b], functools.partial(run, train=True), functools.partial(run, train=False)
-                )
+            updates = train and b >= first and self.stats_policy == "mean"
+            x, stats[b] = in_mode(
+                self.blocks[b],
+                params,
+                stats[b],
+                x,
+                train=train,
+                updates=updates and (True if live is None else live[b]),
+                key=block_key,
+                weight=weight,
+            )
             if b < first:
                 x = jax.lax.stop_gradient(x)
             if visit is not None:
@@ -320,26 +315,21 @@ class BlockModel:
     def _head(
         self, variables: Variables, z: Array, b: int, train: bool, key: Array | None
     ) -> Array:
-        require(
-            bool(self.exits),
-            f"exit = {b}",
-            f"model {self.name!r} has no exit heads but its own after block {self.num_blocks - 1}",
-            "use with_exits(model)",
-        )
-        head_key = None if key is None else jax.random.fold_in(key, _EXIT_KEY + b)
+        checks.check_has_exits(b, self.name, self.num_blocks, len(self.exits))
+        head_key = None if key is None else jax.random.fold_in(key, EXIT_KEY + b)
         slot = self.exit_slot(b)
         params, stats = variables.params["exits"][slot], variables.stats["exits"][slot]
         params, z = self._operands(params, z)
         return self.exits[b].apply(params, stats, z, train=train, key=head_key)[0]
 
-    def _operands(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
+    def _operands(self, params: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         """The parameters and the input in the dtype of the computation."""
         if self.compute_dtype == "float32":
             return params, x
         return cast((params, x), self.compute_dtype)
 
-    def _check(self, x: Array, first: int, exit: int) -> None:
-        checks.check_samples(x, self.name, self.input_shape, self.input_dtype)
+    def _check(self, x: PyTree, first: int, exit: int) -> None:
+        inputs.check_samples(x, self.name, self.input_shape, self.input_dtype)
         known = (self.name, self.num_blocks)
         checks.check_block("exit", exit, *known, "use None for the network's own head")
         checks.check_block("first", first, *known, "use 0 to train everything")

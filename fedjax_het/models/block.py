@@ -1,5 +1,6 @@
 """A block: two pure functions, usually those of a flax module."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
+from fedjax_het.models import norm
 
 Array = jax.Array
 
@@ -21,9 +23,11 @@ class Block(NamedTuple):
     Attributes:
       name: name in tables and plots; it has no other use.
       init: function `(key, x) -> (params, stats)`; `x` is an array or `ShapeDtypeStruct` with a
-        batch axis.
+        batch axis, or a pytree of them in the first block.
       apply: function `(params, stats, x, *, train, key) -> (y, stats)`; in eval mode it returns
-        `stats` unchanged. `stats` is `{}` for a block without running statistics.
+        `stats` unchanged. `stats` is `{}` for a block without running statistics. A block with
+        statistics also takes `weight`, float32[batch] or None: in train mode its moments are those
+        of the samples of weight 1, and padding has weight 0.
       traced_train: whether `apply` also takes a traced `bool[]` as `train`. Without it, choosing
         between train and eval mode per client needs two forward passes.
     """
@@ -53,8 +57,8 @@ def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> B
 
     def init(key: Array, x: Any) -> tuple[PyTree, PyTree]:
         # `lazy_init` needs no forward pass and does not compile a program.
-        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        variables = dict(module.lazy_init({"params": key}, shape, **flags(False)))
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
+        variables = dict(module.lazy_init({"params": key}, shapes, **flags(False)))
         params, stats = variables.pop("params", {}), variables.pop("batch_stats", {})
         require(
             not variables,
@@ -65,19 +69,66 @@ def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> B
         return params, stats
 
     def apply(
-        params: PyTree, stats: PyTree, x: Array, *, train: bool | Array, key: Array | None
+        params: PyTree,
+        stats: PyTree,
+        x: PyTree,
+        *,
+        train: bool | Array,
+        key: Array | None,
+        weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
         rngs = {} if key is None else {"dropout": key}
         variables = {"params": params, "batch_stats": stats}
         # `train is False` instead of `not train`, because a traced flag has no truth value.
         if train is False or not stats:
             return _checked(name, module.apply, variables, x, rngs=rngs, **flags(train)), stats
-        y, updated = _checked(
-            name, module.apply, variables, x, rngs=rngs, mutable=["batch_stats"], **flags(train)
-        )
-        return y, updated["batch_stats"]
+        run = functools.partial(_checked, name, module.apply, variables, x, rngs=rngs)
+        with norm.over_real(weight):
+            y, updated = run(mutable=["batch_stats"], **flags(train))
+        return y, norm.updated(stats, updated["batch_stats"], weight)
 
     return Block(name, init, apply, traced_train)
+
+
+def in_mode(
+    block: Block,
+    params: PyTree,
+    stats: PyTree,
+    x: PyTree,
+    *,
+    train: bool,
+    updates: bool | Array,
+    key: Array | None,
+    weight: Array | None,
+) -> tuple[Array, PyTree]:
+    """Runs a block of a model; without running statistics, in the mode `train`.
+
+    Args:
+      block: block to run.
+      params: its parameters.
+      stats: its running statistics.
+      x: its input, `[batch, ...]`.
+      train: whether train mode is on (static).
+      updates: whether a block with running statistics uses and takes those of the batch; a traced
+        `bool[]` decides per client. Otherwise it runs in eval mode.
+      key: typed PRNG key for dropout.
+      weight: weight of each sample, float32[batch], see `Block`; None if all are real.
+
+    Returns:
+      `(y, stats)`.
+    """
+    run = functools.partial(block.apply, params, stats, x, key=key)
+    if not jax.tree.leaves(stats):
+        return run(train=train)[0], stats
+    if updates is False:
+        return run(train=False)[0], stats
+    if weight is not None:
+        run = functools.partial(run, weight=weight)
+    if updates is True or block.traced_train:
+        return run(train=updates)
+    return jax.lax.cond(
+        updates, functools.partial(run, train=True), functools.partial(run, train=False)
+    )
 
 
 def _checked(name: str, apply: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

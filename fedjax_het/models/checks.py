@@ -1,11 +1,9 @@
-"""Checks of a model's structure, of its samples and of indices of its blocks."""
-
-from typing import Any
+"""Checks of a model's structure and of indices of its blocks."""
 
 import jax
-import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.types import PyTree
 
 
 def check_structure(
@@ -36,14 +34,23 @@ def check_structure(
     )
 
 
-def check_samples(x: jax.Array, name: str, input_shape: tuple[int, ...], input_dtype: Any) -> None:
-    """Raises `InputError` unless `x` is a batch of samples of this shape and kind of dtype."""
-    kind = jnp.integer if jnp.issubdtype(input_dtype, jnp.integer) else jnp.floating
+def check_head(name: str, stats: PyTree) -> None:
+    """Raises `InputError` if the exit head called `name` has running statistics."""
     require(
-        x.ndim > 0 and x.shape[1:] == tuple(input_shape) and jnp.issubdtype(x.dtype, kind),
-        f"x = {x.dtype}{list(x.shape)}",
-        f"model {name!r} takes {jnp.dtype(input_dtype)}[batch, {', '.join(map(str, input_shape))}]",
-        "reshape or convert the samples, or build the model for this input_shape",
+        not jax.tree.leaves(stats),
+        f"exit head {name!r} has running statistics",
+        "heads must not, or clients that leave elsewhere would change them",
+        "use GroupNorm in exit heads",
+    )
+
+
+def check_has_exits(exit: int, name: str, num_blocks: int, exits: int) -> None:
+    """Raises `InputError` unless the model has heads to leave by after block `exit`."""
+    require(
+        exits > 0,
+        f"exit = {exit}",
+        f"model {name!r} has no exit heads but its own after block {num_blocks - 1}",
+        "use with_exits(model)",
     )
 
 

@@ -5,12 +5,17 @@ one multiply-add. A group norm that reduces over the grouped shape took three ti
 on a CPU.
 """
 
+import contextlib
 import math
-from typing import Literal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from fedjax_het.common.types import PyTree
 
 Array = jax.Array
 Norm = Literal["group", "batch", "none"]
@@ -73,7 +78,7 @@ class LayerNorm(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation whose mode may be chosen per client inside one program.
 
-        train: y = (x - m) / sqrt(v + eps) * scale + bias,  m, v = moments of the batch,
+        train: y = (x - m) / sqrt(v + eps) * scale + bias,  m, v = moments of the n real values,
                mean <- (1 - momentum) mean + momentum m,    var likewise with n / (n - 1) v
         eval:  the same with m, v = mean, var
 
@@ -86,8 +91,17 @@ class BatchNorm(nn.Module):
     eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool | Array) -> Array:
-        """Normalised `x`, same shape `[batch, ..., channels]`; `train` may be a traced `bool[]`."""
+    def __call__(self, x: Array, *, train: bool | Array, mask: Array | None = None) -> Array:
+        """Normalises over all axes but the last.
+
+        Args:
+          x: values `[batch, ..., channels]`.
+          train: whether the moments are those of `x`; may be a traced `bool[]`.
+          mask: `bool[batch, 1, ...]` or None, whether a sample is real and enters the moments.
+
+        Returns:
+          Normalised `x`, same shape and dtype.
+        """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -96,10 +110,11 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         # `is not False`, because a traced flag has no truth value.
         if train is not False:
-            first, second = _moments(x, tuple(range(x.ndim - 1)))
+            first, second = _moments(x, tuple(range(x.ndim - 1)), mask)
             spread = jnp.maximum(second - jnp.square(first), 0.0)
-            count = x.size // channels
-            unbiased = spread * (count / max(count - 1, 1))
+            real = x.shape[0] if mask is None else jnp.sum(mask, dtype=jnp.float32)
+            count = real * math.prod(x.shape[1:-1])
+            unbiased = spread * (count / jnp.maximum(count - 1, 1))
             running_mean.value = self._blend(mean, first, train)
             running_var.value = self._blend(var, unbiased, train)
             mean, var = jnp.where(train, first, mean), jnp.where(train, spread, var)
@@ -111,10 +126,47 @@ class BatchNorm(nn.Module):
         return jnp.where(train, blended, old)
 
 
-def _moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Mean and mean square over `axes`, float32."""
+def over_real(weight: Array | None) -> AbstractContextManager[None]:
+    """Inside, batch norms that are called without a mask take the moments of real samples only.
+
+    It holds for `BatchNorm` and for `nn.BatchNorm` where the first axis of the input is the batch.
+
+    Args:
+      weight: weight of each sample, float32[batch], 0 for padding; None changes nothing.
+
+    Returns:
+      The context.
+    """
+    if weight is None:
+        return contextlib.nullcontext()
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, (BatchNorm, nn.BatchNorm)):
+            x = args[0] if args else kwargs["x"]
+            if kwargs.get("mask") is None and x.shape[:1] == weight.shape:
+                kwargs = {**kwargs, "mask": real_rows(weight, x.ndim)}
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
+
+
+def real_rows(weight: Array, ndim: int) -> Array:
+    """The mask `bool[batch, 1, ...]` of a batch norm's `ndim` axes; all True if none is real."""
+    real = weight > 0
+    return (real | ~jnp.any(real)).reshape(-1, *(1,) * (ndim - 1))
+
+
+def updated(old: PyTree, new: PyTree, weight: Array | None) -> PyTree:
+    """The statistics after a step: `new`, or `old` if no sample is real; `weight` as above."""
+    if weight is None:
+        return new
+    return jax.tree.map(lambda a, b: jnp.where(jnp.any(weight > 0), b, a), old, new)
+
+
+def _moments(x: Array, axes: tuple[int, ...], mask: Array | None = None) -> tuple[Array, Array]:
+    """Mean and mean square over `axes` where `mask` holds, float32."""
     x = x.astype(jnp.float32)
-    return jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
+    return jnp.mean(x, axes, where=mask), jnp.mean(jnp.square(x), axes, where=mask)
 
 
 def _affine(x: Array, gain: Array, shift: Array) -> Array:

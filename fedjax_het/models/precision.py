@@ -38,7 +38,7 @@ def with_compute_dtype(
         return model
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, stats = model.shapes
-    x: Any = jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)
+    x: Any = model.input_shapes(1)
     for b, block in enumerate(model.blocks):
         x = _output(block, params["blocks"][b], stats["blocks"][b], x, key, compute_dtype)
         if b < len(model.exits):

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import flax_block
 from fedjax_het.models.norm import BatchNorm, GroupNorm
 
 X = jnp.asarray(np.random.default_rng(0).normal(2.0, 3.0, (5, 4, 4, 6)), jnp.float32)
@@ -71,3 +73,105 @@ def test_norms_keep_the_dtype_of_the_activations():
     y, updated = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
     assert updated["batch_stats"]["var"].dtype == jnp.float32
+
+
+class Own(nn.Module):
+    """Batch norm of this library between two operations."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.relu(BatchNorm(momentum=0.1, name="norm")(2.0 * x, train=train))
+
+
+class Flax(nn.Module):
+    """The same by flax, which keeps the biased variance."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")
+        return nn.relu(norm(2.0 * x))
+
+
+REAL = np.random.default_rng(1).normal(2.0, 3.0, (3, 4, 2)).astype(np.float32)
+
+
+def reference(x, unbiased):
+    """Output, statistics and gradient of sum(y^2) by x, of three real samples; NumPy, float64."""
+    x = 2.0 * x.astype(np.float64)
+    n = x.size // 2
+    mean, var = x.mean((0, 1)), x.var((0, 1))
+    normal = (x - mean) / np.sqrt(var + 1e-5)
+    y = np.maximum(normal, 0.0)
+    stats = {"mean": 0.1 * mean, "var": 0.9 + 0.1 * var * (n / (n - 1) if unbiased else 1.0)}
+    g = 2.0 * y
+    centred = g - g.mean((0, 1)) - normal * (g * normal).mean((0, 1))
+    return y, stats, 2.0 * centred / np.sqrt(var + 1e-5)
+
+
+def padded_step(model, padding, live=None):
+    """Output of the real samples, statistics and gradient by the samples."""
+    variables = model.init(jax.random.key(0))
+    x = jnp.asarray(np.concatenate([REAL, padding]))
+    weight = (jnp.arange(len(x)) < 3).astype(jnp.float32)
+
+    def loss(x, weight):
+        y, stats = model.apply(variables, x, train=True, weight=weight, live=live)
+        rows = jnp.where(weight.reshape(-1, 1, 1) > 0, y, 0.0)
+        return jnp.sum(jnp.square(rows)), (y, stats["blocks"][0]["norm"])
+
+    # Clients of one program differ in their padding.
+    steps = jax.jit(jax.vmap(jax.grad(loss, has_aux=True), in_axes=(None, 0)))
+    grad, (y, stats) = jax.tree.map(
+        lambda a: a[0], steps(x, jnp.stack([weight, jnp.ones_like(weight)]))
+    )
+    return y[:3], stats, grad[:3]
+
+
+PADDINGS = {
+    "none": np.zeros((0, 4, 2), np.float32),
+    "zeros": np.zeros((1, 4, 2), np.float32),
+    "copies": np.tile(REAL[:1], (5, 1, 1)),
+    "huge": np.full((2, 4, 2), 1e6, np.float32),
+}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("kind", ["own", "traced", "flax"])
+def test_padding_is_not_seen_by_batch_norm(kind, padding):
+    module = Flax() if kind == "flax" else Own()
+    block = flax_block("norm", module, traced_train=kind == "traced")
+    model = BlockModel("norms", (block,), (4, 2), 2)
+    live = jnp.ones(1, bool) if kind == "traced" else None
+    result = padded_step(model, PADDINGS[padding], live)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
+        result,
+        reference(REAL, unbiased=kind != "flax"),
+    )
+
+
+@pytest.mark.parametrize("module", [Own(), Flax()])
+def test_a_batch_of_padding_alone_keeps_the_statistics(module):
+    model = BlockModel("norms", (flax_block("norm", module),), (4, 2), 2)
+    variables = model.init(jax.random.key(0))
+    y, stats = model.apply(variables, jnp.asarray(REAL), train=True, weight=jnp.zeros(3))
+    assert bool(jnp.isfinite(y).all())
+    jax.tree.map(np.testing.assert_array_equal, stats, variables.stats)
+
+
+def test_a_mask_of_ones_own_and_other_axes_are_kept():
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
+            first = jnp.arange(x.shape[0]).reshape(-1, 1, 1) == 0
+            x = norm(x, mask=first)
+            # Two rows a sample: the first axis is no longer the batch.
+            flat = nn.BatchNorm(use_running_average=not train)(x.reshape(-1, x.shape[-1]))
+            return flat.reshape(x.shape)
+
+    model = BlockModel("inner", (flax_block("inner", Inner()),), (4, 2), 2)
+    variables = model.init(jax.random.key(0))
+    _, stats = model.apply(variables, jnp.asarray(REAL), train=True, weight=jnp.ones(3))
+    mean = stats["blocks"][0]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(mean, 0.1 * REAL[0].mean(0), rtol=1e-5)

@@ -134,9 +134,9 @@ def on_batch_statistics(model: BlockModel) -> BlockModel:
 
     def fixed(block: Block) -> Block:
         def apply(
-            params: PyTree, stats: PyTree, x: Array, *, train: bool | Array, key: Array | None
+            params: PyTree, stats: PyTree, x: PyTree, *, train: bool | Array, **mode: Any
         ) -> tuple[Array, PyTree]:
-            y, new = block.apply(params, stats, x, train=True, key=key)
+            y, new = block.apply(params, stats, x, train=True, **mode)
             if isinstance(train, bool):
                 return y, new if train else stats
             return y, jax.tree.map(lambda a, b: jnp.where(train, a, b), new, stats)

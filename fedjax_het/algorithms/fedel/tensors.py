@@ -158,7 +158,7 @@ def tensor_times(model: BlockModel, cost: CostTable) -> TensorTimes:
       The times of all tensors except exit heads.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = [jax.ShapeDtypeStruct((1, *model.input_shape), model.input_dtype)]
+    shapes = [model.input_shapes(1)]
     shapes += model.activation_shapes(1)
     names: list[str] = []
     columns: list[list[float]] = []
