@@ -32,7 +32,7 @@ from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import Batch
 from fedjax_het.fleet.flops import contraction_flops
 from fedjax_het.models.base import BlockModel
-from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.objectives import classification
 from fedjax_het.runtime.compiling import compiler_options
 
 # A vector of this many float32, 64 MB, does not stay in a cache.
@@ -84,7 +84,7 @@ def products(model: BlockModel, batch: int) -> Counter[Product]:
 
     def loss(params: Any, stats: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         logits, _ = model.apply(Variables(params, stats), x, train=True, key=jax.random.key(0))
-        return cross_entropy(logits, Batch(x, y, jnp.ones(y.shape, jnp.float32)))
+        return classification().mean(logits, Batch(x, y, jnp.ones(y.shape, jnp.float32), y))
 
     traced = jax.make_jaxpr(jax.grad(loss))(*model.shapes, x, y)
     return Counter(_products(traced.jaxpr))

@@ -4,13 +4,13 @@ A configuration has six sections, each passed to one registry::
 
     data       source, data_dir, partition {name, ...}, num_clients, seed, ... -> load_federated
     model      name, ...                                                       -> models.build
-    objective  name, ... (may be left out: classification)                     -> objectives.build
+    objective  name, ... (default: classification)                             -> objectives.build
     fleet      name, seed, ...                                                 -> fleet.build
     algorithm  name, ...                                                       -> algorithms.build
     run        rounds, ...                                                     -> RunOptions
 
-and, for comparisons, a seventh: `compare`, see `CompareOptions`. Unknown sections, names and options
-raise an error before anything is compiled.
+and, for comparisons, a seventh: `compare`, see `CompareOptions`. Unknown sections, names and
+options raise an error before anything is compiled.
 """
 
 import runpy

@@ -105,8 +105,8 @@ def compare(
     An interrupted comparison resumes: finished runs are read back, an unfinished run continues.
 
     Args:
-      configs: configurations that agree in data, model, objective and fleet. A configuration with a `compare`
-        section contributes its `methods`, any other its `algorithm`.
+      configs: configurations that agree in data, model, objective and fleet. A configuration with a
+        `compare` section contributes its `methods`, any other its `algorithm`.
       workdir: directory for the comparison's table, plots and page, and one directory per run.
       seeds: seeds, which override `compare.seeds`; None keeps those.
 

@@ -14,7 +14,7 @@ from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.lowering import lowering
-from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.objectives import classification
 
 
 def client_batches(
@@ -81,7 +81,7 @@ def jax_loop(
 
     def loss(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
         logits, _ = model.apply(Variables(params, start.stats), x, train=True)
-        return cross_entropy(logits, Batch(x, y, jnp.ones(y.shape, jnp.float32)))
+        return classification().mean(logits, Batch(x, y, jnp.ones(y.shape, jnp.float32), y))
 
     def step(params: PyTree, x: jax.Array, y: jax.Array) -> PyTree:
         grads = jax.grad(loss)(params, x, y)

@@ -33,7 +33,7 @@ def named_arrays(x: PyTree, name: str) -> list[tuple[str, Any]]:
 
 
 def check_inputs(x: PyTree, name: str) -> None:
-    """Raises `InputError` unless every array of `x` is finite, not empty, and in a storage dtype."""
+    """Raises `InputError` unless every array of `x` is finite, not empty, in a storage dtype."""
     arrays = named_arrays(x, name)
     require(bool(arrays), f"{name} is {x!r}", "must hold an array", "give the inputs")
     for label, array in arrays:
@@ -121,7 +121,7 @@ def check_labels(y: np.ndarray, x: PyTree, num_classes: int | None, name: str) -
         (low >= 0 or y.ndim > 1) and high < num_classes,
         f"{name} has labels {low}..{high}",
         f"must lie in 0..{num_classes - 1} for num_classes = {num_classes}",
-        "number the labels from 0, or raise num_classes; mark ignored positions by -1",
+        "number the labels from 0, mark ignored positions by -1, or raise num_classes",
     )
     return None
 
@@ -129,13 +129,15 @@ def check_labels(y: np.ndarray, x: PyTree, num_classes: int | None, name: str) -
 def check_same_kind(x: PyTree, y: np.ndarray, like_x: PyTree, like_y: np.ndarray) -> None:
     """Raises `InputError` unless a split has the dtypes and sample shapes of the training split."""
 
-    def kind(x: PyTree, y: np.ndarray) -> Any:
-        return jax.tree.map(lambda a: f"{a.dtype}{list(a.shape[1:])}", (x, y))
+    def kind(x: PyTree, y: np.ndarray) -> str:
+        inputs = jax.tree.map(lambda a: f"{a.dtype}{['N', *a.shape[1:]]}".replace("'", ""), x)
+        return f"{inputs} with labels {np.dtype(y.dtype)}{['N', *y.shape[1:]]}".replace("'", "")
 
+    given, wanted = kind(x, y), kind(like_x, like_y)
     require(
-        kind(x, y) == kind(like_x, like_y),
-        f"held-out samples (inputs, labels) are {kind(x, y)}",
-        f"must match the training samples, {kind(like_x, like_y)}",
+        given == wanted,
+        f"held-out samples are {given}",
+        f"must match the training samples, {wanted}",
         "prepare all splits alike",
     )
 

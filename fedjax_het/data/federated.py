@@ -278,6 +278,12 @@ def from_arrays(
     """
     x, test_x = as_storage(x, "x"), as_storage(test_x, "test_x")
     y, test_y = as_labels(y, "y"), as_labels(test_y, "test_y")
+    require(
+        y.dtype == test_y.dtype,
+        f"y of {y.dtype}, test_y of {test_y.dtype}",
+        "must both be classes (integers) or numbers (floats)",
+        "convert one of them with .astype(...)",
+    )
     check_fraction(validation_fraction, "validation_fraction")
     if per_client_cap is not None:
         check_whole(per_client_cap, "per_client_cap", "leave it out to keep all samples")
@@ -301,7 +307,7 @@ def from_arrays(
         kept = [kept[0][part] for part in dealt]
     if per_client_cap is not None:
         kept = [cap_rng.permutation(part)[:per_client_cap] for part in kept]
-    if num_classes is None and y.dtype == np.int32 and test_y.dtype == np.int32:
+    if num_classes is None and y.dtype == np.int32:
         num_classes = 1 + max(int(labels.max(initial=0)) for labels in (y, test_y))
     return FederatedData(
         x=x,

@@ -25,6 +25,7 @@ def label_plot(data: FederatedData, path: str | os.PathLike[str] | None = None) 
       The matplotlib `Figure`, independent of pyplot's state.
     """
     counts = data.label_counts()
+    classes = counts.shape[1]
     share = counts / counts.sum(axis=1, keepdims=True)
     in_order = data.num_clients <= _MOST_ROWS_IN_ORDER
     rows = np.arange(data.num_clients)
@@ -43,11 +44,11 @@ def label_plot(data: FederatedData, path: str | os.PathLike[str] | None = None) 
     figure.colorbar(image, ax=heat, label="share of the client's samples", pad=0.01)
     heat.set_xlabel("label")
     heat.set_ylabel("client" if in_order else "clients, sorted by their most frequent label")
-    if data.num_classes <= _MOST_NAMES:
-        names = data.classes or [str(c) for c in range(data.num_classes)]
+    if classes <= _MOST_NAMES:
+        names = data.classes or [str(c) for c in range(classes)]
         long = max(len(name) for name in names) > 2
         heat.set_xticks(
-            range(data.num_classes),
+            range(classes),
             [repr(name) if name.isspace() else name for name in names],
             rotation=45 if long else 0,
             ha="right" if long else "center",

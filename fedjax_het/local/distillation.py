@@ -3,7 +3,8 @@ r"""Distillation over a cut: client and server each learn from the logits of the
 client:  F(head(h(x)), y) + a T^2 KL_T( client || server's logits )
 server:  a F(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
 
-Here F is the objective, whose outputs must be the logits of classes, h is the client's half of a block model, with its head, and g is the server's half.
+Here F is the objective, whose outputs must be the logits of classes, h is the client's half of a
+block model, with its head, and g is the server's half.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ Shuffling permutes patches or channels of z, with another permutation for every 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp

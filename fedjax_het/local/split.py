@@ -4,8 +4,9 @@ r"""Split training with local losses, as one pass over the network with a stoppe
     client:  (1 - a) F(head(z), y) + a dCor(x, z)       trains blocks 0..cut and the head
     server:  F(g(stop_gradient(z')), y)                  trains blocks cut+1..L-1, on its own copy
 
-F is the objective; z' is z, or z shuffled (`local.privacy`). No gradient passes the cut, so the gradient of the sum of
-both losses is that of each loss on its own half, and both losses use the weights before the step.
+F is the objective; z' is z, or z shuffled (`local.privacy`). No gradient passes the cut, so the
+gradient of the sum of both losses is that of each loss on its own half, and both losses use the
+weights before the step.
 """
 
 from typing import Literal

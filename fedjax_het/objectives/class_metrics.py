@@ -36,13 +36,16 @@ class Labels(NamedTuple):
         return y if self.ignore is None else jnp.where(y != self.ignore, y, 0)
 
 
+EVERY = Labels()
+
+
 def _hits(right: Array, y: Array, labels: Labels) -> tuple[Array, Array]:
     if labels.ignore is None:
         return right.reshape(right.shape[0], -1).mean(axis=1), jnp.ones(right.shape[0])
     return over_positions(right, labels.valid(y))
 
 
-def accuracy(labels: Labels = Labels()) -> Metric:
+def accuracy(labels: Labels = EVERY) -> Metric:
     """Share of labels whose logit is the largest."""
 
     def measure(logits: Array, batch: Batch) -> tuple[Array, Array]:
@@ -52,7 +55,7 @@ def accuracy(labels: Labels = Labels()) -> Metric:
     return Metric("accuracy", measure, share=True)
 
 
-def top(k: int, labels: Labels = Labels()) -> Metric:
+def top(k: int, labels: Labels = EVERY) -> Metric:
     """Share of labels whose logit is among the k largest; ties count for the label."""
 
     def measure(logits: Array, batch: Batch) -> tuple[Array, Array]:
@@ -63,8 +66,8 @@ def top(k: int, labels: Labels = Labels()) -> Metric:
     return Metric(f"top_{k}", measure, share=True)
 
 
-def perplexity(labels: Labels = Labels()) -> Metric:
-    """exp of the mean cross-entropy per label."""
+def perplexity(labels: Labels = EVERY) -> Metric:
+    """Exp of the mean cross-entropy per label."""
 
     def measure(logits: Array, batch: Batch) -> tuple[Array, Array]:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels.known(batch.y))
@@ -108,17 +111,17 @@ def f1_scores(counts: np.ndarray) -> np.ndarray:
     return _ratio(2 * counts[0], counts[1] + counts[2])
 
 
-def macro_f1(labels: Labels = Labels()) -> Metric:
+def macro_f1(labels: Labels = EVERY) -> Metric:
     """Mean F1 over the classes that occur as a label or a prediction, as in scikit-learn."""
     return _counted("macro_f1", lambda counts: _mean(f1_scores(counts)), labels)
 
 
-def per_class_accuracy(labels: Labels = Labels()) -> Metric:
+def per_class_accuracy(labels: Labels = EVERY) -> Metric:
     """Share of each class's labels that are predicted (recall), a list of C."""
     return _counted("per_class_accuracy", lambda counts: _ratio(counts[0], counts[2]), labels)
 
 
-def mean_iou(labels: Labels = Labels()) -> Metric:
+def mean_iou(labels: Labels = EVERY) -> Metric:
     """Mean over the classes that occur of intersection over union of label and prediction."""
 
     def finish(counts: np.ndarray) -> float:
@@ -128,7 +131,7 @@ def mean_iou(labels: Labels = Labels()) -> Metric:
     return _counted("mean_iou", finish, labels)
 
 
-def confusion_matrix(labels: Labels = Labels()) -> Metric:
+def confusion_matrix(labels: Labels = EVERY) -> Metric:
     """Counts of labels (rows) by prediction (columns), a list of C lists."""
 
     def measure(logits: Array, batch: Batch) -> Array:
@@ -142,7 +145,7 @@ def confusion_matrix(labels: Labels = Labels()) -> Metric:
     return Metric("confusion_matrix", measure, lambda counts: counts, kind="sum")
 
 
-def auroc(labels: Labels = Labels()) -> Metric:
+def auroc(labels: Labels = EVERY) -> Metric:
     """Area under the ROC curve of each class against the rest, mean over the classes that occur.
 
     Not defined where a single class occurs. scikit-learn's `roc_auc_score(average="macro",

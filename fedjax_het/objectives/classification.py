@@ -97,6 +97,11 @@ def segmentation(
     )
 
 
+def _are_weights(weights: np.ndarray) -> bool:
+    usable = weights.ndim == 1 and bool(np.isfinite(weights).all()) and bool((weights >= 0).all())
+    return usable and float(weights.sum()) > 0
+
+
 def _categorical(
     name: str,
     metrics: Metrics,
@@ -124,9 +129,7 @@ def _categorical(
     )
     weights = None if class_weights is None else np.asarray(class_weights, np.float32)
     require(
-        weights is None
-        or (weights.ndim == 1 and bool(np.isfinite(weights).all()))
-        and float(weights.min(initial=0)) >= 0 < float(weights.sum()),
+        weights is None or _are_weights(weights),
         f"class_weights = {class_weights}",
         "must be one finite number >= 0 per class, not all of them 0",
         "leave it out for equal weights",

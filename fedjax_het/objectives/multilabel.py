@@ -54,10 +54,10 @@ def multilabel(
         )
         for part in ("y", "test_y", "val_y"):
             y = getattr(data, part)
-            odd = [] if y is None else np.setdiff1d(y, [0, 1])
+            odd = np.setdiff1d([] if y is None else y, [0, 1])[:1].tolist()
             require(
-                len(odd) == 0,
-                f"{part} has the label {odd[0] if len(odd) else 0}",
+                not odd,
+                f"{part} has the labels {odd}",
                 "must be 0 or 1: whether the label of the column holds",
                 "make a column per label (multi-hot), e.g. with numpy.eye(C)[labels].max(axis=1)",
             )

@@ -33,9 +33,7 @@ def regression(
       metrics: names of metrics ("mse", "mae", "rmse", "r2"), or `Metric`s.
     """
     require_known(loss, ("mse", "mae", "huber"), "loss of a regression")
-    require(
-        np.isfinite(delta) and delta > 0, f"delta = {delta}", "must be positive", "use 1 for 1"
-    )
+    require(np.isfinite(delta) and delta > 0, f"delta = {delta}", "must be positive", "use 1 for 1")
 
     def losses(values: Array, batch: Batch) -> Array:
         error = errors(values, batch)

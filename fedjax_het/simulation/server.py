@@ -77,7 +77,8 @@ class Server:
       now_s: virtual time in seconds.
       variables: global model.
       state: state of the algorithm.
-      unseen_score: score of an evaluation, see `Situation`, that was not passed to a plan yet, or None.
+      unseen_score: score of an evaluation that was not passed to a plan yet, see `Situation`, or
+        None.
     """
 
     def __init__(
@@ -93,7 +94,8 @@ class Server:
         self._begin(())
         self._planned: deque[_Round] = deque()
         self._closing: Closing | None = None
-        self.step, self.now_s, self.unseen_score = 0, 0.0, None
+        self.step, self.now_s = 0, 0.0
+        self.unseen_score: float | None = None
         self.variables = problem.model.init(keys["model"])
         self.state = algorithm.init(self.variables, keys["state"])
 

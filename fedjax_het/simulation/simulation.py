@@ -271,7 +271,8 @@ class Simulation:
 
     def _measure(self, *, evaluate: bool) -> dict[str, Any]:
         """The measurements of the newest step: times, number of programs, and the evaluation."""
-        server, measured = self._server, {}
+        server = self._server
+        measured: dict[str, Any] = {}
         if evaluate:
             measured, rows = self._assessment.evaluate(
                 self._evaluate,

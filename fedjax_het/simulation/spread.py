@@ -78,4 +78,6 @@ class Spread:
             return [metric.finished(m) if t > 0 else None for m, t in zip(means, total)]
         parts = jax.tree.map(lambda a: np.split(a[self._order], self._ends), measured)
         leaves, structure = jax.tree.flatten(parts, is_leaf=lambda p: isinstance(p, list))
-        return [metric.over(structure.unflatten(own)) for own in zip(*leaves, strict=True)]
+        return [
+            metric.over(jax.tree.unflatten(structure, own)) for own in zip(*leaves, strict=True)
+        ]

@@ -139,8 +139,12 @@ def test_prepare_scales_by_storage_type():
 
 @pytest.mark.parametrize("count", [3, 64, 130])
 def test_evaluation_sees_every_sample_once_and_then_the_first_again(count):
-    x, y = in_batches(np.arange(2.0 * count).reshape(count, 2), np.arange(count))
-    assert x.shape == (*y.shape, 2)
+    x = np.arange(2.0 * count, dtype=np.float32).reshape(count, 2)
+    cut = in_batches({"a": x}, np.arange(count))
+    y = cut.y
+    assert cut.x["a"].shape == (*y.shape, 2)
+    np.testing.assert_array_equal(cut.weight.ravel(), np.arange(y.size) < count)
+    np.testing.assert_array_equal(cut.sample, y)
     seen = np.ravel(y)
     np.testing.assert_array_equal(seen, np.arange(seen.size) % count)
     assert seen.size - count < y.shape[1] <= count

@@ -190,7 +190,7 @@ def test_impossible_sizes_are_refused(partition, message):
 
 @pytest.mark.parametrize("partition", [dirichlet(2, 0.5), shards(2), label_limited(2, 1)])
 def test_sequences_have_no_label_to_skew_by(partition):
-    with pytest.raises(InputError, match="sequences have no single label"):
+    with pytest.raises(InputError, match="must be one class per sample"):
         partition(np.zeros((40, 7), int), np.random.default_rng(0))
     assert len(iid(2)(np.zeros((40, 7), int), np.random.default_rng(0))) == 2
 

@@ -24,7 +24,7 @@ from fedjax_het.data.batches import DeviceData, Pipeline, gather
 from fedjax_het.local.optimizers import amsgrad
 from fedjax_het.local.privacy import Privacy
 from fedjax_het.local.split import split_training
-from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.objectives import classification
 
 SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
 
@@ -50,6 +50,7 @@ def train(problem, variables, *, cut, traced=False, steps=2, alpha=None, optimiz
         problem.model,
         problem.data.pipeline,
         optimizer or optax.sgd(0.1),
+        classification(),
         max_batch=4,
         **options,
     )
@@ -75,13 +76,13 @@ def test_one_step_is_two_gradient_steps(cut):
     def client(params):
         variables = Variables(params, start.stats)
         z, _ = model.forward_to(variables, batch.x, cut)
-        return cross_entropy(model.apply_exit(variables, z, cut), batch)
+        return classification().mean(model.apply_exit(variables, z, cut), batch)
 
     z, _ = model.forward_to(start, batch.x, cut)
 
     def server(params):
         logits, _ = model.forward_from(Variables(params, start.stats), z, cut)
-        return cross_entropy(logits, batch)
+        return classification().mean(logits, batch)
 
     wanted = jax.tree.map(
         lambda c, s: -0.1 * (c + s), jax.grad(client)(start.params), jax.grad(server)(start.params)
@@ -227,7 +228,7 @@ def test_every_block_model_can_be_cut_at_every_boundary(name, shape, options):
         jax.ShapeDtypeStruct(labels, jnp.int32),
         *(jax.ShapeDtypeStruct((count,), jnp.int32) for count in (6, 1, 1)),
     )
-    local = split_training(model, Pipeline(), amsgrad(0.1), max_batch=4)
+    local = split_training(model, Pipeline(), amsgrad(0.1), classification(), max_batch=4)
     last = model.num_blocks - 1
     for cut in range(last):
         zero = jnp.int32(0)

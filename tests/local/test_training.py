@@ -17,7 +17,7 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import Batch
 from fedjax_het.local import training as client
 from fedjax_het.local.training import local_training
-from fedjax_het.objectives.classification import cross_entropy
+from fedjax_het.objectives import classification
 from fedjax_het.runtime.chunking import choose_parts
 
 CLIENT = 2  # eight samples
@@ -63,6 +63,7 @@ def train(setting):
                 problem.model,
                 problem.data.pipeline,
                 makers[optimizer](),
+                classification(),
                 max_batch=max_batch,
                 proximal=proximal,
             )
@@ -86,8 +87,9 @@ def moves(tree):
 
 def test_cross_entropy_leaves_padding_out():
     logits = np.float32([[2.0, 0.0], [0.0, 1.0], [9.0, -9.0]])
-    batch = Batch(x=logits, y=np.int32([0, 0, 1]), weight=np.float32([1.0, 1.0, 0.0]))
-    value_and_grad = jax.jit(jax.value_and_grad(cross_entropy))
+    weight = np.float32([1.0, 1.0, 0.0])
+    batch = Batch(x=logits, y=np.int32([0, 0, 1]), weight=weight, sample=np.arange(3))
+    value_and_grad = jax.jit(jax.value_and_grad(classification().mean))
     wanted = np.mean([np.log1p(np.exp(-2.0)), np.log1p(np.exp(1.0))])
     np.testing.assert_allclose(value_and_grad(logits, batch)[0], wanted, rtol=1e-6)
     value, grad = value_and_grad(logits, batch._replace(weight=np.zeros(3, np.float32)))
@@ -99,7 +101,7 @@ def test_cross_entropy_of_a_sequence_is_the_mean_over_its_positions():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((2, 3, 4)).astype(np.float32)
     y = rng.integers(0, 4, (2, 3)).astype(np.int32)
-    got = jax.jit(cross_entropy)(logits, Batch(x=y, y=y, weight=np.float32([1.0, 0.0])))
+    got = jax.jit(classification().mean)(logits, Batch(y, y, np.float32([1.0, 0.0]), np.arange(2)))
     log_p = logits[0] - np.log(np.exp(logits[0]).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(got, -np.mean(log_p[range(3), y[0]]), rtol=1e-5)
 
@@ -195,7 +197,9 @@ def test_work_of_another_client_or_key_differs(train):
 def test_every_exit_alone_equals_that_exit_among_all():
     problem = exits_problem()
     start, data = problem.model.init(jax.random.key(0)), problem.data.device()
-    local = local_training(problem.model, problem.data.pipeline, optax.sgd(0.1), max_batch=4)
+    local = local_training(
+        problem.model, problem.data.pipeline, optax.sgd(0.1), problem.objective, max_batch=4
+    )
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(route, exit):
@@ -222,7 +226,12 @@ def test_batch_in_parts_is_the_same_batch(setting, monkeypatch, route, batch):
     for parts in (1, 2, 4):
         monkeypatch.setattr(client, "_parts", lambda model, batch, parts=parts: parts)
         local = local_training(
-            problem.model, problem.data.pipeline, optax.sgd(0.1), max_batch=4, proximal=0.3
+            problem.model,
+            problem.data.pipeline,
+            optax.sgd(0.1),
+            problem.objective,
+            max_batch=4,
+            proximal=0.3,
         )
         run = jax.jit(functools.partial(local, route))
         # Five steps: with batches of three the last one of an epoch is padded.

@@ -40,7 +40,10 @@ PARTITIONS: list[Case] = [
         "has 3 samples for 4 clients | at least 1 | fewer clients",
     ),
     (dealt("quantity_skew", 3, sigma=99), "sigma = 99 | must lie in 0..10 | strong quantity skew"),
-    (dealt("shards", 2, np.zeros((4, 2), np.int32)), "shape (4, 2) | no single label | contiguous"),
+    (
+        dealt("shards", 2, np.zeros((4, 2), np.int32)),
+        "labels int32[4, 2] | one class per sample | contiguous",
+    ),
     (
         lambda here: natural([0, 1])(LABELS, np.random.default_rng(0)),
         "2 ids for 30 samples | one id per sample | from_arrays",
@@ -74,17 +77,17 @@ ARRAYS: list[Case] = [
         "x: 1 samples are not finite | finite numbers | drop",
     ),
     (arrays(x=np.full((6, 4), -1)), "token -1 | >= 0 | vocabulary"),
-    (arrays(y=Y.astype(np.float32)), "y is float32[6] | must be integers | number the classes"),
+    (arrays(y=Y.astype(np.float32)), "y of float32, test_y of int32 | both be classes | astype"),
     (arrays(y=Y[:5]), "y has 5 rows for 6 | one per input | same split"),
     (
         arrays(y=np.array([0, 1, 2, 0, 1, -1]), num_classes=3),
-        "labels -1..2 | must lie in 0..2 | from 0",
+        "labels -1..2 | must lie in 0..2 | ignored positions by -1",
     ),
     (arrays(num_classes=2), "labels 0..2 | 0..1 for num_classes = 2 | raise num_classes"),
     (arrays(num_classes="ten"), "num_classes = 'ten' | whole number | count the labels"),
     (
         arrays(test_x=np.zeros((2, 3), np.float32)),
-        "float32[2, 3] | must match the training samples | alike",
+        "float32[N, 3] with labels int32[N] | training samples, float32[N, 4] | alike",
     ),
     (arrays(clients=[0, 1]), "shape [2] | one owner per training sample, 6 | partitioner"),
     (arrays(clients=None), "clients of type NoneType | must say who holds | partitioner"),
@@ -95,8 +98,8 @@ ARRAYS: list[Case] = [
         "sample 1 is held by clients [0, 1] | must not overlap | one client",
     ),
     (
-        arrays(test_clients=[0, 7]),
-        "test_clients [7] | own training samples | drop the test samples",
+        arrays(test_clients=["zoe", "adam"]),
+        "test_clients is <U4[2] | ids like those of clients (int64) | same ids",
     ),
     (
         arrays(clients=[[0], [1]], test_clients=[0, 1]),
@@ -109,7 +112,10 @@ ARRAYS: list[Case] = [
     (arrays(augment="crop_flip"), "augment = 'crop_flip' | needs images | leave augment out"),
     (arrays(validation_fraction=1.0), "validation_fraction = 1.0 | below 1 | one tenth"),
     (arrays(per_client_cap=0), "per_client_cap = 0 | whole number >= 1 | keep all"),
-    (arrays(classes=("a", "b")), "classes has 2 names | all 3 classes | leave it out"),
+    (
+        arrays(classes=("a", "b")),
+        "classes has 2 names | all classes, num_classes = 3 | leave it out",
+    ),
     (arrays(seed=-3), "seed = -3 | >= 0 | any such"),
 ]
 
@@ -180,7 +186,7 @@ MODELS: list[Case] = [
     ),
     (
         fitted(model=models.build("mlp", (8, 8, 1), 3)),
-        "3 outputs, data of 10 | output per class | data.num_classes",
+        "3 outputs, data of 10 | output per class | num_classes=10",
     ),
     (
         fitted(model=models.build("logistic", (5,), 3), data=sequences(np.int32)),
@@ -188,7 +194,7 @@ MODELS: list[Case] = [
     ),
     (
         fitted(model=models.build("logistic", (5,), 3), data=sequences(np.float32)),
-        "model output [1, 3] for one sample, labels [5] | every label | model of sequences",
+        "model output [3] for one sample, labels [5] | must be [5, 3] | model of sequences",
     ),
 ]
 
