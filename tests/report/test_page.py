@@ -164,7 +164,7 @@ def test_compare_writes_everything_and_the_same_each_time(two_methods, tmp_path)
 
 
 def test_compare_refuses_before_it_writes(make_run, tmp_path):
-    with pytest.raises(InputError, match="target 90: must be in"):
+    with pytest.raises(InputError, match="accuracy = 90: must be in"):
         compare({"a": [make_run(steps=1)]}, [90], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")

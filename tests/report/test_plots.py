@@ -15,10 +15,10 @@ from fedjax_het.report.tasks import (
 )
 
 ACCURACY = [
-    (plots.accuracy_vs_time, "virtual time (min)"),
-    (plots.accuracy_vs_round, "server steps"),
-    (plots.accuracy_vs_bytes_up, "sent by all devices (MB)"),
-    (plots.accuracy_vs_wall_time, "wall time without compiling (s)"),
+    (plots.metric_vs_time, "virtual time (min)"),
+    (plots.metric_vs_round, "server steps"),
+    (plots.metric_vs_bytes_up, "sent by all devices (MB)"),
+    (plots.metric_vs_wall_time, "wall time without compiling (s)"),
 ]
 
 
@@ -41,20 +41,20 @@ def test_accuracy_plots_are_labelled_with_units(two_methods, draw, label):
 
 
 def test_the_mark_on_a_target_is_the_mean_time_to_it(two_methods):
-    figure = plots.accuracy_vs_time(two_methods, [0.9])
+    figure = plots.metric_vs_time(two_methods, [0.9])
     marks = [line for line in figure.axes[0].lines if len(np.ravel(line.get_xdata())) == 1]
     means = [np.mean([time_to(run, 0.9) for run in runs]) / 60 for runs in two_methods.values()]
     assert [float(np.ravel(m.get_xdata())[0]) for m in marks] == pytest.approx(means)
     assert not any(
         len(np.ravel(line.get_xdata())) == 1
-        for line in plots.accuracy_vs_time(two_methods, [0.999]).axes[0].lines
+        for line in plots.metric_vs_time(two_methods, [0.999]).axes[0].lines
     )
 
 
 def test_eight_methods_look_different_and_names_are_text(make_run):
     names = ["$x$", "_hidden", "FedAvg", "a b", "é", "f", "g", "h"]
     runs = {name: [make_run(name, i, steps=3)] for i, name in enumerate(names)}
-    figure = plots.accuracy_vs_time(runs, [])
+    figure = plots.metric_vs_time(runs, [])
     assert texts(figure) == [plain(name) for name in names]
     assert len({tuple(method_style(i).values()) for i in range(20)}) == 20
     assert len({line.get_color() for line in figure.axes[0].lines}) == 8
@@ -63,7 +63,7 @@ def test_eight_methods_look_different_and_names_are_text(make_run):
 
 def test_long_runs_are_thinned(make_run):
     runs = {"FedAvg": [make_run(seed=s, steps=1000, devices=3) for s in range(2)]}
-    figure = plots.accuracy_vs_time(runs, [])
+    figure = plots.metric_vs_time(runs, [])
     assert max(len(np.ravel(line.get_xdata())) for line in figure.axes[0].lines) <= 400
     assert len(svg_of(figure)) < 200_000
 
@@ -200,7 +200,7 @@ def test_evenly():
 
 
 def test_figures_are_equal_byte_for_byte(two_methods):
-    one, two = (plots.accuracy_vs_time(two_methods, [0.9]) for _ in range(2))
+    one, two = (plots.metric_vs_time(two_methods, [0.9]) for _ in range(2))
     assert svg_of(one) == svg_of(two)
     assert png(one) == png(two)
     assert png(one).startswith(b"\x89PNG")

@@ -2,16 +2,19 @@
 
 import pytest
 
-from fedjax_het.report.tables import MethodResult, TargetResult, summarise
+from fedjax_het.report.metric import MetricInfo
+from fedjax_het.report.results import MethodResult, TargetResult, summarise
 from fedjax_het.report.units import Spread, spread
 from fedjax_het.report.verdict import headline, run_headline, tied
 
+ACCURACY = MetricInfo()
 
-def method(name, *per_target, seeds=3, best=0.93):
+
+def method(name, *per_target, seeds=3, best=0.93, metric=ACCURACY, goals=(0.8, 0.9, 0.95)):
     """A method from its times to each target (one tuple of times per target, None: not reached)."""
     targets = tuple(
         TargetResult(
-            accuracy=(0.8, 0.9, 0.95)[i],
+            goal=goals[i],
             reached=sum(t is not None for t in times),
             seeds=seeds,
             virtual_s=spread(times),
@@ -19,12 +22,12 @@ def method(name, *per_target, seeds=3, best=0.93):
             step=None,
             bytes_up=None,
             speed_up=None,
-            best_accuracy=best,
+            best=best,
         )
         for i, times in enumerate(per_target)
     )
-    accuracy = Spread((best,) * seeds)
-    return MethodResult(name, tuple(range(seeds)), targets, accuracy, accuracy, None, {}, None, 0)
+    value = Spread((best,) * seeds)
+    return MethodResult(name, metric, tuple(range(seeds)), targets, value, value, None, {}, None, 0)
 
 
 A = (20.0, 21.0, 22.0)
