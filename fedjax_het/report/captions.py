@@ -68,12 +68,14 @@ def clients(record: RunRecord, of: ClientValues, name: str) -> str:
     text += "Below: by device group, fast groups on the left, and by number of training samples."
     made_up = int((~of.own).sum())
     if made_up:
-        who = "No client has" if made_up == of.own.size else f"{made_up} of the clients do not have"
+        who = f"{made_up} of the clients have no test samples of their own"
+        if made_up == of.own.size:
+            who = "No client has test samples of its own"
         text += (
-            f" {who} test samples of its own: the value is made of the whole test set's accuracies "
-            "per class, weighted with the client's label shares, so it shows the mix of classes "
-            "and nothing else about the client's data."
-        ).replace("do not have test samples of its own", "have no test samples of their own")
+            f" {who}: the value is made of the whole test set's accuracies per class, weighted "
+            "with the client's label shares, so it shows the mix of classes and nothing else about "
+            "the client's data."
+        )
     return text
 
 

@@ -16,7 +16,7 @@ from fedjax_het.report.style import PALETTE, legend_above, plain, styled
 from fedjax_het.report.tasks import evenly, group_devices, tasks_of
 
 _MOST_POINTS = 400
-_BINS = 20
+_MOST_BINS = 20
 _SERVER, _PERSONAL = PALETTE[0], PALETTE[1]
 
 
@@ -62,7 +62,8 @@ def metric_by_client(record: RunRecord, of: ClientValues) -> Figure:
 def _histogram(axes: Axes, sets: list[tuple[np.ndarray, str]], metric: MetricInfo) -> None:
     """The server's model as bars, the clients' own models as a line over them."""
     finite = [values[np.isfinite(values)] for values, _ in sets]
-    edges = np.histogram_bin_edges(np.concatenate(finite), _BINS)
+    bins = int(np.clip(2 * np.sqrt(finite[0].size), 5, _MOST_BINS))
+    edges = np.histogram_bin_edges(np.concatenate(finite), bins)
     for i, (values, (_, color)) in enumerate(zip(finite, sets, strict=True)):
         kind: dict[str, Any] = {"histtype": "step", "lw": 1.8} if i else {"alpha": 0.75}
         axes.hist(values, edges.tolist(), color=color, **kind)
@@ -78,9 +79,11 @@ def _groups_of(record: RunRecord, of: ClientValues) -> tuple[np.ndarray, list[st
     groups = group_devices([record], [tasks_of(record)])
     place, names = np.full(of.client.size, -1), groups.names
     place[of.has_device] = groups.of_client[0][of.client[of.has_device]]
-    if (place < 0).any():
-        place[place < 0] = len(names)
-        names = [*names, "no task"]
+    idle = of.has_device & (place < 0)
+    for rows, name in ((idle, "no task"), (~of.has_device, "only tests")):
+        if rows.any():
+            place[rows] = len(names)
+            names = [*names, name]
     return place, names
 
 
@@ -104,7 +107,7 @@ def _by_group(
             ends = [group + middle - half, group + middle + half]
             axes.plot(ends, [own.mean()] * 2, color="black", lw=1.6)
     axes.set_xticks(np.arange(len(names)), names)
-    axes.tick_params("x", labelsize=8.5, length=0, rotation=0 if len(names) <= 3 else 90)
+    axes.tick_params("x", labelsize=8.5, length=0, rotation=0 if len(names) <= 4 else 90)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_title("by device group, mean as a line", fontsize=10)
     axes.grid(True, axis="y")

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fedjax_het.common.errors import require
 from fedjax_het.report.records import RunRecord, time_to
@@ -22,7 +22,7 @@ Runs = Mapping[str, Sequence[RunRecord]]
 
 _MOST_POINTS = 400  # points per line, more than a screen shows
 _MOST_ROWS = 60
-_WIDE = 30.0  # range of a positive metric, as a ratio, that a linear axis would flatten
+_WIDE = 5.0  # ratio of largest to smallest value from which a linear axis hides the progress
 
 
 class _Axes(NamedTuple):
@@ -108,8 +108,12 @@ def _curves(runs: Runs, targets: Sequence[float], what: _Axes) -> Figure:
         )
     values = np.concatenate([y for group in curves.values() for _, y in group])
     label = what.metric_label.format(plain(metric.label)) + metric.unit
-    if not metric.share and values.min() > 0 and values.max() > _WIDE * values.min():
+    falls = not (metric.share or metric.higher_is_better)
+    if falls and values.min() > 0 and values.max() > _WIDE * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         label += ", log scale"
     axes.set_xlabel(f"{what.label} ({unit_name})" if unit_name else what.label)
     axes.set_ylabel(label)

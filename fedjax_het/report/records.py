@@ -257,7 +257,18 @@ class RunRecord:
         return self.summary[f"best_{self.metric.name}"]
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the metrics, float64[rows]; NaN for rows without a finite value."""
+        """A column of the metrics, float64[rows]; NaN for rows without a finite value.
+
+        Raises:
+          InputError: for a column that holds more than a number in a row.
+        """
+        kinds = {type(row.get(name)) for row in self.metrics}
+        require(
+            not kinds & {list, dict, str},
+            f"column = {name!r}",
+            f"holds more than a number per row in {self.source}/metrics.jsonl",
+            "read `metrics` instead",
+        )
         return _numbers(self.metrics, name)
 
     @cached_property

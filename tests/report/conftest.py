@@ -146,7 +146,7 @@ def fabricate(
     }
     evaluated = []
     for step in (steps // 2, steps) if client_rows else ():
-        share = (sizes / 200) ** 0.25 * (1 - 0.05 * group) * np.clip(noise[step], 0.9, 1.0)
+        share = (sizes / 200) ** 0.25 * (1 - 0.15 * group / groups) * np.clip(noise[step], 0.9, 1.0)
         for client in range(devices):
             value = values[-1] * (2 - share[client] if falling else share[client])
             row = {

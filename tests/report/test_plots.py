@@ -51,6 +51,32 @@ def test_the_mark_on_a_target_is_the_mean_time_to_it(two_methods):
     )
 
 
+def test_an_error_is_drawn_with_its_own_name_and_numbers(two_regressions):
+    figure = plots.metric_vs_time(two_regressions, [3.0, 1.0])
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "test MAE, log scale"
+    assert [t.get_text() for t in axes.texts] == ["3", "1"]
+    marks = [line for line in axes.lines if len(np.ravel(line.get_xdata())) == 1]
+    means = [np.mean([time_to(run, 3.0) for run in runs]) / 60 for runs in two_regressions.values()]
+    assert [float(np.ravel(m.get_xdata())[0]) for m in marks] == pytest.approx(means)
+    assert {float(np.ravel(m.get_ydata())[0]) for m in marks} == {3.0}
+    worst = plots.worst_clients_vs_time(two_regressions)
+    assert worst is not None
+    assert worst.axes[0].get_ylabel() == "worst-decile client MAE, log scale"
+    svg_of(figure)
+
+
+def test_a_small_range_and_a_rising_metric_have_a_linear_axis(make_run):
+    error = {"name": "rmse", "higher_is_better": False, "share": False}
+    run = make_run(metric=error, best=2.0, every=10, targets=())
+    late = [row for row in run.metrics if row["step"] != 0]
+    run = RunRecord(run.config, [{**run.metrics[0], "rmse": 4.0}, *late], run.clients, run.summary)
+    assert plots.metric_vs_time({"A": [run]}, []).axes[0].get_ylabel() == "test RMSE"
+    score = {"name": "r2", "higher_is_better": True, "share": False}
+    run = make_run(metric=score, best=0.9, steps=5, targets=())
+    assert plots.metric_vs_time({"A": [run]}, []).axes[0].get_ylabel() == "test R²"
+
+
 def test_eight_methods_look_different_and_names_are_text(make_run):
     names = ["$x$", "_hidden", "FedAvg", "a b", "é", "f", "g", "h"]
     runs = {name: [make_run(name, i, steps=3)] for i, name in enumerate(names)}

@@ -110,6 +110,38 @@ def test_data_is_json_with_all_values(two_methods):
     assert data[0]["targets"][1]["virtual_s"] is None
 
 
+def test_where_lower_is_better(two_regressions):
+    avg, pmt = results = summarise(two_regressions, [1.0, 2.5, 3.0])
+    assert [t.goal for t in avg.targets] == [3.0, 2.5, 1.0]
+    firsts = {
+        name: [next(row["virtual_s"] for row in run.metrics if row["mae"] <= 2.5) for run in runs]
+        for name, runs in two_regressions.items()
+    }
+    assert known(pmt.targets[1].virtual_s).values == tuple(firsts["FedPMT"])
+    ratio = np.mean(firsts["FedAvg"]) / np.mean(firsts["FedPMT"])
+    assert ratio > 1.5
+    assert pmt.targets[1].speed_up == pytest.approx(ratio)
+    lowest = min(run.column("mae").min() for run in two_regressions["FedAvg"])
+    assert avg.targets[2].best == lowest
+    assert cells(results, "virtual time to MAE 1")[0] == f"not reached (best {lowest:.3f})"
+    assert cells(results, "best MAE") == ["2.009 ± 0.012", "2.052 ± 0.009"]
+    assert "worst-decile client MAE" in dict(table_rows(results))
+    last = [run.metrics[-1]["client_mae_worst_decile"] for run in two_regressions["FedAvg"]]
+    assert known(avg.worst_decile).values == tuple(last)
+    assert "first evaluation at or below it" in table_notes(results)[0]
+    data = table_data(results)[0]
+    assert data["targets"][0]["mae"] == 3.0
+    assert {"final_mae", "best_mae", "worst_decile_mae"} <= set(data)
+
+
+def test_runs_with_different_metrics_are_refused(two_regressions, make_run):
+    with pytest.raises(
+        InputError,
+        match="target metric is 'mae, lower is better' but 'accuracy, higher is better' in runs",
+    ):
+        summarise({"A": [make_run()], "B": two_regressions["FedAvg"]}, [])
+
+
 @pytest.mark.parametrize(
     ("records", "targets", "message"),
     [

@@ -146,6 +146,40 @@ def test_without_targets_the_best_accuracy_is_reported():
     assert text == "No target was set; the best accuracy was 90.00 %, by B."
 
 
+MAE = MetricInfo("mae", higher_is_better=False, share=False)
+
+
+def regression(name, *per_target, best=2.0, seeds=3):
+    return method(name, *per_target, best=best, seeds=seeds, metric=MAE, goals=(3.5, 3.2, 3.0))
+
+
+def test_an_error_is_reached_from_above():
+    text = headline([regression("FedAvg", A, NEVER), regression("FedPMT", B, NEVER)])
+    assert text == (
+        "FedPMT reached a test MAE of 3.5 first, after 10.5 ± 0.5 s of virtual time; FedAvg took "
+        "21.0 ± 1.0 s, 2.00× as long. No method reached MAE 3.2."
+    )
+    text = headline([regression("A", A), regression("B", NEVER, best=3.500001)])
+    assert text.endswith("B did not reach it (best 3.501).")
+    text = headline([regression("A", NEVER, best=4.0), regression("B", NEVER, best=3.7)])
+    assert text == "No method reached MAE 3.5. The best MAE was 3.700, by B."
+
+
+def test_the_headline_of_one_regression(two_regressions):
+    record = two_regressions["FedAvg"][0]
+    assert run_headline(record, (3.0, 2.5, 1.0)) == (
+        "FedAvg (seed 0) reached a test MAE of 2.5 after 4.52 min of virtual time, at server step "
+        f"11; its best was {record.best:.3f}. It did not reach MAE 1."
+    )
+    assert run_headline(record, (1.5, 1.0)) == (
+        f"FedAvg (seed 0) did not reach a test MAE of 1.5 or 1; its best was {record.best:.3f}."
+    )
+    assert run_headline(record, ()) == (
+        f"FedAvg (seed 0) ended at a test MAE of {record.final:.3f}; its best was "
+        f"{record.best:.3f}."
+    )
+
+
 def test_from_records(two_methods):
     text = headline(summarise(two_methods, [0.9]))
     assert text.startswith("FedPMT reached 90 % test accuracy first, after 108 ± 6 s")
