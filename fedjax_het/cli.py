@@ -18,6 +18,8 @@ from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.jsonio import jsonable
 from fedjax_het.fleet import profile as profiles
 from fedjax_het.report import preview as previews
+from fedjax_het.report.records import RunRecord
+from fedjax_het.report.units import number
 from fedjax_het.runtime import processes
 
 
@@ -101,22 +103,29 @@ def train() -> None:
 
         result = experiment.train(_config(values), values.workdir, announce=announce)
         if processes.is_leader():
-            print(_outcome(result.record.summary, values.workdir))
+            print(_outcome(result.record, values.workdir))
 
     _run(program, define)
 
 
-def _outcome(summary: dict[str, Any], workdir: str) -> str:
+def _outcome(record: RunRecord, workdir: str) -> str:
+    summary, metric = record.summary, record.metric
+    final, best = (_score(value, metric.share) for value in (record.final, record.best))
     lines = [
         f"{summary['name']}: {summary['steps']} rounds, {summary['virtual_s']:.4g} virtual s, "
         f"{summary['wall_s']:.1f} s wall and {summary['compile_s']:.1f} s compiling",
-        f"test accuracy {summary['final_accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
+        f"test {metric.label} {final} (best {best})",
     ]
     for target in summary["targets"]:
         when = target["virtual_s"]
         reached = "not reached" if when is None else f"after {when:.4g} virtual s"
-        lines.append(f"  {100 * target['accuracy']:g} %: {reached}")
+        lines.append(f"  {metric.target(target[metric.name])}: {reached}")
     return "\n".join([*lines, f"report: {workdir}/report.html"])
+
+
+def _score(value: float | None, share: bool) -> str:
+    """A value of the target metric; a share as a fraction."""
+    return f"{value:.4f}" if share and value is not None else number(value)
 
 
 def compare() -> None:

@@ -58,9 +58,10 @@ def sweep(
 
 
 def curve(record: RunRecord) -> dict[str, list[Any]]:
-    """The evaluations of a run as columns: `step`, `virtual_s` and `accuracy`."""
-    rows = [row for row in record.metrics if row.get("accuracy") is not None]
-    return {name: [row[name] for row in rows] for name in ("step", "virtual_s", "accuracy")}
+    """The evaluations of a run as columns: `step`, `virtual_s` and the target metric's name."""
+    metric = record.metric.name
+    rows = [row for row in record.metrics if row.get(metric) is not None]
+    return {name: [row[name] for row in rows] for name in ("step", "virtual_s", metric)}
 
 
 def _slug(name: str) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fedjax_het.report.clients import ClientValues
+from fedjax_het.report.metric import MetricInfo
 from fedjax_het.report.plots import Runs
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.tasks import (
@@ -12,20 +14,22 @@ from fedjax_het.report.tasks import (
     skipped_share,
     tasks_of,
 )
-from fedjax_het.report.units import percent, quantity, target_text
+from fedjax_het.report.units import percent, quantity
 
 
-def accuracy(runs: Runs, targets: Sequence[float]) -> str:
-    """How to read accuracy against virtual time."""
+def over_time(runs: Runs, targets: Sequence[float]) -> str:
+    """How to read the target metric against virtual time."""
     seeds = max(len(group) for group in runs.values())
-    text = "Further left is sooner. "
+    metric = next(iter(runs.values()))[0].metric
+    text = "Further left is sooner"
+    text += ". " if metric.higher_is_better else f", a lower {metric.label} is better. "
     if seeds > 1:
         text += (
             "Lines are means over the seeds and bands reach from the lowest to the highest of "
             "them; a thin line follows the seeds that ran on after the first had ended. "
         )
     if targets:
-        goals = ", ".join(map(target_text, targets))
+        goals = ", ".join(map(metric.short, targets))
         text += (
             f"Dashed: the target{'s' if len(targets) > 1 else ''} ({goals}); the mark on it is "
             "the first evaluation there"
@@ -34,13 +38,45 @@ def accuracy(runs: Runs, targets: Sequence[float]) -> str:
     return text.strip()
 
 
-def other_axes() -> str:
-    """Which questions the three smaller accuracy plots answer."""
+def other_axes(metric: MetricInfo) -> str:
+    """Which questions the three smaller plots of the target metric answer."""
+    what = "accuracies" if metric.name == "accuracy" else "values"
     return (
-        "The same accuracies against server steps (is a step worth less?), against what the "
+        f"The same {what} against server steps (is a step worth less?), against what the "
         "devices sent (is speed paid for in communication?) and against the wall time of the "
         "simulation itself (which says nothing about the devices)."
     )
+
+
+def clients(record: RunRecord, of: ClientValues, name: str) -> str:
+    """What the plot of the clients shows, and of which samples its values are."""
+    metric = record.metric
+    text = (
+        f"{name}, seed {record.summary['seed']}: test {metric.label} of each of {of.values.size} "
+        f"clients at server step {of.step}, on average {metric.text(float(of.values.mean()))}; in "
+        f"the worst tenth of them {metric.text(metric.worst_decile(of.values))}. "
+    )
+    trained = np.isfinite(of.personal)
+    if trained.any():
+        before, after = of.values[trained], of.personal[trained]
+        better = after > before if metric.higher_is_better else after < before
+        text += (
+            f"After their local training the clients' own models are at "
+            f"{metric.text(float(after.mean()))} on average, better than the server's for "
+            f"{better.sum()} of {trained.sum()}. "
+        )
+    text += "Below: by device group, fast groups on the left, and by number of training samples."
+    made_up = int((~of.own).sum())
+    if made_up:
+        who = f"{made_up} of the clients have no test samples of their own"
+        if made_up == of.own.size:
+            who = "No client has test samples of its own"
+        text += (
+            f" {who}: the value is made of the whole test set's accuracies per class, weighted "
+            "with the client's label shares, so it shows the mix of classes and nothing else about "
+            "the client's data."
+        )
+    return text
 
 
 def timeline(record: RunRecord, name: str) -> str:

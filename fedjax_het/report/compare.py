@@ -1,25 +1,22 @@
 """Comparison of several methods over several seeds: a table, figures and one page."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import write_atomic, write_json
 from fedjax_het.report import device_plots, plots
+from fedjax_het.report.client_plots import metric_by_client
+from fedjax_het.report.clients import client_values
 from fedjax_het.report.page import comparison_page
 from fedjax_het.report.records import RunRecord
+from fedjax_het.report.results import MethodResult, summarise
 from fedjax_het.report.style import png
-from fedjax_het.report.tables import (
-    MethodResult,
-    check_targets,
-    summarise,
-    table_data,
-    table_notes,
-    text_table,
-)
+from fedjax_het.report.tables import table_data, table_notes, text_table
 from fedjax_het.report.verdict import headline
 
 
@@ -45,15 +42,17 @@ class Comparison:
     def data(self) -> dict[str, Any]:
         """The content of `comparison.json`.
 
-        `methods` has one entry per method: `targets` (each with `accuracy`, `reached`, `seeds`,
-        `speed_up` and the spreads `virtual_s`, `wall_s`, `step`, `bytes_up` until it was reached)
-        and the spreads of the whole run. A spread is `{"mean", "std", "values"}`, where `std` is
-        null for one value; a spread without values is null.
+        `methods` has one entry per method: `targets` (each with the value under the name of the
+        metric, `reached`, `seeds`, `speed_up` and the spreads `virtual_s`, `wall_s`, `step`,
+        `bytes_up` until it was reached) and the spreads of the whole run. A spread is
+        `{"mean", "std", "values"}`, where `std` is null for one value; a spread without values is
+        null.
         """
         return {
             "headline": self.headline,
             "reference": self.methods[0].name,
-            "targets": [target.accuracy for target in self.methods[0].targets],
+            "metric": asdict(self.methods[0].metric),
+            "targets": [target.goal for target in self.methods[0].targets],
             "methods": table_data(self.methods),
             "notes": table_notes(self.methods),
         }
@@ -77,7 +76,7 @@ def compare(
     Args:
       runs: runs of each method, one per seed or a single one, on the same data and fleet: records,
         or results of `simulate`. The first method is the reference of the speed-ups.
-      targets: test accuracies, shares in (0, 1]; may be empty.
+      targets: values of the runs' target metric, of an accuracy shares in (0, 1]; may be empty.
       out_dir: directory for table, plots and page, made if it does not exist; files of an earlier
         comparison are replaced. If None, nothing is written.
 
@@ -85,12 +84,13 @@ def compare(
       The comparison; `print(result.table())` shows it.
 
     Raises:
-      InputError: for an empty comparison, a target outside (0, 1], a seed given twice, runs on
-        different data or fleets, or a directory that cannot be made.
+      InputError: for an empty comparison, a target that is no value of the metric, a seed given
+        twice, runs on different data or fleets or with different metrics, or a directory that
+        cannot be made.
     """
-    targets = check_targets(targets)
     records = {name: _records(given) for name, given in runs.items()}
     methods = summarise(records, targets)
+    goals = [target.goal for target in methods[0].targets]
     if out_dir is None:
         return Comparison(headline(methods), methods, None)
     out = Path(out_dir)
@@ -102,11 +102,12 @@ def compare(
             "name a directory that you may write to"
         ) from None
     result = Comparison(headline(methods), methods, out)
+    metric = re.sub(r"\W", "_", methods[0].metric.name)
     figures = {
-        "accuracy_vs_time": plots.accuracy_vs_time(records, targets),
-        "accuracy_vs_round": plots.accuracy_vs_round(records, targets),
-        "accuracy_vs_bytes_up": plots.accuracy_vs_bytes_up(records, targets),
-        "accuracy_vs_wall_time": plots.accuracy_vs_wall_time(records, targets),
+        f"{metric}_vs_time": plots.metric_vs_time(records, goals),
+        f"{metric}_vs_round": plots.metric_vs_round(records, goals),
+        f"{metric}_vs_bytes_up": plots.metric_vs_bytes_up(records, goals),
+        f"{metric}_vs_wall_time": plots.metric_vs_wall_time(records, goals),
         "waiting_by_group": device_plots.waiting_by_group(records),
         "trained_blocks": device_plots.trained_blocks(records),
     }
@@ -117,13 +118,16 @@ def compare(
     until_s = device_plots.window_s(firsts)
     for i, record in enumerate(firsts):
         figures[f"timeline_{i}"] = device_plots.timeline(record, until_s)
+        of = client_values(record)
+        if of is not None:
+            figures[f"clients_{i}"] = metric_by_client(record, of)
     if firsts[0].summary["data"].get("label_counts") is not None:
         figures["labels_by_client"] = plots.labels_by_client(firsts[0])
     for name, figure in figures.items():
         write_atomic(out / f"{name}.png", png(figure))
     write_json(out / "comparison.json", result.data())
     write_atomic(out / "comparison.txt", f"{result.headline}\n\n{result.table()}".encode())
-    write_atomic(out / "report.html", comparison_page(records, targets).encode())
+    write_atomic(out / "report.html", comparison_page(records, goals).encode())
     return result
 
 

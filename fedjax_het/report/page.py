@@ -11,20 +11,23 @@ from matplotlib.figure import Figure
 
 from fedjax_het.common.jsonio import write_atomic
 from fedjax_het.report import captions
+from fedjax_het.report.client_plots import metric_by_client
+from fedjax_het.report.clients import client_values
 from fedjax_het.report.cut_plots import cuts_over_time
 from fedjax_het.report.device_plots import timeline, trained_blocks, waiting_by_group, window_s
 from fedjax_het.report.plots import (
     Runs,
-    accuracy_vs_bytes_up,
-    accuracy_vs_round,
-    accuracy_vs_time,
-    accuracy_vs_wall_time,
     labels_by_client,
+    metric_vs_bytes_up,
+    metric_vs_round,
+    metric_vs_time,
+    metric_vs_wall_time,
     worst_clients_vs_time,
 )
 from fedjax_het.report.records import RunRecord
+from fedjax_het.report.results import MethodResult, summarise
 from fedjax_het.report.style import inline_svg
-from fedjax_het.report.tables import check_targets, summarise, table_notes, table_rows
+from fedjax_het.report.tables import table_notes, table_rows
 from fedjax_het.report.verdict import headline, run_headline
 
 _CSS = """
@@ -67,12 +70,13 @@ def run_page(record: RunRecord) -> str:
     """The page of one run, with the targets of its summary.
 
     Raises:
-      InputError: for a target outside (0, 1].
+      InputError: for a target that is no value of the metric, as an accuracy outside (0, 1].
     """
-    targets = check_targets([t["accuracy"] for t in record.summary["targets"]])
     name = str(record.summary["name"])
+    runs = {name: [record]}
+    results = summarise(runs, [t[record.metric.name] for t in record.summary["targets"]])
     title = f"{name}: {record.summary['algorithm']} on {record.summary['data']['name']}"
-    return _page(title, run_headline(record, targets), {name: [record]}, targets)
+    return _page(title, run_headline(record, _goals(results)), runs, results)
 
 
 def comparison_page(runs: Runs, targets: Sequence[float]) -> str:
@@ -80,16 +84,15 @@ def comparison_page(runs: Runs, targets: Sequence[float]) -> str:
 
     Args:
       runs: runs of each method, one per seed, on the same data and fleet.
-      targets: test accuracies, shares in (0, 1].
+      targets: values of the target metric; of an accuracy shares in (0, 1].
 
     Raises:
-      InputError: for input that `tables.summarise` refuses.
+      InputError: for input that `results.summarise` refuses.
     """
-    targets = check_targets(targets)
-    first = next(iter(runs.values()))[0] if runs else None
-    text = headline(summarise(runs, targets))
-    assert first is not None  # summarise refuses an empty comparison
-    return _page(f"{', '.join(runs)} on {first.summary['data']['name']}", text, runs, targets)
+    results = summarise(runs, targets)
+    first = next(iter(runs.values()))[0]
+    title = f"{', '.join(runs)} on {first.summary['data']['name']}"
+    return _page(title, headline(results), runs, results)
 
 
 def write_report(record: RunRecord, path: str | os.PathLike[str]) -> None:
@@ -97,27 +100,31 @@ def write_report(record: RunRecord, path: str | os.PathLike[str]) -> None:
     write_atomic(Path(path), run_page(record).encode())
 
 
-def _page(title: str, lead: str, runs: Runs, targets: Sequence[float]) -> str:
-    first = next(iter(runs.values()))[0]
+def _goals(results: Sequence[MethodResult]) -> tuple[float, ...]:
+    return tuple(target.goal for target in results[0].targets)
+
+
+def _page(title: str, lead: str, runs: Runs, results: Sequence[MethodResult]) -> str:
+    first, targets = next(iter(runs.values()))[0], _goals(results)
+    metric = first.metric
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{_prose(lead)}</p>',
-        _table(runs, targets),
-        "<h2>Accuracy</h2>",
-        _figure(accuracy_vs_time(runs, targets), "time", captions.accuracy(runs, targets)),
-        f"<p>{_prose(captions.other_axes())}</p>",
+        _table(results),
+        f"<h2>{escape(metric.title)}</h2>",
+        _figure(metric_vs_time(runs, targets), "time", captions.over_time(runs, targets)),
+        f"<p>{_prose(captions.other_axes(metric))}</p>",
         '<div class="grid">',
-        _figure(accuracy_vs_round(runs, targets), "round", "Accuracy against server steps."),
+        _figure(metric_vs_round(runs, targets), "round", f"{metric.title} against server steps."),
         _figure(
-            accuracy_vs_bytes_up(runs, targets), "bytes", "Accuracy against what the devices sent."
+            metric_vs_bytes_up(runs, targets),
+            "bytes",
+            f"{metric.title} against what the devices sent.",
         ),
-        _figure(
-            accuracy_vs_wall_time(runs, targets),
-            "wall",
-            "Accuracy against wall time.",
-        ),
+        _figure(metric_vs_wall_time(runs, targets), "wall", f"{metric.title} against wall time."),
         *_worst_clients(runs),
         "</div>",
+        *_clients(runs),
         "<h2>Why: where the devices' time went</h2>",
         *_timelines(runs),
         _figure(waiting_by_group(runs), "waiting", captions.waiting(runs)),
@@ -145,8 +152,7 @@ def _prose(text: str) -> str:
     return escape(text).replace(" %", "&nbsp;%").replace(" ± ", "&nbsp;±&nbsp;")
 
 
-def _table(runs: Runs, targets: Sequence[float]) -> str:
-    results = summarise(runs, targets)
+def _table(results: Sequence[MethodResult]) -> str:
     head = "".join(f'<th scope="col">{escape(r.name)}</th>' for r in results)
     lines = []
     for label, cells in table_rows(results):
@@ -169,8 +175,20 @@ def _figure(figure: Figure, prefix: str, caption: str) -> str:
 
 def _worst_clients(runs: Runs) -> list[str]:
     figure = worst_clients_vs_time(runs)
-    caption = "Accuracy of the worst-served tenth of the clients."
-    return [] if figure is None else [_figure(figure, "worst", caption)]
+    if figure is None:
+        return []
+    title = next(iter(runs.values()))[0].metric.title
+    return [_figure(figure, "worst", f"{title} of the worst-served tenth of the clients.")]
+
+
+def _clients(runs: Runs) -> list[str]:
+    """Figures of the clients of the first seed of each method that evaluated them one by one."""
+    drawn = [
+        _figure(metric_by_client(record, of), f"clients{i}", captions.clients(record, of, name))
+        for i, (name, (record, *_)) in enumerate(runs.items())
+        if (of := client_values(record)) is not None
+    ]
+    return ["<h2>Client by client</h2>", *drawn] if drawn else []
 
 
 def _cuts(runs: Runs) -> list[str]:

@@ -1,4 +1,4 @@
-"""Plots of accuracy against time, steps and bytes, and of the labels that each client holds.
+"""Plots of the target metric against time, steps and bytes, and of each client's labels.
 
 The functions take the runs of each method (one per seed) and return a matplotlib `Figure`.
 """
@@ -10,69 +10,75 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fedjax_het.common.errors import require
 from fedjax_het.report.records import RunRecord, time_to
-from fedjax_het.report.style import legend_above, method_style, styled
+from fedjax_het.report.style import legend_above, method_style, plain, styled
 from fedjax_het.report.tasks import evenly
-from fedjax_het.report.units import target_text, unit
+from fedjax_het.report.units import unit
 
 Runs = Mapping[str, Sequence[RunRecord]]
 
 _MOST_POINTS = 400  # points per line, more than a screen shows
 _MOST_ROWS = 60
+_WIDE = 5.0  # ratio of largest to smallest value from which a linear axis hides the progress
 
 
 class _Axes(NamedTuple):
-    """Columns of the metrics to draw, the kind of unit on the x axis, and the axes' labels."""
+    """Columns of the metrics to draw, the kind of unit on the x axis, and the axes' labels.
+
+    Column and label of the y axis are filled in with the name and the label of the target metric.
+    """
 
     column: str
     kind: str
     label: str
-    accuracy: str = "accuracy"
-    accuracy_label: str = "test accuracy (%)"
+    metric: str = "{}"
+    metric_label: str = "test {}"
 
 
-def accuracy_vs_time(runs: Runs, targets: Sequence[float]) -> Figure:
-    """Test accuracy against virtual time."""
-    return _accuracy(runs, targets, _Axes("virtual_s", "s", "virtual time"))
+def metric_vs_time(runs: Runs, targets: Sequence[float]) -> Figure:
+    """The target metric on the test set against virtual time."""
+    return _curves(runs, targets, _Axes("virtual_s", "s", "virtual time"))
 
 
-def accuracy_vs_round(runs: Runs, targets: Sequence[float]) -> Figure:
-    """Test accuracy against server steps."""
-    return _accuracy(runs, targets, _Axes("step", "", "server steps"))
+def metric_vs_round(runs: Runs, targets: Sequence[float]) -> Figure:
+    """The target metric on the test set against server steps."""
+    return _curves(runs, targets, _Axes("step", "", "server steps"))
 
 
-def accuracy_vs_bytes_up(runs: Runs, targets: Sequence[float]) -> Figure:
-    """Test accuracy against the total bytes sent by all devices."""
-    return _accuracy(runs, targets, _Axes("bytes_up", "B", "sent by all devices"))
+def metric_vs_bytes_up(runs: Runs, targets: Sequence[float]) -> Figure:
+    """The target metric on the test set against the total bytes sent by all devices."""
+    return _curves(runs, targets, _Axes("bytes_up", "B", "sent by all devices"))
 
 
-def accuracy_vs_wall_time(runs: Runs, targets: Sequence[float]) -> Figure:
-    """Test accuracy against the wall time of the simulation, without compilation."""
-    return _accuracy(runs, targets, _Axes("wall_s", "s", "wall time without compiling"))
+def metric_vs_wall_time(runs: Runs, targets: Sequence[float]) -> Figure:
+    """The target metric against the wall time of the simulation, without compilation."""
+    return _curves(runs, targets, _Axes("wall_s", "s", "wall time without compiling"))
 
 
 def worst_clients_vs_time(runs: Runs) -> Figure | None:
-    """Accuracy of the worst tenth of the clients against virtual time; None if not recorded."""
-    column = "client_accuracy_worst_decile"
+    """The metric of the worst tenth of the clients against virtual time; None if not recorded."""
+    column = "client_{}_worst_decile"
     recorded = {
-        name: [r for r in g if r.evaluations(accuracy=column)[1].size] for name, g in runs.items()
+        name: [r for r in g if r.evaluations(metric=column.format(r.metric.name))[1].size]
+        for name, g in runs.items()
     }
     if not all(recorded.values()):
         return None
-    label = "worst-decile client accuracy (%)"
-    return _accuracy(recorded, (), _Axes("virtual_s", "s", "virtual time", column, label))
+    axes = _Axes("virtual_s", "s", "virtual time", column, "worst-decile client {}")
+    return _curves(recorded, (), axes)
 
 
 @styled
-def _accuracy(runs: Runs, targets: Sequence[float], what: _Axes) -> Figure:
+def _curves(runs: Runs, targets: Sequence[float], what: _Axes) -> Figure:
     """Mean line and min-max band over seeds; thin lines continue seeds that ran longer."""
     figure = Figure(figsize=(6.6, 4.1))
     axes = figure.add_subplot()
+    metric = next(iter(runs.values()))[0].metric
     curves = {
-        name: [run.evaluations(what.column, what.accuracy) for run in group]
+        name: [run.evaluations(what.column, what.metric.format(metric.name)) for run in group]
         for name, group in runs.items()
     }
     ends = [float(x[-1]) for group in curves.values() for x, _ in group]
@@ -80,18 +86,19 @@ def _accuracy(runs: Runs, targets: Sequence[float], what: _Axes) -> Figure:
     entries: list[tuple[str, Any]] = []
     for i, (name, group) in enumerate(curves.items()):
         look = method_style(i)
-        _draw_curve(axes, [(x / scale, 100 * y) for x, y in group], look)
+        _draw_curve(axes, [(x / scale, metric.scale * y) for x, y in group], look)
         entries.append((name, Line2D([], [], lw=2, ms=5, **look)))  # type: ignore[arg-type]
         for target in targets:
             at = [time_to(run, target, what.column) for run in runs[name]]
             reached = [t / scale for t in at if t is not None]
             if len(reached) == len(at):
-                axes.plot(np.mean(reached), 100 * target, zorder=4, ms=8, mec="white", **look)  # type: ignore[arg-type]
+                at_target = (np.mean(reached), metric.scale * target)
+                axes.plot(*at_target, zorder=4, ms=8, mec="white", **look)  # type: ignore[arg-type]
     for target in targets:
-        axes.axhline(100 * target, color="#555555", lw=1, ls=(0, (4, 3)), zorder=1)
+        axes.axhline(metric.scale * target, color="#555555", lw=1, ls=(0, (4, 3)), zorder=1)
         axes.annotate(
-            target_text(target),
-            (1, 100 * target),
+            metric.short(target),
+            (1, metric.scale * target),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
             textcoords="offset points",
@@ -99,8 +106,17 @@ def _accuracy(runs: Runs, targets: Sequence[float], what: _Axes) -> Figure:
             color="#555555",
             fontsize=9.5,
         )
+    values = np.concatenate([y for group in curves.values() for _, y in group])
+    label = what.metric_label.format(plain(metric.label)) + metric.unit
+    falls = not (metric.share or metric.higher_is_better)
+    if falls and values.min() > 0 and values.max() > _WIDE * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        label += ", log scale"
     axes.set_xlabel(f"{what.label} ({unit_name})" if unit_name else what.label)
-    axes.set_ylabel(what.accuracy_label)
+    axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=not what.kind, steps=[1, 2, 5, 10]))
     axes.set_xlim(0, max(ends) / scale * 1.02 or 1)
     axes.grid(True)

@@ -3,7 +3,8 @@
 A work directory holds `config.json` and `summary.json` (replaced atomically) and `metrics.jsonl`
 and `clients.jsonl` (one line per server step and per client task, appended). `virtual_s`, `wall_s`
 and `compile_s` of a metrics row are cumulative; `wall_s` does not include compilation; `bytes_up`,
-`bytes_down`, `clients`, `merged` and `dropped` count one step only.
+`bytes_down`, `clients`, `merged` and `dropped` count one step only. If clients were evaluated one
+by one, `clients_eval.jsonl` has a line per client and evaluation.
 """
 
 import os
@@ -13,15 +14,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.jsonio import json_line, jsonable, read_json, read_lines, write_json
+from fedjax_het.report.metric import MetricInfo
 from fedjax_het.report.schema import CLIENT_COLUMNS, check_record
 
-_METRICS, _CLIENTS = "metrics.jsonl", "clients.jsonl"
+_METRICS, _CLIENTS, _EVALUATED = "metrics.jsonl", "clients.jsonl", "clients_eval.jsonl"
 _CUMULATIVE = ("step", "virtual_s", "wall_s", "compile_s")
 
 
@@ -39,18 +41,25 @@ class RunWriter:
     def __init__(self, workdir: str | os.PathLike[str]):
         self._workdir = Path(workdir)
         self._stack = ExitStack()
+        self._files: dict[str, BinaryIO] = {}
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._files = {
-                name: self._stack.enter_context((self._workdir / name).open("ab"))
-                for name in (_METRICS, _CLIENTS)
-            }
+            for name in (_METRICS, _CLIENTS):
+                self._file(name)
+            if (self._workdir / _EVALUATED).exists():
+                self._file(_EVALUATED)
         except OSError as error:
             raise InputError(
                 f"workdir = {str(workdir)!r}: cannot be made or written to ({error.strerror}); "
                 "name a directory that you may write to"
             ) from None
         self._may_append = all(file.tell() == 0 for file in self._files.values())
+
+    def _file(self, name: str) -> BinaryIO:
+        """The file of rows `name`, opened if it is not open."""
+        if name not in self._files:
+            self._files[name] = self._stack.enter_context((self._workdir / name).open("ab"))
+        return self._files[name]
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replaces `config.json`: the configuration with `versions`, `device`, `git_revision`."""
@@ -67,18 +76,36 @@ class RunWriter:
           InputError: if the directory holds rows of an earlier run and `truncate` was not called,
             or a value is not of a JSON type.
         """
-        require(
-            self._may_append,
-            f"workdir = {str(self._workdir)!r}",
-            "already holds the rows of a run",
-            "resume that run, or choose an empty directory",
-        )
+        self._require_own()
         lines = b"".join(json_line(row, _CLIENTS) for row in clients)
         line = json_line(metrics, _METRICS)
         self._files[_CLIENTS].write(lines)
         self._files[_METRICS].write(line)
         for file in self._files.values():
             file.flush()
+
+    def write_client_evaluations(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends the evaluations of the clients at one step, and flushes the file.
+
+        Args:
+          rows: rows of `clients_eval.jsonl`, one per client.
+
+        Raises:
+          InputError: as for `write_step`.
+        """
+        self._require_own()
+        lines = b"".join(json_line(row, _EVALUATED) for row in rows)
+        file = self._file(_EVALUATED)
+        file.write(lines)
+        file.flush()
+
+    def _require_own(self) -> None:
+        require(
+            self._may_append,
+            f"workdir = {str(self._workdir)!r}",
+            "already holds the rows of a run",
+            "resume that run, or choose an empty directory",
+        )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces `summary.json`, which a run writes last."""
@@ -104,7 +131,8 @@ class RunWriter:
         Raises:
           InputError: if a file is shorter than its offset, or the offset is not at a line's end.
         """
-        for name, file in self._files.items():
+        for name in dict.fromkeys([*self._files, *offsets]):
+            file = self._file(name)
             offset = int(offsets.get(name, 0))
             path = self._workdir / name
             size = file.seek(0, os.SEEK_END)
@@ -157,6 +185,8 @@ class RunRecord:
       clients: rows of the client tasks, one per task.
       summary: totals, targets, `device_groups`, `block_names`, `data`.
       source: work directory, or a name of the run for error messages.
+      client_evaluations: rows of the clients' evaluations, one per client and evaluation; empty if
+        clients were not evaluated one by one.
     """
 
     config: dict[str, Any]
@@ -164,11 +194,19 @@ class RunRecord:
     clients: list[dict[str, Any]]
     summary: dict[str, Any]
     source: str = field(default="<run>", compare=False)
+    client_evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in ("config", "metrics", "clients", "summary"):
+        for name in ("config", "metrics", "clients", "summary", "client_evaluations"):
             object.__setattr__(self, name, jsonable(getattr(self, name), name))
-        check_record(self.config, self.metrics, self.clients, self.summary, self.source)
+        check_record(
+            self.config,
+            self.metrics,
+            self.clients,
+            self.summary,
+            self.client_evaluations,
+            self.source,
+        )
 
     @classmethod
     def load(cls, workdir: str | os.PathLike[str]) -> "RunRecord":
@@ -188,16 +226,49 @@ class RunRecord:
             "is not a directory",
             "name the work directory of a finished run",
         )
+        evaluated = path / _EVALUATED
         return cls(
             config=read_json(path / "config.json"),
             metrics=read_lines(path / _METRICS),
             clients=read_lines(path / _CLIENTS),
             summary=read_json(path / "summary.json"),
             source=str(path),
+            # A resumed run may have removed every row.
+            client_evaluations=(
+                read_lines(evaluated)
+                if evaluated.is_file() and evaluated.stat().st_size > 0
+                else []
+            ),
         )
 
+    @cached_property
+    def metric(self) -> MetricInfo:
+        """The metric to which the targets refer."""
+        return MetricInfo.of(self.summary)
+
+    @property
+    def final(self) -> float | None:
+        """The target metric at the last evaluation; None if it is not finite."""
+        return self.summary[f"final_{self.metric.name}"]
+
+    @property
+    def best(self) -> float | None:
+        """The best value of the target metric; None if none is finite."""
+        return self.summary[f"best_{self.metric.name}"]
+
     def column(self, name: str) -> np.ndarray:
-        """A column of the metrics, float64[rows]; NaN for rows without a finite value."""
+        """A column of the metrics, float64[rows]; NaN for rows without a finite value.
+
+        Raises:
+          InputError: for a column that holds more than a number in a row.
+        """
+        kinds = {type(row.get(name)) for row in self.metrics}
+        require(
+            not kinds & {list, dict, str},
+            f"column = {name!r}",
+            f"holds more than a number per row in {self.source}/metrics.jsonl",
+            "read `metrics` instead",
+        )
         return _numbers(self.metrics, name)
 
     @cached_property
@@ -207,14 +278,14 @@ class RunRecord:
         return {**columns, "status": np.array([row["status"] for row in self.clients])}
 
     def evaluations(
-        self, column: str = "virtual_s", accuracy: str = "accuracy"
+        self, column: str = "virtual_s", metric: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A column summed up to each evaluation, and the accuracy there, both float64[evaluations].
+        """A column summed up to each evaluation, and the metric there, both float64[evaluations].
 
         Args:
           column: name of a column. `"virtual_s"`, `"wall_s"`, `"compile_s"` and `"step"` are stored
             as cumulative values; any other (`"bytes_up"`) counts one step and is summed here.
-          accuracy: name of the accuracy column; `"client_accuracy_worst_decile"` may be empty.
+          metric: name of the metric's column, which may be empty; None for the target metric.
         """
         values = self.column(column)
         require(
@@ -225,8 +296,8 @@ class RunRecord:
         )
         if column not in _CUMULATIVE:
             values = np.nancumsum(values)
-        shares = self.column(accuracy)
-        return values[np.isfinite(shares)], shares[np.isfinite(shares)]
+        measured = self.column(self.metric.name if metric is None else metric)
+        return values[np.isfinite(measured)], measured[np.isfinite(measured)]
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
@@ -235,22 +306,23 @@ def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
-def time_to(record: RunRecord, accuracy: float, column: str = "virtual_s") -> float | None:
-    """Time (or other cost) until the first evaluation with at least the target accuracy.
+def time_to(record: RunRecord, value: float, column: str = "virtual_s") -> float | None:
+    """Time (or other cost) until the first evaluation at which the metric is at the target.
 
-    Nothing is interpolated between two evaluations, and a later accuracy below the target does not
+    "At" includes beyond: at least the value if higher is better, else at most. Nothing is
+    interpolated between two evaluations, and a later evaluation short of the target does not
     matter.
 
     Args:
       record: record of the run.
-      accuracy: target accuracy, a share in (0, 1].
+      value: target, a value of the run's target metric; of an accuracy a share in (0, 1].
       column: name of the column to read at that evaluation: `"virtual_s"`, `"wall_s"`, `"step"`, or
         a per-step column such as `"bytes_up"`, which is summed until then.
 
     Returns:
-      The value, or None if no evaluation reached the target.
+      The cost, or None if no evaluation reached the target.
     """
-    require(0 < accuracy <= 1, f"accuracy = {accuracy}", "must be in (0, 1]", "write 90 % as 0.9")
-    values, accuracies = record.evaluations(column)
-    reached = np.flatnonzero(accuracies >= accuracy)
-    return float(values[reached[0]]) if reached.size else None
+    record.metric.check_target(value)
+    costs, values = record.evaluations(column)
+    reached = np.flatnonzero(record.metric.reached(values, value))
+    return float(costs[reached[0]]) if reached.size else None

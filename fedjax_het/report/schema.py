@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.report.metric import MetricInfo
 
 STATUSES = ("merged", "partial", "dropped", "nonfinite")
 
-# Kinds: i = whole number >= 0, n = number >= 0, f = number >= 0 or null (not finite), g = any
-# number or null, t = text, l = list, d = mapping. A key that ends in "?" may be absent.
+# Kinds: i = whole number >= 0, w = that or null, n = number >= 0, r = any number, f = number >= 0
+# or null (not finite), g = any number or null, b = true or false, t = text, l = list, d = mapping.
+# A key that ends in "?" may be absent; keys that are not listed may hold anything.
 _METRICS = {
     "step": "i",
     "virtual_s": "n",
@@ -22,10 +24,7 @@ _METRICS = {
     "dropped?": "i",
     "nonfinite?": "l",
     "compiled_programs?": "i",
-    "accuracy?": "f",
     "loss?": "g",
-    "client_accuracy_mean?": "f",
-    "client_accuracy_worst_decile?": "f",
     "info?": "d",
 }
 _CLIENTS = {
@@ -50,6 +49,16 @@ _CLIENTS = {
     "loss?": "g",
     "status": "t",
 }
+_CLIENT_EVALUATIONS = {
+    "step": "i",
+    "virtual_s": "n",
+    "client": "i",
+    "samples": "i",
+    "train_samples": "i",
+    "device_group": "w",
+    "own": "b",
+    "loss?": "g",
+}
 CLIENT_COLUMNS = tuple(key.rstrip("?") for key in _CLIENTS)
 _SUMMARY = {
     "name": "t",
@@ -59,8 +68,6 @@ _SUMMARY = {
     "virtual_s": "n",
     "wall_s": "n",
     "compile_s": "n",
-    "final_accuracy": "f",
-    "best_accuracy": "f",
     "targets": "l",
     "bytes_up": "n",
     "bytes_down": "n",
@@ -73,12 +80,17 @@ _SUMMARY = {
     "num_blocks": "i",
     "block_names": "l",
     "data": "d",
+    "metric?": "d",
 }
+_METRIC = {"name": "t", "higher_is_better": "b", "share": "b"}
 _KINDS = {
     "i": "a whole number >= 0",
+    "w": "a whole number >= 0 or null",
     "n": "a number >= 0",
+    "r": "a number",
     "f": "a number >= 0 or null",
     "g": "a number or null",
+    "b": "true or false",
     "t": "text",
     "l": "a list",
     "d": "a mapping",
@@ -87,14 +99,23 @@ _REDO = "restore the file or run the experiment again"
 
 
 def check_record(
-    config: Any, metrics: Sequence[Any], clients: Sequence[Any], summary: Any, source: str
+    config: Any,
+    metrics: Sequence[Any],
+    clients: Sequence[Any],
+    summary: Any,
+    client_evaluations: Sequence[Any],
+    source: str,
 ) -> None:
-    """Raises `InputError` unless the four parts form one record; names file, line and remedy."""
+    """Raises `InputError` unless the parts form one record; names file, line and remedy."""
     _check_row(config, {}, f"{source}/config.json")
     _check_summary(summary, f"{source}/summary.json")
-    _check_metrics(metrics, f"{source}/metrics.jsonl")
+    metric = MetricInfo.of(summary)
+    _check_metrics(metrics, metric, f"{source}/metrics.jsonl")
     merged_at = {row["step"]: row["virtual_s"] for row in metrics}
     _check_clients(clients, summary, merged_at, f"{source}/clients.jsonl")
+    _check_client_evaluations(
+        client_evaluations, summary, merged_at, f"{source}/clients_eval.jsonl"
+    )
     for name in ("bytes_up", "bytes_down"):
         total = sum(row.get(name, 0) for row in metrics)
         require(
@@ -110,15 +131,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _fits(value: Any, kind: str) -> bool:
+    if kind in "wfg":
+        return value is None or _fits(value, {"w": "i", "f": "n", "g": "r"}[kind])
     if kind == "i":
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if kind == "n":
         return _is_number(value) and value >= 0
-    if kind == "f":
-        return value is None or (_is_number(value) and value >= 0)
-    if kind == "g":
-        return value is None or _is_number(value)
-    return isinstance(value, {"t": str, "l": list, "d": dict}[kind])
+    if kind == "r":
+        return _is_number(value)
+    return isinstance(value, {"b": bool, "t": str, "l": list, "d": dict}[kind])
 
 
 def _check_row(row: Any, schema: Mapping[str, str], where: str) -> None:
@@ -142,8 +163,13 @@ def _check_summary(summary: Any, where: str) -> None:
         f"must be num_blocks = {blocks}",
         _REDO,
     )
+    if "metric" in summary:
+        _check_row(summary["metric"], _METRIC, f"{where}, metric")
+    metric = MetricInfo.of(summary)
+    value = "f" if metric.share else "g"
+    _check_row(summary, {f"final_{metric.name}": value, f"best_{metric.name}": value}, where)
     for i, target in enumerate(summary["targets"]):
-        _check_row(target, {"accuracy": "n"}, f"{where}, targets[{i}]")
+        _check_row(target, {metric.name: "n" if metric.share else "r"}, f"{where}, targets[{i}]")
     groups = summary["device_groups"]
     for name, values in (
         ("device_groups", groups),
@@ -173,7 +199,17 @@ def _check_summary(summary: Any, where: str) -> None:
     )
 
 
-def _check_metrics(metrics: Sequence[Any], where: str) -> None:
+def _check_values(row: Mapping[str, Any], names: Sequence[str], share: bool, where: str) -> None:
+    """Checks the columns `names` of a row, which hold values of the target metric."""
+    _check_row(row, {f"{name}?": "f" if share else "g" for name in names}, where)
+    for name in names:
+        if share and (row.get(name) or 0) > 1:
+            raise InputError(
+                f"{where}: {name} = {row[name]} must be a share in [0, 1]; write 90 % as 0.9"
+            )
+
+
+def _check_metrics(metrics: Sequence[Any], metric: MetricInfo, where: str) -> None:
     step, now_s = -1, 0.0
     for i, row in enumerate(metrics, 1):
         _check_row(row, _METRICS, f"{where}, line {i}")
@@ -183,16 +219,13 @@ def _check_metrics(metrics: Sequence[Any], where: str) -> None:
             f"must come after step {step} at {now_s} s",
             "the rows of two runs are mixed; " + _REDO,
         )
-        for name in ("accuracy", "client_accuracy_mean", "client_accuracy_worst_decile"):
-            if (row.get(name) or 0) > 1:
-                raise InputError(
-                    f"{where}, line {i}: {name} = {row[name]} must be a share in [0, 1]; "
-                    "write 90 % as 0.9"
-                )
+        forms = ("{}", "val_{}", "client_{}_mean", "client_{}_worst_decile")
+        names = [form.format(metric.name) for form in forms]
+        _check_values(row, names, metric.share, f"{where}, line {i}")
         step, now_s = row["step"], row["virtual_s"]
     require(
-        any(row.get("accuracy") is not None for row in metrics),
-        f"{where}: no row has an accuracy",
+        any(row.get(metric.name) is not None for row in metrics),
+        f"{where}: no row has a finite {metric.name!r}",
         "at least one evaluation is needed",
         "evaluate during the run",
     )
@@ -224,3 +257,29 @@ def _check_clients(
                 f"{where}, line {i}: first_block = {row['first_block']}, exit_block = "
                 f"{row['exit_block']} must be ordered and < num_blocks = {blocks}; {_REDO}"
             )
+
+
+def _check_client_evaluations(
+    rows: Sequence[Any],
+    summary: Mapping[str, Any],
+    merged_at: Mapping[int, float],
+    where: str,
+) -> None:
+    metric, devices = MetricInfo.of(summary), len(summary["device_groups"])
+    names = (metric.name, f"personal_{metric.name}")
+    seen: set[tuple[int, int]] = set()
+    for i, row in enumerate(rows, 1):
+        _check_row(row, _CLIENT_EVALUATIONS, f"{where}, line {i}")
+        _check_values(row, names, metric.share, f"{where}, line {i}")
+        at = (row["step"], row["client"])
+        if at[0] not in merged_at or at in seen:
+            raise InputError(
+                f"{where}, line {i}: client {at[1]} at step {at[0]} must be the client's only row "
+                f"of a step in metrics.jsonl; {_REDO}"
+            )
+        if row["device_group"] is not None and row["client"] >= devices:
+            raise InputError(
+                f"{where}, line {i}: client = {row['client']} with a device_group must be < "
+                f"{devices}, the number of device_groups; {_REDO}"
+            )
+        seen.add(at)

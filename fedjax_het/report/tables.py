@@ -1,204 +1,24 @@
-"""Tables of several runs: time and cost to reach each target, per method over seeds."""
+"""Tables of the results of several methods, as rows, text and JSON."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from fedjax_het.common.errors import InputError, require
-from fedjax_het.report.records import RunRecord, time_to
-from fedjax_het.report.units import (
-    Spread,
-    below,
-    percent,
-    quantity,
-    smallest,
-    spread,
-    target_text,
-    times,
-)
+from fedjax_het.report.optimisers import training_notes
+from fedjax_het.report.results import TARGET_COLUMNS, MethodResult
+from fedjax_het.report.units import Spread, percent, quantity, smallest, spread_data, times
 
 _COLUMNS_PER_BLOCK = 4
-_TARGET_COLUMNS = ("virtual_s", "wall_s", "step", "bytes_up")
-_TOTALS = ("virtual_s", "wall_s", "compile_s", "bytes_up", "bytes_down", "flops")
-
-
-@dataclass(frozen=True)
-class TargetResult:
-    """The result of a method for one target; spreads are over the seeds that reached it.
-
-    Attributes:
-      accuracy: target accuracy.
-      reached, seeds: number of seeds that reached it, and number of all seeds.
-      virtual_s, wall_s, step, bytes_up: values at the first evaluation at or above the target; None
-        if no seed reached it.
-      speed_up: mean virtual time of the reference method divided by that of this method; None if
-        either did not reach the target.
-      best_accuracy: highest accuracy of any seed.
-    """
-
-    accuracy: float
-    reached: int
-    seeds: int
-    virtual_s: Spread | None
-    wall_s: Spread | None
-    step: Spread | None
-    bytes_up: Spread | None
-    speed_up: float | None
-    best_accuracy: float
-
-    @property
-    def always(self) -> bool:
-        """Whether every seed reached the target."""
-        return self.reached == self.seeds
-
-    def time_text(self, like: float | None) -> str:
-        """The virtual time with its spread, and the number of seeds if not all reached the target.
-
-        Args:
-          like: time in seconds whose unit is used, or None.
-        """
-        if self.virtual_s is None:
-            return f"not reached (best {below(self.best_accuracy, self.accuracy)})"
-        text = quantity(self.virtual_s, "s", like)
-        return text if self.always else f"{text} ({self.reached} of {self.seeds} seeds)"
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """The results of one method over its seeds; the first method of a comparison is the reference.
-
-    Attributes:
-      name: name of the method.
-      seeds: seeds of its runs.
-      targets: results per target, in rising order of the targets.
-      final_accuracy, best_accuracy, worst_decile_accuracy: shares in [0, 1]; the worst decile is
-        the mean accuracy of the worst tenth of the clients at the last evaluation. None if not
-        recorded.
-      totals: virtual_s, wall_s, compile_s, bytes_up, bytes_down, flops of a whole run.
-      dropped_share: share of the tasks that the pace dropped.
-      nonfinite: number of client updates left out because they were not finite, over all seeds.
-    """
-
-    name: str
-    seeds: tuple[int, ...]
-    targets: tuple[TargetResult, ...]
-    final_accuracy: Spread | None
-    best_accuracy: Spread | None
-    worst_decile_accuracy: Spread | None
-    totals: dict[str, Spread | None]
-    dropped_share: Spread | None
-    nonfinite: int
-
-
-def check_targets(targets: Sequence[float]) -> tuple[float, ...]:
-    """The targets in rising order, each once; raises `InputError` unless all are in (0, 1]."""
-    for target in targets:
-        require(0 < target <= 1, f"target {target}", "must be in (0, 1]", "write 90 % as 0.9")
-    return tuple(sorted({float(target) for target in targets}))
-
-
-def summarise(
-    records: Mapping[str, Sequence[RunRecord]], targets: Sequence[float]
-) -> tuple[MethodResult, ...]:
-    """The results of each method.
-
-    Args:
-      records: runs of each method, one per seed; the first method is the reference.
-      targets: test accuracies, shares in (0, 1].
-
-    Raises:
-      InputError: for no method, a method without runs, a seed given twice, or runs on different
-        data or fleets, which cannot be compared.
-    """
-    require(len(records) > 0, "records", "is empty", "give at least one method with one run")
-    goals = check_targets(targets)
-    _check_comparable(records)
-    results: list[MethodResult] = []
-    for name, runs in records.items():
-        reference = results[0].targets if results else None
-        results.append(
-            MethodResult(
-                name=name,
-                seeds=tuple(run.summary["seed"] for run in runs),
-                targets=tuple(
-                    _target_result(runs, goal, reference[i] if reference else None)
-                    for i, goal in enumerate(goals)
-                ),
-                final_accuracy=spread([run.summary["final_accuracy"] for run in runs]),
-                best_accuracy=spread([run.summary["best_accuracy"] for run in runs]),
-                worst_decile_accuracy=spread([_last_worst_decile(run) for run in runs]),
-                totals={key: spread([run.summary[key] for run in runs]) for key in _TOTALS},
-                dropped_share=spread(
-                    [r.summary["dropped"] / max(r.summary["tasks"], 1) for r in runs]
-                ),
-                nonfinite=sum(run.summary["nonfinite"] for run in runs),
-            )
-        )
-    return tuple(results)
-
-
-def _check_comparable(records: Mapping[str, Sequence[RunRecord]]) -> None:
-    first = next(iter(records.values()))
-    for name, runs in records.items():
-        require(len(runs) > 0, f"method {name!r}", "has no run", "give at least one run per method")
-        seeds = [run.summary["seed"] for run in runs]
-        require(
-            len(set(seeds)) == len(seeds),
-            f"method {name!r}: seeds {seeds}",
-            "hold one twice, which would understate the spread",
-            "give each seed once",
-        )
-        for run in runs:
-            for what, ours, theirs in (
-                ("data", run.summary["data"]["name"], first[0].summary["data"]["name"]),
-                (
-                    "number of devices",
-                    len(run.summary["device_groups"]),
-                    len(first[0].summary["device_groups"]),
-                ),
-            ):
-                if ours != theirs:
-                    raise InputError(
-                        f"{run.source}: {what} is {ours!r} but {theirs!r} in {first[0].source}; "
-                        "compare runs on the same data and fleet"
-                    )
-
-
-def _target_result(
-    runs: Sequence[RunRecord], goal: float, reference: TargetResult | None
-) -> TargetResult:
-    at = {
-        column: spread([time_to(run, goal, column) for run in runs]) for column in _TARGET_COLUMNS
-    }
-    ours = at["virtual_s"]
-    base = ours if reference is None else reference.virtual_s
-    return TargetResult(
-        accuracy=goal,
-        reached=len(ours.values) if ours else 0,
-        seeds=len(runs),
-        **at,
-        speed_up=base.mean / ours.mean if ours and base and ours.mean > 0 else None,
-        best_accuracy=max(float(run.evaluations()[1].max()) for run in runs),
-    )
-
-
-def _last_worst_decile(run: RunRecord) -> float | None:
-    values = run.column("client_accuracy_worst_decile")
-    values = values[np.isfinite(values)]
-    return float(values[-1]) if values.size else None
 
 
 def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
     """The rows of the comparison table: a label and one text cell per method."""
-    several = len(results) > 1
+    several, metric = len(results) > 1, results[0].metric
     rows = [("seeds", [", ".join(map(str, r.seeds)) for r in results])]
     for i, target in enumerate(results[0].targets):
-        at = target_text(target.accuracy)
+        at = metric.target(target.goal)
         like = smallest(r.targets[i].virtual_s for r in results)
         rows += [
-            (f"virtual time to {at}", [r.targets[i].time_text(like) for r in results]),
+            (f"virtual time to {at}", [r.targets[i].time_text(metric, like) for r in results]),
             *([(f"  speed-up over {results[0].name}", _speed_ups(results, i))] if several else []),
             ("  server steps", [_plain(r.targets[i].step) for r in results]),
             (
@@ -207,9 +27,10 @@ def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
             ),
         ]
     rows += [
-        ("final accuracy", [percent(r.final_accuracy) for r in results]),
-        ("best accuracy", [percent(r.best_accuracy) for r in results]),
-        ("worst-decile client accuracy", [percent(r.worst_decile_accuracy) for r in results]),
+        (f"final {metric.label}", [metric.text(r.final) for r in results]),
+        (f"best {metric.label}", [metric.text(r.best) for r in results]),
+        (f"worst-decile client {metric.label}", [metric.text(r.worst_decile) for r in results]),
+        *_client_rows(results),
         ("tasks dropped", [percent(r.dropped_share, 1) for r in results]),
     ]
     if any(r.nonfinite for r in results):
@@ -223,6 +44,30 @@ def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
         ("  compile time", "compile_s", "s"),
     ):
         rows.append((label, _quantities([r.totals[key] for r in results], kind)))
+    return rows
+
+
+def _client_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
+    """The rows on the clients one by one; none if no method has them."""
+    metric, found = results[0].metric, [r.clients for r in results]
+    if not any(found):
+        return []
+    rows = [
+        (
+            f"mean client {metric.label}",
+            ["-" if c is None else metric.text(c.mean) for c in found],
+        ),
+        (
+            "  lowest to highest",
+            [
+                "-" if c is None else f"{metric.text(c.lowest)} to {metric.text(c.highest)}"
+                for c in found
+            ],
+        ),
+    ]
+    if any(c is not None and c.personal for c in found):
+        cells = ["-" if c is None else metric.text(c.personal) for c in found]
+        rows.append(("  mean after local training", cells))
     return rows
 
 
@@ -248,7 +93,10 @@ def _speed_ups(results: Sequence[MethodResult], i: int) -> list[str]:
 
 def table_notes(results: Sequence[MethodResult]) -> list[str]:
     """Notes on the numbers of `table_rows`: what they mean and what they do not show."""
-    notes = ["A target is reached at the first evaluation at or above it; nothing is interpolated."]
+    beyond = "above" if results[0].metric.higher_is_better else "below"
+    notes = [
+        f"A target is reached at the first evaluation at or {beyond} it; nothing is interpolated."
+    ]
     if any(len(r.seeds) > 1 for r in results):
         notes.append("± is the sample standard deviation over seeds.")
     if any(len(r.seeds) == 1 for r in results):
@@ -259,7 +107,7 @@ def table_notes(results: Sequence[MethodResult]) -> list[str]:
         notes.append("* over the seeds that reached the target only, which flatters that method.")
     if len({tuple(sorted(r.seeds)) for r in results}) > 1:
         notes.append("The methods ran with different seeds.")
-    return notes
+    return [*notes, *training_notes({r.name: r.training for r in results})]
 
 
 def text_table(results: Sequence[MethodResult]) -> str:
@@ -288,26 +136,21 @@ def table_data(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
             "seeds": r.seeds,
             "targets": [
                 {
-                    "accuracy": t.accuracy,
+                    r.metric.name: t.goal,
                     "reached": t.reached,
                     "seeds": t.seeds,
                     "speed_up": t.speed_up,
-                    **{column: _data(getattr(t, column)) for column in _TARGET_COLUMNS},
+                    **{column: spread_data(getattr(t, column)) for column in TARGET_COLUMNS},
                 }
                 for t in r.targets
             ],
-            "final_accuracy": _data(r.final_accuracy),
-            "best_accuracy": _data(r.best_accuracy),
-            "worst_decile_accuracy": _data(r.worst_decile_accuracy),
-            "dropped_share": _data(r.dropped_share),
+            f"final_{r.metric.name}": spread_data(r.final),
+            f"best_{r.metric.name}": spread_data(r.best),
+            f"worst_decile_{r.metric.name}": spread_data(r.worst_decile),
+            "dropped_share": spread_data(r.dropped_share),
             "nonfinite": r.nonfinite,
-            **{key: _data(value) for key, value in r.totals.items()},
+            **{key: spread_data(value) for key, value in r.totals.items()},
+            **({} if r.clients is None else {"clients": r.clients.data()}),
         }
         for r in results
     ]
-
-
-def _data(value: Spread | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    return {"mean": value.mean, "std": value.std, "values": value.values}

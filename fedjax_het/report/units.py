@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,13 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     return Spread(finite) if finite else None
 
 
+def spread_data(value: Spread | None) -> dict[str, Any] | None:
+    """A spread for JSON, with all its values."""
+    if value is None:
+        return None
+    return {"mean": value.mean, "std": value.std, "values": value.values}
+
+
 def unit(magnitude: float, kind: str) -> tuple[float, str]:
     """Divisor and name of the most readable unit for `magnitude`.
 
@@ -52,11 +60,11 @@ def unit(magnitude: float, kind: str) -> tuple[float, str]:
     return next((low or 1.0, prefix + kind) for low, prefix in _PREFIXES if magnitude >= low)
 
 
-def decimals(value: float, digits: int = 3) -> int:
-    """Number of decimals that show `digits` significant digits, at most 3."""
+def decimals(value: float, digits: int = 3, most: int = 3) -> int:
+    """Number of decimals that show `digits` significant digits, at most `most`."""
     if value == 0 or not math.isfinite(value):
         return 0
-    return min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 3)
+    return min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), most)
 
 
 def smallest(values: Iterable[Spread | None]) -> float | None:
@@ -96,16 +104,14 @@ def percent(value: Spread | float | None, places: int = 2) -> str:
     return f"{100 * mean:.{places}f} %"
 
 
-def below(value: float, target: float) -> str:
-    """A share that missed a target; rounded down if rounding up would show the target."""
-    if round(value, 4) < target:
-        return percent(value)
-    return percent(math.floor(1e4 * value + 1e-9) / 1e4)
-
-
-def target_text(accuracy: float) -> str:
-    """A target in percent: `0.9` is `"90 %"`."""
-    return f"{100 * accuracy:.6g} %"
+def number(value: Spread | float | None) -> str:
+    """A number without unit, with four digits, as `"3.214 ± 0.120"`; `"-"` for None."""
+    if value is None:
+        return "-"
+    mean, std = (value.mean, value.std) if isinstance(value, Spread) else (value, None)
+    largest = max(abs(mean), std or 0.0)
+    form = ".4g" if 0 < largest < 0.01 else f".{decimals(largest, 4, 5)}f"
+    return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
 
 
 def times(ratio: float) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from fedjax_het.report.records import RunRecord, time_to
-from fedjax_het.report.tables import MethodResult, TargetResult
-from fedjax_het.report.units import Spread, below, percent, quantity, target_text, times
+from fedjax_het.report.results import MethodResult, TargetResult
+from fedjax_het.report.units import Spread, quantity, times
 
 _MOST_NAMED = 3
 _SAME = 0.005
@@ -25,7 +25,7 @@ def tied(a: Spread, b: Spread) -> bool:
 
 
 def headline(results: Sequence[MethodResult]) -> str:
-    """A few sentences on the highest target that any method reached with every seed."""
+    """A few sentences on the hardest target that any method reached with every seed."""
     if not results[0].targets:
         return f"No target was set; {_best(results)}."
     columns = [[(r, r.targets[i]) for r in results] for i in range(len(results[0].targets))]
@@ -45,29 +45,30 @@ def headline(results: Sequence[MethodResult]) -> str:
 def run_headline(record: RunRecord, targets: Sequence[float]) -> str:
     """A sentence on the targets that one run reached, and when."""
     name = f"{record.summary['name']} (seed {record.summary['seed']})"
-    accuracies = record.evaluations()[1]
-    best = float(accuracies.max())
+    metric, values = record.metric, record.evaluations()[1]
+    best = metric.best(values)
     reached = [t for t in targets if time_to(record, t) is not None]
-    missed = [target_text(t) for t in targets if t not in reached]
+    missed = [t for t in targets if t not in reached]
     if reached:
         taken = quantity(time_to(record, reached[-1]), "s")
         step = time_to(record, reached[-1], "step")
         text = (
-            f"{name} reached {target_text(reached[-1])} test accuracy after {taken} of virtual "
-            f"time, at server step {step:.0f}; its best was {percent(best)}."
+            f"{name} reached {metric.phrase(metric.short(reached[-1]))} after {taken} of virtual "
+            f"time, at server step {step:.0f}; its best was {metric.text(best)}."
         )
-        return text + (f" It did not reach {_listing(missed)}." if missed else "")
+        if missed:
+            text += f" It did not reach {_listing([metric.target(t) for t in missed])}."
+        return text
     if missed:
-        goals = _listing(missed, "or")
-        return (
-            f"{name} did not reach {goals} test accuracy; its best was {below(best, min(targets))}."
-        )
-    final = percent(float(accuracies[-1]))
-    return f"{name} ended at {final} test accuracy; its best was {percent(best)}."
+        goals = metric.phrase(_listing([metric.short(t) for t in missed], "or"))
+        return f"{name} did not reach {goals}; its best was {metric.missed(best, missed[0])}."
+    final = metric.phrase(metric.text(float(values[-1])))
+    return f"{name} ended at {final}; its best was {metric.text(best)}."
 
 
 def _ranking(column: Sequence[Entry]) -> str:
-    goal = target_text(column[0][1].accuracy)
+    metric = column[0][0].metric
+    goal = metric.phrase(metric.short(column[0][1].goal))
     ranked = sorted((e for e in column if e[1].always), key=lambda e: _time(e).mean)
     winner, others = ranked[0], ranked[1:]
     level = [e for e in others if tied(_time(winner), _time(e))]
@@ -79,7 +80,7 @@ def _ranking(column: Sequence[Entry]) -> str:
         low, high = _time(winner).mean, _time(level[-1]).mean
         same = high - low <= _SAME * high
         how = "at practically the same virtual time" if same else "within the spread over seeds"
-        text = f"A tie: {names} reached {goal} test accuracy {how}"
+        text = f"A tie: {names} reached {goal} {how}"
     else:
         who = _name(winner)
         if who == reference and len(column) > 1:
@@ -87,7 +88,7 @@ def _ranking(column: Sequence[Entry]) -> str:
         first = " first" if len(column) > 1 else ""
         if any(e[1].reached and not e[1].always for e in column):
             first = " first of those that did so with every seed"
-        text = f"{who} reached {goal} test accuracy{first}, after {spell(winner)} of virtual time"
+        text = f"{who} reached {goal}{first}, after {spell(winner)} of virtual time"
     named = [e for e in behind if e is behind[0] or e[0].name == reference]
     if len(behind) <= _MOST_NAMED:
         named = behind
@@ -116,7 +117,7 @@ def _shortfall(entry: Entry) -> str:
     """A sentence on a method that missed a target which others reached."""
     target = entry[1]
     if not target.reached:
-        best = below(target.best_accuracy, target.accuracy)
+        best = entry[0].metric.missed(target.best, target.goal)
         return f"{_name(entry)} did not reach it (best {best})."
     return (
         f"{_name(entry)} reached it in only {target.reached} of {target.seeds} seeds "
@@ -126,7 +127,7 @@ def _shortfall(entry: Entry) -> str:
 
 def _missed(column: Sequence[Entry], timed: bool) -> str:
     """A sentence on a target that no method reached with every seed; `timed` adds the times."""
-    goal = target_text(column[0][1].accuracy)
+    goal = column[0][0].metric.target(column[0][1].goal)
     some = [e for e in column if e[1].reached]
     if not some:
         return f"{'No method' if len(column) > 1 else _name(column[0])} {_none(column)} {goal}."
@@ -134,7 +135,7 @@ def _missed(column: Sequence[Entry], timed: bool) -> str:
         f"{_name(e)} in {e[1].reached} of {e[1].seeds}" + (f" (after {_spell(e)})" if timed else "")
         for e in some
     ]
-    return f"{goal} was reached in some seeds only: {', '.join(parts)}."
+    return f"{_capital(goal)} was reached in some seeds only: {', '.join(parts)}."
 
 
 def _none(column: Sequence[Entry]) -> str:
@@ -142,16 +143,16 @@ def _none(column: Sequence[Entry]) -> str:
 
 
 def _best(results: Sequence[MethodResult]) -> str:
-    """The highest accuracy of any run, and the method that reached it."""
-    known = [r for r in results if r.best_accuracy is not None]
-    if not known:
-        return "no run has a finite accuracy"
-    scores = {r.name: max(r.best_accuracy.values) for r in known if r.best_accuracy}
-    top = max(scores.values())
+    """The best value of any run, and the method that reached it."""
+    metric = results[0].metric
+    scores = {r.name: metric.best(r.best.values) for r in results if r.best is not None}
+    if not scores:
+        return f"no run has a finite {metric.label}"
+    top = metric.best(list(scores.values()))
     names = _listing([name for name, score in scores.items() if score == top])
     goals = results[0].targets
-    score = below(top, goals[0].accuracy) if goals else percent(top)
-    return f"the best accuracy was {score}, by {names}"
+    score = metric.missed(top, goals[0].goal) if goals else metric.text(top)
+    return f"the best {metric.label} was {score}, by {names}"
 
 
 def _time(entry: Entry) -> Spread:

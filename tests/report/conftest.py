@@ -26,14 +26,25 @@ def fabricate(
     every: int = 1,
     targets: tuple[float, ...] = (0.8, 0.9),
     groups: int = 3,
+    metric: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    client_rows: str | None = None,
 ) -> RunRecord:
-    """A run with accuracy `best * (1 - exp(-step / slowness))` and a little noise of the seed."""
+    """A run with accuracy `best * (1 - exp(-step / slowness))` and a little noise of the seed.
+
+    A metric of which lower is better is `best * (1 + 9 exp(-step / slowness))` instead.
+    `client_rows` are "own" (of own test samples), "personal" (also after local training) or
+    "classes" (reweighted accuracies of the classes).
+    """
+    name_of = "accuracy" if metric is None else metric["name"]
+    falling = metric is not None and not metric["higher_is_better"]
     rng = np.random.default_rng(seed)
     noise = 1 + 0.02 * rng.standard_normal(steps + 1)
     group = np.arange(devices) * groups // devices
     sizes = rng.integers(40, 200, devices)
     metrics: list[dict[str, Any]] = [
-        {"step": 0, "virtual_s": 0, "wall_s": 0.0, "compile_s": 0.0, "accuracy": 0.1, "loss": 2.3}
+        {"step": 0, "virtual_s": 0, "wall_s": 0.0, "compile_s": 0.0, "loss": 2.3}
+        | {name_of: 10 * best if falling else 0.1}
     ]
     clients: list[dict[str, Any]] = []
     now_s = 0.0
@@ -85,16 +96,19 @@ def fabricate(
             "info": {"server_norm": 1 / step},
         }
         if step % every == 0:
-            accuracy = min(best * (1 - np.exp(-step / slowness)) * noise[step], 1.0)
+            value = min(best * (1 - np.exp(-step / slowness)) * noise[step], 1.0)
+            if falling:
+                value = best * (1 + 9 * np.exp(-step / slowness)) * noise[step]
             row |= {
-                "accuracy": accuracy,
-                "loss": 1 - accuracy,
-                "client_accuracy_mean": accuracy,
-                "client_accuracy_worst_decile": 0.8 * accuracy,
+                name_of: value,
+                "loss": 1 - value,
+                f"client_{name_of}_mean": value,
+                f"client_{name_of}_worst_decile": (1.2 if falling else 0.8) * value,
+                "confusion_matrix": [[3, 1], [0, 4]],
             }
         metrics.append(row)
         clients += rows
-    accuracies = [row["accuracy"] for row in metrics if "accuracy" in row]
+    values = [row[name_of] for row in metrics if name_of in row]
     total = {key: sum(row[key] for row in clients) for key in ("bytes_up", "bytes_down", "flops")}
     dropped = sum(row["status"] == "dropped" for row in clients)
     summary = {
@@ -105,9 +119,10 @@ def fabricate(
         "virtual_s": now_s,
         "wall_s": 0.05 * steps,
         "compile_s": 1.5,
-        "final_accuracy": accuracies[-1],
-        "best_accuracy": max(accuracies),
-        "targets": [{"accuracy": t, "step": None} for t in targets],
+        f"final_{name_of}": values[-1],
+        f"best_{name_of}": min(values) if falling else max(values),
+        "targets": [{name_of: t, "step": None, "virtual_s": None} for t in targets],
+        **({} if metric is None else {"metric": metric}),
         **total,
         "tasks": len(clients),
         "merged": len(clients) - dropped,
@@ -123,13 +138,49 @@ def fabricate(
         },
     }
     config = {
-        "algorithm": {"name": name, "learning_rate": 0.1},
+        "algorithm": {"name": name, "learning_rate": 0.1, **(training or {})},
         "uplink_bytes_per_s": np.inf,
         "versions": {"jax": "0.10.2", "numpy": "2.4"},
         "device": "cpu",
         "git_revision": "0123abc",
     }
-    return RunRecord(config, metrics, clients, summary, f"runs/{name}/{seed}")
+    evaluated = []
+    for step in (steps // 2, steps) if client_rows else ():
+        share = (sizes / 200) ** 0.25 * (1 - 0.15 * group / groups) * np.clip(noise[step], 0.9, 1.0)
+        for client in range(devices):
+            value = values[-1] * (2 - share[client] if falling else share[client])
+            row = {
+                "step": step,
+                "virtual_s": metrics[step]["virtual_s"],
+                "client": client,
+                "samples": sizes[client] // 5,
+                "train_samples": sizes[client],
+                "device_group": group[client],
+                "own": client_rows != "classes",
+                "loss": 0.5,
+                name_of: value,
+            }
+            if client_rows == "personal":
+                row[f"personal_{name_of}"] = value * 0.9 if falling else min(1.04 * value, 1.0)
+            evaluated.append(row)
+    source = f"runs/{name}/{seed}"
+    return RunRecord(config, metrics, clients, summary, source, evaluated)
+
+
+MAE = {"name": "mae", "higher_is_better": False, "share": False}
+
+
+@pytest.fixture(scope="session")
+def two_regressions() -> dict[str, list[RunRecord]]:
+    """FedAvg and FedPMT over three seeds, with errors that fall to 2; FedPMT is sooner."""
+    every = {"best": 2.0, "metric": MAE, "targets": (3.0, 2.5), "client_rows": "personal"}
+    return {
+        "FedAvg": [fabricate("FedAvg", seed, **every) for seed in range(3)],
+        "FedPMT": [
+            fabricate("FedPMT", seed, first_block=(0, 1, 2), slowness=3.5, **every)
+            for seed in range(3)
+        ],
+    }
 
 
 @pytest.fixture(scope="session")

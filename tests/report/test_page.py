@@ -85,7 +85,7 @@ def test_the_page_of_a_comparison(two_methods):
 
 
 def test_the_page_of_a_run(make_run, tmp_path):
-    record = make_run("drop", deadline_s=8.0, targets=(0.9, 0.8))
+    record = make_run("drop", deadline_s=8.0, targets=(0.9, 0.8), client_rows="classes")
     write_report(record, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page == run_page(record)
@@ -93,8 +93,23 @@ def test_the_page_of_a_run(make_run, tmp_path):
     assert "drop (seed 0) reached 90 % test accuracy after" in text
     assert "of the tasks were dropped" in text
     assert "drop cut no work, only tasks." in text
+    assert "Client by client" in text
+    assert "No client has test samples of its own" in text
     assert "speed-up" not in text
     assert "±" not in text
+
+
+def test_the_page_of_regressions(two_regressions):
+    page = comparison_page(two_regressions, [3.0])
+    checker = check(page)
+    text = " ".join("".join(checker.text).split())
+    assert "FedPMT reached a test MAE of 3 first" in text
+    assert "Further left is sooner, a lower MAE is better. " in text
+    assert "The same values against server steps" in text
+    assert "MAE of the worst-served tenth of the clients." in text
+    assert "Client by client" in text
+    assert "ccuracy" not in text
+    assert checker.tags.count("svg") == 12
 
 
 def test_everything_the_user_wrote_is_escaped(make_run):
@@ -123,6 +138,7 @@ def test_a_run_without_labels_targets_versions_or_worst_clients(make_run):
     checker = check(page)
     assert checker.tags.count("svg") == 7
     assert "not recorded" in page
+    assert "Client by client" not in page
 
 
 def test_a_large_comparison_stays_small(make_run):
@@ -163,8 +179,19 @@ def test_compare_writes_everything_and_the_same_each_time(two_methods, tmp_path)
     assert data["methods"][1]["targets"][0]["speed_up"] == pytest.approx(2.0, abs=0.1)
 
 
+def test_files_of_a_comparison_are_named_after_the_metric(make_run, tmp_path):
+    metric = {"name": "my score/2", "higher_is_better": True, "share": False}
+    runs = {"A": [make_run(steps=2, devices=3, metric=metric, targets=(), client_rows="own")]}
+    compare(runs, [-1.0], tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"my_score_2_vs_time.png", "clients_0.png"} <= names
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert data["metric"] == metric
+    assert data["methods"][0]["final_my score/2"]["std"] is None
+
+
 def test_compare_refuses_before_it_writes(make_run, tmp_path):
-    with pytest.raises(InputError, match="target 90: must be in"):
+    with pytest.raises(InputError, match="accuracy = 90: must be in"):
         compare({"a": [make_run(steps=1)]}, [90], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")

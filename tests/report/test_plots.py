@@ -15,10 +15,10 @@ from fedjax_het.report.tasks import (
 )
 
 ACCURACY = [
-    (plots.accuracy_vs_time, "virtual time (min)"),
-    (plots.accuracy_vs_round, "server steps"),
-    (plots.accuracy_vs_bytes_up, "sent by all devices (MB)"),
-    (plots.accuracy_vs_wall_time, "wall time without compiling (s)"),
+    (plots.metric_vs_time, "virtual time (min)"),
+    (plots.metric_vs_round, "server steps"),
+    (plots.metric_vs_bytes_up, "sent by all devices (MB)"),
+    (plots.metric_vs_wall_time, "wall time without compiling (s)"),
 ]
 
 
@@ -41,20 +41,46 @@ def test_accuracy_plots_are_labelled_with_units(two_methods, draw, label):
 
 
 def test_the_mark_on_a_target_is_the_mean_time_to_it(two_methods):
-    figure = plots.accuracy_vs_time(two_methods, [0.9])
+    figure = plots.metric_vs_time(two_methods, [0.9])
     marks = [line for line in figure.axes[0].lines if len(np.ravel(line.get_xdata())) == 1]
     means = [np.mean([time_to(run, 0.9) for run in runs]) / 60 for runs in two_methods.values()]
     assert [float(np.ravel(m.get_xdata())[0]) for m in marks] == pytest.approx(means)
     assert not any(
         len(np.ravel(line.get_xdata())) == 1
-        for line in plots.accuracy_vs_time(two_methods, [0.999]).axes[0].lines
+        for line in plots.metric_vs_time(two_methods, [0.999]).axes[0].lines
     )
+
+
+def test_an_error_is_drawn_with_its_own_name_and_numbers(two_regressions):
+    figure = plots.metric_vs_time(two_regressions, [3.0, 1.0])
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "test MAE, log scale"
+    assert [t.get_text() for t in axes.texts] == ["3", "1"]
+    marks = [line for line in axes.lines if len(np.ravel(line.get_xdata())) == 1]
+    means = [np.mean([time_to(run, 3.0) for run in runs]) / 60 for runs in two_regressions.values()]
+    assert [float(np.ravel(m.get_xdata())[0]) for m in marks] == pytest.approx(means)
+    assert {float(np.ravel(m.get_ydata())[0]) for m in marks} == {3.0}
+    worst = plots.worst_clients_vs_time(two_regressions)
+    assert worst is not None
+    assert worst.axes[0].get_ylabel() == "worst-decile client MAE, log scale"
+    svg_of(figure)
+
+
+def test_a_small_range_and_a_rising_metric_have_a_linear_axis(make_run):
+    error = {"name": "rmse", "higher_is_better": False, "share": False}
+    run = make_run(metric=error, best=2.0, every=10, targets=())
+    late = [row for row in run.metrics if row["step"] != 0]
+    run = RunRecord(run.config, [{**run.metrics[0], "rmse": 4.0}, *late], run.clients, run.summary)
+    assert plots.metric_vs_time({"A": [run]}, []).axes[0].get_ylabel() == "test RMSE"
+    score = {"name": "r2", "higher_is_better": True, "share": False}
+    run = make_run(metric=score, best=0.9, steps=5, targets=())
+    assert plots.metric_vs_time({"A": [run]}, []).axes[0].get_ylabel() == "test R²"
 
 
 def test_eight_methods_look_different_and_names_are_text(make_run):
     names = ["$x$", "_hidden", "FedAvg", "a b", "é", "f", "g", "h"]
     runs = {name: [make_run(name, i, steps=3)] for i, name in enumerate(names)}
-    figure = plots.accuracy_vs_time(runs, [])
+    figure = plots.metric_vs_time(runs, [])
     assert texts(figure) == [plain(name) for name in names]
     assert len({tuple(method_style(i).values()) for i in range(20)}) == 20
     assert len({line.get_color() for line in figure.axes[0].lines}) == 8
@@ -63,7 +89,7 @@ def test_eight_methods_look_different_and_names_are_text(make_run):
 
 def test_long_runs_are_thinned(make_run):
     runs = {"FedAvg": [make_run(seed=s, steps=1000, devices=3) for s in range(2)]}
-    figure = plots.accuracy_vs_time(runs, [])
+    figure = plots.metric_vs_time(runs, [])
     assert max(len(np.ravel(line.get_xdata())) for line in figure.axes[0].lines) <= 400
     assert len(svg_of(figure)) < 200_000
 
@@ -200,7 +226,7 @@ def test_evenly():
 
 
 def test_figures_are_equal_byte_for_byte(two_methods):
-    one, two = (plots.accuracy_vs_time(two_methods, [0.9]) for _ in range(2))
+    one, two = (plots.metric_vs_time(two_methods, [0.9]) for _ in range(2))
     assert svg_of(one) == svg_of(two)
     assert png(one) == png(two)
     assert png(one).startswith(b"\x89PNG")

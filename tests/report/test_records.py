@@ -9,6 +9,8 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import jsonable, write_atomic
 from fedjax_het.report import RunRecord, RunWriter, time_to
 
+MAE = {"name": "mae", "higher_is_better": False, "share": False}
+
 
 def write(record, workdir):
     """Writes a record as a simulation would, step by step."""
@@ -16,6 +18,9 @@ def write(record, workdir):
         writer.write_config(record.config)
         for row in record.metrics:
             writer.write_step(row, [c for c in record.clients if c["step"] == row["step"]])
+            evaluated = [c for c in record.client_evaluations if c["step"] == row["step"]]
+            if evaluated:
+                writer.write_client_evaluations(evaluated)
         writer.write_summary(record.summary)
     return workdir
 
@@ -28,6 +33,62 @@ def workdir(make_run, tmp_path):
 def test_what_is_written_is_read_back(make_run, tmp_path):
     record = make_run()
     assert RunRecord.load(write(record, tmp_path / "run")) == record
+
+
+def test_evaluations_of_clients_are_read_back_if_there_are_any(make_run, tmp_path):
+    record = make_run(steps=4, client_rows="personal")
+    assert RunRecord.load(write(record, tmp_path / "run")) == record
+    assert len(record.client_evaluations) == 24
+    write(make_run(steps=4), tmp_path / "other")
+    assert not (tmp_path / "other" / "clients_eval.jsonl").exists()
+    (tmp_path / "other" / "clients_eval.jsonl").touch()
+    assert RunRecord.load(tmp_path / "other").client_evaluations == []
+
+
+def test_evaluations_of_clients_are_cut_to_the_checkpoint(make_run, tmp_path):
+    record = make_run(steps=4, client_rows="own")
+    first, last = record.client_evaluations[:12], record.client_evaluations[12:]
+    with RunWriter(tmp_path) as writer:
+        before = writer.offsets()
+        writer.write_client_evaluations(first)
+        offsets = writer.offsets()
+        writer.write_client_evaluations(last)
+    path = tmp_path / "clients_eval.jsonl"
+    with RunWriter(tmp_path) as writer:
+        with pytest.raises(InputError, match="already holds the rows of a run"):
+            writer.write_client_evaluations(last)
+        writer.truncate(offsets)
+        assert len(path.read_text().splitlines()) == 12
+        writer.truncate(before)  # a checkpoint from before the first evaluation does not name it
+        assert path.read_bytes() == b""
+    path.unlink()
+    with RunWriter(tmp_path) as writer, pytest.raises(InputError, match=r"clients_eval.jsonl: 0 b"):
+        writer.truncate(offsets)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accuracy": 90.0}, r"clients_eval.jsonl, line 2: accuracy = 90.0 must be a share"),
+        ({"personal_accuracy": 1.5}, r"line 2: personal_accuracy = 1.5 must be a share"),
+        ({"accuracy": [0.5]}, r"line 2: accuracy = \[0.5\] must be a number >= 0 or null"),
+        ({"own": 1}, r"line 2: own = 1 must be true or false"),
+        ({"client": 0}, r"line 2: client 0 at step 1 must be the client's only row"),
+        ({"step": 9}, r"line 2: client 1 at step 9 must be .* of a step in metrics.jsonl"),
+        ({"client": 50}, r"line 2: client = 50 with a device_group must be < 12"),
+        ({"device_group": 0.5}, r"line 2: device_group = 0.5 must be a whole number >= 0 or null"),
+        ({"client": 50, "device_group": None, "f1_per_class": [0.1, None]}, None),
+    ],
+)
+def test_evaluations_of_clients_are_checked(make_run, change, message):
+    record = make_run(steps=2, client_rows="own")
+    rows = [{**r, **change} if i == 1 else r for i, r in enumerate(record.client_evaluations)]
+    parts = (record.config, record.metrics, record.clients, record.summary, record.source, rows)
+    if message is None:
+        assert RunRecord(*parts).client_evaluations == rows
+        return
+    with pytest.raises(InputError, match=message):
+        RunRecord(*parts)
 
 
 def test_memory_and_disk_agree_on_numpy_values_and_nan(make_run):
@@ -172,7 +233,7 @@ def test_load_names_a_directory_in_place_of_a_file(workdir):
         (lambda b: b.replace(b'"step":3', b'"step":1'), r"line 4: step 1 at .* must come after"),
         (lambda b: b.replace(b'"virtual_s"', b'"virtual"', 1), r"line 1: 'virtual_s': is missing"),
         (lambda b: b.replace(b'"accuracy":0.1', b'"accuracy":10.0'), r"10.0 must be a share"),
-        (lambda b: b.replace(b'"accuracy"', b'"acc"'), r"no row has an accuracy"),
+        (lambda b: b.replace(b'"accuracy"', b'"acc"'), r"no row has a finite 'accuracy'"),
         (lambda b: b.replace(b'"bytes_up":', b'"bytes_up":1'), r"bytes_up = .*add up to"),
     ],
 )
@@ -216,6 +277,14 @@ def test_tasks_are_checked(make_run, change, message):
         ({"data": {"name": "d", "label_counts": [[1]]}}, "label_counts: must be a table"),
         ({"targets": [{"step": 1}]}, r"targets\[0\]: 'accuracy': is missing"),
         ({"targets": None}, "targets = None must be a list"),
+        ({"metric": {"name": "mae", "share": False}}, "'higher_is_better': is missing"),
+        ({"metric": {**MAE, "share": 0}}, "metric: share = 0 must be true or false"),
+        ({"metric": MAE}, "'final_mae': is missing"),
+        ({"metric": MAE, "final_mae": -1.0, "best_mae": None}, r"targets\[0\]: 'mae': is missing"),
+        (
+            {"metric": MAE, "final_mae": 1.0, "best_mae": 1.0, "targets": [{"mae": -1.5}]},
+            "no row has a finite 'mae'",
+        ),
     ],
 )
 def test_the_summary_is_checked(make_run, change, message):
@@ -252,6 +321,52 @@ def test_time_to_is_the_first_evaluation_and_never_interpolates(make_run):
 def test_time_to_rejects_a_target_that_is_no_share(make_run, target):
     with pytest.raises(InputError, match=r"write 90 % as 0\.9"):
         time_to(make_run(steps=2), target)
+
+
+def test_time_to_a_metric_of_which_lower_is_better(two_regressions):
+    record = two_regressions["FedAvg"][0]
+    first = next(row for row in record.metrics if row["mae"] <= 3.0)
+    assert first["step"] > 1
+    assert time_to(record, 3.0) == first["virtual_s"]
+    assert time_to(record, first["mae"], "step") == first["step"]
+    assert time_to(record, 25.0) == 0.0
+    assert time_to(record, -1.0) is None
+    with pytest.raises(InputError, match="mae = nan: must be finite"):
+        time_to(record, math.nan)
+
+
+def test_the_metric_of_a_record(make_run, two_regressions):
+    record, old = two_regressions["FedAvg"][0], make_run(steps=2)
+    assert (record.metric.name, record.metric.higher_is_better, record.metric.share) == (
+        "mae",
+        False,
+        False,
+    )
+    assert record.best == min(row["mae"] for row in record.metrics)
+    assert record.final == record.metrics[-1]["mae"]
+    assert "metric" not in old.summary
+    assert (old.metric.name, old.metric.higher_is_better, old.metric.share) == (
+        "accuracy",
+        True,
+        True,
+    )
+    assert (old.best, old.final) == (old.summary["best_accuracy"], old.summary["final_accuracy"])
+    np.testing.assert_array_equal(record.evaluations()[1], record.evaluations("step", "mae")[1])
+    assert record.evaluations("step", "client_mae_mean")[0].tolist() == list(range(1, 21))
+
+
+def test_a_share_of_another_name_is_checked(make_run):
+    record = make_run(steps=2, metric={"name": "auroc", "higher_is_better": True, "share": True})
+    assert record.best == record.summary["best_auroc"]
+    for name in ("auroc", "val_auroc"):
+        metrics = [*record.metrics[:-1], {**record.metrics[-1], name: 1.5}]
+        with pytest.raises(InputError, match=f"line 3: {name} = 1.5 must be a share"):
+            RunRecord(record.config, metrics, record.clients, record.summary)
+
+
+def test_a_column_of_lists_is_no_curve(make_run):
+    with pytest.raises(InputError, match="column = 'confusion_matrix': holds more than a number"):
+        make_run(steps=2).evaluations("step", "confusion_matrix")
 
 
 def test_an_unknown_column_is_named(make_run):

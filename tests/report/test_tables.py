@@ -6,17 +6,10 @@ import pytest
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import jsonable
 from fedjax_het.report import RunRecord, time_to
-from fedjax_het.report.tables import summarise, table_data, table_notes, table_rows, text_table
-from fedjax_het.report.units import (
-    Spread,
-    below,
-    percent,
-    quantity,
-    spread,
-    target_text,
-    times,
-    unit,
-)
+from fedjax_het.report.metric import MetricInfo
+from fedjax_het.report.results import summarise
+from fedjax_het.report.tables import table_data, table_notes, table_rows, text_table
+from fedjax_het.report.units import Spread, number, percent, quantity, spread, times, unit
 
 
 def known(value):
@@ -30,7 +23,7 @@ def cells(results, label):
 
 def test_figures_are_those_of_the_records(two_methods):
     avg, pmt = summarise(two_methods, [0.9, 0.8])
-    assert [t.accuracy for t in avg.targets] == [0.8, 0.9]
+    assert [t.goal for t in avg.targets] == [0.8, 0.9]
     expected = [known(time_to(run, 0.9)) for run in two_methods["FedPMT"]]
     assert known(pmt.targets[1].virtual_s).values == tuple(expected)
     assert known(pmt.targets[1].virtual_s).std == pytest.approx(np.std(expected, ddof=1))
@@ -42,7 +35,7 @@ def test_figures_are_those_of_the_records(two_methods):
         float(run.summary["bytes_up"]) for run in two_methods["FedPMT"]
     )
     last = [run.metrics[-1]["client_accuracy_worst_decile"] for run in two_methods["FedAvg"]]
-    assert known(avg.worst_decile_accuracy).values == tuple(last)
+    assert known(avg.worst_decile).values == tuple(last)
 
 
 def test_cells(two_methods, make_run):
@@ -51,7 +44,10 @@ def test_cells(two_methods, make_run):
     assert cells(results, "speed-up over FedAvg") == ["1 (reference)", "2.01×"]
     assert cells(results, "tasks dropped") == ["0.0 ± 0.0 %", "0.0 ± 0.0 %"]
     best = max(run.summary["best_accuracy"] for run in two_methods["FedAvg"])
-    assert cells(results, "virtual time to 99.9 %")[0] == f"not reached (best {below(best, 0.999)})"
+    assert (
+        cells(results, "virtual time to 99.9 %")[0]
+        == f"not reached (best {MetricInfo().missed(best, 0.999)})"
+    )
     late = summarise({"drop": [make_run("drop", deadline_s=6.0)]}, [0.9])
     share = known(late[0].dropped_share).mean
     assert 0 < share < 1
@@ -114,6 +110,38 @@ def test_data_is_json_with_all_values(two_methods):
     assert data[0]["targets"][1]["virtual_s"] is None
 
 
+def test_where_lower_is_better(two_regressions):
+    avg, pmt = results = summarise(two_regressions, [1.0, 2.5, 3.0])
+    assert [t.goal for t in avg.targets] == [3.0, 2.5, 1.0]
+    firsts = {
+        name: [next(row["virtual_s"] for row in run.metrics if row["mae"] <= 2.5) for run in runs]
+        for name, runs in two_regressions.items()
+    }
+    assert known(pmt.targets[1].virtual_s).values == tuple(firsts["FedPMT"])
+    ratio = np.mean(firsts["FedAvg"]) / np.mean(firsts["FedPMT"])
+    assert ratio > 1.5
+    assert pmt.targets[1].speed_up == pytest.approx(ratio)
+    lowest = min(run.column("mae").min() for run in two_regressions["FedAvg"])
+    assert avg.targets[2].best == lowest
+    assert cells(results, "virtual time to MAE 1")[0] == f"not reached (best {lowest:.3f})"
+    assert cells(results, "best MAE") == ["2.009 ± 0.012", "2.052 ± 0.009"]
+    assert "worst-decile client MAE" in dict(table_rows(results))
+    last = [run.metrics[-1]["client_mae_worst_decile"] for run in two_regressions["FedAvg"]]
+    assert known(avg.worst_decile).values == tuple(last)
+    assert "first evaluation at or below it" in table_notes(results)[0]
+    data = table_data(results)[0]
+    assert data["targets"][0]["mae"] == 3.0
+    assert {"final_mae", "best_mae", "worst_decile_mae"} <= set(data)
+
+
+def test_runs_with_different_metrics_are_refused(two_regressions, make_run):
+    with pytest.raises(
+        InputError,
+        match="target metric is 'mae, lower is better' but 'accuracy, higher is better' in runs",
+    ):
+        summarise({"A": [make_run()], "B": two_regressions["FedAvg"]}, [])
+
+
 @pytest.mark.parametrize(
     ("records", "targets", "message"),
     [
@@ -121,8 +149,8 @@ def test_data_is_json_with_all_values(two_methods):
         (lambda run: {"a": []}, [], "method 'a': has no run"),
         (lambda run: {"a": [run(), run()]}, [], r"seeds \[0, 0\]: hold one twice"),
         (lambda run: {"a": [run()], "b": [run(devices=9)]}, [], "number of devices is 9 but 12"),
-        (lambda run: {"a": [run()]}, [90], "target 90: must be in"),
-        (lambda run: {"a": [run()]}, [0.0], "target 0.0: must be in"),
+        (lambda run: {"a": [run()]}, [90], "accuracy = 90: must be in"),
+        (lambda run: {"a": [run()]}, [0.0], "accuracy = 0.0: must be in"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(make_run, records, targets, message):
@@ -172,10 +200,15 @@ def test_small_words():
     assert percent(0.97031) == "97.03 %"
     assert percent(Spread((0.9, 0.92)), 1) == "91.0 ± 1.4 %"
     assert percent(None) == "-"
-    assert [target_text(t) for t in (0.9, 0.58, 0.995)] == ["90 %", "58 %", "99.5 %"]
-    assert below(0.89999, 0.9) == "89.99 %"
-    assert below(0.86616, 0.9) == "86.62 %"
-    assert below(0.57, 0.58) == "57.00 %"
     assert [times(r) for r in (0.5, 2.126, 12.34, 250.0)] == ["0.50×", "2.13×", "12.3×", "250×"]
     assert spread([None, float("nan")]) is None
     assert unit(0.0, "B") == (1.0, "B")
+    assert number(None) == "-"
+    assert [number(v) for v in (3.21, -0.5, 12345.6, 1.23e-5)] == [
+        "3.210",
+        "-0.5000",
+        "12346",
+        "1.23e-05",
+    ]
+    assert number(Spread((3.0, 3.5))) == "3.250 ± 0.354"
+    assert number(Spread((0.001, -0.001, 0.3))) == "0.1000 ± 0.1732"

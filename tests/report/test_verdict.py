@@ -2,16 +2,19 @@
 
 import pytest
 
-from fedjax_het.report.tables import MethodResult, TargetResult, summarise
+from fedjax_het.report.metric import MetricInfo
+from fedjax_het.report.results import MethodResult, TargetResult, summarise
 from fedjax_het.report.units import Spread, spread
 from fedjax_het.report.verdict import headline, run_headline, tied
 
+ACCURACY = MetricInfo()
 
-def method(name, *per_target, seeds=3, best=0.93):
+
+def method(name, *per_target, seeds=3, best=0.93, metric=ACCURACY, goals=(0.8, 0.9, 0.95)):
     """A method from its times to each target (one tuple of times per target, None: not reached)."""
     targets = tuple(
         TargetResult(
-            accuracy=(0.8, 0.9, 0.95)[i],
+            goal=goals[i],
             reached=sum(t is not None for t in times),
             seeds=seeds,
             virtual_s=spread(times),
@@ -19,12 +22,12 @@ def method(name, *per_target, seeds=3, best=0.93):
             step=None,
             bytes_up=None,
             speed_up=None,
-            best_accuracy=best,
+            best=best,
         )
         for i, times in enumerate(per_target)
     )
-    accuracy = Spread((best,) * seeds)
-    return MethodResult(name, tuple(range(seeds)), targets, accuracy, accuracy, None, {}, None, 0)
+    value = Spread((best,) * seeds)
+    return MethodResult(name, metric, tuple(range(seeds)), targets, value, value, None, {}, None, 0)
 
 
 A = (20.0, 21.0, 22.0)
@@ -141,6 +144,40 @@ def test_a_target_that_the_untrained_model_meets_gives_no_ratio():
 def test_without_targets_the_best_accuracy_is_reported():
     text = headline([method("A", best=0.7), method("B", best=0.9)])
     assert text == "No target was set; the best accuracy was 90.00 %, by B."
+
+
+MAE = MetricInfo("mae", higher_is_better=False, share=False)
+
+
+def regression(name, *per_target, best=2.0, seeds=3):
+    return method(name, *per_target, best=best, seeds=seeds, metric=MAE, goals=(3.5, 3.2, 3.0))
+
+
+def test_an_error_is_reached_from_above():
+    text = headline([regression("FedAvg", A, NEVER), regression("FedPMT", B, NEVER)])
+    assert text == (
+        "FedPMT reached a test MAE of 3.5 first, after 10.5 ± 0.5 s of virtual time; FedAvg took "
+        "21.0 ± 1.0 s, 2.00× as long. No method reached MAE 3.2."
+    )
+    text = headline([regression("A", A), regression("B", NEVER, best=3.500001)])
+    assert text.endswith("B did not reach it (best 3.501).")
+    text = headline([regression("A", NEVER, best=4.0), regression("B", NEVER, best=3.7)])
+    assert text == "No method reached MAE 3.5. The best MAE was 3.700, by B."
+
+
+def test_the_headline_of_one_regression(two_regressions):
+    record = two_regressions["FedAvg"][0]
+    assert run_headline(record, (3.0, 2.5, 1.0)) == (
+        "FedAvg (seed 0) reached a test MAE of 2.5 after 4.52 min of virtual time, at server step "
+        f"11; its best was {record.best:.3f}. It did not reach MAE 1."
+    )
+    assert run_headline(record, (1.5, 1.0)) == (
+        f"FedAvg (seed 0) did not reach a test MAE of 1.5 or 1; its best was {record.best:.3f}."
+    )
+    assert run_headline(record, ()) == (
+        f"FedAvg (seed 0) ended at a test MAE of {record.final:.3f}; its best was "
+        f"{record.best:.3f}."
+    )
 
 
 def test_from_records(two_methods):
