@@ -288,7 +288,13 @@ class Journal:
             "fleet": problem.fleet.describe(),
         }
         if self._writer is None or self._workdir is None:
-            return RunRecord(self._config, list(metrics), list(self._clients), summary)
+            return RunRecord(
+                self._config,
+                list(metrics),
+                list(self._clients),
+                summary,
+                client_evaluations=list(self._evaluations),
+            )
         if not over:
             started = bool(self.totals["tasks"])
             clients = read_lines(self._workdir / "clients.jsonl") if started else []

@@ -180,7 +180,7 @@ def test_bad_fields_are_refused(case):
 
 def test_tokens_take_neither_augmentation_nor_normalisation():
     tokens = np.zeros((4, 3), np.int64)
-    with pytest.raises(InputError, match="tokens, masks.* are not normalised"):
+    with pytest.raises(InputError, match=r"tokens, masks.* are not normalised"):
         from_arrays(tokens, tokens, tokens, tokens, clients=iid(2), normalise=(0.5, 0.5))
     with pytest.raises(InputError, match="needs images"):
         from_arrays(tokens, tokens, tokens, tokens, clients=iid(2), augment="crop_flip")
@@ -192,7 +192,6 @@ _BAD_ARGUMENTS = {
     "complex": ({"x": np.zeros((30, 2), complex)}, r"x is complex128\[30, 2\]"),
     "big token": ({"x": np.full((30, 2), 2**40)}, r"token 1099511627776: must be below 2\^31"),
     "negative token": ({"x": np.full((30, 2), -1)}, "token -1"),
-    "float label": ({"y": np.zeros(30)}, "y of float32, test_y of int32"),
     "big label": ({"y": np.full(30, 2**40)}, r"label 1099511627776: must be below 2\^31"),
     "negative label": ({"y": np.full(30, -1)}, r"labels -1\.\.-1"),
     "owners": ({"clients": [0, 1, 2]}, "one owner per training sample, 30 in all"),

@@ -176,11 +176,11 @@ def test_options_that_do_not_fit_are_refused(options, words):
 
 
 def test_class_weights_name_every_class():
-    with pytest.raises(InputError, match="class_weights of 2 classes.*all 3 classes"):
+    with pytest.raises(InputError, match=r"class_weights of 2 classes.*all 3 classes"):
         classification(class_weights=[1, 1]).shape(data(np.asarray([0, 1, 2])))
 
 
 def test_every_objective_can_be_named():
     assert {build(name).name for name in OBJECTIVES} == set(OBJECTIVES)
-    with pytest.raises(InputError, match="objective 'regresion'.*did you mean 'regression'"):
+    with pytest.raises(InputError, match=r"objective 'regresion'.*did you mean 'regression'"):
         build("regresion")
