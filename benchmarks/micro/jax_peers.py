@@ -41,8 +41,8 @@ def client_batches(
 
     def one(client: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         batch_key, _ = jax.random.split(jax.random.fold_in(key, client))
-        x, y, _ = gather(data, pipeline, client, step, jnp.int32(batch), batch, batch_key)
-        return x, y
+        found = gather(data, pipeline, client, step, jnp.int32(batch), batch, batch_key)
+        return found.x, found.y
 
     over_steps = jax.vmap(one, in_axes=(None, 0))
     every = jax.vmap(over_steps, in_axes=(0, None))

@@ -32,16 +32,16 @@ class GatedEvaluator(Evaluator):
         self._rounds = -every
         self._last: dict[str, Any] = {}
 
-    def __call__(self, variables: Variables) -> dict[str, Any]:
+    def __call__(self, variables: Variables, target: str | None = None) -> dict[str, Any]:
         """The newest evaluation."""
         self._rounds += self._every
         if self._rounds == 0:
-            self._last = super().__call__(variables)
+            self._last = super().__call__(variables, target)
             self._gate.ready()
             return self._last
 
         def measure() -> float:
-            self._last = Evaluator.__call__(self, variables)
+            self._last = Evaluator.__call__(self, variables, target)
             return self._last["accuracy"]
 
         jax.block_until_ready(variables)

@@ -83,14 +83,14 @@ def num_samples(x: PyTree) -> int:
     return len(jax.tree.leaves(x)[0])
 
 
-def check_labels(y: np.ndarray, x: PyTree, num_classes: int | None, name: str) -> None:
+def check_labels(y: np.ndarray, x: PyTree, num_classes: int, name: str) -> None:
     """Raises `InputError` unless `y` has labels of a known kind, a row per sample.
 
     Args:
       y: labels, int32[N, ...] in `[0, num_classes)`, or float32[N, ...]. Positions of a sequence or
         an image may be negative, which marks them as ignored; a single label may not.
       x: inputs.
-      num_classes: number of labels; None for float labels.
+      num_classes: number of labels; 0 for float labels.
       name: name in messages.
     """
     require(
@@ -108,14 +108,13 @@ def check_labels(y: np.ndarray, x: PyTree, num_classes: int | None, name: str) -
     require(y.size > 0, f"{name} is {_kind(y)}", "must not be empty", "give every sample a label")
     if y.dtype == np.float32:
         require(
-            num_classes is None,
+            num_classes == 0,
             f"num_classes = {num_classes} for {name} of {y.dtype}",
             "counts integer labels only",
             "leave it out, or convert the labels with .astype(numpy.int32)",
         )
         return _check_finite(y, name)
     check_whole(num_classes, "num_classes", "count the labels, or the symbols of text")
-    assert num_classes is not None
     low, high = int(y.min()), int(y.max())
     require(
         (low >= 0 or y.ndim > 1) and high < num_classes,

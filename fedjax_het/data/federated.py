@@ -50,7 +50,7 @@ class FederatedData:
       order: ids of training samples grouped by client, int32[N_used]; samples may be left out.
       count: number of samples of each client, int32[n], all >= 1.
       test_x, test_y: inputs and labels of the test set, like `x` and `y`.
-      num_classes: number of classes (symbols of the vocabulary, for text); None for numbers.
+      num_classes: number of classes (symbols of the vocabulary, for text); 0 for numbers.
       name: name of the data set in records and plots.
       normalise: pair (mean, std), each one number or one per channel, in scaled units, or None.
       augment: name of the augmentation, `"crop_flip"` or `"crop_flip_cutout"` (images only), or
@@ -67,7 +67,7 @@ class FederatedData:
     count: np.ndarray
     test_x: PyTree
     test_y: np.ndarray
-    num_classes: int | None
+    num_classes: int
     name: str = "custom"
     normalise: Normalise | None = None
     augment: str | None = None
@@ -187,7 +187,7 @@ class FederatedData:
         Raises:
           InputError: if the labels are numbers.
         """
-        if self.num_classes is None:
+        if not self.num_classes:
             raise InputError(
                 f"label_counts of {self.name!r}: must have classes, but its labels are "
                 f"{self.y.dtype} numbers; count bins of numpy.digitize instead"
@@ -257,7 +257,7 @@ def from_arrays(
       clients: assignment of samples to clients: a partitioner from `fedjax_het.data.partition`,
         the owner of each sample (N ids of any type, e.g. strings; clients are numbered in sorted
         order of their ids), or a list of n arrays of sample ids.
-      num_classes: number of classes; default one more than the largest label, None for floats.
+      num_classes: number of classes; default one more than the largest label, 0 for floats.
       name: name of the data set in records and plots.
       normalise: pair (mean, std), each one number or one per channel, applied after pixels are
         scaled to [0, 1].
@@ -307,7 +307,9 @@ def from_arrays(
         kept = [kept[0][part] for part in dealt]
     if per_client_cap is not None:
         kept = [cap_rng.permutation(part)[:per_client_cap] for part in kept]
-    if num_classes is None and y.dtype == np.int32:
+    if num_classes is None and y.dtype == np.float32:
+        num_classes = 0
+    elif num_classes is None:
         num_classes = 1 + max(int(labels.max(initial=0)) for labels in (y, test_y))
     return FederatedData(
         x=x,

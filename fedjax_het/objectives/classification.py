@@ -165,7 +165,7 @@ def _categorical(
         return own.reshape(own.shape[0], -1).mean(axis=1)
 
     def shape(data: FederatedData) -> tuple[int, ...]:
-        if data.num_classes is None:
+        if not data.num_classes:
             raise InputError(
                 f"labels of {data.name!r}, {data.y.dtype}{list(data.y.shape)}: must be integer "
                 f"classes for the objective {name!r}; convert them with .astype(numpy.int32), or "

@@ -47,7 +47,7 @@ def regression(
 
     def shape(data: FederatedData) -> tuple[int, ...]:
         require(
-            data.num_classes is None,
+            data.num_classes == 0,
             f"labels of {data.name!r}, {data.y.dtype}{list(data.y.shape)}",
             "must be floats for a regression; integers are classes",
             "convert them with .astype(numpy.float32), also in test_y",

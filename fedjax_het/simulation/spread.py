@@ -30,7 +30,7 @@ class Spread:
             self._samples = np.bincount(self._owner)
             self._order = np.argsort(self._owner, kind="stable")
             self._ends = np.cumsum(self._samples)[:-1]
-        elif data.test_y.ndim == 1 and data.num_classes is not None:
+        elif data.test_y.ndim == 1 and data.num_classes:
             total = np.bincount(data.test_y, minlength=data.num_classes)
             shares = data.label_counts() * (total > 0)
             self._shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1)
