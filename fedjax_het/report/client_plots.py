@@ -16,6 +16,7 @@ from fedjax_het.report.style import PALETTE, legend_above, plain, styled
 from fedjax_het.report.tasks import evenly, group_devices, tasks_of
 
 _MOST_POINTS = 400
+_MOST_OF_A_GROUP = 80
 _MOST_BINS = 20
 _SERVER, _PERSONAL = PALETTE[0], PALETTE[1]
 
@@ -90,7 +91,7 @@ def _groups_of(record: RunRecord, of: ClientValues) -> tuple[np.ndarray, list[st
 def _by_group(
     axes: Axes, sets: list[tuple[np.ndarray, str]], place: np.ndarray, names: list[str]
 ) -> None:
-    """Clients side by side in their group, and the mean of the group as a line."""
+    """Clients side by side in their group (of many, every n-th by value), and the group's mean."""
     width = 0.8 / len(sets)
     for i, (values, color) in enumerate(sets):
         middle = (i - (len(sets) - 1) / 2) * width
@@ -98,7 +99,7 @@ def _by_group(
             own = np.sort(values[(place == group) & np.isfinite(values)])
             if not own.size:
                 continue
-            shown = own[evenly(own.size, _MOST_POINTS)]
+            shown = own[evenly(own.size, _MOST_OF_A_GROUP)]
             # Neighbours in value stand apart: the golden ratio spreads any number of them evenly.
             beside = (np.arange(shown.size) * 0.618034) % 1.0 - 0.5
             x = group + middle + 0.7 * width * beside
@@ -120,6 +121,7 @@ def _by_samples(axes: Axes, sets: list[tuple[np.ndarray, str]], train_samples: n
         axes.plot(train_samples[shown], values[shown], "o", ms=4, color=color, alpha=0.6, mew=0)
     if train_samples.min() > 0 and train_samples.max() > 30 * train_samples.min():
         axes.set_xscale("log")
+    some = "" if shown.size == order.size else f" ({shown.size} of {order.size})"
     axes.set_xlabel("training samples of the client")
-    axes.set_title("by data size", fontsize=10)
+    axes.set_title(f"by data size{some}", fontsize=10)
     axes.grid(True)

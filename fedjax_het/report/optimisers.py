@@ -12,9 +12,13 @@ _OPTIMISER = {
     "weight_decay": "weight decay",
     "clip_norm": "gradient norm at most",
 }
-_SCHEDULE = {"decay_rounds": "decay rounds", "decay_factor": "decay factor"}
-_WARMUP = {"warmup_rounds": "warm-up rounds"}
-_RECORDED = ("client_optimizer", "learning_rate", "schedule", *_OPTIMISER, *_SCHEDULE, *_WARMUP)
+_SCHEDULE = {
+    "decay_rounds": "decay rounds",
+    "decay_factor": "decay factor",
+    "warmup_rounds": "warm-up rounds",
+}
+_UNUSED = {"constant": ("decay_rounds", "decay_factor"), "inverse": ("decay_factor",)}
+_RECORDED = ("client_optimizer", "learning_rate", "schedule", *_OPTIMISER, *_SCHEDULE)
 
 
 def training_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,18 +55,21 @@ def training_notes(training: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _optimiser(options: Mapping[str, Any]) -> str:
-    return ", ".join([str(options["client_optimizer"]), *_given(options, _OPTIMISER)])
+    choice = options["client_optimizer"]
+    own = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
+    name = str(own.pop("name", "optimiser"))
+    return ", ".join([name, *_given(own, {k: k for k in own}), *_given(options, _OPTIMISER)])
 
 
 def _rate(options: Mapping[str, Any]) -> str:
     rate = options.get("learning_rate")
-    return "" if rate is None else f", learning rate {rate:g}"
+    return "" if rate is None else f", learning rate {_value(rate)}"
 
 
 def _schedule(options: Mapping[str, Any]) -> str:
-    """The schedule with the parameters that it uses; only the warm-up precedes a constant rate."""
+    """The schedule with the parameters that it uses."""
     name = options.get("schedule") or "constant"
-    used = _WARMUP if name == "constant" else {**_SCHEDULE, **_WARMUP}
+    used = {key: word for key, word in _SCHEDULE.items() if key not in _UNUSED.get(name, ())}
     return ", ".join([str(name), *_given(options, used)])
 
 
@@ -72,7 +79,8 @@ def _given(options: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:g}" if number else str(value)
 
 
 def _listed(texts: Mapping[str, str]) -> str:

@@ -108,7 +108,16 @@ def test_a_fleet_of_many_groups_and_equal_values_are_drawn(make_run):
     record = with_rows(record, rows)
     figure = metric_by_client(record, values(record))
     assert len(figure.axes[1].get_xticklabels()) == 4
+    assert figure.axes[2].get_title() == "by data size"
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_large_fleets_are_thinned(make_run):
+    record = make_run(steps=1, devices=900, client_rows="own")
+    _, groups, samples = metric_by_client(record, values(record)).axes
+    assert samples.get_title() == "by data size (400 of 900)"
+    assert max(len(np.ravel(line.get_xdata())) for line in samples.lines) == 400
+    assert max(len(np.ravel(line.get_xdata())) for line in groups.lines) == 80
 
 
 def test_the_caption_says_what_the_values_are(make_run, two_regressions):

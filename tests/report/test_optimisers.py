@@ -27,6 +27,14 @@ def test_different_optimisers_are_named():
     ]
 
 
+def test_options_of_an_optimiser_and_transformations_are_told_apart():
+    own = {**SGD, "client_optimizer": {"name": "adam", "b1": 0.95, "nesterov": False}}
+    ready = {**SGD, "client_optimizer": "optax transformation 12ab", "learning_rate": None}
+    assert training_notes({"A": own, "B": ready}) == [
+        "Optimisers differ: A adam, b1 0.95, learning rate 0.05; B optax transformation 12ab."
+    ]
+
+
 def test_learning_rates_alone_are_tuning():
     assert training_notes({"A": SGD, "B": {**SGD, "learning_rate": 0.1}, "C": {}}) == []
 
@@ -34,12 +42,16 @@ def test_learning_rates_alone_are_tuning():
 def test_different_schedules_are_named_with_what_they_use():
     constant = {**SGD, "schedule": "constant", "decay_rounds": 100.0}
     assert training_notes({"A": SGD, "B": constant}) == []
-    inverse = {**constant, "schedule": "inverse", "warmup_rounds": 5}
+    inverse = {**constant, "schedule": "inverse", "decay_factor": 0.1, "warmup_rounds": 5}
     assert training_notes({"A": SGD, "B": constant, "C": inverse}) == [
         "Learning-rate schedules differ: A, B constant; C inverse, decay rounds 100, "
         "warm-up rounds 5."
     ]
     assert training_notes({"A": constant, "B": {**constant, "decay_rounds": 7.0}}) == []
+    assert training_notes({"A": {**inverse, "schedule": "step"}, "B": SGD}) == [
+        "Learning-rate schedules differ: A step, decay rounds 100, decay factor 0.1, warm-up "
+        "rounds 5; B constant."
+    ]
 
 
 def test_the_notes_of_a_comparison_have_it(make_run):
