@@ -188,14 +188,14 @@ class Simulation:
             processes.meet("finished")
             return RunRecord.load(self._workdir)
         options = self.options
-        targets = sorted({*options.targets, *([] if options.target is None else [options.target])})
+        given = {*options.targets, *([] if options.target is None else [options.target])}
         record = self._journal.record(
             self._problem,
             self.name,
             self._algorithm.name,
             options.seed,
             self._assessment.metric,
-            targets,
+            sorted(given, reverse=not self._assessment.metric.higher_is_better),
             over=self.done,
         )
         if self._workdir is not None:

@@ -1,7 +1,7 @@
 """What every registered method must satisfy, on one small problem.
 
-A method that needs options, exit heads or a certain fleet gets them in `SETTINGS`; everything else
-is the same for all.
+A method that needs options, exit heads or a certain fleet gets them in `methods.SETTINGS`;
+everything else is the same for all.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import chex
 import jax
 import numpy as np
 import pytest
-from adel_helpers import adel_problem
-from problems import assert_close, differ, digits_problem, exits_problem
+from methods import DEFAULT, SETTINGS, choosing
+from problems import assert_close, differ
 
 from fedjax_het.algorithms import ALGORITHMS, TRAINING_OPTIONS, build
 from fedjax_het.algorithms.registry import option_names
@@ -24,36 +24,7 @@ from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
-small_adel = functools.partial(adel_problem, samples=8, hidden=(8,))
-
 ROUNDS = 2
-TRAINING = {"learning_rate": 0.1, "batch_size": 4}
-BUDGET = {"learning_rate": 1.0, "rounds": 12, "total_s": 24.0}
-DEADLINE = {**TRAINING, "deadline_s": 0.1}  # stops the slowest third of the devices
-PRUNING = {
-    **TRAINING,
-    "interval_s": 0.02,
-    "density": {"interval": 1},
-    "recovery": {"patience": 1, "validate_on": "test"},
-}
-SETTINGS = {
-    "adel": (small_adel, BUDGET),
-    "adel_drop": (small_adel, BUDGET),
-    "adel_wait": (small_adel, {"learning_rate": 1.0}),
-    "drop_stragglers": (digits_problem, DEADLINE),
-    # SGD, for Adam makes whole steps of the rounding of gradients near zero.
-    "dtfl": (exits_problem, {**TRAINING, "client_optimizer": "sgd"}),
-    "fedbuff": (digits_problem, {**TRAINING, "buffer_size": 4}),
-    "fedel": (exits_problem, TRAINING),
-    "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),
-    "fedgkt": (exits_problem, {**TRAINING, "client_optimizer": "sgd", "server_epochs": 2}),
-    "fedpmt": (digits_problem, {**TRAINING, "depths": (1, 3)}),
-    "fedprox": (digits_problem, DEADLINE),
-    "nested_mask_sync": (digits_problem, {**TRAINING, "density": {"interval": 1}}),
-    "prfl": (digits_problem, PRUNING),
-    "salf": (small_adel, BUDGET),
-    "splitfed": (digits_problem, {**TRAINING, "client_optimizer": "sgd"}),
-}
 EVALUATED = ("step", "virtual_s", "accuracy", "bytes_up", "bytes_down", "merged", "dropped")
 EVALUATED += ("client_accuracy_mean", "client_accuracy_worst_decile", "nonfinite")
 
@@ -71,7 +42,7 @@ class Case:
     """One method, its compiled engines, and its reference run."""
 
     def __init__(self, name, compute_dtype="float32"):
-        make_problem, self.options = SETTINGS.get(name, (digits_problem, TRAINING))
+        make_problem, self.options = SETTINGS.get(name, DEFAULT)
         self.name = name
         self.problem, self.evaluator = shared(make_problem, compute_dtype)
         self.algorithm = build(name, self.problem, **self.options)
@@ -133,22 +104,6 @@ def assert_identical(one, other):
     chex.assert_trees_all_equal(one.state, other.state)
     assert rows(one) == rows(other)
     assert one.record.clients == other.record.clients
-
-
-def choosing(algorithm, choose):
-    """The method with the rows `choose(round, count)` of its plans."""
-
-    def plan(state, variables, situation):
-        plan, state = algorithm.plan(state, variables, situation)
-        order = choose(situation.round, len(plan.clients))
-        columns = ("clients", "steps", "batch", "weight", "timing", "rows", "notes")
-        chosen = {
-            name: jax.tree.map(lambda a: np.asarray(a)[order], getattr(plan, name))
-            for name in columns
-        }
-        return plan._replace(routes=[plan.routes[i] for i in order], **chosen), state
-
-    return algorithm._replace(plan=plan)
 
 
 def test_it_trains_and_its_log_is_sound(case):
