@@ -75,9 +75,10 @@ class Privacy:
 
     def require_usable(self, model: BlockModel) -> None:
         """Raises `InputError` unless the options fit the samples and activations of the model."""
+        inputs = [part.dtype for part in jax.tree.leaves(model.input_shapes(1))]
         require(
-            not self.correlates or jnp.issubdtype(model.input_dtype, jnp.floating),
-            f"privacy.dcor with model {model.name!r} of {jnp.dtype(model.input_dtype)} inputs",
+            not self.correlates or (len(inputs) == 1 and jnp.issubdtype(inputs[0], jnp.floating)),
+            f"privacy.dcor with model {model.name!r} of {', '.join(map(str, inputs))} inputs",
             "the distance of two samples is that of their numbers, which symbols are not",
             "set privacy.dcor = 0",
         )
