@@ -145,7 +145,7 @@ class BlockPrice:
 
 
 def price_block(
-    block: Block, params: PyTree, stats: PyTree, x: jax.ShapeDtypeStruct, live: bool, key: Any
+    block: Block, params: PyTree, stats: PyTree, x: PyTree, live: bool, key: Any
 ) -> BlockPrice:
     """Traces a block's forward and backward pass and counts their prices.
 
@@ -157,7 +157,7 @@ def price_block(
       block: block to price.
       params: shapes of its parameters.
       stats: shapes of its running statistics.
-      x: shape of its input, with a batch axis of 1.
+      x: shape of its input, with a batch axis of 1; a pytree of shapes in the first block.
       live: whether training updates running statistics; False if it uses them unchanged.
       key: shape of a typed PRNG key.
 
@@ -183,13 +183,12 @@ def price_block(
         return contraction_flops(step, y, *args) - forward
 
     def kept_bytes(batch: int) -> int:
-        z = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+        z = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), x)
         with lowering("lax"):
             # A pullback is a pytree of the values that it needs from the forward pass.
             return tree_bytes(jax.eval_shape(lambda *a: grads(*a)[1], params, z, stats, key))
 
-    # Tokens have no gradient.
-    grads = both_grads if jnp.issubdtype(x.dtype, jnp.inexact) else weight_grad
+    grads = both_grads if differentiable(x) else weight_grad
     args = (params, x, stats, key)
     with lowering("patches"):
         y = jax.eval_shape(run, *args)
@@ -204,6 +203,11 @@ def price_block(
         param_bytes=tree_bytes(params),
         stored_bytes=kept_bytes(2) - kept_bytes(1),
     )
+
+
+def differentiable(x: PyTree) -> bool:
+    """Whether the input of a block has a gradient, which tokens and masks have not."""
+    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(x))
 
 
 def tree_bytes(tree: PyTree) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.fleet.cost import CostTable
+from fedjax_het.fleet.flops import differentiable
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block
 from fedjax_het.models.lowering import lowering
@@ -178,10 +179,13 @@ def measure(
     )
 
 
-def _sample(shape: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
-    if jnp.issubdtype(shape.dtype, jnp.inexact):
-        return jax.random.normal(key, shape.shape, shape.dtype)
-    return jnp.zeros(shape.shape, shape.dtype)
+def _sample(shapes: PyTree, key: jax.Array) -> PyTree:
+    def one(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        if jnp.issubdtype(shape.dtype, jnp.inexact):
+            return jax.random.normal(key, shape.shape, shape.dtype)
+        return jnp.zeros(shape.shape, shape.dtype)
+
+    return jax.tree.map(one, shapes)
 
 
 def _time_block(
@@ -220,7 +224,7 @@ def _time_block(
 
     forward_s, weight_s, back_flops = timed(weights_only)
     input_s = 0.0
-    if jnp.issubdtype(x.dtype, jnp.inexact):
+    if differentiable(x):
         _, both_s, back_flops = timed(both)
         input_s = max(both_s - weight_s, 0.0)
     return forward_s, weight_s, input_s, xla_flops(run, params, x), back_flops

@@ -10,7 +10,7 @@ Shuffling permutes patches or channels of z, with another permutation for every 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +75,10 @@ class Privacy:
 
     def require_usable(self, model: BlockModel) -> None:
         """Raises `InputError` unless the options fit the samples and activations of the model."""
+        inputs = [part.dtype for part in jax.tree.leaves(model.input_shapes(1))]
         require(
-            not self.correlates or _numbers(model.input_dtype),
-            f"privacy.dcor with model {model.name!r} of {model.input_dtype} inputs",
+            not self.correlates or (len(inputs) == 1 and jnp.issubdtype(inputs[0], jnp.floating)),
+            f"privacy.dcor with model {model.name!r} of {', '.join(map(str, inputs))} inputs",
             "the distance of two samples is that of their numbers, which symbols are not",
             "set privacy.dcor = 0",
         )
@@ -94,12 +95,6 @@ class Privacy:
         if self.shuffle == "channel":
             return shuffle_channels(key, z)
         return shuffle_patches(key, z, self.patch) if self.shuffle == "space" else z
-
-
-def _numbers(dtype: Any) -> bool:
-    """Whether inputs of this dtype, or pytree of dtypes, are one array of numbers."""
-    leaves = jax.tree.leaves(dtype)
-    return len(leaves) == 1 and bool(jnp.issubdtype(leaves[0], jnp.floating))
 
 
 def distance_correlation(

@@ -9,16 +9,21 @@ from fedjax_het.models.adapt import from_flax
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
+from fedjax_het.models.conv1d import conv1d
 from fedjax_het.models.exits import with_exits
+from fedjax_het.models.lstm import char_lstm
 from fedjax_het.models.mlp import logistic, mlp
 from fedjax_het.models.precision import with_compute_dtype
 from fedjax_het.models.resnet import resnet, resnet20, resnet56, resnet110
 from fedjax_het.models.transformer import transformer
+from fedjax_het.models.unet import unet
 from fedjax_het.models.vgg import vgg11, vgg13, vgg16
 
 MODELS: dict[str, Callable[..., BlockModel]] = {
     "adel_cnn2": adel_cnn2,
+    "char_lstm": char_lstm,
     "cifar_cnn": cifar_cnn,
+    "conv1d": conv1d,
     "leaf_cnn": leaf_cnn,
     "logistic": logistic,
     "mlp": mlp,
@@ -28,6 +33,7 @@ MODELS: dict[str, Callable[..., BlockModel]] = {
     "resnet56": resnet56,
     "resnet110": resnet110,
     "transformer": transformer,
+    "unet": unet,
     "vgg11": vgg11,
     "vgg13": vgg13,
     "vgg16": vgg16,

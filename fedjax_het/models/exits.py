@@ -1,4 +1,4 @@
-"""Early exits: a small head after every block, whose output a loss can use."""
+"""Early exits: a small head after every block, whose outputs a loss can use."""
 
 from dataclasses import replace
 
@@ -13,27 +13,37 @@ from fedjax_het.models.product import dot_general
 
 
 class ExitHead(nn.Module):
-    """Mean over the axes between batch and channels, then one linear layer (methods/fedel.md 2.4).
+    """Mean over the axes that the outputs lack, then one linear layer (methods/fedel.md 2.4).
 
     Attributes:
-      num_classes: size of the last axis of the logits.
-      positions: number of axes after the batch that the logits keep: 1 for a prediction per symbol.
+      num_classes: size of the last axis of the outputs.
+      positions: sizes of the axes between batch and last axis of the outputs: `()` for one vector a
+        sample, `(T,)` for a prediction per symbol, `(H, W)` for one per pixel.
     """
 
     num_classes: int
-    positions: int = 0
+    positions: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[batch, *kept, num_classes]` of `x` `[batch, *kept, ..., channels]`."""
-        x = jnp.mean(x, axis=tuple(range(1 + self.positions, x.ndim - 1)))
-        return nn.Dense(self.num_classes, dot_general=dot_general)(x)
+        """Outputs `[batch, *positions, num_classes]` of an activation `[batch, ..., channels]`.
+
+        An activation at another resolution gives outputs there, which are interpolated linearly.
+        """
+        kept = len(self.positions)
+        x = jnp.mean(x, axis=tuple(range(1 + kept, x.ndim - 1)))
+        y = nn.Dense(self.num_classes, dot_general=dot_general)(x)
+        places = y.shape[1:-1] + (1,) * (kept - (y.ndim - 2))
+        y = y.reshape(y.shape[0], *places, y.shape[-1])
+        if places == self.positions:
+            return y
+        return jax.image.resize(y, (y.shape[0], *self.positions, y.shape[-1]), "linear")
 
 
 def with_exits(model: BlockModel, *, shared: bool = False) -> BlockModel:
     """`model` with a head after every block but the last: mean over space or time, then linear.
 
-    A model that predicts at every position of a sequence gets heads that also do, without a mean.
+    A model that predicts at every position of a sequence or an image gets heads that also do.
 
     Args:
       model: model whose existing heads, if any, are replaced.
@@ -54,7 +64,6 @@ def with_exits(model: BlockModel, *, shared: bool = False) -> BlockModel:
         f"its blocks give activations of shapes {widths}",
         "give every block a head of its own (exits = True)",
     )
-    positions = len(shapes[-1].shape) - 2
-    head = ExitHead(model.num_classes, positions)
+    head = ExitHead(model.num_classes, shapes[-1].shape[1:-1])
     exits = tuple(flax_block(f"exit_{block.name}", head) for block in model.blocks[:-1])
     return replace(model, exits=exits, shared_exit=shared)

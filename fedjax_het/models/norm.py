@@ -142,18 +142,31 @@ def over_real(weight: Array | None) -> AbstractContextManager[None]:
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         if isinstance(context.module, (BatchNorm, nn.BatchNorm)):
-            x = args[0] if args else kwargs["x"]
-            if kwargs.get("mask") is None and x.shape[:1] == weight.shape:
-                kwargs = {**kwargs, "mask": real_rows(weight, x.ndim)}
+            kwargs = masked(weight, args, kwargs)
         return call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)
 
 
-def real_rows(weight: Array, ndim: int) -> Array:
-    """The mask `bool[batch, 1, ...]` of a batch norm's `ndim` axes; all True if none is real."""
+def masked(weight: Array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a batch norm's call, with the mask of real samples unless it has one.
+
+    The mask is all True if no sample is real, and left out if the first axis is not the batch.
+
+    Args:
+      weight: weight of each sample, float32[batch], 0 for padding.
+      args: positional arguments of the call, or none with `x` as a keyword.
+      kwargs: keyword arguments of the call.
+
+    Returns:
+      The keyword arguments.
+    """
+    x = args[0] if args else kwargs["x"]
+    if kwargs.get("mask") is not None or x.shape[:1] != weight.shape:
+        return kwargs
     real = weight > 0
-    return (real | ~jnp.any(real)).reshape(-1, *(1,) * (ndim - 1))
+    rows = (real | ~jnp.any(real)).reshape(-1, *(1,) * (x.ndim - 1))
+    return {**kwargs, "mask": rows}
 
 
 def updated(old: PyTree, new: PyTree, weight: Array | None) -> PyTree:

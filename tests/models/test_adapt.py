@@ -223,15 +223,21 @@ class Moody(nn.Module):
         return nn.Dense(5)(nn.Dense(5)(x) if train else x)
 
 
+def lambda_layer(function):
+    return nn.Sequential([function])
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
         (Own(), "'temperature'.*submodule"),
         (Moody(), "called in training.*Dense_1"),
-        ([nn.Dense(5)], r"\[3, 6, 6, 5\].*\[3, 5\]"),
+        ([nn.Dense(4)], r"\[3, 6, 6, 4\].*\[3, ..., 5\].*leave it out"),
+        ([lambda_layer(lambda x: jnp.mean(x, (1, 2, 3)))], r"\[3\].*keep a last axis"),
+        ([lambda_layer(lambda x: (x, x))], r"\(\[3, 6, 6, 1\], .*one array"),
         ([], "empty sequence"),
-        (jnp.tanh, "must be a flax.linen module"),
-        ([nn.Dense(5), nn.relu], "must be a flax.linen module"),
+        (jnp.tanh, "must be a flax module.*rngs"),
+        ([nn.Dense(5), nn.relu], "must be a flax module"),
     ],
 )
 def test_bad_input_names_value_and_remedy(module, message):
@@ -239,8 +245,61 @@ def test_bad_input_names_value_and_remedy(module, message):
         from_flax(module, (6, 6, 1), 5)
 
 
-def test_nnx_modules_are_refused():
-    from flax import nnx
+class Recurrent(nn.Module):
+    """Cells in compact style: their parameters stand beside the recurrent layers."""
 
-    with pytest.raises(ValueError, match=r"nnx.*linen"):
-        from_flax(nnx.Linear(3, 5, rngs=nnx.Rngs(0)), (3,), 5)
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(7, 3)(tokens)
+        x = nn.RNN(nn.OptimizedLSTMCell(4))(x)
+        x = nn.Bidirectional(nn.RNN(nn.GRUCell(2)), nn.RNN(nn.GRUCell(2)))(nn.tanh(x))
+        return nn.Dense(5)(x)
+
+
+def test_recurrent_cells_belong_to_the_layer_that_calls_them():
+    model = from_flax(Recurrent(), (6,), input_dtype=jnp.int32)
+    assert [b.name for b in model.blocks] == ["Embed_0", "RNN_0", "Bidirectional_0", "Dense_0"]
+    assert model.num_classes == 5
+    variables = model.init(KEY)
+    assert sorted(variables.params["blocks"][2]) == ["GRUCell_0", "GRUCell_1"]
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 7, (3, 6)), jnp.int32)
+    outputs = model.apply(variables, tokens)[0]
+    assert outputs.shape == (3, 6, 5)
+    expected = Recurrent().apply(whole(variables), tokens)
+    np.testing.assert_array_equal(outputs, expected)
+    z = model.forward_to(variables, tokens, 1)[0]
+    np.testing.assert_array_equal(model.forward_from(variables, z, 1)[0], expected)
+    # Per position, so that exits are too.
+    assert with_exits(model).activation_shapes(2)[-1].shape == (2, 6, 5)
+    # Four gates of inputs and states, at every of six positions.
+    flops = cost_table(model).forward_flops
+    assert flops[1] == 6 * 2 * (3 * 16 + 4 * 16)
+
+
+class Masked(nn.Module):
+    """Mean over the tokens that a mask keeps."""
+
+    @nn.compact
+    def __call__(self, x):
+        keep = x["mask"][..., None].astype(jnp.float32)
+        vectors = nn.Dense(4)(nn.Embed(7, 3)(x["tokens"]))
+        mean = jnp.sum(vectors * keep, 1) / jnp.maximum(jnp.sum(keep, 1), 1.0)
+        return nn.Dense(2)(nn.relu(mean))
+
+
+def test_samples_may_be_dictionaries():
+    dtypes = {"tokens": jnp.int32, "mask": jnp.bool_}
+    model = from_flax(Masked(), {"tokens": (6,), "mask": [6]}, input_dtype=dtypes)
+    # The mask passes around the first two layers.
+    assert [b.name for b in model.blocks] == ["Embed_0+Dense_0", "Dense_1"]
+    x = {"tokens": jnp.ones((3, 6), jnp.int32), "mask": jnp.arange(18).reshape(3, 6) < 9}
+    variables = model.init(KEY)
+    outputs = model.apply(variables, x)[0]
+    np.testing.assert_array_equal(outputs, Masked().apply(whole(variables), x))
+    with pytest.raises(ValueError, match=r"x\['mask'\] = bool\[3, 5\].*bool\[batch, 6\]"):
+        model.apply(variables, {**x, "mask": x["mask"][:, :5]})
+    with pytest.raises(ValueError, match="structure of input_shape"):
+        model.apply(variables, x["tokens"])
+    with pytest.raises(ValueError, match=r"input_dtype.*structure"):
+        from_flax(Masked(), {"tokens": (6,), "mask": (6,)})
+    assert cost_table(model).forward_flops.tolist() == [2 * 6 * 3 * 4, 2 * 4 * 2]

@@ -172,7 +172,9 @@ def test_split_equals_whole_with_convolutions():
 
 
 SHAPES = {"logistic": (4,), "mlp": (4, 2), "leaf_cnn": (28, 28, 1), "adel_cnn2": (28, 28, 1)}
-SHAPES["transformer"] = (16,)
+SHAPES |= {"transformer": (16,), "char_lstm": (16,), "conv1d": (16, 3), "unet": (8, 8, 3)}
+# Models of sequences and of images predict at every position.
+POSITIONS = {"transformer": (16,), "char_lstm": (16,), "unet": (8, 8)}
 
 
 # The other residual networks are the code of ResNet-20, only slower to trace.
@@ -183,8 +185,7 @@ def test_every_model_may_be_cut_anywhere(name):
     model = with_exits(build(name, input_shape, 7, **options))
     variables = model.shapes
     x = jax.ShapeDtypeStruct((2, *input_shape), model.input_dtype)
-    # A sequence model gives logits for every position.
-    output = (2, 16, 7) if name == "transformer" else (2, 7)
+    output = (2, *POSITIONS.get(name, ()), 7)
 
     def cut(variables, x):
         whole, last = model.apply(variables, x)[0], model.num_blocks - 1

@@ -9,8 +9,11 @@ import pytest
 
 from fedjax_het.models import MODELS, build
 from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
+from fedjax_het.models.conv1d import conv1d
+from fedjax_het.models.lstm import char_lstm
 from fedjax_het.models.mlp import logistic, mlp
 from fedjax_het.models.resnet import resnet20, resnet56, resnet110
+from fedjax_het.models.unet import unet
 from fedjax_het.models.vgg import vgg11, vgg13, vgg16
 
 
@@ -32,6 +35,23 @@ def per_block(model):
         (pfl_cnn(), [896, 18_496, 1_605_760, 1_290]),
         (logistic(), [7_850]),
         (mlp(), [157_000, 40_200, 2_010]),
+        # Scale and bias of both norms.
+        (mlp((10,), 1, hidden=(4, 3), norm="batch", dropout=0.1), [44 + 8, 15 + 6, 4]),
+        # 4 (inputs + states + 1) states; the vectors have 8 numbers.
+        (char_lstm(), [640, 4 * 265 * 256, 4 * 513 * 256, 20_560]),
+        (char_lstm(num_classes=90), [720, 271_360, 525_312, 23_130]),
+        (conv1d(), [45 * 32 + 64, 160 * 64 + 128, 320 * 128 + 256, 774]),
+        (
+            unet(),
+            [
+                9 * (3 + 16) * 16 + 64,
+                9 * (16 + 32) * 32 + 128,
+                9 * (32 + 64) * 64 + 256,
+                9 * (64 + 32 + 32) * 32 + 128,
+                9 * (32 + 16 + 16) * 16 + 64,
+                34,
+            ],
+        ),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else "",
 )
@@ -113,6 +133,24 @@ def test_initial_weights_keep_the_signal_through_relu(model, fan):
     np.testing.assert_allclose(jnp.std(kernel), np.sqrt(2 / fan), rtol=0.05)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        char_lstm((3,), 5, units=4),
+        conv1d((8, 3), channels=(4,)),
+        unet((4, 4, 1), width=2, depth=1),
+        mlp((3,), 1, hidden=(4,), norm="group"),
+    ],
+    ids=lambda model: model.name,
+)
+def test_initial_weights_follow_the_key_alone(model):
+    new = jax.jit(model.init)
+    a, again, b = (new(jax.random.key(seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, a, again)
+    other = [bool(jnp.any(x != y)) for x, y in zip(*map(jax.tree.leaves, (a.params, b.params)))]
+    assert sum(other) >= model.num_blocks
+
+
 def test_build_passes_options():
     assert build("vgg11", (32, 32, 3), 100, norm="none").num_classes == 100
     assert build("mlp", (28, 28, 1), 10, hidden=(3,)).num_blocks == 2
@@ -134,6 +172,18 @@ def test_build_passes_options():
         (lambda: resnet20(width=0), "width = 0"),
         (lambda: resnet56(granularity="layer"), "module, unit"),
         (lambda: mlp(hidden=(3, 0)), "widths must be positive"),
+        (lambda: mlp(norm="layer"), "batch, group, none"),
+        (lambda: mlp(dropout=1.0), r"dropout = 1.0.*\[0, 1\)"),
+        (lambda: char_lstm((8, 8, 1)), "windows of symbols"),
+        (lambda: char_lstm(units=0), "units = 0"),
+        (lambda: build("char_lstm", (8,), 5, predict="first"), "'first'.*every, last"),
+        (lambda: conv1d((7, 3)), r"T of at least 8"),
+        (lambda: conv1d((28, 28, 1)), r"windows \[T, channels\]"),
+        (lambda: conv1d(channels=()), "must be positive"),
+        (lambda: conv1d(dropout=-0.1), "dropout = -0.1"),
+        (lambda: unet((30, 32, 3)), "multiples of 4.*pad"),
+        (lambda: unet(depth=0), "depth = 0"),
+        (lambda: unet(norm="layer"), "batch, group, none"),
     ],
 )
 def test_bad_input_names_value_and_remedy(call, message):

@@ -13,7 +13,8 @@ from fedjax_het.models.block import flax_block
 from fedjax_het.models.norm import BatchNorm, GroupNorm, LayerNorm
 
 KEY = jax.random.key(0)
-SHAPES = {"logistic": (5,), "mlp": (5,), "transformer": (6,)}
+SHAPES = {"logistic": (5,), "mlp": (5,), "transformer": (6,), "char_lstm": (6,)}
+SHAPES |= {"conv1d": (8, 3), "unet": (8, 8, 3)}
 # The other depths are the same code.
 NAMES = sorted(set(MODELS) - {"resnet", "resnet56", "resnet110", "vgg13", "vgg16"})
 
@@ -55,7 +56,7 @@ def traced(model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_products_are_bfloat16_and_what_is_kept_float32(name):
-    norm = {"norm": "batch"} if name.startswith(("resnet", "vgg")) else {}
+    norm = {"norm": "batch"} if name.startswith(("resnet", "vgg", "conv1d", "unet")) else {}
     model = small(name, compute_dtype="bfloat16", **norm)
     jaxpr, results = traced(model)
     assert set(products(jaxpr.jaxpr)) == {"bfloat16"}

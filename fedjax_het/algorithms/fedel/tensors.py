@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
@@ -31,7 +30,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.fleet.cost import CostTable
-from fedjax_het.fleet.flops import jaxpr_flops
+from fedjax_het.fleet.flops import differentiable, jaxpr_flops
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block
 from fedjax_het.models.lowering import lowering
@@ -217,14 +216,14 @@ class _Backward:
 
     def __init__(self, block: Block, params: PyTree, stats: PyTree, x: Any, train: bool, key: Any):
         leaves, structure = jax.tree.flatten(params)
-        differentiable = bool(jnp.issubdtype(x.dtype, jnp.inexact))
+        has_gradient = differentiable(x)
 
         def run(leaves: Sequence[Any], x: Any, stats: PyTree, key: Any) -> Any:
             tree = jax.tree.unflatten(structure, leaves)
             return block.apply(tree, stats, x, train=train, key=key)[0]
 
         def step(g: Any, leaves: Sequence[Any], x: Any, stats: PyTree, key: Any) -> Any:
-            if differentiable:
+            if has_gradient:
                 y, pullback = jax.vjp(lambda leaves, x: run(leaves, x, stats, key), leaves, x)
                 grads, input_grad = pullback(g)
                 return y, grads, input_grad
@@ -237,7 +236,7 @@ class _Backward:
             y = jax.eval_shape(run, leaves, x, stats, key)
             self._step = jax.make_jaxpr(step)(y, leaves, x, stats, key).jaxpr
         self._forward_flops = jaxpr_flops(forward.jaxpr)
-        self._differentiable = differentiable
+        self._differentiable = has_gradient
         self.order = _first_uses(forward.jaxpr, len(leaves))
         self.text = str(forward)
 
