@@ -148,7 +148,7 @@ def test_a_run_cannot_outlive_its_plan():
         ({"rates": "real"}, "rates"),
         ({"granularity": "neuron"}, "granularity"),
         ({"solver": "guess"}, "solver"),
-        ({"schedule": "cosine"}, "schedule"),
+        ({"schedule": "linear"}, "schedule"),
         ({"batch_scale": (1.0,)}, "batch_scale"),
         ({"online": {}}, "physical"),
         ({"online": {"memory_rounds": 1.0}}, "memory_rounds"),

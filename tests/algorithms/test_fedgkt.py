@@ -10,7 +10,7 @@ from fedjax_het.algorithms import build
 from fedjax_het.local.distillation import halves
 from fedjax_het.simulation.simulate import simulate
 
-SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
+SGD = {"learning_rate": 0.1, "batch_size": 4}
 
 
 def gkt(problem, **options):

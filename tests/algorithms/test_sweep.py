@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from adel_helpers import adel_problem
-from problems import assert_close, differ, digits_problem, exits_problem
+from problems import assert_close, differ, digits_problem, exits_problem, situation
 
 from fedjax_het.algorithms import ALGORITHMS, TRAINING_OPTIONS, build
 from fedjax_het.algorithms.registry import option_names
@@ -41,18 +41,20 @@ SETTINGS = {
     "adel_drop": (small_adel, BUDGET),
     "adel_wait": (small_adel, {"learning_rate": 1.0}),
     "drop_stragglers": (digits_problem, DEADLINE),
-    # SGD, for Adam makes whole steps of the rounding of gradients near zero.
-    "dtfl": (exits_problem, {**TRAINING, "client_optimizer": "sgd"}),
+    "dtfl": (exits_problem, TRAINING),
     "fedbuff": (digits_problem, {**TRAINING, "buffer_size": 4}),
     "fedel": (exits_problem, TRAINING),
     "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),
-    "fedgkt": (exits_problem, {**TRAINING, "client_optimizer": "sgd", "server_epochs": 2}),
+    "fedgkt": (exits_problem, {**TRAINING, "server_epochs": 2}),
+    "fedopt": (
+        digits_problem,
+        {**TRAINING, "server_optimizer": "momentum", "server_learning_rate": 0.5},
+    ),
     "fedpmt": (digits_problem, {**TRAINING, "depths": (1, 3)}),
     "fedprox": (digits_problem, DEADLINE),
     "nested_mask_sync": (digits_problem, {**TRAINING, "density": {"interval": 1}}),
     "prfl": (digits_problem, PRUNING),
     "salf": (small_adel, BUDGET),
-    "splitfed": (digits_problem, {**TRAINING, "client_optimizer": "sgd"}),
 }
 EVALUATED = ("step", "virtual_s", "accuracy", "bytes_up", "bytes_down", "merged", "dropped")
 EVALUATED += ("client_accuracy_mean", "client_accuracy_worst_decile", "nonfinite")
@@ -232,12 +234,32 @@ def test_records_are_written_and_a_checkpoint_resumes_bit_for_bit(case, tmp_path
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_the_schedule_scales_the_steps_of_every_round(name):
+    make_problem, options = SETTINGS.get(name, (digits_problem, TRAINING))
+    problem, _ = shared(make_problem, "float32")
+    factors = (1.0, 0.25, 0.0)
+    algorithm = build(name, problem, **{**options, "schedule": lambda t: factors[t]})
+    variables = problem.model.init(jax.random.key(0))
+    state = algorithm.init(variables, jax.random.key(1))
+    for round, factor in enumerate(factors):
+        clients = np.arange(algorithm.cohort_size)
+        now = situation(problem, round=round, clients=clients)
+        plan, state = algorithm.plan(state, variables, now)
+        assert plan.learning_rate_scale == factor
+
+
 def test_every_training_option_is_accepted(case):
     options = {
         "learning_rate": 0.1,
         "momentum": 0.9,
         "client_optimizer": "sgd",
         "weight_decay": 1e-3,
+        "clip_norm": None,  # the halves of dtfl cannot share a norm
+        "schedule": "cosine",
+        "decay_rounds": 10.0,
+        "decay_factor": 0.5,
+        "warmup_rounds": 1,
         "batch_size": 3,
         "epochs": 2,
         "local_steps": 1,
