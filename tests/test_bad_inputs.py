@@ -12,9 +12,10 @@ from malformed import configs, devices, files, methods, optimizers, samples
 
 from fedjax_het.common.errors import InputError
 
+GROUPS = (configs, samples, devices, files, methods, optimizers)
 TABLE = {
     f"{group.__name__.rpartition('.')[2]}: {expected}": (call, expected)
-    for group in (configs, samples, devices, files, methods, optimizers)
+    for group in GROUPS
     for call, expected in group.CASES
 }
 
@@ -59,6 +60,4 @@ def test_compilations_are_counted(compiled):
 
 def test_the_table_is_long():
     assert len(TABLE) >= 80
-    assert len(TABLE) == sum(
-        len(g.CASES) for g in (configs, samples, devices, files, methods, optimizers)
-    )
+    assert len(TABLE) == sum(len(group.CASES) for group in GROUPS)

@@ -130,10 +130,15 @@ class Merged(NamedTuple):
     Attributes:
       variables: merged model.
       info: small arrays by name, for the records.
+      round: number of the server step, from 0, int32; the engine sets it for `Algorithm.update`.
+      key: typed PRNG key of the server's step, which the engine sets for `Algorithm.update`; it
+        depends on the seed and the step only, and differs from those of the clients.
     """
 
     variables: Variables
     info: Mapping[str, Any] = {}
+    round: Any = None
+    key: Any = None
 
 
 class Buffers(NamedTuple):

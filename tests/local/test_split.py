@@ -168,10 +168,9 @@ def test_a_server_without_memory_steps_by_signs():
     problem = exits_problem()
     start = problem.model.init(jax.random.key(1))
     rate = 1e-3
-    got = train(
-        problem, start, cut=0, steps=2, optimizer=make("amsgrad", rate), server_reset="batch"
-    ).delta
-    kept = train(problem, start, cut=0, steps=2, optimizer=make("amsgrad", rate)).delta
+    amsgrad = make("amsgrad", rate)
+    got = train(problem, start, cut=0, steps=2, optimizer=amsgrad, server_reset="batch").delta
+    kept = train(problem, start, cut=0, steps=2, optimizer=amsgrad).delta
     assert_close(got["blocks"][0], kept["blocks"][0])
     assert_close(got["exits"], kept["exits"])
     moved = np.abs(np.concatenate([np.ravel(w) for w in jax.tree.leaves(got["blocks"][1:])]))
