@@ -83,7 +83,9 @@ def one_size(clients: int, pool: int, chunk: int) -> dict[str, Any]:
         situation = Situation(0, 0.0, who, key, np.random.default_rng(0))
         plan, _ = algorithm.plan((), run.variables, situation)
         acc, _ = engine.train((), run.variables, plan, key)
-        jax.block_until_ready(engine.close(acc, (), run.variables, plan.shared, Now(np.int32(0), key)))
+        jax.block_until_ready(
+            engine.close(acc, (), run.variables, plan.shared, Now(np.int32(0), key))
+        )
 
     round()  # compiles the round on its own: the simulation runs whole blocks
     harness.reset_peak()

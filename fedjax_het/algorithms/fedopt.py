@@ -19,7 +19,6 @@ from fedjax_het.local import optimizers
 from fedjax_het.local.optimizers import Choice
 from fedjax_het.problem import Problem
 
-
 # The paper's own rules, which differ from optax's.
 _PAPER = ("yogi", "adam")
 

@@ -254,6 +254,8 @@ class Algorithm(NamedTuple):
         counts as that of the method; None for the global model only.
       preview: function `() -> Preview`, on the host, which describes a run without training; None
         for a method that plans nothing ahead.
+      options: resolved options of the method's factory in JSON types, which belong to the identity
+        of a run; `algorithms.register` sets them. None for a method that nobody registered.
     """
 
     name: str
@@ -271,6 +273,7 @@ class Algorithm(NamedTuple):
     select: Select = uniform
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
     preview: Callable[[], Preview] | None = None
+    options: Mapping[str, Any] | None = None
 
     @property
     def overlaps(self) -> bool:

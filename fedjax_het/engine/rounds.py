@@ -114,9 +114,7 @@ def rounds_program(
             own, outputs = train(zero, variables, data, rows, common)
             acc = jax.tree.map(jnp.add, acc, jax.lax.psum(own, AXIS))
         now = Now(step, key)
-        leaves, variables, info = server_step(
-            algorithm, split, acc, leaves, variables, shared, now
-        )
+        leaves, variables, info = server_step(algorithm, split, acc, leaves, variables, shared, now)
         return leaves, variables, RoundOutputs(outputs, info)
 
     def run(

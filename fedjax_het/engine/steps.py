@@ -13,7 +13,6 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.engine.programs import Outputs, Round, Rows, merge_chunk, train_one
 from fedjax_het.engine.state import Leaves, StateSplit
 
-
 # Data of the server's key in a round, which is no client's id.
 _SERVER = np.uint32(2**32 - 1)
 
@@ -75,8 +74,8 @@ def close_program(
       split: split of its state.
 
     Returns:
-      Function `(acc, leaves, variables, shared, now) -> (changed, variables, info)`; `changed` has None
-      for every leaf that the step does not change, which need not be copied.
+      Function `(acc, leaves, variables, shared, now) -> (changed, variables, info)`; `changed` has
+      None for every leaf that the step does not change, which need not be copied.
     """
 
     def run(

@@ -17,7 +17,7 @@ from fedjax_het.report.records import RunRecord
 from fedjax_het.runtime import processes
 from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.identity import identify
+from fedjax_het.simulation.identity import identify, warn_of_changes
 from fedjax_het.simulation.journal import Journal, PendingRecords, Record, require_own
 from fedjax_het.simulation.options import RunKeywords, RunOptions
 from fedjax_het.simulation.server import Server, require_available
@@ -331,9 +331,10 @@ class Simulation:
         if found is None:
             return False
         arrays, meta = found
+        warn_of_changes(self._algorithm, meta, self._identity)
         self._server.restore(arrays, meta)
         if (tuner := self._engine.resources.tuner) is not None:
-            tuner.used.update(meta["lowerings"])
+            tuner.used.update(meta["lowerings"] or {})
         self._next_eval_s, self._accuracy = meta["next_eval_s"], meta["accuracy"]
         self._earlier = {name: meta[name] for name in self._earlier}
         self._journal.begin(meta["offsets"], meta["totals"])

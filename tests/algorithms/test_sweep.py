@@ -225,6 +225,8 @@ def test_records_are_written_and_a_checkpoint_resumes_bit_for_bit(case, tmp_path
     assert loaded.metrics == whole.record.metrics
     assert loaded.summary["steps"] == ROUNDS
     assert loaded.config["identity"]["algorithm"] == case.algorithm.name
+    assert loaded.config["identity"]["options"] == case.algorithm.options
+    assert case.algorithm.options["learning_rate"] == case.options["learning_rate"]
     # As if the run had been killed during its last round.
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"{ROUNDS:08d}")
