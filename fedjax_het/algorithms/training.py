@@ -215,12 +215,13 @@ class TrainingOptions:
             "leave clip_norm out, and use an optimiser such as sgd or adam",
         )
 
+    @functools.cached_property
+    def _steps(self) -> StepSchedule:
+        return StepSchedule(self.schedule, self.decay_rounds, self.decay_factor, self.warmup_rounds)
+
     def step_scale(self, round: int) -> float:
         """Factor on the step size in a round, from 0 on; `InputError` if it is not usable."""
-        shape = StepSchedule(
-            self.schedule, self.decay_rounds, self.decay_factor, self.warmup_rounds
-        )
-        return shape.factor(round)
+        return self._steps.factor(round)
 
     def local_update(
         self,
