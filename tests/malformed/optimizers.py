@@ -100,6 +100,10 @@ SCHEDULES: list[Case] = [
         "schedule(0) = nan | finite and at least 0 | round 0",
     ),
     (method("fedavg", schedule=lambda round: -1), "schedule(0) = -1.0 | at least 0 | round 0"),
+    (
+        method("adel", rounds=6, total_s=9.0, schedule="cosine", decay_rounds=3, decay_factor=0.0),
+        "step size of 0 in round [3] | rounds that train | decay_factor above 0",
+    ),
     (method("fedavg", decay_rounds=0), "decay_rounds = 0 | must be positive | 50"),
     (method("fedavg", decay_factor=2), "decay_factor = 2 | must lie in [0, 1] | 0.1"),
     (method("fedavg", warmup_rounds=-1), "warmup_rounds = -1 | at least 0 | no warm-up"),
