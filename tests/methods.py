@@ -24,18 +24,20 @@ SETTINGS = {
     "adel_drop": (small_adel, BUDGET),
     "adel_wait": (small_adel, {"learning_rate": 1.0}),
     "drop_stragglers": (digits_problem, DEADLINE),
-    # SGD, for Adam makes whole steps of the rounding of gradients near zero.
-    "dtfl": (exits_problem, {**TRAINING, "client_optimizer": "sgd"}),
+    "dtfl": (exits_problem, TRAINING),
     "fedbuff": (digits_problem, {**TRAINING, "buffer_size": 4}),
     "fedel": (exits_problem, TRAINING),
     "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),
-    "fedgkt": (exits_problem, {**TRAINING, "client_optimizer": "sgd", "server_epochs": 2}),
+    "fedgkt": (exits_problem, {**TRAINING, "server_epochs": 2}),
+    "fedopt": (
+        digits_problem,
+        {**TRAINING, "server_optimizer": "momentum", "server_learning_rate": 0.5},
+    ),
     "fedpmt": (digits_problem, {**TRAINING, "depths": (1, 3)}),
     "fedprox": (digits_problem, DEADLINE),
     "nested_mask_sync": (digits_problem, {**TRAINING, "density": {"interval": 1}}),
     "prfl": (digits_problem, PRUNING),
     "salf": (small_adel, BUDGET),
-    "splitfed": (digits_problem, {**TRAINING, "client_optimizer": "sgd"}),
 }
 DEFAULT = (digits_problem, TRAINING)
 

@@ -22,6 +22,7 @@ from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.engine.engine import Engine, make_engine
 from fedjax_het.engine.routes import Routes
+from fedjax_het.engine.steps import Now
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block, flax_block
@@ -242,6 +243,10 @@ def situation(problem: Problem, *, round: int = 0, clients: Any = None, seed: in
     return Situation(round, 0.0, chosen, key, np.random.default_rng(seed))
 
 
+# A moment of a server's step, for methods to which it does not matter.
+NOW = Now(np.int32(0), jax.random.key(1))
+
+
 def one_round(
     algorithm: Algorithm,
     problem: Problem,
@@ -260,7 +265,7 @@ def one_round(
         plan, state = algorithm.plan(state, variables, situation(problem))
     executed = (routes or engine.resources.routes()).execute(plan.routes)
     acc, outputs = engine.train(state, variables, plan, jax.random.key(seed), executed)
-    _, merged, _ = engine.close(acc, state, variables, plan.shared)
+    _, merged, _ = engine.close(acc, state, variables, plan.shared, NOW)
     return merged, outputs
 
 

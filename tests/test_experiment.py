@@ -113,6 +113,11 @@ def test_the_saved_configuration_is_resolved_and_says_where_it_ran(run):
         "momentum": 0.0,
         "client_optimizer": "sgd",
         "weight_decay": 0.0,
+        "clip_norm": None,
+        "schedule": "constant",
+        "decay_rounds": 50.0,
+        "decay_factor": 0.1,
+        "warmup_rounds": 0,
         "batch_size": 20,
         "epochs": 1,
         "local_steps": None,
@@ -225,7 +230,7 @@ def test_options_of_every_algorithm_are_known():
     for name in algorithms.ALGORITHMS:
         assert set(algorithms.default_options(name)) <= algorithms.option_names(name)
     assert "learning_rate" in algorithms.option_names("fedavg")
-    assert "learning_rate" not in algorithms.default_options("fedavg")
+    assert algorithms.default_options("fedavg")["learning_rate"] is None
     with pytest.raises(InputError, match="'fedavg'"):
         algorithms.default_options("fedavgg")
 

@@ -31,6 +31,7 @@ from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.resources import ConvolutionChoice
+from fedjax_het.engine.steps import Now
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.lowering import lowering
 from fedjax_het.problem import Problem
@@ -121,7 +122,8 @@ class Trainer:
         plan, _ = self._algorithm.plan(self._state, self._variables, situation)
         plan = plan._replace(steps=np.full(clients, steps))
         acc, _ = self._engine.train(self._state, self._variables, plan, key)
-        return self._engine.close(acc, self._state, self._variables, plan.shared)[1].params
+        now = Now(np.int32(0), key)
+        return self._engine.close(acc, self._state, self._variables, plan.shared, now)[1].params
 
 
 class Contender(NamedTuple):

@@ -230,6 +230,7 @@ def record(setting: Setting, folder: Path, blocks: int) -> Work:
     data = problem.data
     params = result.variables.params["blocks"]
     sizes_of = [len(jax.tree.leaves(block)) for block in params]
+    assert options.learning_rate is not None
     work = Work(
         folder=folder,
         network=layers(setting.network, problem.model.num_classes),

@@ -32,6 +32,7 @@ from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.engine.engine import make_engine
+from fedjax_het.engine.steps import Now
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
@@ -82,7 +83,9 @@ def one_size(clients: int, pool: int, chunk: int) -> dict[str, Any]:
         situation = Situation(0, 0.0, who, key, np.random.default_rng(0))
         plan, _ = algorithm.plan((), run.variables, situation)
         acc, _ = engine.train((), run.variables, plan, key)
-        jax.block_until_ready(engine.close(acc, (), run.variables, plan.shared))
+        jax.block_until_ready(
+            engine.close(acc, (), run.variables, plan.shared, Now(np.int32(0), key))
+        )
 
     round()  # compiles the round on its own: the simulation runs whole blocks
     harness.reset_peak()

@@ -1,8 +1,7 @@
 """FedGKT: distillation between small networks at the clients and a large one at the server."""
 
 import functools
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +27,6 @@ from fedjax_het.local.distillation import edge_training, halves, server_training
 from fedjax_het.problem import Problem
 
 
-@dataclass(frozen=True)
-class DistillationTraining(TrainingOptions):
-    """`TrainingOptions` of FedGKT, with the authors' optimiser.
-
-    The server's optimiser keeps its state between rounds; a client's starts new every round.
-    """
-
-    client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad"
-    weight_decay: float = 1e-4
-
-
 class State(NamedTuple):
     """State between rounds.
 
@@ -57,7 +45,7 @@ class State(NamedTuple):
     key: np.ndarray
 
 
-@register(options=DistillationTraining)
+@register
 def fedgkt(
     problem: Problem,
     *,
@@ -91,13 +79,15 @@ def fedgkt(
       anneal_rounds: number of rounds in which E_s decreases linearly to 1.
       server_flops_per_s: speed of the server; None for that of the fastest device. Its training
         starts when all clients have finished; its time is part of the time of every task.
-      **training: fields of `DistillationTraining`.
+      **training: fields of `TrainingOptions`; the authors have client_optimizer="amsgrad" and
+        weight_decay=1e-4. The server's optimiser keeps its state between rounds, a client's starts
+        new every round, and the schedule is that of both.
 
     References:
       He, Annavaram and Avestimehr, *Group Knowledge Transfer*, NeurIPS 2020; methods/baselines.md
       14. T, alpha and E_s are our choice: DTFL does not state their schedules.
     """
-    options = DistillationTraining.parse(training)
+    options = TrainingOptions.parse(training)
     model, n = problem.model, problem.num_clients
     _require_teachable(problem)
     cut = splits.single_cut(model.num_blocks, client_blocks)
@@ -160,6 +150,7 @@ def fedgkt(
             samples_on_device(),
             jnp.int32(passes),
             key,
+            jnp.float32(report.plan.learning_rate_scale),
         )
 
         def put(every: np.ndarray, new: np.ndarray | bool) -> np.ndarray:

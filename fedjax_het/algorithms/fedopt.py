@@ -4,16 +4,23 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_het.algorithms.parts import full_model
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.options import check_options
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
 from fedjax_het.contract.clock import barrier
+from fedjax_het.local import optimizers
+from fedjax_het.local.optimizers import Choice
 from fedjax_het.problem import Problem
+
+# The paper's own rules, which differ from optax's.
+_PAPER = ("yogi", "adam")
 
 
 def scale_by_fedopt(
@@ -36,7 +43,7 @@ def scale_by_fedopt(
     References:
       Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithm 2.
     """
-    require_known(moment, ("yogi", "adam"), "server_optimizer")
+    require_known(moment, _PAPER, "server_optimizer")
     require(tau > 0, f"tau = {tau}", "must be positive", "try 0.001")
     for label, value in (("b1", b1), ("b2", b2)):
         require(0 <= value < 1, f"{label} = {value}", "must lie in [0, 1)", "try 0.9 and 0.99")
@@ -59,14 +66,12 @@ def scale_by_fedopt(
     return optax.GradientTransformation(init, update)
 
 
+@register
 def fedopt(
     problem: Problem,
     *,
-    server_optimizer: str | optax.GradientTransformation,
-    server_learning_rate: float = 0.01,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    tau: float = 1e-3,
+    server_optimizer: Choice,
+    server_learning_rate: float | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedAvg with a server optimiser that uses $-\Delta$ as the gradient.
@@ -75,32 +80,31 @@ def fedopt(
 
     Args:
       problem: model, data and fleet.
-      server_optimizer: optimiser of the server: "yogi" (FedYogi), "adam" (FedAdam), or any optax
-        transformation with its own step size; `optax.sgd(1.0)` is FedAvg, and
-        `optax.sgd(1.0, momentum=0.9)` is FedAvgM.
-      server_learning_rate: step size of "yogi" and "adam".
-      b1: decay rate of the first moment; see `scale_by_fedopt`.
-      b2: decay rate of the second moment.
-      tau: constant added to the root of the second moment.
+      server_optimizer: optimiser of the server. "yogi" (FedYogi) and "adam" (FedAdam) are the
+        paper's, with the options of `scale_by_fedopt`; every other name of
+        `optimizers.OPTIMIZERS` is optax's, e.g. "sgd" (FedAvg at a step size of 1), "momentum"
+        (FedAvgM). Options are given as in `{"name": "yogi", "tau": 0.01}`. Or an optax
+        transformation with its own step size.
+      server_learning_rate: step size of an optimiser by name.
       **training: fields of `TrainingOptions`.
 
     References:
       Reddi et al., *Adaptive Federated Optimization*, 2021, Algorithms 1 and 2.
     """
+    rate, ready = server_learning_rate, isinstance(server_optimizer, optax.GradientTransformation)
     require(
-        server_learning_rate > 0,
-        f"server_learning_rate = {server_learning_rate}",
-        "must be positive",
-        "try 0.01",
+        not (ready and rate is not None),
+        f"server_learning_rate = {rate} with an optax transformation as server_optimizer",
+        "belongs to the transformation",
+        "leave it out, or name an optimiser",
     )
-    if isinstance(server_optimizer, str):
-        name = f"fed{server_optimizer}"
-        server = optax.chain(
-            scale_by_fedopt(server_optimizer, b1, b2, tau),
-            optax.scale_by_learning_rate(server_learning_rate),
-        )
-    else:
-        name, server = "fedopt", server_optimizer
+    require(
+        ready or (rate is not None and np.isfinite(rate) and rate > 0),
+        f"server_learning_rate = {rate}",
+        "must be positive and finite",
+        "try 0.01 for yogi and adam, 1.0 for sgd",
+    )
+    name, server = _server(server_optimizer, rate)
 
     def init(variables: Variables, key: jax.Array) -> PyTree:
         del key
@@ -116,6 +120,19 @@ def fedopt(
     return base._replace(init=init, update=update)
 
 
+def _server(choice: Choice, rate: float | None) -> tuple[str, optax.GradientTransformation]:
+    """Name of the method in records, and the server's optimiser."""
+    if isinstance(choice, optax.GradientTransformation):
+        return "fedopt", optimizers.relaxed(choice)
+    assert rate is not None
+    moment, options = optimizers.named(choice, "server_optimizer")
+    if moment not in _PAPER:
+        return "fedopt", optimizers.make(choice, rate, what="server_optimizer")
+    check_options(options, f"option of {moment!r}", scale_by_fedopt, derived=("moment",))
+    scale = scale_by_fedopt(moment, **options)
+    return f"fed{moment}", optax.chain(scale, optax.scale_by_learning_rate(rate))
+
+
 @register
 def fedyogi(
     problem: Problem,
@@ -126,9 +143,10 @@ def fedyogi(
     tau: float = 1e-3,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    """FedAvg with Yogi on the server; see `fedopt` for the arguments."""
-    own = {"server_learning_rate": server_learning_rate, "b1": b1, "b2": b2, "tau": tau}
-    return fedopt(problem, server_optimizer="yogi", **own, **training)
+    """FedAvg with Yogi on the server; see `fedopt` and `scale_by_fedopt`."""
+    server = {"name": "yogi", "b1": b1, "b2": b2, "tau": tau}
+    rate = server_learning_rate
+    return fedopt(problem, server_optimizer=server, server_learning_rate=rate, **training)
 
 
 @register
@@ -141,6 +159,7 @@ def fedadam(
     tau: float = 1e-3,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
-    """FedAvg with Adam on the server; see `fedopt` for the arguments."""
-    own = {"server_learning_rate": server_learning_rate, "b1": b1, "b2": b2, "tau": tau}
-    return fedopt(problem, server_optimizer="adam", **own, **training)
+    """FedAvg with Adam on the server; see `fedopt` and `scale_by_fedopt`."""
+    server = {"name": "adam", "b1": b1, "b2": b2, "tau": tau}
+    rate = server_learning_rate
+    return fedopt(problem, server_optimizer=server, server_learning_rate=rate, **training)

@@ -55,8 +55,6 @@ def fedpmt(
     *,
     depths: Sequence[int] | None = None,
     capacity: Sequence[float] | Callable[[int], np.ndarray] | None = None,
-    schedule: str = "constant",
-    decay_rounds: float = 50.0,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Partial model training: a suffix of layers per device; averages over the training clients.
@@ -76,10 +74,7 @@ def fedpmt(
       capacity: capacity kappa of each client in (0, 1], relative to the full model's cost, or a
         function of the round for capacities that change. None for each device's speed relative to
         the fastest, in every round if devices are re-drawn.
-      schedule: schedule of the step size: "constant", or "inverse" for `learning_rate / (1 + t /
-        decay_rounds)` in round t, as in the O(1/T) analysis.
-      decay_rounds: time constant of the inverse schedule.
-      **training: fields of `TrainingOptions`.
+      **training: fields of `TrainingOptions`; `schedule="inverse"` is that of the O(1/T) analysis.
 
     Returns:
       The algorithm. Its `info` has the number of devices below the cost of the smallest depth as
@@ -98,7 +93,6 @@ def fedpmt(
         f"must name depths between 1 and the model's {blocks} blocks",
         "leave it out to allow all of them",
     )
-    parts.step_scale(schedule, 0, decay_rounds)
 
     def depths_at(round: int) -> tuple[np.ndarray, np.ndarray]:
         kappa = _capacities(problem, capacity, round)
@@ -117,7 +111,6 @@ def fedpmt(
             situation,
             first=first,
             rows={"first": first.astype(np.int32)},
-            learning_rate_scale=parts.step_scale(schedule, situation.round, decay_rounds),
         )
         return plan._replace(info={"infeasible_clients": int(np.sum(~feasible))})
 

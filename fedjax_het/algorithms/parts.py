@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_het.algorithms.training import TrainingOptions
-from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Merged, Schedule, Variables
@@ -25,7 +25,6 @@ def plan_tasks(
     first: np.ndarray | int = 0,
     rows: PyTree = None,
     notes: PyTree = None,
-    learning_rate_scale: float = 1.0,
     deadline_s: float = float("inf"),
     timing: Timing | None = None,
 ) -> Plan:
@@ -38,7 +37,6 @@ def plan_tasks(
       first: shallowest trained block, int64[k] or one value (0 = all blocks).
       rows: values for the clients' programs, see `Plan.rows`.
       notes: values for `observe`, see `Plan.notes`.
-      learning_rate_scale: factor on the learning rate, see `Plan`.
       deadline_s: deadline in seconds, see `Plan`.
       timing: timing of the tasks; None for that of the suffix that starts at `first`.
     """
@@ -70,7 +68,7 @@ def plan_tasks(
         timing=timing,
         rows=rows,
         notes=notes,
-        learning_rate_scale=learning_rate_scale,
+        learning_rate_scale=training.step_scale(situation.round),
         deadline_s=deadline_s,
     )
 
@@ -171,20 +169,6 @@ def require_feasible(
         f"must be at least the {np.min(total_s):.6g} s that the fastest device needs",
         f"a deadline of {np.median(total_s):.6g} s lets half of the devices finish",
     )
-
-
-def step_scale(schedule: str, t: Any, decay_rounds: float) -> Any:
-    r"""Factor on the step size after t rounds, for `Plan.learning_rate_scale`.
-
-    Args:
-      schedule: name of the schedule: "constant", or "inverse" for $1 / (1 + t / t_0)$ as in O(1/T)
-        analyses.
-      t: number of previous rounds, a number or an array.
-      decay_rounds: time constant t_0 of the inverse schedule.
-    """
-    require_known(schedule, ("constant", "inverse"), "schedule")
-    require(decay_rounds > 0, f"decay_rounds = {decay_rounds}", "must be positive", "try 50")
-    return 1.0 / (1.0 + t / decay_rounds) if schedule == "inverse" else 1.0 + 0.0 * t
 
 
 def replace(state: PyTree, variables: Variables, merged: Merged) -> tuple[PyTree, Variables]:

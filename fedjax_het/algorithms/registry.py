@@ -1,10 +1,12 @@
 """Registry of the methods: factories register themselves, and configurations name them."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, overload
 
+from fedjax_het.algorithms.describing import describe
 from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_options, defaults, filled, grouped, parameters
@@ -29,6 +31,8 @@ def register(*, options: type) -> Callable[[_Made], _Made]: ...
 def register(factory: Any = None, *, options: type = TrainingOptions) -> Any:
     """Registers a factory `(problem, **options) -> Algorithm` under its name; a decorator.
 
+    The algorithms of the factory then know its options, with defaults, as `Algorithm.options`.
+
     Args:
       factory: factory to register.
       options: dataclass of its variadic options, if it has any.
@@ -49,8 +53,21 @@ def _register(factory: _Made, options: type) -> _Made:
         "is registered already",
         "give your factory another name",
     )
-    ALGORITHMS[name], _VARIADIC[name] = factory, options
-    return factory
+
+    @functools.wraps(factory)
+    def recorded(*arguments: Any, **given: Any) -> Algorithm:
+        algorithm = factory(*arguments, **given)
+        known = parameters(*_signatures(name))
+        chosen = resolved_options(name, {**dict(zip(known, arguments, strict=False)), **given})
+        told = {
+            option: describe(value, known[option].annotation if option in known else None)
+            for option, value in chosen.items()
+            if option != "problem"
+        }
+        return algorithm._replace(options=told)
+
+    ALGORITHMS[name], _VARIADIC[name] = recorded, options
+    return recorded  # type: ignore[return-value]
 
 
 def build(name: str, problem: Problem, **options: Any) -> Algorithm:

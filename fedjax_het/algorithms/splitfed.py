@@ -6,7 +6,7 @@ import numpy as np
 
 from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
-from fedjax_het.algorithms.training import SplitTraining, TrainingKeywords
+from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.contract.algorithm import Algorithm, Schedule
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.plan import Plan, Situation
@@ -15,7 +15,7 @@ from fedjax_het.problem import Problem
 from fedjax_het.transforms.plateau import on_plateau
 
 
-@register(options=SplitTraining)
+@register
 def splitfed(
     problem: Problem,
     *,
@@ -37,13 +37,13 @@ def splitfed(
         device.
       plateau: number of rounds without a better test accuracy after which the step size is reduced
         by 10 %; None for a constant step size.
-      **training: fields of `SplitTraining`.
+      **training: fields of `TrainingOptions`.
 
     References:
       Thapa et al., *SplitFed: When Federated Learning Meets Split Learning*, 2022, SFLV1;
       methods/baselines.md 12.
     """
-    options = SplitTraining.parse(training)
+    options = TrainingOptions.parse(training)
     cut = splits.single_cut(problem.model.num_blocks, client_blocks)
     table = splits.price_tiers(problem.cost, cut, returned=True)
     speed = splits.server_speed(server_flops_per_s, problem.fleet)

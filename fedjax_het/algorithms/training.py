@@ -1,16 +1,20 @@
 """Options that every method takes: sampling, training and weights of the clients."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Required, Self, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr
 
-from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.options import check_options, check_types
 from fedjax_het.common.types import PyTree
-from fedjax_het.local.optimizers import amsgrad
+from fedjax_het.local import optimizers
+from fedjax_het.local.optimizers import Choice
+from fedjax_het.local.schedules import StepSchedule
 from fedjax_het.local.training import LocalUpdate, local_training
 from fedjax_het.models.base import BlockModel
 from fedjax_het.problem import Problem
@@ -19,10 +23,15 @@ from fedjax_het.problem import Problem
 class TrainingKeywords(TypedDict, total=False):
     """The fields of `TrainingOptions` as keywords of a factory, for editors and type checkers."""
 
-    learning_rate: Required[float]
+    learning_rate: float | None
     momentum: float
-    client_optimizer: Literal["sgd", "amsgrad"]
+    client_optimizer: Choice
     weight_decay: float
+    clip_norm: float | None
+    schedule: str | Callable[[int], float]
+    decay_rounds: float
+    decay_factor: float
+    warmup_rounds: int
     batch_size: int
     epochs: int
     local_steps: int | None
@@ -35,11 +44,24 @@ class TrainingOptions:
     """Options that every method takes: sampling, training and weights of the clients.
 
     Attributes:
-      learning_rate: step size of the client's optimiser.
-      momentum: momentum of the client's SGD, whose state is new every round.
-      client_optimizer: optimiser of the clients: "sgd", or "amsgrad" (DTFL). In AMSGrad optax takes
-        the maximum over second moments after the correction of their bias, torch before it.
-      weight_decay: factor of coupled L2 decay, which is added to the gradient.
+      learning_rate: step size of the client's optimiser; must be given for an optimiser by name.
+      momentum: momentum of "sgd", whose state is new every round.
+      client_optimizer: optimiser of the clients: a name of `optimizers.OPTIMIZERS` ("sgd", "adam",
+        "adamw", "amsgrad", "yogi" ...); a mapping of the name and its options in optax, e.g.
+        `{"name": "adam", "b1": 0.95}`; or an optax transformation with its own step size. In
+        AMSGrad optax takes the maximum over second moments after the correction of their bias,
+        torch before it.
+      weight_decay: factor of the decay: coupled L2 decay, which is added to the gradient, or, for
+        optimisers with a decay of their own ("adamw", "lion"), that one; 0 means none, also there.
+      clip_norm: largest norm of the gradients of a client's sub-model, to which larger ones are
+        scaled before the optimiser; None for no limit.
+      schedule: schedule of the step size by round, counted in steps of the server: "constant",
+        "inverse", "step", "exponential", "cosine", or a function of the round that returns a factor
+        on the step size; see `local.schedules`.
+      decay_rounds: time constant of the schedule in rounds.
+      decay_factor: factor that the step size has after `decay_rounds`; "constant" and "inverse"
+        do not use it.
+      warmup_rounds: rounds in which the step size rises linearly, before the schedule begins.
       batch_size: samples per mini-batch; the last batch of an epoch may be smaller.
       epochs: passes over the client's samples per round; ignored if `local_steps` is given.
       local_steps: mini-batches per round, the same for every client; None for `epochs`.
@@ -47,10 +69,15 @@ class TrainingOptions:
       weighting: weights of the clients: "samples", the numbers of samples, or "uniform".
     """
 
-    learning_rate: float
+    learning_rate: float | None = None
     momentum: float = 0.0
-    client_optimizer: Literal["sgd", "amsgrad"] = "sgd"
+    client_optimizer: Choice = "sgd"
     weight_decay: float = 0.0
+    clip_norm: float | None = None
+    schedule: str | Callable[[int], float] = "constant"
+    decay_rounds: float = 50.0
+    decay_factor: float = 0.1
+    warmup_rounds: int = 0
     batch_size: int = 20
     epochs: int = 1
     local_steps: int | None = None
@@ -59,30 +86,7 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         check_types(vars(self), "training option", type(self))
-        require(
-            np.isfinite(self.learning_rate) and self.learning_rate > 0,
-            f"learning_rate = {self.learning_rate}",
-            "must be positive and finite",
-            "try 0.05",
-        )
-        require(
-            0 <= self.momentum < 1,
-            f"momentum = {self.momentum}",
-            "must lie in [0, 1)",
-            "use 0 for plain SGD, or 0.9",
-        )
-        require(
-            not self.momentum or self.client_optimizer == "sgd",
-            f"momentum = {self.momentum} with client_optimizer = {self.client_optimizer!r}",
-            "is an option of SGD",
-            "leave it out",
-        )
-        require(
-            np.isfinite(self.weight_decay) and self.weight_decay >= 0,
-            f"weight_decay = {self.weight_decay}",
-            "must be at least 0 and finite",
-            "use 0, or 5e-4",
-        )
+        self._check_optimizer()
         for name in ("batch_size", "epochs", "local_steps", "clients_per_round"):
             value = getattr(self, name)
             optional = name in ("local_steps", "clients_per_round")
@@ -93,6 +97,54 @@ class TrainingOptions:
                 "leave it out for its default",
             )
         require_known(self.weighting, ("samples", "uniform"), "weighting")
+        self.step_scale(0)
+
+    def _check_optimizer(self) -> None:
+        rate, choice = self.learning_rate, self.client_optimizer
+        ready = isinstance(choice, optax.GradientTransformation)
+        if rate is None and not ready:
+            raise InputError(
+                "training option 'learning_rate' is missing: must be given, a number; "
+                "add learning_rate = ..."
+            )
+        require(
+            rate is None or (np.isfinite(rate) and rate > 0),
+            f"learning_rate = {rate}",
+            "must be positive and finite",
+            "try 0.05",
+        )
+        require(
+            0 <= self.momentum < 1,
+            f"momentum = {self.momentum}",
+            "must lie in [0, 1)",
+            "use 0 for plain SGD, or 0.9",
+        )
+        require(
+            np.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            f"weight_decay = {self.weight_decay}",
+            "must be at least 0 and finite",
+            "use 0, or 5e-4",
+        )
+        require(
+            self.clip_norm is None or (np.isfinite(self.clip_norm) and self.clip_norm > 0),
+            f"clip_norm = {self.clip_norm}",
+            "must be positive and finite",
+            "use 1.0, or None for no limit",
+        )
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            require(
+                not (ready and getattr(self, name)),
+                f"{name} = {getattr(self, name)} with an optax transformation as client_optimizer",
+                "belongs to the transformation",
+                "leave it out, or name an optimiser",
+            )
+        require(
+            not self.momentum or ready or optimizers.named(choice, "client_optimizer")[0] == "sgd",
+            f"momentum = {self.momentum} with client_optimizer = {choice!r}",
+            "is an option of SGD",
+            "leave it out",
+        )
+        self.optimizer()
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> Self:
@@ -130,18 +182,46 @@ class TrainingOptions:
 
     def optimizer(self) -> optax.GradientTransformation:
         """The client's optimiser."""
-        if self.client_optimizer == "sgd":
-            optimizer = optax.sgd(self.learning_rate, self.momentum or None)
+        choice = self.client_optimizer
+        if isinstance(choice, optax.GradientTransformation):
+            optimizer = optimizers.relaxed(choice)
         else:
-            optimizer = amsgrad(self.learning_rate)
-        if not self.weight_decay:
+            assert self.learning_rate is not None
+            own: Any = {"momentum": self.momentum} if self.momentum else {}
+            optimizer = optimizers.make(
+                choice, self.learning_rate, weight_decay=self.weight_decay, **own
+            )
+        if self.clip_norm is None:
             return optimizer
-        return optax.chain(optax.add_decayed_weights(self.weight_decay), optimizer)
+        clip = optimizers.relaxed(optax.clip_by_global_norm(self.clip_norm))
+        return optax.chain(clip, optimizer)
+
+    @functools.cached_property
+    def _traced(self) -> ClosedJaxpr:
+        return optimizers.trace(self.optimizer())
 
     @property
     def optimizer_slots(self) -> int:
         """Number of arrays per parameter that the client's optimiser keeps."""
-        return 3 if self.client_optimizer == "amsgrad" else int(self.momentum > 0)
+        return optimizers.slots(self._traced)
+
+    def require_separable(self, method: str) -> None:
+        """Raises `InputError` unless the optimiser treats every coordinate independently."""
+        require(
+            not optimizers.couples(self._traced),
+            f"clip_norm = {self.clip_norm}, client_optimizer = {self.client_optimizer!r}",
+            f"the optimiser of {method} may not couple coordinates: client and server hold "
+            "one half of the network each",
+            "leave clip_norm out, and use an optimiser such as sgd or adam",
+        )
+
+    @functools.cached_property
+    def _steps(self) -> StepSchedule:
+        return StepSchedule(self.schedule, self.decay_rounds, self.decay_factor, self.warmup_rounds)
+
+    def step_scale(self, round: int) -> float:
+        """Factor on the step size in a round, from 0 on; `InputError` if it is not usable."""
+        return self._steps.factor(round)
 
     def local_update(
         self,
@@ -175,11 +255,3 @@ class UniformTraining(TrainingOptions):
     """`TrainingOptions` of methods in which clients have equal weights by default."""
 
     weighting: str = "uniform"
-
-
-@dataclass(frozen=True)
-class SplitTraining(TrainingOptions):
-    """`TrainingOptions` of DTFL and SplitFed, with the authors' optimiser."""
-
-    client_optimizer: Literal["sgd", "amsgrad"] = "amsgrad"
-    weight_decay: float = 5e-4

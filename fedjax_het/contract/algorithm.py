@@ -130,10 +130,15 @@ class Merged(NamedTuple):
     Attributes:
       variables: merged model.
       info: small arrays by name, for the records.
+      round: number of the server step, from 0, int32; the engine sets it for `Algorithm.update`.
+      key: typed PRNG key of the server's step, which the engine sets for `Algorithm.update`; it
+        depends on the seed and the step only, and differs from those of the clients.
     """
 
     variables: Variables
     info: Mapping[str, Any] = {}
+    round: Any = None
+    key: Any = None
 
 
 class Buffers(NamedTuple):
@@ -249,6 +254,8 @@ class Algorithm(NamedTuple):
         count as those of the method; None for the global model only.
       preview: function `() -> Preview`, on the host, which describes a run without training; None
         for a method that plans nothing ahead.
+      options: resolved options of the method's factory in JSON types, which belong to the identity
+        of a run; `algorithms.register` sets them. None for a method that nobody registered.
     """
 
     name: str
@@ -266,6 +273,7 @@ class Algorithm(NamedTuple):
     select: Select = uniform
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
     preview: Callable[[], Preview] | None = None
+    options: Mapping[str, Any] | None = None
 
     @property
     def overlaps(self) -> bool:

@@ -25,6 +25,7 @@ from fedjax_het.engine.results import Origin
 from fedjax_het.engine.routes import Routes
 from fedjax_het.engine.sampling import Sampler, fold_in
 from fedjax_het.engine.slots import Slots
+from fedjax_het.engine.steps import Now
 from fedjax_het.engine.table import Tasks, table_of
 
 
@@ -177,14 +178,15 @@ class DispatchTable:
         chosen = order[~waits]
         newest = max(self._origins)
         shared = self._origins[newest].common.shared
+        now = Now(np.int32(step), self._key)
         if self._lone and chosen.size == 1 and self._one_by_one(chosen):
             taken = self._tasks.rows_of(chosen)
-            done = self._step_alone(taken, state, variables, shared, step)
+            done = self._step_alone(taken, state, variables, shared, now)
         else:
             acc = self._accumulate(chosen, state, variables, step)
             taken = self._tasks.rows_of(chosen)
             outputs = Outputs(taken.loss, taken.samples, taken.finite, taken.info)
-            done = Step(*self._engine.close(acc, state, variables, shared), outputs)
+            done = Step(*self._engine.close(acc, state, variables, shared, now), outputs)
         self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
         alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
@@ -219,14 +221,15 @@ class DispatchTable:
         return acc
 
     def _step_alone(
-        self, task: Tasks, state: PyTree, variables: Variables, shared: PyTree, step: int
+        self, task: Tasks, state: PyTree, variables: Variables, shared: PyTree, now: Now
     ) -> Step:
         """Trains and merges a single task in one program; does not wait for the device."""
         version = int(task.flight.version[0])
-        plan, late = task.plan(), step - version
+        plan, late = task.plan(), int(now.step) - version
         (route,) = self._routes.execute(plan.routes)
         origin = self._origins[version]
-        return Step(*self._engine.step_alone(state, variables, shared, plan, route, *origin, late))
+        step = self._engine.step_alone(state, variables, shared, plan, route, *origin, late, now)
+        return Step(*step)
 
     def _note(self, tasks: np.ndarray, out: Outputs) -> None:
         """Writes the reported values of training to the table."""

@@ -32,7 +32,7 @@ from fedjax_het.engine.results import Results, fetching, storing
 from fedjax_het.engine.rounds import RoundOutputs, rounds_program
 from fedjax_het.engine.routes import Routes, members
 from fedjax_het.engine.state import StateSplit
-from fedjax_het.engine.steps import close_program, lone_program
+from fedjax_het.engine.steps import Now, close_program, lone_program
 from fedjax_het.problem import Problem
 
 Kind = Literal["train", "store", "fetch"]
@@ -170,7 +170,7 @@ class Engine:
         return acc, collect(packed, jax.device_get(outputs))
 
     def close(
-        self, acc: PyTree, state: PyTree, variables: Variables, shared: PyTree
+        self, acc: PyTree, state: PyTree, variables: Variables, shared: PyTree, now: Now
     ) -> tuple[PyTree, Variables, Mapping[str, Any]]:
         """Finishes a merge and computes the server's step.
 
@@ -179,6 +179,7 @@ class Engine:
           state: state of the algorithm.
           variables: model of the server.
           shared: value of `Plan.shared` of the newest plan.
+          now: moment of the step.
 
         Returns:
           The state, the model, and the values that the merge reports; perhaps not computed yet.
@@ -187,8 +188,7 @@ class Engine:
         if merge.buffers is not None:
             state = merge.buffers.put(state, None)
         split = StateSplit(self._algorithm.name, state)
-        shared = jax.tree.map(jnp.asarray, shared)
-        arguments = (acc, split.leaves(state), variables, shared)
+        arguments = acc, split.leaves(state), variables, jax.tree.map(jnp.asarray, shared), now
         if self._close is None:
             program = close_program(self._algorithm, split)
             self._close = self.resources.compile(program, arguments)
@@ -209,6 +209,7 @@ class Engine:
         start: Variables,
         common: Round,
         staleness: int,
+        now: Now,
     ) -> tuple[PyTree, Variables, Mapping[str, Any], Outputs]:
         """`begin`, `run` and `close` of a single client as one program, on one device.
 
@@ -221,6 +222,7 @@ class Engine:
           start: model from which the client starts.
           common: values that the clients of that model's round share.
           staleness: server steps since that model was made.
+          now: moment of the step.
 
         Returns:
           The state, the model, the info of the merge, and `Outputs`; perhaps not computed yet.
@@ -229,7 +231,7 @@ class Engine:
         late = np.asarray([staleness])
         rows = pack(plan, [0], 1, self.resources.last, staleness=late)[1]
         leaves = split.leaves(state)
-        arguments = (leaves, variables, shared, start, self.resources.data, rows, common)
+        arguments = (leaves, variables, shared, start, self.resources.data, rows, common, now)
         shapes = self._mask_shapes(plan)
         make = functools.partial(lone_program, self._algorithm, route, shapes, split)
         program = self._program(("alone", route), make, arguments)

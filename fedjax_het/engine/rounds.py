@@ -28,7 +28,7 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.engine.placement import AXIS
 from fedjax_het.engine.programs import Outputs, Round, Rows, group_loop, training
 from fedjax_het.engine.state import Leaves, StateSplit
-from fedjax_het.engine.steps import server_step
+from fedjax_het.engine.steps import Now, server_step
 from fedjax_het.models.autotune import Tuner, choosing
 
 
@@ -113,7 +113,8 @@ def rounds_program(
             zero = jax.tree.map(jnp.zeros_like, acc)
             own, outputs = train(zero, variables, data, rows, common)
             acc = jax.tree.map(jnp.add, acc, jax.lax.psum(own, AXIS))
-        leaves, variables, info = server_step(algorithm, split, acc, leaves, variables, shared)
+        now = Now(step, key)
+        leaves, variables, info = server_step(algorithm, split, acc, leaves, variables, shared, now)
         return leaves, variables, RoundOutputs(outputs, info)
 
     def run(

@@ -1,9 +1,10 @@
 """The server's step as a program: after a merge, or together with training of a single client."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
@@ -11,6 +12,26 @@ from fedjax_het.contract.checks import check_merged
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.programs import Outputs, Round, Rows, merge_chunk, train_one
 from fedjax_het.engine.state import Leaves, StateSplit
+
+# Data of the server's key in a round, which is no client's id.
+_SERVER = np.uint32(2**32 - 1)
+
+
+class Now(NamedTuple):
+    """The moment of a server's step.
+
+    Attributes:
+      step: number of the step, from 0, int32.
+      key: typed PRNG key of all rounds; a round has the key `fold_in(key, step)`.
+    """
+
+    step: Any
+    key: Any
+
+    @property
+    def server_key(self) -> jax.Array:
+        """The key of the server in this step."""
+        return jax.random.fold_in(jax.random.fold_in(self.key, self.step), _SERVER)
 
 
 def server_step(
@@ -20,6 +41,7 @@ def server_step(
     leaves: Leaves,
     variables: Variables,
     shared: PyTree,
+    now: Now,
 ) -> tuple[Leaves, Variables, Mapping[str, Any]]:
     """Finishes a merge and computes the server's step; traced.
 
@@ -30,12 +52,14 @@ def server_step(
       leaves: JAX leaves of its state.
       variables: model of the server.
       shared: value of `Plan.shared` of the newest plan.
+      now: moment of the step.
 
     Returns:
       The leaves, the model, and the values that the merge reports.
     """
     merged = algorithm.merge.finalize(acc, variables, shared)
     check_merged(algorithm.name, merged, variables)
+    merged = merged._replace(round=now.step, key=now.server_key)
     state, variables = algorithm.update(split.traced(leaves), variables, merged)
     return split.stepped(state), variables, merged.info
 
@@ -50,14 +74,14 @@ def close_program(
       split: split of its state.
 
     Returns:
-      Function `(acc, leaves, variables, shared) -> (changed, variables, info)`; `changed` has None
-      for every leaf that the step does not change, which need not be copied.
+      Function `(acc, leaves, variables, shared, now) -> (changed, variables, info)`; `changed` has
+      None for every leaf that the step does not change, which need not be copied.
     """
 
     def run(
-        acc: PyTree, leaves: Leaves, variables: Variables, shared: PyTree
+        acc: PyTree, leaves: Leaves, variables: Variables, shared: PyTree, now: Now
     ) -> tuple[list[Any], Variables, Mapping[str, Any]]:
-        new, variables, info = server_step(algorithm, split, acc, leaves, variables, shared)
+        new, variables, info = server_step(algorithm, split, acc, leaves, variables, shared, now)
         changed = [None if a is b else a for a, b in zip(new, leaves, strict=True)]
         return changed, variables, info
 
@@ -79,8 +103,8 @@ def lone_program(
       split: split of the state.
 
     Returns:
-      Function from `(leaves, variables, shared, start, data, rows, common)` to `(leaves, variables,
-      info, outputs)`.
+      Function from `(leaves, variables, shared, start, data, rows, common, now)` to `(leaves,
+      variables, info, outputs)`.
     """
 
     def run(
@@ -91,12 +115,13 @@ def lone_program(
         data: PyTree,
         rows: Rows,
         common: Round,
+        now: Now,
     ) -> tuple[Leaves, Variables, Mapping[str, Any], Outputs]:
         acc = algorithm.merge.init(split.traced(leaves), variables, mask_shapes)
         row = jax.tree.map(lambda a: a[0], rows)
         result, mask = train_one(algorithm, route, start, data, row, row.steps, common)
         result, mask = jax.tree.map(lambda a: a[None], (result, mask))
         acc, outputs = merge_chunk(algorithm, acc, start, rows, result, mask, common)
-        return *server_step(algorithm, split, acc, leaves, variables, shared), outputs
+        return *server_step(algorithm, split, acc, leaves, variables, shared, now), outputs
 
     return run

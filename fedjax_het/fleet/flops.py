@@ -6,15 +6,16 @@ table. Nothing is compiled or run.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from fedjax_het.common.errors import InputError
+from fedjax_het.common.jaxprs import inner_jaxprs
 from fedjax_het.common.types import PyTree
 from fedjax_het.models.block import Block
 from fedjax_het.models.lowering import lowering
@@ -68,7 +69,7 @@ def _count_equation(equation: JaxprEqn) -> int:
             f"primitive {name!r}: its FLOPs cannot be counted; price the model with a lowering "
             "made of dot_general and conv_general_dilated, or use a measured profile"
         )
-    inner = [jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    inner = [jaxpr_flops(jaxpr) for jaxpr in inner_jaxprs(equation)]
     if name == "while" and any(inner):
         raise InputError(
             "contraction inside a while loop: the number of iterations must be known to price it; "
@@ -77,16 +78,6 @@ def _count_equation(equation: JaxprEqn) -> int:
     if name == "cond":
         return max(inner)
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)
-
-
-def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """Jaxprs among the parameters of an equation: jit, remat, custom rules, scan, cond, while."""
-    for value in equation.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

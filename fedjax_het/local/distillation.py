@@ -177,9 +177,10 @@ def server_training(
       alpha: weight of the labels.
 
     Returns:
-      A function `(variables, optimizer state, edges, clients, logits, data, epochs, key) ->
-      (variables, optimizer state, logits, loss)`, with `edges` stacked over `clients`. Batches keep
-      the order of the clients and of their samples.
+      A function `(variables, optimizer state, edges, clients, logits, data, epochs, key, scale) ->
+      (variables, optimizer state, logits, loss)`, with `edges` stacked over `clients`, and `scale`,
+      float32, a factor on the step size. Batches keep the order of the clients and of their
+      samples.
     """
     cut = parts.server.first - 1
 
@@ -199,6 +200,7 @@ def server_training(
         data: DeviceData,
         epochs: jax.Array,
         key: jax.Array,
+        scale: jax.Array,
     ) -> tuple[Variables, PyTree, jax.Array, jax.Array]:
         frozen = masks.split(variables.params, parts.server)[1]
 
@@ -227,6 +229,7 @@ def server_training(
                 params, stats, z, taught, batch, noise
             )
             updates, state = optimizer.update(grads, state, params)
+            updates = jax.tree.map(lambda u: u * scale, updates)
             return optax.apply_updates(params, updates), stats, state, count + 1, loss
 
         def answer(j: jax.Array, t: jax.Array, carry: PyTree) -> PyTree:

@@ -118,13 +118,25 @@ def _checkpointer() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _storable(tree: Any) -> Any:
-    """The leaves as host arrays, so that a checkpoint does not depend on devices."""
-    return jax.tree.map(np.asarray, tree)
+    """The leaves as host arrays, so that a checkpoint does not depend on devices.
+
+    A typed PRNG key is stored as its data.
+    """
+    return jax.tree.map(
+        lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf), tree
+    )
 
 
 def _like(template: Any, arrays: Any) -> Any:
     def of(reference: Any, value: Any) -> Any:
+        if _is_key(reference):
+            data = jax.numpy.asarray(value)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(reference))
         return jax.numpy.asarray(value) if isinstance(reference, jax.Array) else np.asarray(value)
 
     return jax.tree.map(of, template, arrays)

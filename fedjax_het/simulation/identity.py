@@ -4,18 +4,26 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from absl import logging
+
 from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import jsonable
-from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.algorithm import Algorithm, Schedule
+from fedjax_het.models.structure import structure
 from fedjax_het.problem import Problem
 from fedjax_het.runtime import processes
-from fedjax_het.simulation.options import FREE, RunOptions
+from fedjax_het.simulation.options import EVALUATION, FREE, MACHINE, RunOptions
+
+# Parts of the identity that a resumed run may change, with a warning where this changes results.
+CHANGEABLE = ("machine", "evaluation")
 
 
 def identify(
     algorithm: Algorithm, problem: Problem, options: RunOptions, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The identity of a run; it does not contain the options in `FREE`, e.g. the number of rounds.
+
+    Its parts `CHANGEABLE` are recorded, but need not agree when the run resumes.
 
     Args:
       algorithm: method to run.
@@ -28,12 +36,19 @@ def identify(
         # The directory of the files does not matter; the fingerprint covers their content.
         settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
     several = {"processes": processes.count()} if processes.count() > 1 else {}
+    # Tracing a deep network takes a second, and only a run with a directory can resume.
+    network = None if options.workdir is None else structure(problem.model)
+    run = {name: value for name, value in asdict(options).items() if name not in FREE}
     return {
         **several,
         "settings": settings,
-        "run": {name: value for name, value in asdict(options).items() if name not in FREE},
+        "run": {name: value for name, value in run.items() if name not in (*MACHINE, *EVALUATION)},
+        "machine": {name: run[name] for name in MACHINE},
+        "evaluation": {name: run[name] for name in EVALUATION},
         "algorithm": algorithm.name,
+        "options": algorithm.options,
         "model": problem.model.name,
+        "network": network,
         "compute_dtype": problem.model.compute_dtype,
         "parameters": problem.cost.param_count,
         "data": problem.data.fingerprint(),
@@ -42,21 +57,65 @@ def identify(
 
 
 def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:
-    """Raises `InputError` unless a saved file holds this identity.
+    """Raises `InputError` unless a saved file holds this identity, apart from `CHANGEABLE` parts.
 
     Args:
       what: name of the saved file or directory in the message.
       saved: content of a `meta.json` or `config.json`.
       identity: identity of the run that resumes.
     """
-    old = saved.get("identity") if isinstance(saved, dict) else None
-    differing = differences(old, jsonable(identity), "" if isinstance(old, dict) else "identity")
+    old: Any = saved.get("identity") if isinstance(saved, dict) else None
+    found = jsonable({k: v for k, v in identity.items() if k not in CHANGEABLE})
+    missing = []
+    if isinstance(old, dict):
+        missing = [name for name in ("options", "network") if name not in old]
+        if missing:
+            # Other parts may differ too, which says more.
+            known = ("algorithm", "model", "parameters", "data", "fleet")
+            found = {name: found[name] for name in known if name in old}
+        old = {name: value for name, value in old.items() if name in found or not missing}
+        old = {name: value for name, value in old.items() if name not in CHANGEABLE}
+    differing = differences(old, found, "" if isinstance(old, dict) else "identity")
     require(
         not differing,
         what,
         f"was made with another configuration ({differing})",
         "resume with the configuration it was made with, or use a new work directory",
     )
+    require(
+        not missing,
+        what,
+        f"does not say with which {' and '.join(missing)} it was made, as an earlier version wrote "
+        "it",
+        "finish the run with that version, or use a new work directory",
+    )
+
+
+def warn_of_changes(algorithm: Algorithm, saved: Any, identity: Mapping[str, Any]) -> None:
+    """Logs a warning if a run continues on another kind of machine, or is evaluated otherwise.
+
+    Args:
+      algorithm: method of the run.
+      saved: content of a `meta.json`.
+      identity: identity of the run that resumes.
+    """
+    changed = {
+        part: differences(saved["identity"][part], jsonable(identity[part])) for part in CHANGEABLE
+    }
+    if changed["machine"]:
+        logging.warning(
+            "the run continues with %s: sums are added in another order, so the results may differ "
+            "from those of an uninterrupted run in their last bits",
+            changed["machine"],
+        )
+    # A schedule of plans knows no accuracy.
+    if changed["evaluation"] and not isinstance(algorithm.plan, Schedule):
+        logging.warning(
+            "the run continues with %s: plans of %s may depend on the accuracies of evaluations, "
+            "so the results may differ from those of an uninterrupted run",
+            changed["evaluation"],
+            algorithm.name,
+        )
 
 
 def differences(old: Any, new: Any, path: str = "") -> str:

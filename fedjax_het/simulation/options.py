@@ -29,6 +29,11 @@ FREE = (
     "tensorboard",
 )
 
+# Options that concern the machine; a resumed run may change them, which may change its last bits.
+MACHINE = ("execution", "chunk", "max_routes", "devices", "convolution")
+# Options that a resumed run may change; results change only if plans depend on accuracies.
+EVALUATION = ("eval_every", "eval_every_s")
+
 
 class RunKeywords(TypedDict, total=False):
     """The fields of `RunOptions` as keywords, for editors and type checkers."""
@@ -64,7 +69,8 @@ class RunOptions:
       seed: seed of everything random; two runs with the same seed and options are bit-identical.
       name: label in records; the algorithm's name if empty.
       workdir: directory for records and checkpoints; None keeps the records in memory. If the
-        directory holds an interrupted run of the same configuration, that run is resumed.
+        directory holds an interrupted run of the same configuration, that run is resumed; options
+        in `FREE`, `MACHINE` and `EVALUATION` may be others.
       max_virtual_s: limit of virtual time in seconds; the run ends with the first step that reaches
         it. None means no limit.
       target: value of the target metric on the test set at which the run ends, at the first
@@ -160,8 +166,7 @@ class RunOptions:
     @property
     def machine(self) -> dict[str, Any]:
         """The options that concern the machine, by name; see `Resources`."""
-        names = ("execution", "chunk", "max_routes", "devices", "convolution")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in MACHINE}
 
     def resources(self, problem: Problem) -> Resources:
         """The resources that the engines of a run on this problem share."""

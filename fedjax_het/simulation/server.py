@@ -28,6 +28,7 @@ from fedjax_het.engine.packing import Packed, unstack
 from fedjax_het.engine.programs import Outputs
 from fedjax_het.engine.rounds import RoundOutputs
 from fedjax_het.engine.sampling import Sampler, fold_in
+from fedjax_het.engine.steps import Now
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.journal import PendingRecords, Record, client_rows, step_row
 
@@ -174,8 +175,9 @@ class Server:
             plan, key = one.executed, fold_in(self._round_key, self.step)
             routes = self._routes.execute(plan.routes)
             acc, out = self._engine.train(self.state, self.variables, plan, key, routes)
+            now = Now(np.int32(self.step), self._round_key)
             self.state, self.variables, info = self._engine.close(
-                acc, self.state, self.variables, plan.shared
+                acc, self.state, self.variables, plan.shared, now
             )
             late = np.zeros(one.ran.size, np.int64)
             info = jax.device_get(self._observe(plan, out, late, info))

@@ -18,7 +18,7 @@ from fedjax_het.runtime import processes
 from fedjax_het.simulation.assessment import Assessment
 from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.identity import identify
+from fedjax_het.simulation.identity import identify, warn_of_changes
 from fedjax_het.simulation.journal import Journal, PendingRecords, Record, require_own
 from fedjax_het.simulation.options import RunKeywords, RunOptions
 from fedjax_het.simulation.server import Server, require_available
@@ -335,10 +335,11 @@ class Simulation:
         if found is None:
             return False
         (arrays, best), meta = found
+        warn_of_changes(self._algorithm, meta, self._identity)
         self._server.restore(arrays, meta)
         self._assessment.restore(meta["progress"], best)
         if (tuner := self._engine.resources.tuner) is not None:
-            tuner.used.update(meta["lowerings"])
+            tuner.used.update(meta["lowerings"] or {})
         self._next_eval_s = meta["next_eval_s"]
         self._watch.resume(meta)
         self._journal.begin(meta["offsets"], meta["totals"])

@@ -85,4 +85,5 @@ def on_plateau(algorithm: Algorithm, patience: int | None, factor: float = 0.9) 
             state, variables, info = outer.observe(state, variables, report)
         return state, variables, {**info, "learning_rate_scale": float(state.own.scale)}
 
-    return outer._replace(init=init, plan=plan, observe=observe)
+    options = algorithm.options and {**algorithm.options, "on_plateau": [patience, factor]}
+    return outer._replace(init=init, plan=plan, observe=observe, options=options)

@@ -148,7 +148,7 @@ def test_a_run_cannot_outlive_its_plan():
         ({"rates": "real"}, "rates"),
         ({"granularity": "neuron"}, "granularity"),
         ({"solver": "guess"}, "solver"),
-        ({"schedule": "cosine"}, "schedule"),
+        ({"schedule": "linear"}, "schedule"),
         ({"batch_scale": (1.0,)}, "batch_scale"),
         ({"online": {}}, "physical"),
         ({"online": {"memory_rounds": 1.0}}, "memory_rounds"),
@@ -295,6 +295,10 @@ def test_a_plan_can_be_looked_at_without_training():
     assert shown.summary["total_s"] == pytest.approx(20.0)
     assert np.sum(rounds["deadline_s"]) == pytest.approx(20.0)
     np.testing.assert_allclose(rounds["step_size"], 0.5 / np.arange(2, 12))
+    # Other schedules count as those of every method, from the first round on.
+    halved = build("adel", problem, **options, schedule="step", decay_rounds=4, decay_factor=0.5)
+    steps = halved.preview()[2]["step_size"].values
+    np.testing.assert_allclose(steps, 0.5 * 0.5 ** (np.arange(10) // 4))
     assert rounds["missed_by_all"].shape == (10, 3)
     assert rounds["batch"].shape == (10, 8)
     np.testing.assert_array_equal(clients["batch"], rounds["batch"][[0, -1]].T)

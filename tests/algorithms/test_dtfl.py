@@ -20,7 +20,7 @@ from fedjax_het.algorithms.dtfl import Scheduler
 from fedjax_het.fleet.availability import from_intervals
 from fedjax_het.simulation.simulate import simulate
 
-SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
+SGD = {"learning_rate": 0.1, "batch_size": 4}
 
 # ---- merging -------------------------------------------------------------------------------------
 

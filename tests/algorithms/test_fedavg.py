@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from problems import (
+    NOW,
     assert_close,
     differ,
     digits,
@@ -245,7 +246,7 @@ def test_fedprox_keeps_partial_work_and_the_drop_arm_drops_it(problem):
 
     def by_hand(**plan):
         acc, _ = engine.train((), before[0], make_plan(setting, **plan), key)
-        return engine.close(acc, (), before[0], None)[1]
+        return engine.close(acc, (), before[0], None, NOW)[1]
 
     assert_close(kept.variables, by_hand(steps=steps))
     assert_close(dropped.variables, by_hand(steps=4, clients=[0, 1, 3, 4, 5, 6, 7]))

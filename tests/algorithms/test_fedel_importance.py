@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import exits_problem
 
 from fedjax_het.algorithms.fedel import importance
+from fedjax_het.algorithms.fedel.tensors import tensor_times
+from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.contract.algorithm import Variables
 
 
@@ -73,3 +76,20 @@ def test_blend_of_local_and_global_importance():
     assert float(importance.blend(local, moved, 0.0, True)[0, 1]) == 0.5
     # Before the first merge there is no global signal.
     np.testing.assert_array_equal(importance.blend(local, jnp.zeros(3), 0.0, False), local)
+
+
+def test_the_probe_steps_as_the_schedule_says():
+    """Half of a step of 0.8 by the schedule is a step of 0.4 by the option."""
+    problem = exits_problem()
+    start = problem.model.init(jax.random.key(0))
+    training = TrainingOptions(learning_rate=0.5, batch_size=4)
+    index = tensor_times(problem.model, problem.cost).index
+    who, batch, exit = np.arange(3), np.full(3, 4), np.array([2, 1, 2])
+    told = [
+        importance.cohort_probe(problem, training, index, importance.Probe(step=step))(
+            start, who, batch, exit, jax.random.key(1), scale
+        )
+        for step, scale in ((0.8, 0.5), (0.4, 1.0), (0.8, 1.0))
+    ]
+    np.testing.assert_allclose(told[0], told[1], rtol=1e-5, atol=1e-6)
+    assert np.max(np.abs(np.asarray(told[0]) - told[2])) > 1e-3

@@ -10,7 +10,7 @@ from fedjax_het.algorithms import build
 from fedjax_het.local.distillation import halves
 from fedjax_het.simulation.simulate import simulate
 
-SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
+SGD = {"learning_rate": 0.1, "batch_size": 4}
 
 
 def gkt(problem, **options):
@@ -78,3 +78,18 @@ def test_gkt_sends_features_up_and_logits_down():
     np.testing.assert_array_equal(later.timing.bytes_down, sizes * 40)
     # Three passes of the server at first, one when annealed.
     assert (later.timing.compute_s < plan.timing.compute_s).all()
+
+
+def test_gkt_client_and_server_follow_the_schedule():
+    """Half the step size by a schedule is half the step size; with none, nobody moves."""
+    problem = exits_problem()
+    start = problem.model.init(jax.random.split(jax.random.key(0), 4)[0])
+    runs = {
+        factor: simulate(gkt(problem, schedule=lambda t, f=factor: f), problem, rounds=1)
+        for factor in (0.0, 0.5)
+    }
+    assert not differ(runs[0.0].variables.params, start.params)
+    assert not differ(runs[0.0].state.edge, gkt(problem).init(start, jax.random.key(0)).edge)
+    half = simulate(gkt(problem, learning_rate=0.05), problem, rounds=1)
+    chex.assert_trees_all_close(runs[0.5].variables, half.variables, rtol=1e-6)
+    chex.assert_trees_all_close(runs[0.5].state.edge, half.state.edge, rtol=1e-6)

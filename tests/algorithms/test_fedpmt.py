@@ -276,7 +276,7 @@ def test_the_inverse_schedule_scales_the_step(problem, start):
         ({"capacity": np.ones(3)}, "each of the 8 clients"),
         ({"capacity": np.zeros(8)}, r"\(0, 1\]"),
         ({"capacity": np.full(8, np.nan)}, r"\(0, 1\]"),
-        ({"schedule": "cosine"}, "constant"),
+        ({"schedule": "linear"}, "constant"),
         ({"decay_rounds": 0.0}, "decay_rounds = 0.0"),
     ],
 )

@@ -6,7 +6,7 @@ from problems import assert_close, exits_problem, situation
 from fedjax_het.algorithms import build
 from fedjax_het.simulation.simulate import simulate
 
-SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
+SGD = {"learning_rate": 0.1, "batch_size": 4}
 
 
 def test_splitfed_is_fedavg_but_for_time_and_traffic():

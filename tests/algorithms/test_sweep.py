@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from methods import DEFAULT, SETTINGS, choosing
-from problems import assert_close, differ
+from problems import assert_close, differ, situation
 
 from fedjax_het.algorithms import ALGORITHMS, TRAINING_OPTIONS, build
 from fedjax_het.algorithms.registry import option_names
@@ -178,6 +178,8 @@ def test_records_are_written_and_a_checkpoint_resumes_bit_for_bit(case, tmp_path
     assert loaded.metrics == whole.record.metrics
     assert loaded.summary["steps"] == ROUNDS
     assert loaded.config["identity"]["algorithm"] == case.algorithm.name
+    assert loaded.config["identity"]["options"] == case.algorithm.options
+    assert case.algorithm.options["learning_rate"] == case.options["learning_rate"]
     # As if the run had been killed during its last round.
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"{ROUNDS:08d}")
@@ -187,12 +189,32 @@ def test_records_are_written_and_a_checkpoint_resumes_bit_for_bit(case, tmp_path
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_the_schedule_scales_the_steps_of_every_round(name):
+    make_problem, options = SETTINGS.get(name, DEFAULT)
+    problem, _ = shared(make_problem, "float32")
+    factors = (1.0, 0.25, 0.5)
+    algorithm = build(name, problem, **{**options, "schedule": lambda t: factors[min(t, 2)]})
+    variables = problem.model.init(jax.random.key(0))
+    state = algorithm.init(variables, jax.random.key(1))
+    for round, factor in enumerate(factors):
+        clients = np.arange(algorithm.cohort_size)
+        now = situation(problem, round=round, clients=clients)
+        plan, state = algorithm.plan(state, variables, now)
+        assert plan.learning_rate_scale == factor
+
+
 def test_every_training_option_is_accepted(case):
     options = {
         "learning_rate": 0.1,
         "momentum": 0.9,
         "client_optimizer": "sgd",
         "weight_decay": 1e-3,
+        "clip_norm": None,  # the halves of dtfl cannot share a norm
+        "schedule": "cosine",
+        "decay_rounds": 10.0,
+        "decay_factor": 0.5,
+        "warmup_rounds": 1,
         "batch_size": 3,
         "epochs": 2,
         "local_steps": 1,

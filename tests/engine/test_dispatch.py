@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import (
+    NOW,
     assert_close,
     digits_problem,
     fleet,
@@ -111,7 +112,7 @@ def test_deferred_training_equals_training_at_dispatch(setting):
             where = situation(setting.problem, clients=[task["client"]])
             plan, _ = plain.plan((), start, where)
             acc, out = alone.train((), start, plan, jax.random.fold_in(root, version))
-            _, end, _ = alone.close(acc, (), start, None)
+            _, end, _ = alone.close(acc, (), start, None, NOW)
             assert task["loss"] == pytest.approx(float(out.loss[0]), rel=1e-4)
             since = now if setting.name == "fedasync" else start
             new = jax.tree.map(lambda w, e, b, s=s: w + s * (e - b), new, end, since)

@@ -21,12 +21,12 @@ from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import Task, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.data.batches import DeviceData, Pipeline, gather
-from fedjax_het.local.optimizers import amsgrad
+from fedjax_het.local.optimizers import make
 from fedjax_het.local.privacy import Privacy
 from fedjax_het.local.split import split_training
 from fedjax_het.objectives import classification
 
-SGD = {"learning_rate": 0.1, "batch_size": 4, "client_optimizer": "sgd", "weight_decay": 0.0}
+SGD = {"learning_rate": 0.1, "batch_size": 4}
 
 
 def task(problem, *, cut, steps=2, alpha=None, mask=None):
@@ -145,7 +145,7 @@ def test_one_optimiser_state_is_both():
     """AMSGrad over the whole network equals a state of its own for either half."""
     problem = exits_problem()
     start = problem.model.init(jax.random.key(1))
-    adam = optax.chain(optax.add_decayed_weights(5e-4), amsgrad(1e-2))
+    adam = optax.chain(optax.add_decayed_weights(5e-4), make("amsgrad", 1e-2))
     label = lambda part, side: jax.tree.map(lambda _: side, part)
     labels = {
         "blocks": tuple(
@@ -169,8 +169,9 @@ def test_a_server_without_memory_steps_by_signs():
     problem = exits_problem()
     start = problem.model.init(jax.random.key(1))
     rate = 1e-3
-    got = train(problem, start, cut=0, steps=2, optimizer=amsgrad(rate), server_reset="batch").delta
-    kept = train(problem, start, cut=0, steps=2, optimizer=amsgrad(rate)).delta
+    amsgrad = make("amsgrad", rate)
+    got = train(problem, start, cut=0, steps=2, optimizer=amsgrad, server_reset="batch").delta
+    kept = train(problem, start, cut=0, steps=2, optimizer=amsgrad).delta
     assert_close(got["blocks"][0], kept["blocks"][0])
     assert_close(got["exits"], kept["exits"])
     moved = np.abs(np.concatenate([np.ravel(w) for w in jax.tree.leaves(got["blocks"][1:])]))
@@ -228,7 +229,7 @@ def test_every_block_model_can_be_cut_at_every_boundary(name, shape, options):
         jax.ShapeDtypeStruct(labels, jnp.int32),
         *(jax.ShapeDtypeStruct((count,), jnp.int32) for count in (6, 1, 1)),
     )
-    local = split_training(model, Pipeline(), amsgrad(0.1), classification(), max_batch=4)
+    local = split_training(model, Pipeline(), make("amsgrad", 0.1), classification(), max_batch=4)
     last = model.num_blocks - 1
     for cut in range(last):
         zero = jnp.int32(0)

@@ -179,11 +179,23 @@ class Bound:
 def bound_of(
     setting: Setting, rounds: int, power: np.ndarray, constants: Constants, start: int = 0
 ) -> Bound:
-    """The bound over the rounds from `start` on, for devices of power `power`, float64[n]."""
+    """The bound over the rounds from `start` on, for devices of power `power`, float64[n].
+
+    Raises:
+      InputError: if the schedule has a step size of 0, for which no deadline is best.
+    """
+    steps = setting.steps(rounds)
+    idle = np.flatnonzero(steps <= 0)[:1]
+    require(
+        idle.size == 0,
+        f"schedule with a step size of 0 in round {idle}",
+        "the deadlines are planned for rounds that train",
+        "use a decay_factor above 0, or fewer rounds",
+    )
     return Bound(
         layers=setting.layers.number,
         users=setting.cohort,
-        steps=setting.steps(rounds)[start:],
+        steps=steps[start:],
         noise=constants.noise(power, setting.cohort),
         constants=constants,
     )

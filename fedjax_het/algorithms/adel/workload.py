@@ -4,6 +4,7 @@
 before it must upload, and `Setting.layered_tasks` prices these layers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -37,8 +38,6 @@ _ROUNDING = 2e-15
 class LayeredKeywords(TrainingKeywords, total=False):
     """The fields of `Layered` as keywords of a factory, for editors and type checkers."""
 
-    schedule: str
-    decay_rounds: float
     granularity: Granularity
     virtual_layers: int
     rates: Rates
@@ -53,8 +52,8 @@ class Layered(TrainingOptions):
     equal weights; momentum, which starts new every round, has no effect.
 
     Attributes:
-      schedule: schedule of the step size, of planner and clients: "inverse" for
-        $lr / (1 + t / t_0)$, t = 1..R, or "constant".
+      schedule: schedule of the step size, of planner and clients; "inverse" is
+        $lr / (1 + t / t_0)$ with t = 1..R, as in the paper, one round ahead of other methods.
       decay_rounds: time constant t_0; 1 gives the paper's $lr / (t + 1)$.
       granularity, virtual_layers: definition of a layer, see `layers_of`.
       rates: model of layer times. "ideal": the time at which the batch rule aims, regardless of
@@ -66,7 +65,7 @@ class Layered(TrainingOptions):
 
     local_steps: int | None = 1
     weighting: str = "uniform"
-    schedule: str = "inverse"
+    schedule: str | Callable[[int], float] = "inverse"
     decay_rounds: float = 1.0
     granularity: Granularity = "module"
     virtual_layers: int = 0
@@ -81,11 +80,16 @@ class Layered(TrainingOptions):
             "must be 1 and 'uniform': the layers of one step are cut off and merged alike",
             "leave both out",
         )
-        parts.step_scale(self.schedule, 0, self.decay_rounds)
+        limit = "has no step size by which to plan"
+        named = self.learning_rate is not None
+        require(named, "client_optimizer, an optax transformation", limit, "name an optimiser")
         most = self.max_batch
-        require(
-            most is None or most >= 1, f"max_batch = {most}", "must be at least 1", "leave it out"
-        )
+        positive = most is None or most >= 1
+        require(positive, f"max_batch = {most}", "must be at least 1", "leave it out")
+
+    def step_scale(self, round: int) -> float:
+        """Factor on the step size in round 0, 1, ...; by default 1/2, 1/3, ..."""
+        return super().step_scale(round + 1 if self.schedule == "inverse" else round)
 
 
 class Workload(NamedTuple):
@@ -155,14 +159,10 @@ class Setting:
         """Name of the merge rule that is unbiased for these layer times."""
         return "corrected" if self.options.rates == "ideal" else "ipw"
 
-    def step_scale(self, round: Any) -> Any:
-        """Factor on the learning rate in rounds 0, 1, ...; by default 1/2, 1/3, ..."""
-        options = self.options
-        return parts.step_scale(options.schedule, round + 1, options.decay_rounds)
-
     def steps(self, rounds: int) -> np.ndarray:
         """Step sizes of the planner and the clients, float64[R]."""
-        return self.options.learning_rate * self.step_scale(np.arange(rounds, dtype=np.float64))
+        scale = np.asarray([self.options.step_scale(t) for t in range(rounds)], np.float64)
+        return np.asarray(self.options.learning_rate) * scale
 
     def local_update(self, max_batch: int, model: BlockModel | None = None) -> LocalUpdate:
         """Local update of one step on at most `max_batch` samples; checks the devices' memory."""
@@ -287,7 +287,7 @@ class Setting:
             batch=work.batch.astype(np.int32),
             weight=np.ones(len(clients), np.float32),
             timing=timing,
-            learning_rate_scale=float(self.step_scale(situation.round)),
+            learning_rate_scale=self.options.step_scale(situation.round),
             deadline_s=work.deadline_s,
             **fields,
         )

@@ -10,7 +10,7 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.dtfl import profiles
 from fedjax_het.algorithms.dtfl.scheduler import History, Scheduler, advance, begin, first_tiers
 from fedjax_het.algorithms.registry import register
-from fedjax_het.algorithms.training import SplitTraining, TrainingKeywords, TrainingOptions
+from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
@@ -27,7 +27,7 @@ from fedjax_het.problem import Problem
 from fedjax_het.transforms.plateau import on_plateau
 
 
-@register(options=SplitTraining)
+@register
 def dtfl(
     problem: Problem,
     *,
@@ -66,7 +66,8 @@ def dtfl(
       server_opt_reset: interval after which the server's optimiser starts new, "round" or "batch".
       plateau: number of rounds without a better test accuracy after which the step size is reduced
         by 10 %; the authors' code has 10. None for a constant step size.
-      **training: fields of `SplitTraining`; the paper has learning_rate=1e-3, batch_size=100.
+      **training: fields of `TrainingOptions`; the paper has learning_rate=1e-3, batch_size=100,
+        client_optimizer="amsgrad" and weight_decay=5e-4.
 
     Returns:
       The algorithm. Its `info` has `tiers`, the number of clients in each tier; `longest_s`, the
@@ -76,7 +77,8 @@ def dtfl(
     References:
       Sajjadi Mohammadabadi et al., *DTFL*, arXiv 2312.05642, Algorithm 1; methods/dtfl.md.
     """
-    options = SplitTraining.parse(training)
+    options = TrainingOptions.parse(training)
+    options.require_separable("dtfl")
     model, n = problem.model, problem.num_clients
     _require_heads(model)
     require_known(server_opt_reset, ("round", "batch"), "server_opt_reset")

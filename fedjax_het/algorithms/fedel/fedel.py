@@ -183,7 +183,8 @@ def fedel(
             variant,
         )
         batch = np.minimum(options.batch_size, sizes)
-        local = local_importance(variables, clients, batch, hi, situation.key)
+        scale = options.step_scale(situation.round)
+        local = local_importance(variables, clients, batch, hi, situation.key, scale)
         worth = importance.blend(local, state.moved, beta, extensions.adaptive_beta)
         prices = accounts.prices(clients, samples, hi)
         held = np.maximum(lo, reach[clients, hi])

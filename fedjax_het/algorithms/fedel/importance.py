@@ -121,13 +121,19 @@ def local_probe(
       head: head of the loss, see `Probe`.
 
     Returns:
-      A function `(variables, data, client, batch, exit, key) -> float32[K]`, the normalised local
-      importance, which is zero after the exit. A probe that is not finite counts as zero
-      everywhere.
+      A function `(variables, data, client, batch, exit, key, scale) -> float32[K]`, the normalised
+      local importance, which is zero after the exit; `scale` is a factor on the step size. A probe
+      that is not finite counts as zero everywhere.
     """
 
     def probe(
-        variables: Variables, data: DeviceData, client: Array, batch: Array, exit: Array, key: Array
+        variables: Variables,
+        data: DeviceData,
+        client: Array,
+        batch: Array,
+        exit: Array,
+        key: Array,
+        scale: Array,
     ) -> Array:
         batch_key, noise_key = jax.random.split(key)
         samples = gather(data, pipeline, client, jnp.int32(0), batch, max_batch, batch_key)
@@ -142,7 +148,8 @@ def local_probe(
                 outputs = every[exit]
             return objective.mean(outputs, samples)
 
-        products = step_products(loss, optimizer, variables.params)
+        stepped = optax.chain(optimizer, optax.scale(scale))
+        products = step_products(loss, stepped, variables.params)
         raw = -per_tensor(index, products["blocks"])
         return normalise(jnp.where(jnp.all(jnp.isfinite(raw)), raw, 0.0))
 
@@ -151,7 +158,7 @@ def local_probe(
 
 def cohort_probe(
     problem: Problem, training: TrainingOptions, index: tuple[PyTree, ...], probe: Probe
-) -> Callable[[Variables, np.ndarray, np.ndarray, np.ndarray, Array], Array]:
+) -> Callable[..., Array]:
     """The probe of a cohort on the device, compiled at the first use of each cohort size.
 
     Args:
@@ -161,7 +168,7 @@ def cohort_probe(
       probe: options of the probe.
 
     Returns:
-      A function `(variables, clients int64[k], batch int64[k], exit int64[k], key) ->
+      A function `(variables, clients int64[k], batch int64[k], exit int64[k], key, scale) ->
       float32[k, K]`; see `local_probe`.
     """
     max_batch = training.largest_batch(problem)
@@ -180,11 +187,11 @@ def cohort_probe(
     chunk = choose_chunk(jax.default_backend(), step_flops, param_bytes)
 
     @jax.jit
-    def every(variables: Variables, data: DeviceData, rows: Any, key: Array) -> Array:
+    def every(variables: Variables, data: DeviceData, rows: Any, key: Array, scale: Array) -> Array:
         def of(row: Any) -> Array:
             client, batch, exit = row
             own = jax.random.fold_in(key, client)
-            return one(variables, data, client, batch, exit, own)
+            return one(variables, data, client, batch, exit, own, scale)
 
         # Without vmap, convolutions and matrix products keep their faster, unbatched form.
         return jax.lax.map(of, rows, batch_size=chunk if chunk > 1 else None)
@@ -192,10 +199,15 @@ def cohort_probe(
     on_device = functools.cache(problem.data.device)
 
     def run(
-        variables: Variables, clients: np.ndarray, batch: np.ndarray, exit: np.ndarray, key: Array
+        variables: Variables,
+        clients: np.ndarray,
+        batch: np.ndarray,
+        exit: np.ndarray,
+        key: Array,
+        scale: float,
     ) -> Array:
         rows = tuple(jnp.asarray(a.astype(np.int32)) for a in (clients, batch, exit))
-        return every(variables, on_device(), rows, key)
+        return every(variables, on_device(), rows, key, jnp.float32(scale))
 
     return run
 
