@@ -13,7 +13,11 @@ from fedjax_het.simulation.options import FREE, RunOptions
 
 
 def identify(
-    algorithm: Algorithm, problem: Problem, options: RunOptions, config: Mapping[str, Any]
+    algorithm: Algorithm,
+    problem: Problem,
+    options: RunOptions,
+    config: Mapping[str, Any],
+    initial: str | None = None,
 ) -> dict[str, Any]:
     """The identity of a run; it does not contain the options in `FREE`, e.g. the number of rounds.
 
@@ -22,14 +26,20 @@ def identify(
       problem: model, data and fleet.
       options: options of the run.
       config: resolved configuration; may be empty.
+      initial: digest of the model at the start, or None if it is drawn.
     """
     settings = {name: part for name, part in config.items() if name != "run"}
     if "data" in settings:
-        # The directory of the files does not matter; the fingerprint covers their content.
+        # Where files are does not matter; the fingerprint and the digests cover their content.
         settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
+    if "model" in settings:
+        settings["model"] = {k: v for k, v in settings["model"].items() if k != "start"}
+    origin = problem.model.origin
+    digests = {"initial": initial, "constants": None if origin is None else origin.digest}
     several = {"processes": processes.count()} if processes.count() > 1 else {}
     return {
         **several,
+        **{name: value for name, value in digests.items() if value is not None},
         "settings": settings,
         "run": {name: value for name, value in asdict(options).items() if name not in FREE},
         "algorithm": algorithm.name,
