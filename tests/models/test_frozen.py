@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import SIZES, assert_close, batch_norm_problem, digits_problem, exits_problem
+from problems import assert_close, batch_norm_problem, digits_problem, exits_problem
 
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
@@ -59,9 +59,7 @@ def test_blocks_without_trained_parameters_join_others(trainable, blocks):
     model = small.model
     assert [block.name for block in model.blocks] == blocks
     own = model.init(jax.random.key(0))
-    for mine, leaf in zip(
-        named(own).values(), trained(variables, trainable).values(), strict=True
-    ):
+    for mine, leaf in zip(named(own).values(), trained(variables, trainable).values(), strict=True):
         np.testing.assert_array_equal(mine, leaf)
     x = jnp.asarray(base.data.test_x[:7])
     np.testing.assert_array_equal(model.apply(own, x)[0], base.model.apply(variables, x)[0])
@@ -70,23 +68,24 @@ def test_blocks_without_trained_parameters_join_others(trainable, blocks):
 
 @pytest.mark.parametrize("trainable", [r"^blocks\.[13]", "bias"])
 def test_a_round_is_that_of_masked_gradients(trainable):
-    """FedAvg with one batch a client: the mean of the clients' gradients, zero where frozen."""
+    """FedAvg with one batch a client: a step along the mean gradient of all samples."""
     base = digits_problem(hidden=HIDDEN)
     small, variables = frozen(base, trainable)
     method = build("fedavg", small, learning_rate=0.3, batch_size=8)
     result = simulate(method, small, rounds=1)
 
-    def loss(params, client):
-        samples = base.data.client_samples(client)
-        logits, _ = base.model.apply(variables._replace(params=params), base.data.x[samples])
-        labels = jnp.asarray(base.data.y[samples])
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        logits, _ = base.model.apply(variables._replace(params=params), jnp.asarray(base.data.x))
+        return jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(base.data.y))
+        )
 
-    wanted = {name: leaf.astype(np.float64) for name, leaf in named(variables).items()}
-    for client, size in enumerate(SIZES):
-        gradient = variables._replace(params=jax.grad(loss)(variables.params, client))
-        for name, leaf in trained(gradient, trainable).items():
-            wanted[name] -= 0.3 * size / sum(SIZES) * leaf
+    wanted = {name: np.asarray(leaf) for name, leaf in named(variables).items()}
+    of = variables._replace(params=gradient(variables.params))
+    for name, leaf in trained(of, trainable).items():
+        wanted[name] = wanted[name] - np.float32(0.3) * leaf
     complete = named(small.model.origin.complete(result.variables))
     for name, leaf in complete.items():
         np.testing.assert_allclose(leaf, wanted[name], rtol=1e-5, atol=1e-6)
@@ -170,19 +169,17 @@ def test_bfloat16_constants_are_rounded_as_in_the_complete_model():
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_train_and_send_the_part_only(name):
     trainable = r"^blocks\.[12]|^exits\.1"
-    small, variables = frozen(exits_problem(), trainable)
+    small, variables = frozen(exits_problem() if name == "fedel" else digits_problem(), trainable)
     method = build(name, small, learning_rate=0.1, batch_size=8, **METHODS[name])
     result = simulate(method, small, rounds=2)
     before, after = named(variables), named(small.model.origin.complete(result.variables))
     changed = {n for n in before if not np.array_equal(before[n], after[n])}
     assert changed
     assert changed <= set(trained(variables, trainable))
-    most = 4 * sum(leaf.size for leaf in trained(variables, trainable).values())
-    rows = result.record.clients
-    assert max(row["bytes_up"] for row in rows) <= most * (2 if name == "prfl" else 1)
-    if name == "fedavg":
-        sent = 4 * sum(leaf.size for leaf in trained(variables, r"^blocks\.[12]").values())
-        assert {row["bytes_up"] for row in rows} == {sent}
+    part = 4 * sum(leaf.size for leaf in trained(variables, trainable).values())
+    sent = [row["bytes_up"] for row in result.record.clients]
+    # PR-FL sends the positions of weights too.
+    assert max(sent) == part if name == "fedavg" else max(sent) < 1.2 * part
 
 
 def test_a_frozen_model_is_finished():
