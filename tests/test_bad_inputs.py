@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from malformed import configs, devices, files, methods, samples
+from malformed import configs, devices, files, methods, samples, starts
 
 from fedjax_het.common.errors import InputError
 
 TABLE = {
     f"{group.__name__.rpartition('.')[2]}: {expected}": (call, expected)
-    for group in (configs, samples, devices, files, methods)
+    for group in (configs, samples, devices, files, methods, starts)
     for call, expected in group.CASES
 }
 
@@ -59,4 +59,6 @@ def test_compilations_are_counted(compiled):
 
 def test_the_table_is_long():
     assert len(TABLE) >= 80
-    assert len(TABLE) == sum(len(g.CASES) for g in (configs, samples, devices, files, methods))
+    assert len(TABLE) == sum(
+        len(group.CASES) for group in (configs, samples, devices, files, methods, starts)
+    )

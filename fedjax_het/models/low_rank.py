@@ -8,6 +8,7 @@ prices of work and traffic are those of adapters.
 """
 
 import functools
+import hashlib
 import math
 import zlib
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from fedjax_het.contract.algorithm import Variables
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block
 from fedjax_het.models.frozen import freeze, matcher
-from fedjax_het.models.origin import require_complete
+from fedjax_het.models.origin import Origin, require_complete
 from fedjax_het.models.saving import fitted, leaf_paths, named
 
 Array = jax.Array
@@ -127,7 +128,8 @@ def lora(
         blocks = tuple(map(merge, whole.params["blocks"], layers))
         return whole._replace(params={**whole.params, "blocks": blocks})
 
-    return replace(small, origin=small.origin._replace(model=model, complete=merged))
+    scaled = hashlib.sha256(f"{small.origin.digest} {scale}".encode()).hexdigest()
+    return replace(small, origin=Origin(model, merged, scaled))
 
 
 def _targets(model: BlockModel, values: Variables, targets: str | None) -> list[tuple[_Layer, ...]]:

@@ -16,6 +16,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models import flax_block, freeze, with_compute_dtype, with_exits
 from fedjax_het.models.base import BlockModel
+from fedjax_het.models.block import Block
 from fedjax_het.models.saving import named
 from fedjax_het.simulation.simulate import simulate
 
@@ -140,6 +141,32 @@ def test_constant_blocks_use_their_statistics_and_drop_out():
     complete = model.origin.complete(own._replace(stats=stats))
     assert_close(complete.stats["blocks"], (variables.stats["blocks"][0], {}, new, {}))
     assert_close(model.apply(own, x)[0], base.apply(variables, x)[0])
+
+
+def test_weights_of_samples_reach_the_trained_block_only():
+    """What a block may take beside its mode and its key, as the weights of real samples."""
+    seen = []
+
+    def block(name):
+        def apply(params, stats, x, **options):
+            seen.append((name, options.pop("weight", None), options["train"]))
+            return x * params["w"], stats
+
+        return Block(name, lambda key, x: ({"w": jnp.ones(())}, {"s": jnp.ones(())}), apply)
+
+    base = BlockModel("three", tuple(map(block, "abc")), (2,), 2)
+    model = freeze(base, base.init(jax.random.key(0)), r"^blocks\.1")
+    own, weight = model.init(jax.random.key(0)), jnp.ones(3)
+    seen.clear()
+    model.blocks[0].apply(
+        own.params["blocks"][0],
+        own.stats["blocks"][0],
+        jnp.ones((3, 2)),
+        train=True,
+        key=None,
+        weight=weight,
+    )
+    assert seen == [("a", None, False), ("b", weight, True), ("c", None, False)]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -1,4 +1,4 @@
-"""Low-rank adapters: the same start, gradients of W + (alpha / rank) A B, prices of thin products."""
+"""Low-rank adapters: start, gradients of W + (alpha / rank) A B, prices of thin products."""
 
 from dataclasses import replace
 
@@ -79,7 +79,7 @@ def test_the_start_is_that_of_the_model_bit_for_bit(case):
 
 
 def test_every_dense_layer_of_a_block_has_an_adapter(case):
-    model, variables, adapted, _ = case
+    _, variables, adapted, _ = case
     leaves = named(adapted.shapes)
     assert all(".lora." in name for name in leaves if name.startswith("blocks"))
     factors = [leaf for name, leaf in leaves.items() if name.endswith(".a")]
@@ -178,7 +178,7 @@ class _Convolving(nn.Module):
         ({"rank": 4}, "rank = 4: exceeds the kernel [20, 3] of layer 'Dense_0'"),
         (
             {"targets": "dense"},
-            "targets = 'dense': matches no dense layer of model '_Convolving'; ",
+            "targets = 'dense': matches no dense layer of model",
         ),
         ({"targets": "Conv|Dense"}, "matches blocks.0.Conv_0, which is no nn.Dense or nn.Dense"),
         ({"targets": "("}, "targets = '(': must be a regular expression"),
@@ -190,6 +190,16 @@ def test_what_has_no_adapter_is_refused_by_name(options, words):
     with pytest.raises(InputError) as caught:
         lora(model, variables, **{"rank": 2, **options})
     assert words in str(caught.value)
+
+
+def test_the_digest_covers_the_scale():
+    model = mlp((4,), 3, hidden=())
+    variables = model.init(jax.random.key(0))
+    digests = [
+        lora(model, variables, rank=2, **options).origin.digest
+        for options in ({}, {"alpha": 8.0}, {"seed": 1})
+    ]
+    assert len(set(digests)) == 3
 
 
 def test_the_first_factors_depend_on_seed_and_layer_only():
