@@ -86,16 +86,8 @@ def freeze(
     )
     values = jax.tree.map(np.asarray, values)
     chosen = matcher(trainable)
-    blocks, heads = (
-        [
-            _piece(f"{kind}.{i}", *each, chosen)
-            for i, each in enumerate(zip(of, values.params[kind], values.stats[kind]))
-        ]
-        for kind, of in (
-            ("blocks", model.blocks),
-            ("exits", model.exits[:1] if model.shared_exit else model.exits),
-        )
-    )
+    blocks = _pieces("blocks", model.blocks, values, chosen)
+    heads = _pieces("exits", model.exits[:1] if model.shared_exit else model.exits, values, chosen)
     ends = [b for b, piece in enumerate(blocks) if piece.trained]
     require(
         bool(ends),
@@ -126,11 +118,17 @@ def freeze(
     )
 
 
-def _piece(
-    name: str, block: Block, params: PyTree, stats: PyTree, chosen: Callable[[str], bool]
-) -> _Piece:
-    paths = [path for path in leaf_paths(params) if chosen(".".join((name, *path)))]
-    return _Piece(block, params, stats, frozenset(paths))
+def _pieces(
+    kind: str, blocks: Sequence[Block], values: Variables, chosen: Callable[[str], bool]
+) -> list[_Piece]:
+    """The pieces of one kind, `"blocks"` or `"exits"`."""
+    pieces = []
+    for i, (block, params, stats) in enumerate(
+        zip(blocks, values.params[kind], values.stats[kind], strict=True)
+    ):
+        paths = [path for path in leaf_paths(params) if chosen(".".join((kind, str(i), *path)))]
+        pieces.append(_Piece(block, params, stats, frozenset(paths)))
+    return pieces
 
 
 def matcher(chosen: str | Callable[[str], bool], what: str = "trainable") -> Callable[[str], bool]:
@@ -178,8 +176,9 @@ def _joined(pieces: Sequence[_Piece], trained: int) -> Block:
         key: Array | None,
         **more: Any,
     ) -> tuple[Array, PyTree]:
-        # The parameters come in the dtype of the computation; a head may have none.
-        dtype = next((leaf.dtype for leaf in jax.tree.leaves(params)), None) or x.dtype
+        # The parameters come in the dtype of the computation, and so does the input of a head,
+        # which may have none.
+        dtype = jax.tree.leaves((params, x))[0].dtype
         for i, piece in enumerate(pieces):
             x = cast(x, dtype)
             own = key if key is None or len(pieces) == 1 else jax.random.fold_in(key, i)

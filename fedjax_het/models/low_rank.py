@@ -66,6 +66,7 @@ def lora(
 
         start = fh.load_model("runs/pretrained")
         model = fh.models.lora(start.model, start.variables, rank=4, targets="query|value")
+        problem = fh.Problem(model, data, fleet)
         result = fh.simulate(fh.algorithms.fedavg(problem, learning_rate=0.1), problem, rounds=50)
         result.save("tuned.safetensors")  # complete parameters, with W + (alpha / rank) A B
 

@@ -125,7 +125,8 @@ def load_model(place: str | Path, model: BlockModel | None = None) -> SavedModel
 
     Args:
       place: work directory of a run that has reached its end, or file of `Result.save`. The runs
-        of `seeds=` and of comparisons have directories of their own.
+        of `seeds=` and of comparisons have directories of their own. The file holds the global
+        model, also of a method that evaluates models of its devices (FedGKT).
       model: model with these parameters; needed only if it was not made by `models.build`. Names
         and shapes are compared.
 
