@@ -28,7 +28,7 @@ from fedjax_het.contract import (
     selection,
 )
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import Result, RunOptions, Simulation, simulate
+from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model, simulate
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ __all__ = [
     "Result",
     "Route",
     "RunOptions",
+    "SavedModel",
     "Schedule",
     "Simulation",
     "TrainingOptions",
@@ -54,6 +55,7 @@ __all__ = [
     "contract",
     "data",
     "fleet",
+    "load_model",
     "local",
     "masks",
     "models",

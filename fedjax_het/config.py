@@ -3,11 +3,11 @@
 A configuration has six sections, each passed to one registry::
 
     data       source, data_dir, partition {name, ...}, num_clients, seed, ... -> load_federated
-    model      name, ...                                                       -> models.build
+    model      name, exits, start, trainable, lora, ...                        -> models.build
     objective  name, ... (default: classification)                             -> objectives.build
     fleet      name, seed, ...                                                 -> fleet.build
     algorithm  name, ...                                                       -> algorithms.build
-    run        rounds, ...                                                     -> RunOptions
+    run        rounds, initial, ...                                            -> RunOptions
 
 and, for comparisons, a seventh: `compare`, see `CompareOptions`. Unknown sections, names and
 options raise an error before anything is compiled.
@@ -195,7 +195,7 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
         filled = defaults(models.MODELS[full["model"]["name"]])
         for name in ("input_shape", "num_classes"):
             filled.pop(name, None)
-        built = {"exits": False, "compute_dtype": "float32"}
+        built = defaults(models.build)
         full["model"] = {**filled, **built, **full["model"]}
     if "objective" in full:
         filled = defaults(objectives.OBJECTIVES[full["objective"]["name"]])

@@ -71,6 +71,7 @@ def test_a_run_leaves_what_the_design_lists(run):
         "metrics.jsonl",
         "clients.jsonl",
         "summary.json",
+        "model.safetensors",
         "checkpoints",
         "report.html",
     }

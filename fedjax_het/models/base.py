@@ -5,7 +5,7 @@ layers (or the order of dictionaries) do not affect the depth of a block.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.models import checks, inputs
 from fedjax_het.models.block import Block, cast, in_mode
+from fedjax_het.models.origin import Origin
 from fedjax_het.models.shapes import EXIT_KEY, new_variables, output_of
 
 Array = jax.Array
@@ -40,6 +41,8 @@ class BlockModel:
         averaged over the clients that trained the block. `"frozen"`: always used and never updated.
       compute_dtype: dtype of activations and matrix products, "float32" or "bfloat16"; parameters,
         statistics and all outputs of the model are float32 (`precision.with_compute_dtype`).
+      spec: arguments with which `models.build` makes the model again, or None.
+      origin: complete model if this one has constant values (`freeze`, `lora`), else None.
     """
 
     name: str
@@ -51,6 +54,8 @@ class BlockModel:
     stats_policy: Literal["mean", "frozen"] = "mean"
     shared_exit: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    spec: Mapping[str, Any] | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         checks.check_structure(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fedjax_het.common.errors import require
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
+from fedjax_het.models.origin import require_complete
 from fedjax_het.models.product import dot_general
 
 
@@ -54,8 +55,10 @@ def with_exits(model: BlockModel, *, shared: bool = False) -> BlockModel:
       The model with `exits`; its blocks are initialised as before.
 
     Raises:
-      InputError: if a shared head would have activations of different shapes.
+      InputError: if a shared head would have activations of different shapes, or the model has
+        constant values already.
     """
+    require_complete(model, "give it exit heads")
     shapes = model.activation_shapes(1)
     widths = sorted({z.shape for z in shapes[:-1]})
     require(
@@ -66,4 +69,5 @@ def with_exits(model: BlockModel, *, shared: bool = False) -> BlockModel:
     )
     head = ExitHead(model.num_classes, shapes[-1].shape[1:-1])
     exits = tuple(flax_block(f"exit_{block.name}", head) for block in model.blocks[:-1])
-    return replace(model, exits=exits, shared_exit=shared)
+    spec = model.spec and {**model.spec, "exits": "shared" if shared else True}
+    return replace(model, exits=exits, shared_exit=shared, spec=spec)

@@ -14,6 +14,7 @@ from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block, cast
+from fedjax_het.models.origin import require_complete
 
 
 def with_compute_dtype(
@@ -31,9 +32,12 @@ def with_compute_dtype(
       The converted model.
 
     Raises:
-      InputError: for an unknown dtype, or a block that cannot compute in it.
+      InputError: for an unknown dtype, a block that cannot compute in it, or a model that has
+        constant values already.
     """
-    model = replace(model, compute_dtype=compute_dtype)
+    require_complete(model, "choose its precision")
+    spec = model.spec and {**model.spec, "compute_dtype": compute_dtype}
+    model = replace(model, compute_dtype=compute_dtype, spec=spec)
     if compute_dtype == "float32":
         return model
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -2,7 +2,16 @@
 
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunOptions
+from fedjax_het.simulation.saved import SavedModel, load_model
 from fedjax_het.simulation.simulate import Result, simulate
 from fedjax_het.simulation.simulation import Simulation
 
-__all__ = ["Evaluator", "Result", "RunOptions", "Simulation", "simulate"]
+__all__ = [
+    "Evaluator",
+    "Result",
+    "RunOptions",
+    "SavedModel",
+    "Simulation",
+    "load_model",
+    "simulate",
+]

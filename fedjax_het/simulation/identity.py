@@ -19,7 +19,11 @@ CHANGEABLE = ("machine", "evaluation")
 
 
 def identify(
-    algorithm: Algorithm, problem: Problem, options: RunOptions, config: Mapping[str, Any]
+    algorithm: Algorithm,
+    problem: Problem,
+    options: RunOptions,
+    config: Mapping[str, Any],
+    initial: str | None = None,
 ) -> dict[str, Any]:
     """The identity of a run; it does not contain the options in `FREE`, e.g. the number of rounds.
 
@@ -30,17 +34,23 @@ def identify(
       problem: model, data and fleet.
       options: options of the run.
       config: resolved configuration; may be empty.
+      initial: digest of the model at the start, or None if it is drawn.
     """
     settings = {name: part for name, part in config.items() if name != "run"}
     if "data" in settings:
-        # The directory of the files does not matter; the fingerprint covers their content.
+        # Where files are does not matter; the fingerprint and the digests cover their content.
         settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
+    if "model" in settings:
+        settings["model"] = {k: v for k, v in settings["model"].items() if k != "start"}
+    origin = problem.model.origin
+    digests = {"initial": initial, "constants": None if origin is None else origin.digest}
     several = {"processes": processes.count()} if processes.count() > 1 else {}
     # Tracing a deep network takes a second, and only a run with a directory can resume.
     network = None if options.workdir is None else structure(problem.model)
     run = {name: value for name, value in asdict(options).items() if name not in FREE}
     return {
         **several,
+        **{name: value for name, value in digests.items() if value is not None},
         "settings": settings,
         "run": {name: value for name, value in run.items() if name not in (*MACHINE, *EVALUATION)},
         "machine": {name: run[name] for name in MACHINE},

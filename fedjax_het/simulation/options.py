@@ -8,6 +8,7 @@ from typing import Any, Literal, Required, TypedDict
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_options, check_types
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.engine.resources import ConvolutionChoice, Execution, Resources, check_resources
 from fedjax_het.problem import Problem
 
@@ -27,6 +28,8 @@ FREE = (
     "workdir",
     "name",
     "tensorboard",
+    # Its place does not matter; the identity has a digest of its values.
+    "initial",
 )
 
 # Options that concern the machine; a resumed run may change them, which may change its last bits.
@@ -58,6 +61,7 @@ class RunKeywords(TypedDict, total=False):
     devices: int
     convolution: ConvolutionChoice
     tensorboard: bool
+    initial: str | Path | Variables | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ class RunOptions:
         `Resources`.
       tensorboard: whether TensorBoard events are also written, to `workdir/tensorboard` (extra
         "tracking").
+      initial: model to start from, for every seed: the work directory of a finished run (of any
+        method or data), a safetensors file, or variables. Names and shapes must be those of the
+        problem's model. None draws the model with `seed`. A run that has a checkpoint continues
+        without the file; while the file exists, it must hold the same values.
     """
 
     rounds: int
@@ -117,6 +125,7 @@ class RunOptions:
     devices: int = 1
     convolution: ConvolutionChoice = "table"
     tensorboard: bool = False
+    initial: str | Path | Variables | None = None
 
     def __post_init__(self) -> None:
         check_types(vars(self), "run option", type(self))

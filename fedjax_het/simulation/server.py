@@ -18,7 +18,7 @@ import numpy as np
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Algorithm, Report
+from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import Closing, Flight, Status, dispatch
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan
@@ -72,6 +72,7 @@ class Server:
       engine: engine of the method.
       seed: seed of everything random.
       capacity: number of rounds in the longest batch of rounds.
+      initial: global model at the start; None draws it.
 
     Attributes:
       step: number of server steps so far.
@@ -83,7 +84,13 @@ class Server:
     """
 
     def __init__(
-        self, algorithm: Algorithm, problem: Problem, engine: Engine, seed: int, capacity: int
+        self,
+        algorithm: Algorithm,
+        problem: Problem,
+        engine: Engine,
+        seed: int,
+        capacity: int,
+        initial: Variables | None = None,
     ):
         keys = _keys(seed)
         self._algorithm, self._engine, self._round_key = algorithm, engine, keys["round"]
@@ -97,7 +104,7 @@ class Server:
         self._closing: Closing | None = None
         self.step, self.now_s = 0, 0.0
         self.unseen_score: float | None = None
-        self.variables = problem.model.init(keys["model"])
+        self.variables = problem.model.init(keys["model"]) if initial is None else initial
         self.state = algorithm.init(self.variables, keys["state"])
 
     def _begin(self, known: tuple[Route, ...]) -> None:

@@ -17,6 +17,7 @@ from fedjax_het.report.records import RunRecord
 from fedjax_het.runtime import processes
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunKeywords, RunOptions
+from fedjax_het.simulation.saved import save_model
 from fedjax_het.simulation.simulation import Simulation
 
 
@@ -28,6 +29,7 @@ class Result(NamedTuple):
       state: final state of the algorithm.
       record: record of the run.
       faults: violations of the event log's invariants (`report.audit.verify`); empty if sound.
+      problem: problem of the run.
       best: model of the best evaluation; None without `patience`.
     """
 
@@ -35,7 +37,22 @@ class Result(NamedTuple):
     state: PyTree
     record: RunRecord
     faults: list[str]
+    problem: Problem
     best: Variables | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the final model as a safetensors file, which `load_model` reads.
+
+        A run with a work directory leaves `model.safetensors` there by itself. The file of a model
+        from `freeze` or `lora` has the complete parameters, with the adapters added.
+
+        Args:
+          path: path of the file; its directory must exist.
+
+        Raises:
+          InputError: if the file cannot be written.
+        """
+        save_model(path, self.problem, self.variables)
 
 
 @overload
@@ -152,4 +169,4 @@ def _run(
         logging.error("event log: %s", fault)
     if faults and audit:
         raise AuditError(run.name, faults)
-    return Result(run.variables, run.state, record, faults, run.best)
+    return Result(run.variables, run.state, record, faults, problem, run.best)

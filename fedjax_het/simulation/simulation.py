@@ -12,6 +12,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.engine.engine import Engine
+from fedjax_het.models.saving import MODEL_FILE
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.runtime import processes
@@ -21,8 +22,10 @@ from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.identity import identify, warn_of_changes
 from fedjax_het.simulation.journal import Journal, PendingRecords, Record, require_own
 from fedjax_het.simulation.options import RunKeywords, RunOptions
+from fedjax_het.simulation.saved import save_model
 from fedjax_het.simulation.server import Server, require_available
 from fedjax_het.simulation.sinks import tensorboard_writer
+from fedjax_het.simulation.start import find_start
 from fedjax_het.simulation.stopwatch import Stopwatch
 
 # Number of rounds in the longest batch of rounds, and the time in seconds that a batch should not
@@ -79,7 +82,8 @@ class Simulation:
         self._client_rows: list[dict[str, Any]] = []
         self._most, self._batch_s = 1, 0.0
         config = config or {}
-        self._identity = identify(algorithm, problem, chosen, config)
+        start = find_start(chosen.initial, problem.model, chosen.workdir)
+        self._identity = identify(algorithm, problem, chosen, config, start.digest)
         # Checks come first, because even copying the data to the device compiles a program.
         require_available(algorithm, problem, chosen.seed)
         self._workdir = None if chosen.workdir is None else Path(chosen.workdir)
@@ -87,13 +91,16 @@ class Simulation:
         self._engine = engine or Engine(algorithm, chosen.resources(problem))
         self._evaluate = evaluator or Evaluator(problem)
         longest = _BATCH if chosen.eval_every_s is not None else min(chosen.eval_every, _BATCH)
-        self._server = Server(algorithm, problem, self._engine, chosen.seed, longest)
+        self._server = Server(
+            algorithm, problem, self._engine, chosen.seed, longest, start.variables
+        )
         self._watch = Stopwatch((self._engine.resources.compiler, self._evaluate.compiler))
         try:
             if not self._resume():
+                start.require_found()
                 self._journal.begin({})
-                start = Record(0, 0.0, {}, [])
-                self._write(lambda: [start], self._measure(evaluate=True))
+                first = Record(0, 0.0, {}, [])
+                self._write(lambda: [first], self._measure(evaluate=True))
             self._server.look_ahead(self._ends, self._stops)
         except BaseException:
             self.close()
@@ -309,6 +316,9 @@ class Simulation:
     def _save(self) -> None:
         if self._checkpoints is None or not self._writes:
             return
+        if self.done and self._workdir is not None:
+            # Before the checkpoint, after which a resumed run has nothing left to do.
+            save_model(self._workdir / MODEL_FILE, self._problem, self._server.variables)
         arrays, meta = self._server.saved()
         tuner = self._engine.resources.tuner
         meta |= {

@@ -1,0 +1,177 @@
+"""Trained models in files: saving, and loading for predictions on raw samples."""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_het import models
+from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.jsonio import jsonable
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Variables
+from fedjax_het.data.batches import Pipeline, prepare
+from fedjax_het.data.checks import as_storage
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.saving import fitted, read, write
+from fedjax_het.problem import Problem
+
+# Key of what the file says about its model, as JSON.
+_ABOUT = "fedjax_het"
+
+
+@dataclass(frozen=True, eq=False)
+class SavedModel:
+    """A trained model with its preprocessing; see `load_model`.
+
+    Attributes:
+      model: model of blocks.
+      variables: its trained values.
+      pipeline: preprocessing of stored samples, without augmentation.
+      inputs: dtypes of stored samples, one for each array of a sample.
+    """
+
+    model: BlockModel
+    variables: Variables
+    pipeline: Pipeline
+    inputs: tuple[str, ...]
+
+    def predict(self, x: PyTree, batch: int = 256) -> np.ndarray:
+        """Outputs of the model, as in the evaluation of a run.
+
+        Args:
+          x: samples `[n, ...]` as they are stored in `FederatedData`, e.g. uint8 pixels: the
+            recorded mean and deviation are applied here. Wider floats and integers are converted
+            as in `data.from_arrays`.
+          batch: largest number of samples per forward pass.
+
+        Returns:
+          The outputs, float32 `[n, ..., num_classes]`; logits for a classification.
+
+        Raises:
+          InputError: if the samples have another shape or dtype than those of the training.
+        """
+        x = jax.tree.map(functools.partial(as_storage, name="x"), x)
+        leaves = jax.tree.leaves(x)
+        given = tuple(leaf.dtype.name for leaf in leaves)
+        require(
+            given == self.inputs,
+            f"x of dtype {', '.join(given)}",
+            f"must be {', '.join(self.inputs)}, as the samples of the training were stored",
+            "convert the samples without scaling them, e.g. x.astype(...)",
+        )
+        counts = {len(leaf) if leaf.ndim else 0 for leaf in leaves}
+        require(
+            len(counts) == 1 and min(counts) > 0 and batch > 0,
+            f"x of {sorted(counts)} samples, batch = {batch}",
+            "must be at least one sample, and the same number in every array",
+            "give one sample as x[None]",
+        )
+        (count,) = counts
+        size = min(count, batch)
+        outputs = []
+        for begin in range(0, count, size):
+            # The last pass is filled up with other samples, so that there is one program.
+            places = np.arange(begin, begin + size) % count
+            y = self._outputs(self.variables, jax.tree.map(lambda a, p=places: a[p], x))
+            outputs.append(np.asarray(y)[: count - begin])
+        return np.concatenate(outputs)
+
+    @functools.cached_property
+    def _outputs(self) -> Any:
+        def outputs(variables: Variables, x: PyTree) -> jax.Array:
+            return self.model.apply(variables, prepare(x, self.pipeline))[0]
+
+        return jax.jit(outputs)
+
+
+def save_model(path: str | Path, problem: Problem, variables: Variables) -> None:
+    """Writes a model and its preprocessing as a safetensors file, atomically.
+
+    Args:
+      path: path of the file; its directory must exist.
+      problem: problem of the run.
+      variables: variables of the problem's model. If the model comes from `freeze` or `lora`, the
+        file holds the complete parameters, with the adapters added.
+
+    Raises:
+      InputError: if the file cannot be written.
+    """
+    model, data = problem.model, problem.data
+    if model.origin is not None:
+        model, variables = model.origin.model, model.origin.complete(variables)
+    about = {
+        "name": model.name,
+        "spec": model.spec,
+        "mean": data.pipeline.mean,
+        "std": data.pipeline.std,
+        "inputs": [leaf.dtype.name for leaf in jax.tree.leaves(data.x)],
+    }
+    write(path, variables, {_ABOUT: json.dumps(jsonable(about, "model"))})
+
+
+def load_model(place: str | Path, model: BlockModel | None = None) -> SavedModel:
+    """A trained model and its predictions, from a work directory or a file.
+
+    Two lines after a run, also after one of the command line::
+
+        trained = fh.load_model("runs/digits")    # after `fedjax-het train --workdir=runs/digits`
+        classes = trained.predict(images).argmax(-1)
+
+    Args:
+      place: work directory of a run that has reached its end, or file of `Result.save`. The runs
+        of `seeds=` and of comparisons have directories of their own. The file holds the global
+        model, also of a method that evaluates models of its devices (FedGKT).
+      model: model with these parameters; needed only if it was not made by `models.build`. Names
+        and shapes are compared.
+
+    Returns:
+      The model, its variables and a function that predicts.
+
+    Raises:
+      InputError: if there is no such file, or it does not fit the model.
+    """
+    arrays, metadata = read(place, "place")
+    about = _about(metadata, place)
+    if model is None:
+        require(
+            about["spec"] is not None,
+            f"place = {str(place)!r}",
+            f"holds model {about['name']!r}, which models.build did not make",
+            "give the model: load_model(place, model=...)",
+        )
+        spec = dict(about["spec"])
+        model = models.build(input_shape=_shape(spec.pop("input_shape")), **spec)
+    remedy = "give the model of the run: load_model(place, model=...)"
+    variables = fitted(arrays, model.shapes, f"place = {str(place)!r}", remedy)
+    pipeline = Pipeline(tuple(about["mean"]), tuple(about["std"]))
+    return SavedModel(
+        model, jax.tree.map(jax.numpy.asarray, variables), pipeline, tuple(about["inputs"])
+    )
+
+
+def _about(metadata: Mapping[str, str], place: str | Path) -> dict[str, Any]:
+    try:
+        about = json.loads(metadata[_ABOUT])
+        missing = {"name", "spec", "mean", "std", "inputs"} - set(about)
+    except (KeyError, ValueError, TypeError):
+        missing = {_ABOUT}
+    if missing:
+        raise InputError(
+            f"place = {str(place)!r}: does not say how its model was made (metadata "
+            f"{', '.join(sorted(missing))}); a file of other origin can be the start of a run, "
+            "simulate(initial=...)"
+        )
+    return about
+
+
+def _shape(value: Any) -> Any:
+    """A shape, or dictionary or tuple of shapes, that JSON made of lists."""
+    if isinstance(value, dict):
+        return {name: _shape(each) for name, each in value.items()}
+    return tuple(map(_shape, value)) if isinstance(value, list) else value
