@@ -20,8 +20,9 @@ from fedjax_het.common.jsonio import write_atomic
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 
-# Name of the file in the work directory of a finished run.
-MODEL_FILE = "model.safetensors"
+# Files in the work directory of a finished run: the final model and, with patience, that of the
+# best evaluation.
+MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 
 # Differences of each kind that an error message lists.
 _LISTED = 4

@@ -39,10 +39,24 @@ class Assessment:
         self._algorithm, self._problem = algorithm, problem
         self._options = options
         self._monitor, self._monitored = _monitor(problem, options, self.metric)
+        self._next_s = 0.0
         self.value: float | None = None
         self.best_value: float | None = None
         self.waited = 0
         self.best: Variables | None = None
+
+    def is_due(self, step: int, now_s: float) -> bool:
+        """Whether an evaluation follows a step of this number, which ends at this virtual time."""
+        if self._options.eval_every_s is None:
+            return step % self._options.eval_every == 0
+        return now_s >= self._next_s
+
+    def comes_due(self, step: int, now_s: float) -> bool:
+        """`is_due`; if it is, the next evaluation is due an interval later."""
+        due, every_s = self.is_due(step, now_s), self._options.eval_every_s
+        if every_s is not None and due:
+            self._next_s = float((np.floor(now_s / every_s) + 1) * every_s)
+        return due
 
     def evaluate(
         self, evaluator: Evaluator, state: PyTree, variables: Variables, *, last: bool
@@ -84,6 +98,13 @@ class Assessment:
             self.waited += 1
 
     @property
+    def targets(self) -> list[float]:
+        """The targets of the run, the easiest first."""
+        options = self._options
+        given = {*options.targets, *([] if options.target is None else [options.target])}
+        return sorted(given, reverse=not self.metric.higher_is_better)
+
+    @property
     def score(self) -> float | None:
         """The newest value, negative if lower is better; see `Situation.score`."""
         if self.value is None:
@@ -100,6 +121,7 @@ class Assessment:
     def saved(self) -> dict[str, Any]:
         """The numbers of a checkpoint, as JSON."""
         return {
+            "next_s": self._next_s,
             "value": self.value,
             "best_value": self.best_value,
             "waited": self.waited,
@@ -108,6 +130,7 @@ class Assessment:
 
     def restore(self, saved: Mapping[str, Any], best: Variables | None) -> None:
         """Restores the result of `saved`, and the best model."""
+        self._next_s = saved["next_s"]
         self.value, self.best_value = saved["value"], saved["best_value"]
         self.waited, self.best = saved["waited"], best
 

@@ -19,6 +19,7 @@ from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
 from fedjax_het.simulation.assessment import reaches
 from fedjax_het.simulation.identity import require_same
+from fedjax_het.simulation.sinks import TensorBoard
 
 _PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 _TOTALS = ("bytes_up", "bytes_down", "flops", "tasks", "merged", "dropped", "nonfinite")
@@ -176,13 +177,16 @@ class Journal:
     Args:
       workdir: work directory; None keeps the rows in memory.
       config: resolved configuration, without the environment.
+      sink: another place for the rows of metrics, or None.
 
     Attributes:
       totals: sums over the tasks so far; a part of every checkpoint.
     """
 
-    def __init__(self, workdir: Path | None, config: Mapping[str, Any]):
-        self._workdir = workdir
+    def __init__(
+        self, workdir: Path | None, config: Mapping[str, Any], sink: TensorBoard | None = None
+    ):
+        self._workdir, self._sink = workdir, sink
         self._config = {**config, **environment()}
         self._writer: RunWriter | None = None
         self._metrics: list[dict[str, Any]] = []
@@ -215,6 +219,8 @@ class Journal:
             self._clients.extend(clients)
         else:
             self._writer.write_step(metrics, clients)
+        if self._sink is not None:
+            self._sink.write(metrics)
 
     def write_evaluations(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows of clients that were evaluated."""
@@ -227,6 +233,8 @@ class Journal:
         """Closes the files, also after a failure."""
         if self._writer is not None:
             self._writer.close()
+        if self._sink is not None:
+            self._sink.close()
 
     def record(
         self,

@@ -20,7 +20,6 @@ FREE = (
     "max_virtual_s",
     "target",
     "targets",
-    "target_metric",
     "patience",
     "monitor",
     "client_eval",

@@ -6,13 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-import numpy as np
-
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.engine.engine import Engine
-from fedjax_het.models.saving import MODEL_FILE
+from fedjax_het.models.saving import BEST_FILE, MODEL_FILE
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.runtime import processes
@@ -75,19 +73,17 @@ class Simulation:
             "leave it out, or make it with `make_engine(algorithm, problem)`",
         )
         self._algorithm, self._problem = algorithm, problem
-        self._next_eval_s = 0.0
         self._assessment = Assessment(algorithm, problem, chosen)
         self._pending: tuple[PendingRecords, dict[str, Any]] | None = None
         self._row: dict[str, Any] = {}
         self._client_rows: list[dict[str, Any]] = []
         self._most, self._batch_s = 1, 0.0
-        config = config or {}
         start = find_start(chosen.initial, problem.model, chosen.workdir)
-        self._identity = identify(algorithm, problem, chosen, config, start.digest)
+        self._identity = identify(algorithm, problem, chosen, config or {}, start.digest)
         # Checks come first, because even copying the data to the device compiles a program.
         require_available(algorithm, problem, chosen.seed)
         self._workdir = None if chosen.workdir is None else Path(chosen.workdir)
-        self._open(config)
+        self._open(config or {})
         self._engine = engine or Engine(algorithm, chosen.resources(problem))
         self._evaluate = evaluator or Evaluator(problem)
         longest = _BATCH if chosen.eval_every_s is not None else min(chosen.eval_every, _BATCH)
@@ -108,7 +104,7 @@ class Simulation:
 
     def _open(self, config: Mapping[str, Any]) -> None:
         """Opens the work directory, if there is one."""
-        workdir, options = self._workdir, self.options
+        workdir = self._workdir
         if workdir is not None:
             require_own(workdir, self._identity)
         self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
@@ -122,9 +118,8 @@ class Simulation:
         if self._writes and workdir is not None:
             processes.meet("checkpoints")
         recorded = {**config, "identity": self._identity}
-        self._journal = Journal(workdir if self._writes else None, recorded)
-        log = options.tensorboard and self._writes
-        self._tensorboard = tensorboard_writer(workdir) if log else None
+        sink = self.options.tensorboard and self._writes and tensorboard_writer(workdir)
+        self._journal = Journal(workdir if self._writes else None, recorded, sink or None)
 
     # ---- public interface --------------------------------------------------------------------
 
@@ -160,8 +155,12 @@ class Simulation:
 
     @property
     def done(self) -> bool:
-        """Whether the run has reached the rounds, the virtual time or the target of its options."""
-        return self._assessment.over or self._ends(self._server.step, self._server.now_s)
+        """Whether the run has reached the rounds, the virtual time or the target of its options.
+
+        A run takes a step even if its first model has reached the target.
+        """
+        step, now_s = self._server.step, self._server.now_s
+        return self._ends(step, now_s) or (step > 0 and self._assessment.over)
 
     def step(self) -> dict[str, Any]:
         """Runs one server step; evaluates and writes a checkpoint if they are due.
@@ -194,15 +193,13 @@ class Simulation:
             assert self._workdir is not None
             processes.meet("finished")
             return RunRecord.load(self._workdir)
-        options = self.options
-        given = {*options.targets, *([] if options.target is None else [options.target])}
         record = self._journal.record(
             self._problem,
             self.name,
             self._algorithm.name,
-            options.seed,
+            self.options.seed,
             self._assessment.metric,
-            sorted(given, reverse=not self._assessment.metric.higher_is_better),
+            self._assessment.targets,
             over=self.done,
         )
         if self._workdir is not None:
@@ -215,8 +212,6 @@ class Simulation:
             self._write_pending()
         finally:
             self._journal.close()
-            if self._tensorboard is not None:
-                self._tensorboard.close()
 
     def __enter__(self) -> Self:
         return self
@@ -242,9 +237,10 @@ class Simulation:
         # Without evaluation and checkpoint, which do not depend on the number of steps.
         self._batch_s = time.perf_counter() - began
         self._pending = records, self._measure(evaluate=False)
-        if self._due():
+        step, now_s = self._server.step, self._server.now_s
+        if self._assessment.comes_due(step, now_s) or self._ends(step, now_s):
             self._pending = records, self._measure(evaluate=True)
-        if self.done or self._server.step % self.options.checkpoint_every == 0:
+        if self.done or step % self.options.checkpoint_every == 0:
             self._write_pending()
             self._save()
         return taken
@@ -257,24 +253,9 @@ class Simulation:
     def _stops(self, step: int, now_s: float) -> bool:
         """Whether an evaluation or a checkpoint follows a step."""
         at_checkpoint = step % self.options.checkpoint_every == 0
-        return at_checkpoint or self._evaluates(step, now_s)
+        return at_checkpoint or self._ends(step, now_s) or self._assessment.is_due(step, now_s)
 
     # ---- records, evaluation, checkpoints ----------------------------------------------------
-
-    def _evaluates(self, step: int, now_s: float) -> bool:
-        if self._ends(step, now_s):
-            return True
-        if self.options.eval_every_s is None:
-            return step % self.options.eval_every == 0
-        return now_s >= self._next_eval_s
-
-    def _due(self) -> bool:
-        """Whether an evaluation is due now; call it once per step."""
-        step, now_s = self._server.step, self._server.now_s
-        due, every_s = self._evaluates(step, now_s), self.options.eval_every_s
-        if every_s is not None and now_s >= self._next_eval_s:
-            self._next_eval_s = float((np.floor(now_s / every_s) + 1) * every_s)
-        return due
 
     def _measure(self, *, evaluate: bool) -> dict[str, Any]:
         """The measurements of the newest step: times, number of programs, and the evaluation."""
@@ -308,8 +289,6 @@ class Simulation:
             metrics = {"step": record.step, "virtual_s": record.now_s, **record.metrics, **more}
             self._journal.write(metrics, record.clients)
             self._row = metrics
-            if self._tensorboard is not None:
-                self._tensorboard.write(metrics)
         self._journal.write_evaluations(self._client_rows)
         self._client_rows = []
 
@@ -319,10 +298,11 @@ class Simulation:
         if self.done and self._workdir is not None:
             # Before the checkpoint, after which a resumed run has nothing left to do.
             save_model(self._workdir / MODEL_FILE, self._problem, self._server.variables)
+            if self.best is not None:
+                save_model(self._workdir / BEST_FILE, self._problem, self.best)
         arrays, meta = self._server.saved()
         tuner = self._engine.resources.tuner
         meta |= {
-            "next_eval_s": self._next_eval_s,
             "progress": self._assessment.saved(),
             "offsets": self._journal.offsets(),
             "totals": self._journal.totals,
@@ -350,7 +330,6 @@ class Simulation:
         self._assessment.restore(meta["progress"], best)
         if (tuner := self._engine.resources.tuner) is not None:
             tuner.used.update(meta["lowerings"] or {})
-        self._next_eval_s = meta["next_eval_s"]
         self._watch.resume(meta)
         self._journal.begin(meta["offsets"], meta["totals"])
         return True

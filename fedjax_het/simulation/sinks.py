@@ -18,7 +18,7 @@ class TensorBoard:
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Writes one row of `metrics.jsonl`."""
         for name, value in metrics.items():
-            if name not in _SKIPPED and value is not None:
+            if name not in _SKIPPED and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, metrics["step"])
 
     def close(self) -> None:
