@@ -11,6 +11,7 @@ from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
 from fedjax_het.models.conv1d import conv1d
 from fedjax_het.models.exits import with_exits
+from fedjax_het.models.inputs import as_shapes, is_shape
 from fedjax_het.models.lstm import char_lstm
 from fedjax_het.models.mlp import logistic, mlp
 from fedjax_het.models.precision import with_compute_dtype
@@ -54,7 +55,7 @@ def build(
     Args:
       name: name of the model, a key of `MODELS`.
       input_shape: shape of one sample, without a batch axis.
-      num_classes: size of the last axis of the logits.
+      num_classes: size of the last axis of the outputs.
       exits: whether a head is added after every block except the last (`with_exits`), as FedEL
         needs; "shared" adds one head for all of them.
       compute_dtype: dtype of activations and matrix products; parameters stay float32
@@ -78,7 +79,14 @@ def build(
         "must be True, False or 'shared'",
         "use True",
     )
-    model = factory(input_shape=tuple(input_shape), num_classes=num_classes, **options)
+    shape = as_shapes(input_shape)
+    require(
+        is_shape(shape),
+        f"model {name!r} with input_shape = {shape}",
+        "takes samples of one array",
+        "write a flax module for dictionaries and tuples, and use from_flax",
+    )
+    model = factory(input_shape=shape, num_classes=num_classes, **options)
     if exits:
         model = with_exits(model, shared=exits == "shared")
     return with_compute_dtype(model, compute_dtype)
