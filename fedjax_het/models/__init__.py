@@ -14,6 +14,7 @@ from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
 from fedjax_het.models.conv1d import conv1d
 from fedjax_het.models.exits import with_exits
 from fedjax_het.models.frozen import freeze
+from fedjax_het.models.inputs import as_shapes, is_shape
 from fedjax_het.models.low_rank import lora
 from fedjax_het.models.lstm import char_lstm
 from fedjax_het.models.mlp import logistic, mlp
@@ -72,7 +73,7 @@ def build(
     Args:
       name: name of the model, a key of `MODELS`.
       input_shape: shape of one sample, without a batch axis.
-      num_classes: size of the last axis of the logits.
+      num_classes: size of the last axis of the outputs.
       exits: whether a head is added after every block except the last (`with_exits`), as FedEL
         needs; "shared" adds one head for all of them.
       compute_dtype: dtype of activations and matrix products; parameters stay float32
@@ -102,8 +103,15 @@ def build(
         "use True",
     )
     check_start(start, trainable, lora)
-    model = factory(input_shape=tuple(input_shape), num_classes=num_classes, **options)
-    spec = {"name": name, "input_shape": input_shape, "num_classes": num_classes, **options}
+    shape = as_shapes(input_shape)
+    require(
+        is_shape(shape),
+        f"model {name!r} with input_shape = {shape}",
+        "takes samples of one array",
+        "write a flax module for dictionaries and tuples, and use from_flax",
+    )
+    model = factory(input_shape=shape, num_classes=num_classes, **options)
+    spec = {"name": name, "input_shape": shape, "num_classes": num_classes, **options}
     model = replace(model, spec=spec)
     if exits:
         model = with_exits(model, shared=exits == "shared")

@@ -132,11 +132,12 @@ class NnxSource:
 
             if key is None:
                 key = jax.random.key(0)
+                streams = bool(jax.tree.leaves(self.shapes.random))
                 require(
-                    not (train and depends(lambda key: run(key)[0], key)),
+                    not (streams and depends(lambda key: run(key)[0], key)),
                     f"block {name!r} draws random numbers but key is None",
-                    "training with dropout needs a key",
-                    "pass key=jax.random.key(...) or train=False",
+                    "training with dropout needs a key, and evaluation must not draw",
+                    "pass key=jax.random.key(...), or let the mode of the module stop its dropout",
                 )
             y, module = run(key)
             if not train or not stats:

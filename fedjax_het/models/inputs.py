@@ -40,8 +40,9 @@ def batch_of(input_shape: PyTree, input_dtype: PyTree, batch: int) -> PyTree:
     Raises:
       InputError: if the two structures differ.
     """
-    shapes = jax.tree.leaves(input_shape, is_leaf=is_shape)
-    structure = _structure(jax.tree.map(len, input_shape, is_leaf=is_shape))
+    nested = as_shapes(input_shape)
+    shapes = jax.tree.leaves(nested, is_leaf=is_shape)
+    structure = _structure(jax.tree.map(len, nested, is_leaf=is_shape))
     require(
         structure == _structure(input_dtype),
         f"input_dtype = {input_dtype}",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.jaxprs import digest
 from fedjax_het.data.batches import Batch
 from fedjax_het.data.federated import FederatedData
 from fedjax_het.objectives.metric import Metric
@@ -79,6 +80,20 @@ class Objective:
             "must have different names, none of them 'loss'",
             "rename one",
         )
+
+    def described(self, outputs: jax.ShapeDtypeStruct, batch: Batch) -> dict[str, Any]:
+        """Name, options and metrics, and a digest of the loss as it is computed; JSON types.
+
+        Args:
+          outputs: shape of the outputs for a batch.
+          batch: shapes of the batch.
+        """
+        return {
+            "name": self.name,
+            **self.settings,
+            "metrics": [metric.name for metric in self.metrics],
+            "digest": digest(jax.make_jaxpr(self.mean)(outputs, batch)),
+        }
 
     def total(self, batch: Batch) -> Array:
         """Weight of all real samples of a batch, float32 scalar."""

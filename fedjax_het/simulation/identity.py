@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import logging
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import jsonable
 from fedjax_het.contract.algorithm import Algorithm, Schedule
+from fedjax_het.data.batches import Batch
 from fedjax_het.models.structure import structure
 from fedjax_het.problem import Problem
 from fedjax_het.runtime import processes
@@ -47,6 +50,7 @@ def identify(
     several = {"processes": processes.count()} if processes.count() > 1 else {}
     # Tracing a deep network takes a second, and only a run with a directory can resume.
     network = None if options.workdir is None else structure(problem.model)
+    objective = None if options.workdir is None else _objective(problem)
     run = {name: value for name, value in asdict(options).items() if name not in FREE}
     return {
         **several,
@@ -59,11 +63,21 @@ def identify(
         "options": algorithm.options,
         "model": problem.model.name,
         "network": network,
+        "objective": objective,
         "compute_dtype": problem.model.compute_dtype,
         "parameters": problem.cost.param_count,
         "data": problem.data.fingerprint(),
         "fleet": problem.fleet.describe(),
     }
+
+
+def _objective(problem: Problem) -> dict[str, Any]:
+    model, y = problem.model, problem.data.y
+    labels = jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
+    weight = jax.ShapeDtypeStruct((1,), jnp.float32)
+    batch = Batch(model.input_shapes(1), labels, weight, jax.ShapeDtypeStruct((1,), jnp.int32))
+    outputs = jax.ShapeDtypeStruct(model.activation_shapes(1)[-1].shape, jnp.float32)
+    return problem.objective.described(outputs, batch)
 
 
 def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:

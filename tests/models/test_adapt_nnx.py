@@ -191,6 +191,8 @@ def test_dropout_follows_the_key():
     np.testing.assert_array_equal(model.apply(variables, X)[0], model.apply(variables, X)[0])
     with pytest.raises(ValueError, match=r"block 'layers_0' draws random numbers.*key"):
         model.apply(variables, X, train=True)
+    with pytest.raises(ValueError, match="evaluation must not draw"):
+        from_flax(lambda rngs: Always(rngs=rngs), (3,))
 
 
 class Mode(nnx.Module):
@@ -202,6 +204,13 @@ class Mode(nnx.Module):
 
     def __call__(self, x, deterministic):
         return self.out(self.drop(x, deterministic=deterministic))
+
+
+class Always(Mode):
+    """Forgets its mode."""
+
+    def __call__(self, x, train=False):
+        return super().__call__(x, deterministic=False)
 
 
 class Tied(nnx.Module):

@@ -1,5 +1,7 @@
 """The norms are those of the literature, in both modes and with the mode chosen per client."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
+from fedjax_het.models.exits import with_exits
 from fedjax_het.models.norm import BatchNorm, GroupNorm
 
 X = jnp.asarray(np.random.default_rng(0).normal(2.0, 3.0, (5, 4, 4, 6)), jnp.float32)
@@ -157,6 +160,30 @@ def test_a_batch_of_padding_alone_keeps_the_statistics(module):
     y, stats = model.apply(variables, jnp.asarray(REAL), train=True, weight=jnp.zeros(3))
     assert bool(jnp.isfinite(y).all())
     jax.tree.map(np.testing.assert_array_equal, stats, variables.stats)
+
+
+def test_every_way_through_a_model_passes_the_weights_on():
+    blocks = (flax_block("a", Own()), flax_block("b", Flax()), flax_block("c", nn.Dense(2)))
+    model = with_exits(BlockModel("norms", blocks, (4, 2), 2))
+    variables = jax.jit(model.init)(jax.random.key(0))
+
+    @jax.jit
+    def ways(x, weight):
+        run = functools.partial(model.apply, variables, x, train=True)
+        how = {"train": True, "weight": weight}
+        z, half = model.forward_to(variables, x, 0, **how)
+        after = model.forward_from(variables._replace(stats=half), z, 0, **how)
+        walked = model.walk(variables, x, lambda b, z: z, **how)
+        exits, stats = model.apply_exits(variables, x, **how)
+        real = model.apply(variables, x[:3], train=True)
+        return real, [run(weight=weight), (exits[-1], stats), walked, after], run()
+
+    padded = jnp.concatenate([jnp.asarray(REAL), jnp.full((2, 4, 2), 9.0)])
+    real, every, without = ways(padded, jnp.asarray([1.0, 1.0, 1.0, 0.0, 0.0]))
+    for outputs, stats in every:
+        np.testing.assert_allclose(outputs[:3], real[0], rtol=1e-4, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, real[1])
+    assert bool(jnp.any(without[0][:3] != real[0]))
 
 
 def test_a_mask_of_ones_own_and_other_axes_are_kept():
