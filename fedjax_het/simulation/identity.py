@@ -73,10 +73,14 @@ def identify(
 
 def _objective(problem: Problem) -> dict[str, Any]:
     model, y = problem.model, problem.data.y
-    labels = jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
-    weight = jax.ShapeDtypeStruct((1,), jnp.float32)
-    batch = Batch(model.input_shapes(1), labels, weight, jax.ShapeDtypeStruct((1,), jnp.int32))
-    outputs = jax.ShapeDtypeStruct(model.activation_shapes(1)[-1].shape, jnp.float32)
+    shape: Any = jax.ShapeDtypeStruct
+    outputs = shape(model.activation_shapes(1)[-1].shape, jnp.float32)
+    batch = Batch(
+        x=model.input_shapes(1),
+        y=shape((1, *y.shape[1:]), y.dtype),
+        weight=shape((1,), jnp.float32),
+        sample=shape((1,), jnp.int32),
+    )
     return problem.objective.described(outputs, batch)
 
 
