@@ -90,7 +90,7 @@ def digest(variables: Variables) -> str:
     """SHA-256 of the names, shapes, dtypes and bits of variables."""
     total = hashlib.sha256()
     for name, leaf in sorted(named(variables).items()):
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf, order="C")
         total.update(f"{name} {array.dtype} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
@@ -107,7 +107,7 @@ def write(path: str | Path, variables: Variables, metadata: Mapping[str, str]) -
     Raises:
       InputError: if the file cannot be written.
     """
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in named(variables).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in named(variables).items()}
     try:
         write_atomic(Path(path), save(arrays, metadata=dict(metadata)))
     except OSError as error:

@@ -13,7 +13,7 @@ from fedjax_het import load_model, models
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.fleet.cost import cost_table
-from fedjax_het.models import from_flax, lora
+from fedjax_het.models import from_flax, lora, with_compute_dtype
 from fedjax_het.models.mlp import mlp
 from fedjax_het.models.saving import named
 from fedjax_het.simulation.simulate import simulate
@@ -76,6 +76,15 @@ def test_the_start_is_that_of_the_model_bit_for_bit(case):
         jax.tree.leaves(adapted.origin.complete(own)), jax.tree.leaves(variables), strict=True
     ):
         np.testing.assert_array_equal(leaf, old)
+
+
+def test_bfloat16_starts_as_the_model():
+    model = with_compute_dtype(mlp((4,), 3, hidden=(8,)), "bfloat16")
+    variables = model.init(jax.random.key(1))
+    adapted = lora(model, variables, rank=2)
+    x = jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)
+    own = adapted.init(jax.random.key(0))
+    np.testing.assert_array_equal(adapted.apply(own, x)[0], model.apply(variables, x)[0])
 
 
 def test_every_dense_layer_of_a_block_has_an_adapter(case):

@@ -4,10 +4,11 @@ import chex
 import jax
 import numpy as np
 import pytest
-from problems import batch_norm_problem
+from problems import batch_norm_problem, scalar_problem, scalars, values_of
 from safetensors.numpy import load_file, save_file
 
 from fedjax_het.common.errors import InputError
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.models.saving import digest, fitted, named, read, write
 
 
@@ -44,6 +45,18 @@ def test_a_file_holds_the_same_bits(model, tmp_path):
     chex.assert_trees_all_equal(again, variables)
     assert digest(again) == digest(variables)
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_scalars_and_views_are_kept(tmp_path):
+    """Parameters without an axis, and arrays whose memory is in another order."""
+    model = scalar_problem(blocks=2).model
+    write(tmp_path / "m.safetensors", scalars([1.5, -2.0]), {})
+    again = fitted(read(tmp_path / "m.safetensors", "file")[0], model.shapes, "file", "none")
+    np.testing.assert_array_equal(values_of(again), [1.5, -2.0])
+    turned = Variables({"blocks": ({"w": np.arange(6.0).reshape(2, 3).T},), "exits": ()}, {})
+    write(tmp_path / "t.safetensors", turned, {})
+    arrays, _ = read(tmp_path / "t.safetensors", "file")
+    np.testing.assert_array_equal(arrays["blocks.0.w"], [[0, 3], [1, 4], [2, 5]])
 
 
 def test_half_precision_of_others_is_widened(model, tmp_path):

@@ -18,6 +18,7 @@ import fedjax_het as fh
 from fedjax_het import experiment
 from fedjax_het.common.errors import InputError
 from fedjax_het.models.saving import MODEL_FILE, named
+from fedjax_het.simulation.saved import save_model
 
 CONFIG = {**BASE, "run": {"rounds": 3, "checkpoint_every": 2}}
 
@@ -58,6 +59,14 @@ def test_a_model_is_loaded_in_two_lines(run):
     chex.assert_trees_all_equal(trained.variables, result.variables)
 
 
+def test_a_result_is_saved_as_its_directory_is(run, tmp_path):
+    result, workdir = run
+    result.save(tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").read_bytes() == (workdir / MODEL_FILE).read_bytes()
+    with pytest.raises(InputError, match="cannot be written"):
+        result.save(tmp_path / "gone" / "m.safetensors")
+
+
 def test_predictions_do_not_depend_on_the_pass(run):
     trained = fh.load_model(run[1] / MODEL_FILE)
     x = base_problem().data.test_x[:11]
@@ -79,12 +88,11 @@ def test_stored_samples_are_normalised_as_recorded(tmp_path):
         normalise=(0.25, 0.5),
     )
     problem = replace(base, data=data)
-    method = fh.algorithms.fedavg(problem, learning_rate=0.1)
-    result = fh.simulate(method, problem, rounds=1)
-    result.save(tmp_path / "m.safetensors")
+    variables = base.model.init(jax.random.key(2))
+    save_model(tmp_path / "m.safetensors", problem, variables)
     trained = fh.load_model(tmp_path / "m.safetensors", model=base.model)
     inputs = (pixels.astype(np.float32) / 255 - 0.25) / 0.5
-    wanted, _ = base.model.apply(result.variables, jnp.asarray(inputs))
+    wanted, _ = base.model.apply(variables, jnp.asarray(inputs))
     assert_close(trained.predict(pixels), np.asarray(wanted), rtol=1e-4, atol=1e-5)
     for x, words in [
         (pixels.astype(np.float32), "x of dtype float32: must be uint8"),
@@ -100,24 +108,22 @@ def test_models_by_name_are_made_again(tmp_path, options):
     problem = replace(
         digits_problem(), model=fh.models.build("mlp", (64,), 10, hidden=(8,), **options)
     )
-    method = fh.algorithms.fedavg(problem, learning_rate=0.1)
-    result = fh.simulate(method, problem, rounds=1)
-    result.save(tmp_path / "m.safetensors")
+    variables = problem.model.init(jax.random.key(2))
+    save_model(tmp_path / "m.safetensors", problem, variables)
     trained = fh.load_model(tmp_path / "m.safetensors")
     assert len(trained.model.exits) == int("exits" in options)
     assert trained.model.compute_dtype == problem.model.compute_dtype
-    chex.assert_trees_all_equal(trained.variables, result.variables)
+    chex.assert_trees_all_equal(trained.variables, variables)
 
 
 def test_other_models_must_be_given(tmp_path):
     problem = digits_problem()
-    method = fh.algorithms.fedavg(problem, learning_rate=0.1)
-    result = fh.simulate(method, problem, rounds=1)
+    variables = problem.model.init(jax.random.key(2))
     path = tmp_path / "m.safetensors"
-    result.save(path)
+    save_model(path, problem, variables)
     with pytest.raises(InputError, match=r"'mlp', which models\.build did not make"):
         fh.load_model(path)
-    chex.assert_trees_all_equal(fh.load_model(path, problem.model).variables, result.variables)
+    chex.assert_trees_all_equal(fh.load_model(path, problem.model).variables, variables)
     with pytest.raises(InputError, match=r"differently shaped \(blocks.0.Dense_0.bias \[12\] for"):
         fh.load_model(path, digits_problem(hidden=(13, 8)).model)
     save_file(load_file(path), tmp_path / "plain.safetensors")
