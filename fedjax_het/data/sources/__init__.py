@@ -14,6 +14,7 @@ from fedjax_het.data.sources.audio import speech_commands
 from fedjax_het.data.sources.files import DataDir
 from fedjax_het.data.sources.images import cifar10, digits, fashion_mnist, femnist, mnist, quickdraw
 from fedjax_het.data.sources.raw import RawData
+from fedjax_het.data.sources.tables import diabetes, flights, yeast
 from fedjax_het.data.sources.text import shakespeare, tinyshakespeare
 from fedjax_het.data.sources.tfds import tfds
 
@@ -21,15 +22,18 @@ SOURCES: dict[str, Callable[..., RawData]] = {
     f.__name__: f
     for f in (
         cifar10,
+        diabetes,
         digits,
         fashion_mnist,
         femnist,
+        flights,
         mnist,
         quickdraw,
         shakespeare,
         speech_commands,
         tfds,
         tinyshakespeare,
+        yeast,
     )
 }
 

@@ -15,10 +15,10 @@ class RawData:
       name: name of the source.
       x: training inputs, [N, ...] in storage dtype (uint8 pixels, int16 audio, float32 features,
         int32 tokens).
-      y: labels, int32[N], or int32[N, T] for sequences.
+      y: labels, int32[N, ...] or float32[N, ...].
       test_x: test inputs, like `x`.
       test_y: test labels, like `y`.
-      num_classes: number of labels, or symbols.
+      num_classes: number of classes, or symbols; 0 for labels that are numbers.
       normalise: customary (mean, std) of the scaled training inputs, or None.
       classes: names of the labels, or None.
       clients: natural owner of each training sample (ids of any type), or None.
