@@ -1,7 +1,7 @@
 """How a run is judged: its evaluations, the target metric, patience, and the best model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,12 @@ class Assessment:
     """
 
     def __init__(self, algorithm: Algorithm, problem: Problem, options: RunOptions):
+        require(
+            not options.personal or algorithm.evaluated is None,
+            f"personal = True with {algorithm.name}",
+            "evaluates models of the clients anyway, which do not start from a global one",
+            "leave it out",
+        )
         self.metric = target_metric(problem, options)
         self._algorithm, self._problem = algorithm, problem
         self._options = options
@@ -59,7 +65,13 @@ class Assessment:
         return due
 
     def evaluate(
-        self, evaluator: Evaluator, state: PyTree, variables: Variables, *, last: bool
+        self,
+        evaluator: Evaluator,
+        state: PyTree,
+        variables: Variables,
+        trained: Callable[[np.ndarray], Iterator[Variables]] | None,
+        *,
+        last: bool,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Evaluates the method's model.
 
@@ -67,6 +79,7 @@ class Assessment:
           evaluator: evaluator of the problem.
           state: state of the algorithm.
           variables: global model.
+          trained: function from ids of clients to their models after local training, or None.
           last: whether the run ends here, unless it does not matter.
 
         Returns:
@@ -82,7 +95,7 @@ class Assessment:
             groups = np.asarray(self._problem.fleet.groups).tolist()
             return measured, [
                 {**row, "device_group": groups[row["client"]] if row["train_samples"] else None}
-                for row in evaluator.clients(models)
+                for row in evaluator.clients(models, trained)
             ]
         return measured, []
 

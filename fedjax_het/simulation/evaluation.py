@@ -1,10 +1,11 @@
 """Evaluation of a model: the metrics of the objective on held-out samples, and over clients."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.common.types import PyTree
@@ -103,8 +104,17 @@ class Evaluator:
         rows = [self(variables, target) for variables in models]
         return {name: _mean([row[name] for row in rows]) for name in rows[0]}
 
-    def clients(self, models: Sequence[Variables]) -> list[dict[str, Any]]:
+    def clients(
+        self,
+        models: Sequence[Variables],
+        trained: Callable[[np.ndarray], Iterator[Variables]] | None = None,
+    ) -> list[dict[str, Any]]:
         """One row of metrics per client that can be evaluated, the mean over several models.
+
+        Args:
+          models: models to evaluate.
+          trained: function from ids of clients that train to their own models, in this order, whose
+            metrics are added as `personal_<metric>`; None adds none.
 
         Returns:
           Rows of `clients_eval.jsonl` without step and time: `client`, `samples` (of the test set),
@@ -119,9 +129,43 @@ class Evaluator:
                 columns[name] = [_mean(list(values)) for values in zip(*found, strict=True)]
         if not columns:
             return []
-        columns = {**self._spread.columns(), **columns}
-        rows = zip(*columns.values(), strict=True)
-        return [dict(zip(columns, values, strict=True)) for values in rows]
+        every = {**self._spread.columns(), **columns}
+        rows = [dict(zip(every, values, strict=True)) for values in zip(*every.values())]
+        if trained is not None:
+            training = [row for row in rows if row["train_samples"]]
+            ids = np.asarray([row["client"] for row in training])
+            for row, variables in zip(training, trained(ids), strict=True):
+                row |= self._personal(variables, row["client"], list(columns))
+        return rows
+
+    def _personal(self, variables: Variables, client: int, names: list[str]) -> dict[str, Any]:
+        """The metrics of a client's own model."""
+        places = self._spread.samples(client)
+        if places is None:
+            measured = self.measured(variables)
+            found = {n: self._spread.values(self.metrics[n], measured[n], client) for n in names}
+            return {f"personal_{name}": value[0] for name, value in found.items() if value}
+        # Padded to one size, so that all clients share a program.
+        most = self._spread.most
+        padded = np.resize(places, most)
+        if "own" not in self._programs:
+            arguments = (variables, self._sets[""], padded)
+            self._programs["own"] = self.compiler.compile(self._measure_some, *arguments)
+        found = jax.device_get(self._programs["own"](variables, self._sets[""], padded))
+        own = jax.tree.map(lambda a: a[: len(places)], found)
+        return {f"personal_{name}": self.metrics[name].over(own[name]) for name in names}
+
+    def _measure_some(self, variables: Variables, samples: Batch, places: jax.Array) -> PyTree:
+        """The measurements of the samples at these places, [m]; traced."""
+        size = min(samples.weight.shape[1], len(places))
+        count = -(-len(places) // size) * size
+        chosen = jnp.resize(places, (count // size, size))
+
+        def gathered(a: jax.Array) -> jax.Array:
+            return a.reshape(-1, *a.shape[2:])[chosen]
+
+        found = self._measure(variables, jax.tree.map(gathered, samples))
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: len(places)], found)
 
 
 def _mean(values: list[Any]) -> Any:

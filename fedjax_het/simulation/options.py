@@ -23,6 +23,7 @@ FREE = (
     "patience",
     "monitor",
     "client_eval",
+    "personal",
     "checkpoint_every",
     "workdir",
     "name",
@@ -51,6 +52,7 @@ class RunKeywords(TypedDict, total=False):
     patience: int | None
     monitor: str
     client_eval: ClientEval
+    personal: bool
     eval_every: int
     eval_every_s: float | None
     checkpoint_every: int
@@ -87,6 +89,8 @@ class RunOptions:
         metric, on the validation set if there is one.
       client_eval: evaluations at which every client gets a row in `clients_eval.jsonl`: "never",
         "last", or "always".
+      personal: whether these rows also have the metrics of the client's model after one more local
+        training, as `personal_<metric>`.
       eval_every: rounds between evaluations; the last round is always evaluated.
       eval_every_s: virtual seconds between evaluations, used instead of `eval_every`, or None.
       checkpoint_every: rounds between checkpoints.
@@ -115,6 +119,7 @@ class RunOptions:
     patience: int | None = None
     monitor: str = ""
     client_eval: ClientEval = "never"
+    personal: bool = False
     eval_every: int = 1
     eval_every_s: float | None = None
     checkpoint_every: int = 20
@@ -149,6 +154,12 @@ class RunOptions:
                 "must be a finite number",
                 "give a value of the target metric",
             )
+        require(
+            not self.personal or self.client_eval != "never",
+            "personal = True without rows of clients",
+            "adds columns to them",
+            "set client_eval = 'last'",
+        )
         require(
             self.patience is not None or not self.monitor,
             f"monitor = {self.monitor!r} without patience",

@@ -1,10 +1,12 @@
 """One run, step by step: select -> plan -> train -> merge -> record; resumes from checkpoints."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
+
+import numpy as np
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
@@ -20,6 +22,7 @@ from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.identity import identify, warn_of_changes
 from fedjax_het.simulation.journal import Journal, PendingRecords, Record, require_own
 from fedjax_het.simulation.options import RunKeywords, RunOptions
+from fedjax_het.simulation.personal import LocalTraining
 from fedjax_het.simulation.saved import save_model
 from fedjax_het.simulation.server import Server, require_available
 from fedjax_het.simulation.sinks import tensorboard_writer
@@ -90,6 +93,12 @@ class Simulation:
         self._server = Server(
             algorithm, problem, self._engine, chosen.seed, longest, start.variables
         )
+        self._trained: Callable[[np.ndarray], Iterator[Variables]] | None = None
+        if chosen.personal:
+            local = LocalTraining(algorithm, problem, self._engine, chosen.seed)
+            self._trained = lambda clients: local.models(
+                self.state, self.variables, self.rounds_done, self.now_s, clients
+            )
         self._watch = Stopwatch((self._engine.resources.compiler, self._evaluate.compiler))
         try:
             if not self._resume():
@@ -266,6 +275,7 @@ class Simulation:
                 self._evaluate,
                 server.state,
                 server.variables,
+                self._trained,
                 last=self._ends(server.step, server.now_s),
             )
             server.unseen_score = self._assessment.score

@@ -50,12 +50,25 @@ class Spread:
             "own": [self._data.test_client is not None] * len(self._ids),
         }
 
-    def values(self, metric: Metric, measured: PyTree) -> list[Any] | None:
+    @property
+    def most(self) -> int:
+        """Largest number of test samples of a client."""
+        return int(np.max(self._samples))
+
+    def samples(self, client: int) -> np.ndarray | None:
+        """Ids of the client's own test samples, int64[m]; None if no sample has an owner."""
+        owner = self._data.test_client
+        return None if owner is None else np.flatnonzero(owner == client)
+
+    def values(
+        self, metric: Metric, measured: PyTree, client: int | None = None
+    ) -> list[Any] | None:
         """The metric of every client; None if it cannot be known.
 
         Args:
           metric: metric to compute.
           measured: its measurements of all test samples, leading axis N_test.
+          client: only client to compute, if no sample has an owner; None for all.
         """
         if self._data.test_client is not None:
             return self._own(metric, measured)
@@ -65,8 +78,9 @@ class Spread:
         y, classes = self._data.test_y, self._shares.shape[1]
         total = np.bincount(y, weights=weight, minlength=classes)
         sums = np.bincount(y, weights=value * weight, minlength=classes)
-        means = self._shares @ (sums / np.where(total > 0, total, 1.0))
-        known = self._shares.sum(axis=1) > 0
+        shares = self._shares if client is None else self._shares[client : client + 1]
+        means = shares @ (sums / np.where(total > 0, total, 1.0))
+        known = shares.sum(axis=1) > 0
         return [metric.finished(m) if k else None for m, k in zip(means, known)]
 
     def _own(self, metric: Metric, measured: PyTree) -> list[Any]:

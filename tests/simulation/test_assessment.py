@@ -11,7 +11,8 @@ from sklearn.metrics import f1_score
 
 from fedjax_het.algorithms import fedavg
 from fedjax_het.common.errors import InputError
-from fedjax_het.data import from_arrays
+from fedjax_het.contract.algorithm import Variables
+from fedjax_het.data import Batch, from_arrays
 from fedjax_het.models import build
 from fedjax_het.objectives import classification, regression
 from fedjax_het.problem import Problem
@@ -128,6 +129,56 @@ def test_class_accuracies_are_reweighted_where_no_sample_has_an_owner(tmp_path):
         assert row["accuracy"] == pytest.approx(wanted)
 
 
+def owned():
+    """Digits whose test samples have owners; client 3 only tests."""
+    base = digits()
+    x, y = np.asarray(base.x), np.asarray(base.y)
+    data = from_arrays(
+        x,
+        y,
+        base.test_x,
+        base.test_y,
+        clients=np.resize(np.arange(3), len(y)),
+        test_clients=[*np.resize(np.arange(4), TEST_SAMPLES - 1).tolist(), 0],
+    )
+    return Problem(build("mlp", (64,), 10, hidden=(8,)), data, fleet(3))
+
+
+@pytest.mark.parametrize("make_problem", [owned, digits_problem])
+def test_personal_models_are_the_global_one_after_one_local_training(make_problem):
+    """A mini-batch of all samples and one epoch: one step of gradient descent."""
+    problem = make_problem()
+    method = fedavg(problem, learning_rate=0.3, batch_size=20)
+    run = simulate(method, problem, rounds=2, client_eval="last", personal=True)
+    data, evaluator = problem.data, Evaluator(problem)
+
+    def loss(params, samples):
+        outputs, _ = problem.model.apply(Variables(params, run.variables.stats), samples.x)
+        return problem.objective.mean(outputs, samples)
+
+    def metrics(variables, client):
+        measured = evaluator.measured(variables)["loss"]
+        if data.test_client is not None:
+            return np.mean(measured[0][data.test_client == client])
+        of_class = [np.mean(measured[0][data.test_y == c]) for c in np.unique(data.test_y)]
+        counts = data.label_counts()[client][np.unique(data.test_y)]
+        return np.dot(counts, of_class) / counts.sum()
+
+    rows = run.record.client_evaluations
+    for row in rows:
+        assert row["loss"] == pytest.approx(metrics(run.variables, row["client"]), rel=1e-5)
+        if not row["train_samples"]:
+            assert "personal_loss" not in row
+            continue
+        ids = data.client_samples(row["client"])
+        samples = Batch(data.x[ids], data.y[ids], np.ones(len(ids), np.float32), ids)
+        grads = jax.jit(jax.grad(loss))(run.variables.params, samples)
+        own = jax.tree.map(lambda w, g: w - 0.3 * g, run.variables.params, grads)
+        wanted = metrics(Variables(own, run.variables.stats), row["client"])
+        assert row["personal_loss"] == pytest.approx(wanted, rel=1e-4)
+        assert "personal_accuracy" in row
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -137,6 +188,7 @@ def test_class_accuracies_are_reweighted_where_no_sample_has_an_owner(tmp_path):
         ({"patience": 1, "monitor": "val_f1"}, "monitor 'val_f1'"),
         ({"patience": 0}, "patience = 0.*at least 1.*evaluations"),
         ({"client_eval": "often"}, "client_eval.*never"),
+        ({"personal": True}, "personal = True without rows.*client_eval = 'last'"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(numbers, method, options, words):
