@@ -1,6 +1,7 @@
 """Options of a method in JSON types, for the identity of a run.
 
-Equal descriptions mean equal options, as far as this can be known of functions.
+Equal options have equal descriptions. Different ones have different descriptions, except that of an
+object of a class of its own only the name of the class is known.
 """
 
 import hashlib

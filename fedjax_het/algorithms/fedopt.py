@@ -123,7 +123,9 @@ def fedopt(
 def _server(choice: Choice, rate: float | None) -> tuple[str, optax.GradientTransformation]:
     """Name of the method in records, and the server's optimiser."""
     if isinstance(choice, optax.GradientTransformation):
-        return "fedopt", optimizers.relaxed(choice)
+        server = optimizers.relaxed(choice)
+        optimizers.trace(server, "server_optimizer")
+        return "fedopt", server
     assert rate is not None
     moment, options = optimizers.named(choice, "server_optimizer")
     if moment not in _PAPER:

@@ -28,7 +28,8 @@ def splitfed(
 
     The server trains a copy of its half per client, and both halves are averaged every round, so
     the model equals that of FedAvg with the same optimiser. Only time and traffic differ: client
-    and server wait for each other, and the gradient of every activation is sent.
+    and server wait for each other, and the gradient of every activation is sent. The norm that
+    `clip_norm` needs of both halves is one number a batch, which is not charged.
 
     Args:
       problem: model, data and fleet.

@@ -144,7 +144,8 @@ class TrainingOptions:
             "is an option of SGD",
             "leave it out",
         )
-        self.optimizer()
+        # An optimiser that cannot be made, or takes only certain parameters, fails here.
+        _ = self._traced if ready else self.optimizer()
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> Self:

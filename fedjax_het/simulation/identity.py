@@ -87,6 +87,9 @@ def _objective(problem: Problem) -> dict[str, Any]:
 def require_same(what: str, saved: Any, identity: Mapping[str, Any]) -> None:
     """Raises `InputError` unless a saved file holds this identity, apart from `CHANGEABLE` parts.
 
+    A file of an earlier version, without options and network, is refused as well, because nobody
+    can know whether it holds this run.
+
     Args:
       what: name of the saved file or directory in the message.
       saved: content of a `meta.json` or `config.json`.

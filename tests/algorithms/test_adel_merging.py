@@ -41,7 +41,7 @@ def merged(rule, missed, depth):
     merge = LayerMerge(rule).aggregator(IDS)
     shapes = jax.eval_shape(lambda: jax.tree.map(lambda m: m[0], mask))
     acc = merge.add(merge.init((), start, shapes), chunk)
-    new, _ = merge.finalize(acc, start, shared)
+    new = merge.finalize(acc, start, shared).variables
     return jnp.stack([block["w"] for block in new.params["blocks"]])
 
 
@@ -183,7 +183,7 @@ def test_running_statistics_are_never_amplified():
         )
         shapes = jax.eval_shape(lambda: jax.tree.map(lambda m: m[0], mask))
         acc = merge.add(merge.init((), start, shapes), chunk)
-        new, _ = merge.finalize(acc, start, shared)
+        new = merge.finalize(acc, start, shared).variables
         np.testing.assert_allclose(new.stats["blocks"][0]["var"], [0.7, 0.8], rtol=1e-6)
 
 

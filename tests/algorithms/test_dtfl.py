@@ -36,7 +36,7 @@ def merged(problem, cuts, weights, values):
     chunk = make_chunk(start, weights, delta, stats_delta=stats_delta, mask=mask, row=row)
     merge = algorithm.merge
     acc = merge.init((), start, jax.tree.map(lambda leaf: leaf[0], mask))
-    return merge.finalize(merge.add(acc, chunk), start, None)
+    return merge.finalize(merge.add(acc, chunk), start, None)[:2]
 
 
 def test_mixed_tiers_merge_by_samples_and_heads_within_their_tier():

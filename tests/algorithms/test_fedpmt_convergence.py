@@ -94,7 +94,7 @@ def test_12_the_gap_shrinks_as_one_over_t(full_compile):
             acc = mean.init((), start, jax.tree.map(lambda m: m[0], mask))
             delta = as_variables((own - w[None]).T).params
             acc = mean.add(acc, make_chunk(start, jnp.ones(devices), delta, mask=mask))
-            merged, _ = mean.finalize(acc, start, None)
+            merged = mean.finalize(acc, start, None).variables
             return jnp.stack([block["w"] for block in merged.params["blocks"]])
 
         @jax.jit

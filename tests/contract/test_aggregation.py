@@ -44,7 +44,7 @@ def merge(start, chunks):
     acc = MEAN.init((), start, shapes)
     for part in chunks:
         acc = MEAN.add(acc, part)
-    return MEAN.finalize(acc, start, None)
+    return MEAN.finalize(acc, start, None)[:2]
 
 
 def one_vector(value=0.0, width=3):
@@ -219,7 +219,7 @@ def merged_value(aggregator, values, mask, steps=None, weight=None):
         row={"steps": jnp.asarray(steps or [1.0] * n, jnp.float32)},
     )
     acc = aggregator.add(aggregator.init((), model, shapes), chunk)
-    merged, _ = aggregator.finalize(acc, model, None)
+    merged = aggregator.finalize(acc, model, None).variables
     return float(values_of(merged)[0])
 
 

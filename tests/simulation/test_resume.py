@@ -282,8 +282,6 @@ def test_rows_that_a_checkpoint_counts_on_must_be_there(short, tmp_path):
     [
         ({"config": {"algorithm": {"learning_rate": 0.2}}}, r"learning_rate: 0\.1 -> 0\.2"),
         ({"seed": 4}, "seed: 3 -> 4"),
-        ({"eval_every": 1}, "eval_every: 2 -> 1"),
-        ({"max_routes": 5}, "max_routes: 32 -> 5"),
     ],
 )
 @pytest.mark.parametrize("checkpoint", [True, False])
