@@ -50,7 +50,7 @@ def linen_blocks(module: nn.Module, samples: Callable[[int], PyTree]) -> list[Bl
 
     shapes = jax.eval_shape(init, samples(1))
     name = type(module).__name__
-    network = Network(name, shapes, samples, trace)
+    network = Network(shapes, samples, trace)
     called = {call.name for call in network.record(1)}
     params = shapes.get("params", {})
     # A cell has its parameters under its own name, although the call is that of its `nn.RNN`.

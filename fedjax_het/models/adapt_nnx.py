@@ -77,7 +77,7 @@ class NnxSource:
             module = self._merged(params, stats, jax.random.key(0))
             return _run(module, x, train, visit, None)
 
-        network = Network(self.name, self.shapes[:2], samples, trace)
+        network = Network(self.shapes[:2], samples, trace)
         abstract = self._merged(*self.shapes[:2], jax.random.key(0))
         trainable = {
             name
@@ -111,7 +111,9 @@ class NnxSource:
 
         def init(key: Array, x: Any) -> tuple[PyTree, PyTree]:
             values = self.values(key)
-            return params_of.take(values.params), stats_of.take(values.stats)
+            held = params_of.take(values.params), stats_of.take(values.stats)
+            # A run may give the memory of its start away.
+            return jax.tree.map(jnp.copy, held)
 
         def apply(
             params: PyTree,
@@ -188,7 +190,9 @@ def nnx_source(module: Any) -> NnxSource:
       InputError: if it is neither, or the module holds variables of another kind.
     """
     if isinstance(module, nnx.Module):
-        definition, present = _split(module)
+        definition, split = _split(module)
+        # The module may change later.
+        present = jax.tree.map(jnp.copy, split)
         return NnxSource(type(module).__name__, definition, _shapes(present), lambda key: present)
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     # The metaclass of nnx hides the arguments of a class.
@@ -200,19 +204,21 @@ def nnx_source(module: Any) -> NnxSource:
         _REMEDY,
     )
     made = nnx.eval_shape(lambda: module(rngs=nnx.Rngs(0)))
-    require(isinstance(made, nnx.Module), f"{made!r}", "must be an nnx module", _REMEDY)
+    require(
+        isinstance(made, nnx.Module),
+        f"{type(made).__name__} of {kind}",
+        "must be an nnx module",
+        _REMEDY,
+    )
     definition, shapes = _split(made)
 
     def values(key: Array) -> _Values:
         return _split(module(rngs=nnx.Rngs(key)))[1]
 
     # Constants are values that no key changes, as the positions of a table.
-    constants = (
-        values(jax.random.key(0)).constants
-        if jax.tree.leaves(shapes.constants)
-        else shapes.constants
-    )
-    return NnxSource(type(made).__name__, definition, shapes._replace(constants=constants), values)
+    if jax.tree.leaves(shapes.constants):
+        shapes = shapes._replace(constants=values(jax.random.key(0)).constants)
+    return NnxSource(type(made).__name__, definition, shapes, values)
 
 
 def _split(module: nnx.Module) -> tuple[Any, _Values]:
@@ -285,7 +291,7 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
 
     mode = mode_of(type(module).__call__, train)
     if not mode:
-        module.train() if train else module.eval()
+        (module.train if train else module.eval)()
     token = _HANDLER.set(handle)
     try:
         return module(x, **mode)

@@ -66,14 +66,12 @@ class Network:
     """A flax network as a function that shows the calls of its submodules.
 
     Attributes:
-      name: name in messages.
       shapes: variables of the network as `ShapeDtypeStruct`s.
       samples: function from a batch size to the shapes of the samples.
       trace: function `(variables, x, train, visit) -> outputs`; every call of a direct submodule
         becomes one of `visit`.
     """
 
-    name: str
     shapes: PyTree
     samples: Callable[[int], PyTree]
     trace: Callable[[PyTree, PyTree, bool, Visit], Any]

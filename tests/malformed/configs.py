@@ -55,7 +55,7 @@ CONFIGURATIONS: list[Case] = [
     ),
     (trained(model__name=...), f"config.model.name = None | must be given | {SEE}"),
     (trained(model__name="leaf_cn"), "'leaf_cn' | must be one of adel_cnn2 | 'leaf_cnn'?"),
-    (trained(model__hiden=(8,)), "'hiden' | must be one of hidden | 'hidden'?"),
+    (trained(model__hiden=(8,)), "'hiden' | must be one of dropout, hidden | 'hidden'?"),
     (
         trained(model__hidden="64"),
         "'hidden' = '64' | must be a list, each a whole number | hidden = (200, 200)",

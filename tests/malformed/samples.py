@@ -164,7 +164,7 @@ MODELS: list[Case] = [
     ),
     (
         lambda here: models.from_flax(lambda x: x, (4,), 3),
-        "builtins.function | must be a flax.linen module | linen",
+        "builtins.function | must be a flax module | lambda rngs",
     ),
     (
         lambda here: models.from_flax(Bare(), (4,), 3),
@@ -172,9 +172,41 @@ MODELS: list[Case] = [
     ),
     (
         lambda here: models.from_flax([nn.Dense(5)], (4,), 3),
-        "[3, 5] for 3 samples | [batch, num_classes] | num_classes",
+        "[3, 5] for 3 samples | [3, ..., 3] | correct num_classes",
     ),
-    (lambda here: models.from_flax([], (4,), 3), "empty sequence | needs a block | linen modules"),
+    (lambda here: models.from_flax([], (4,), 3), "empty sequence | needs a block | flax modules"),
+    (
+        lambda here: models.from_flax(nn.Sequential([lambda x: x[:, 0]]), (4,)),
+        "output of model 'Sequential' [3] | one array [3, ..., num_classes] | keep a last axis",
+    ),
+    (
+        lambda here: models.from_flax(lambda rngs: rngs, (4,)),
+        "Rngs of builtins.function | must be an nnx module | lambda rngs",
+    ),
+    (
+        lambda here: models.from_flax(nn.Dense(3), {"a": (4,), "b": (2,)}),
+        "input_dtype | structure of input_shape = {'a': (4,), 'b': (2,)} | every array",
+    ),
+    (
+        lambda here: models.build("mlp", {"a": (4,)}, 3),
+        "'mlp' with input_shape = {'a': (4,)} | one array | from_flax",
+    ),
+    (
+        lambda here: models.build("char_lstm", (8, 8, 1), 5),
+        "input_shape = (8, 8, 1) | windows of symbols [T] | tinyshakespeare",
+    ),
+    (
+        lambda here: models.build("conv1d", (4, 3), 5),
+        "input_shape = (4, 3) | T of at least 8 | fewer channels",
+    ),
+    (
+        lambda here: models.build("unet", (30, 30, 3), 2),
+        "input_shape = (30, 30, 3) | multiples of 4 | pad or resize",
+    ),
+    (
+        lambda here: models.build("mlp", (4,), 3, dropout=1.0),
+        "dropout = 1.0 | must lie in [0, 1) | use 0.1",
+    ),
     (fitted(model=nn.Dense(10)), "model of type Dense | must be a BlockModel | from_flax"),
     (
         fitted(fleet=fleet.build("uniform", 3)),

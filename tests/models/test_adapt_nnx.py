@@ -171,6 +171,12 @@ def test_a_module_keeps_its_values_and_a_function_makes_new_ones():
     model.apply(a, X, train=True, key=KEY)
     assert type(module.conv) is nnx.Conv
     np.testing.assert_array_equal(module.norm.mean[...], 0.0)
+    # Nor the model by later changes of the module, or by the end of its arrays.
+    module.conv.kernel[...] = jnp.zeros_like(kernel)
+    again = model.init(KEY)
+    np.testing.assert_array_equal(again.params["blocks"][0]["conv"]["kernel"], kernel)
+    jax.tree.map(lambda a: a.delete(), again)
+    jax.tree.map(np.testing.assert_array_equal, model.init(KEY), b)
 
     function = from_flax(lambda rngs: Net(rngs=rngs), (6, 6, 1))
     a, b, again = (function.init(jax.random.key(seed)) for seed in (0, 1, 0))
