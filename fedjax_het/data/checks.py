@@ -41,7 +41,7 @@ def check_inputs(x: PyTree, name: str) -> None:
     lengths = {label: len(array) for label, array in arrays}
     require(
         len(set(lengths.values())) == 1,
-        f"{name} has parts of {lengths} samples",
+        f"{name} has " + ", ".join(f"{n} samples in {label}" for label, n in lengths.items()),
         "must be equally many",
         "check that all come from the same split",
     )

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 
 Array = jax.Array
@@ -129,7 +130,7 @@ class BatchNorm(nn.Module):
 def over_real(weight: Array | None) -> AbstractContextManager[None]:
     """Inside, batch norms that are called without a mask take the moments of real samples only.
 
-    It holds for `BatchNorm` and for `nn.BatchNorm` where the first axis of the input is the batch.
+    It holds for `BatchNorm` and for `nn.BatchNorm`; the first axis of their input is the batch.
 
     Args:
       weight: weight of each sample, float32[batch], 0 for padding; None changes nothing.
@@ -141,7 +142,8 @@ def over_real(weight: Array | None) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, (BatchNorm, nn.BatchNorm)):
+        called = context.method_name == "__call__"
+        if called and isinstance(context.module, (BatchNorm, nn.BatchNorm)):
             kwargs = masked(weight, args, kwargs)
         return call(*args, **kwargs)
 
@@ -151,7 +153,7 @@ def over_real(weight: Array | None) -> AbstractContextManager[None]:
 def masked(weight: Array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of a batch norm's call, with the mask of real samples unless it has one.
 
-    The mask is all True if no sample is real, and left out if the first axis is not the batch.
+    The mask is all True if no sample is real.
 
     Args:
       weight: weight of each sample, float32[batch], 0 for padding.
@@ -160,10 +162,20 @@ def masked(weight: Array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
     Returns:
       The keyword arguments.
+
+    Raises:
+      InputError: if the first axis of the input is not the batch, so that nothing tells which rows
+        are padding.
     """
     x = args[0] if args else kwargs["x"]
-    if kwargs.get("mask") is not None or x.shape[:1] != weight.shape:
+    if kwargs.get("mask") is not None:
         return kwargs
+    require(
+        x.shape[:1] == weight.shape,
+        f"batch norm of {list(x.shape)} in a batch of {len(weight)} samples",
+        "must have the samples on its first axis, or padding enters its moments",
+        "keep the axes apart, moments are taken over all but the last; or pass mask=",
+    )
     real = weight > 0
     rows = (real | ~jnp.any(real)).reshape(-1, *(1,) * (x.ndim - 1))
     return {**kwargs, "mask": rows}
