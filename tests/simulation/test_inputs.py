@@ -50,9 +50,7 @@ def problems():
     network = from_flax(OfParts(), parts.input_shape, input_dtype=parts.input_dtype)
     return (
         Problem(from_flax(Plain(), (64,)), whole, devices),
-        Problem(
-            from_flax(OfParts(), parts.input_shape, input_dtype=parts.input_dtype), parts, devices
-        ),
+        Problem(network, parts, devices),
     )
 
 
