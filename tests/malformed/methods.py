@@ -57,6 +57,7 @@ def pruned(**options: Any) -> Call:
 
 
 SPLIT: list[Case] = [
+    (with_heads("prfl", recovery=None), "1 exit heads | prfl prunes the network | heads out"),
     (redrawn("fedel"), "redraw_every on the fleet of fedel | devices of round 0 | leave it out"),
     (redrawn("adel_wait"), "redraw_every | devices of round 0 | leave it out"),
     (method("dtfl"), "without exits | auxiliary head | exits = True"),

@@ -23,7 +23,7 @@ from fedjax_het.algorithms.prfl.merging import Arrivals, Merge, mask_fed_avg, st
 from fedjax_het.algorithms.prfl.ranking import nested_mask, network, prunable, time_per_weight
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
-from fedjax_het.common.errors import require_known
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Report, Task, Variables
 from fedjax_het.contract.clock import Pace, barrier
@@ -224,6 +224,12 @@ def _sub_models(
 ) -> Algorithm:
     """The method with these options, see `prfl`; a window lasts at least `shortest_s` seconds."""
     parts.require_memory(problem, training, 0)
+    require(
+        not problem.model.exits,
+        f"model {problem.model.name!r} with {len(problem.model.exits)} exit heads",
+        f"{name} prunes the network that it trains, of which heads are no part",
+        "leave the heads out (exits = False)",
+    )
     n, net = problem.num_clients, network(problem.model, density.core)
     copies = 0
     if merge.buffered or recovery is not None:
