@@ -29,6 +29,7 @@ from fedjax_het.report.page import write_report
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import png
 from fedjax_het.runtime import processes
+from fedjax_het.simulation.assessment import require_judgeable
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.identity import differences
 from fedjax_het.simulation.options import RunOptions
@@ -159,6 +160,8 @@ def compare(
         label: algorithms.build(name, problem, **options)
         for label, (_, name, options) in entries.items()
     }
+    for label, algorithm in made.items():
+        require_judgeable(algorithm, problem, engines[label])
     evaluator = Evaluator(problem)
     # Methods share their resources, unless their options for the machine differ.
     resources: list[tuple[dict[str, Any], Resources]] = []

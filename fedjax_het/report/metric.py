@@ -19,6 +19,8 @@ _LABELS = {
     "rmse": "RMSE",
     "r2": "R²",
     "mean_iou": "mean IoU",
+    "exact_match": "exact match",
+    "label_accuracy": "label accuracy",
 }
 
 

@@ -35,12 +35,7 @@ class Assessment:
     """
 
     def __init__(self, algorithm: Algorithm, problem: Problem, options: RunOptions):
-        require(
-            not options.personal or algorithm.evaluated is None,
-            f"personal = True with {algorithm.name}",
-            "evaluates models of the clients anyway, which do not start from a global one",
-            "leave it out",
-        )
+        require_judgeable(algorithm, problem, options)
         self.metric = target_metric(problem, options)
         self._algorithm, self._problem = algorithm, problem
         self._options = options
@@ -146,6 +141,17 @@ class Assessment:
         self._next_s = saved["next_s"]
         self.value, self.best_value = saved["value"], saved["best_value"]
         self.waited, self.best = saved["waited"], best
+
+
+def require_judgeable(algorithm: Algorithm, problem: Problem, options: RunOptions) -> None:
+    """Raises `InputError` for a metric, a target or rows that a run cannot have."""
+    require(
+        not options.personal or algorithm.evaluated is None,
+        f"personal = True with {algorithm.name}",
+        "evaluates models of the clients anyway, which do not start from a global one",
+        "leave it out",
+    )
+    _monitor(problem, options, target_metric(problem, options))
 
 
 def reaches(metric: Metric, value: float | None, target: float) -> bool:

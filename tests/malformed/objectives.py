@@ -44,6 +44,12 @@ def compared(here: Path) -> None:
     experiment.compare([one, {**BASE, "objective": {"name": "next_token"}}], here)
 
 
+def compared_in_accuracy(here: Path) -> None:
+    """Nothing is run before the options of the last method are checked."""
+    methods = {"a": {}, "b": {}}
+    experiment.compare([{**BASE, "compare": {"methods": methods, "targets": [90]}}], here)
+
+
 def judged_personally(here: Path) -> None:
     fedavg = algorithms.fedavg(problem(), learning_rate=0.1)
     own = fedavg._replace(evaluated=lambda state, variables: [variables])
@@ -84,6 +90,7 @@ CASES: list[Case] = [
     (configured(name="regression", delta="1"), "'delta' = '1' | a number | delta = 1.0"),
     (configured(), "config.objective.name = None | given, as text | configs/"),
     (compared, "objective.name: 'classification' -> 'next_token' | must agree | change one"),
+    (compared_in_accuracy, "target accuracy 90 | (0, 1] | 97 % as 0.97"),
     (ran(target_metric="f1"), "target_metric 'f1' | one of accuracy, loss | choose"),
     (ran(target=97), "target accuracy 97 | (0, 1] | 97 % as 0.97"),
     (ran(targets=[float("inf")]), "target inf | finite | target metric"),
