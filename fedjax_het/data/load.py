@@ -19,6 +19,7 @@ def load_federated(
     partition: Partitioner | None = None,
     num_clients: int | None = None,
     min_client_samples: int = 1,
+    test_others: bool = False,
     normalise: Normalise | None = None,
     augment: str | None = None,
     validation_fraction: float = 0.0,
@@ -42,6 +43,8 @@ def load_federated(
         all. A partitioner states its own number.
       min_client_samples: least number of training samples of a natural client; clients with fewer
         are left out.
+      test_others: whether the test samples of natural clients that are left out stay in the test
+        set. Their owners are only tested, as clients that were never seen.
       normalise: pair (mean, std), each one number or one per channel, applied after scaling to
         [0, 1]; default the customary values of the set.
       augment: name of the augmentation, `"crop_flip"` or `"crop_flip_cutout"`, or None.
@@ -51,8 +54,8 @@ def load_federated(
       **options: options of the source, e.g. `window` for text, `features` for audio.
 
     Returns:
-      The `FederatedData`. Test samples whose natural owner does not train are left out. With a
-      partitioner all test samples stay, and they have no owner.
+      The `FederatedData`. Test samples whose natural owner does not train are left out, unless
+      `test_others`. With a partitioner all test samples stay, and they have no owner.
 
     Raises:
       InputError: see `load` and `from_arrays`.
@@ -60,8 +63,9 @@ def load_federated(
     raw = load(name, data_dir, **options)
     if partition is not None:
         require(
-            num_clients is None and min_client_samples == 1,
-            f"num_clients = {num_clients}, min_client_samples = {min_client_samples}",
+            num_clients is None and min_client_samples == 1 and not test_others,
+            f"num_clients = {num_clients}, min_client_samples = {min_client_samples}, "
+            f"test_others = {test_others}",
             "choose among natural clients, but a partition is given",
             "state the number of clients in the partitioner",
         )
@@ -73,7 +77,7 @@ def load_federated(
             "clients": partition,
         }
     else:
-        chosen = _natural(raw, num_clients, min_client_samples)
+        chosen = _natural(raw, num_clients, min_client_samples, test_others)
     return from_arrays(
         **chosen,
         num_classes=raw.num_classes,
@@ -87,7 +91,9 @@ def load_federated(
     )
 
 
-def _natural(raw: RawData, num_clients: int | None, min_samples: int) -> dict[str, Any]:
+def _natural(
+    raw: RawData, num_clients: int | None, min_samples: int, test_others: bool
+) -> dict[str, Any]:
     """Samples, labels and owners of the natural clients that are kept."""
     if raw.clients is None:
         raise InputError(
@@ -112,7 +118,7 @@ def _natural(raw: RawData, num_clients: int | None, min_samples: int) -> dict[st
         test = np.ones(len(raw.test_x), bool)
         owners = None
     else:
-        test = np.isin(raw.test_clients, ids[keep])
+        test = np.isin(raw.test_clients, ids[keep]) | test_others
         owners = raw.test_clients[test]
     return {
         "x": raw.x[rows],

@@ -49,6 +49,9 @@ def test_largest_natural_clients_keep_their_own_test_samples(tmp_path):
     data = load_federated("femnist", tmp_path, verify=False, min_client_samples=5)
     assert data.sizes.tolist() == [6, 8, 10]
     assert len(data.test_x) == 3
+    data = load_federated("femnist", tmp_path, verify=False, num_clients=2, test_others=True)
+    assert data.sizes.tolist() == [8, 10]
+    assert data.test_client.tolist() == [2, 3, 4, 0, 1]  # w3 and w4 train
 
 
 def test_a_partition_replaces_natural_clients(tmp_path):
