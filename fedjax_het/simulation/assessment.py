@@ -13,6 +13,7 @@ from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator, metrics_of
 from fedjax_het.simulation.options import RunOptions
+from fedjax_het.simulation.spread import classes_of
 
 
 class Assessment:
@@ -150,6 +151,13 @@ def require_judgeable(algorithm: Algorithm, problem: Problem, options: RunOption
         f"personal = True with {algorithm.name}",
         "evaluates models of the clients anyway, which do not start from a global one",
         "leave it out",
+    )
+    data = problem.data
+    require(
+        options.client_eval == "never" or data.test_client is not None or classes_of(data),
+        f"client_eval = {options.client_eval!r} with test samples of no client",
+        "needs their owners, or one class per sample from which the clients' values are estimated",
+        "give test_clients to from_arrays, or leave client_eval out",
     )
     _monitor(problem, options, target_metric(problem, options))
 

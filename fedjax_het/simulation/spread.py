@@ -15,6 +15,11 @@ from fedjax_het.data.federated import FederatedData
 from fedjax_het.objectives.metric import Metric
 
 
+def classes_of(data: FederatedData) -> bool:
+    """Whether every test sample has one class, so that clients can be weighted by their labels."""
+    return data.test_y.ndim == 1 and data.num_classes > 0
+
+
 class Spread:
     """The clients that can be evaluated, and their test samples.
 
@@ -30,7 +35,7 @@ class Spread:
             self._samples = np.bincount(self._owner)
             self._order = np.argsort(self._owner, kind="stable")
             self._ends = np.cumsum(self._samples)[:-1]
-        elif data.test_y.ndim == 1 and data.num_classes:
+        elif classes_of(data):
             total = np.bincount(data.test_y, minlength=data.num_classes)
             shares = data.label_counts() * (total > 0)
             self._shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1)

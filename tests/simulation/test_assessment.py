@@ -187,6 +187,7 @@ def test_personal_models_are_the_global_one_after_one_local_training(make_proble
         ({"monitor": "mse"}, "monitor = 'mse' without patience"),
         ({"patience": 1, "monitor": "val_f1"}, "monitor 'val_f1'"),
         ({"patience": 0}, "patience = 0.*at least 1.*evaluations"),
+        ({"client_eval": "last"}, "client_eval = 'last' with test samples of no client.*owners"),
         ({"client_eval": "often"}, "client_eval.*never"),
         ({"personal": True}, "personal = True without rows.*client_eval = 'last'"),
     ],
