@@ -14,7 +14,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data import Batch, from_arrays
 from fedjax_het.models import build
-from fedjax_het.objectives import classification, regression
+from fedjax_het.objectives import Metric, classification, regression
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
@@ -201,6 +201,32 @@ def test_shares_are_given_as_shares():
     problem = digits_problem()
     with pytest.raises(InputError, match=r"target accuracy 97.*\(0, 1\].*0\.97"):
         simulate(fedavg(problem, **TRAINING), problem, rounds=1, targets=[97])
+
+
+def test_a_metric_of_ones_own_is_a_column_and_a_target():
+    """Confidence, a mean; and the count of each predicted class, a list."""
+
+    def confidence(outputs, samples):
+        return jax.nn.softmax(outputs).max(axis=-1), samples.weight
+
+    own = Metric("confidence", confidence, share=True)
+    said = Metric(
+        "said",
+        lambda z, samples: jax.nn.one_hot(z.argmax(-1), 10),
+        kind="sum",
+        finish=lambda counts: counts,
+    )
+    problem = digits_problem()
+    objective = dataclasses.replace(problem.objective, metrics=(own, said))
+    problem = dataclasses.replace(problem, objective=objective)
+    run = simulate(fedavg(problem, **TRAINING), problem, rounds=1, targets=[0.11])
+    last = run.record.metrics[-1]
+    outputs, _ = problem.model.apply(run.variables, problem.data.test_x)
+    shares = np.asarray(jax.nn.softmax(outputs))
+    assert last["confidence"] == pytest.approx(shares.max(axis=-1).mean(), rel=1e-6)
+    assert last["said"] == np.bincount(shares.argmax(axis=-1), minlength=10).tolist()
+    assert run.record.summary["targets"][0]["confidence"] == 0.11
+    assert run.record.metric.label == "confidence"
 
 
 def test_a_problem_without_metrics_is_judged_by_its_loss():
