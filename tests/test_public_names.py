@@ -176,7 +176,15 @@ PUBLIC = {
         "with_exits",
     ],
     "fedjax_het.objectives": [
-        "cross_entropy",
+        "OBJECTIVES",
+        "Metric",
+        "Objective",
+        "build",
+        "classification",
+        "multilabel",
+        "next_token",
+        "regression",
+        "segmentation",
     ],
     "fedjax_het.report": [
         "Comparison",

@@ -21,11 +21,11 @@ from problems import (
     values_of,
 )
 
-import fedjax_het.local.training
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.engine.engine import make_engine
+from fedjax_het.objectives import Objective
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
 
@@ -174,16 +174,16 @@ def test_fedprox_without_mu_is_fedavg_bit_for_bit(problem):
 
 
 @pytest.mark.parametrize(("mu", "wanted"), [(1.0, 1.5), (0.1, 30 / 11), (0.0, 3.0)])
-def test_fedprox_golden_on_a_quadratic(monkeypatch, mu, wanted):
+def test_fedprox_golden_on_a_quadratic(mu, wanted):
     """f(w) = (w - 3)^2 / 2 from w_t = 0, solved to the end by our own local training."""
 
-    def quadratic(logits, batch):
+    def quadratic(outputs, batch):
         del batch
-        return 0.5 * jnp.mean(jnp.square(logits - 3.0))
+        return 0.5 * jnp.square(outputs[:, 0] - 3.0)
 
-    monkeypatch.setattr(fedjax_het.local.training, "cross_entropy", quadratic)
-    setting = scalar_problem((2,), blocks=1)
-    ones = Problem(setting.model, _ones(), setting.fleet)  # y = w for an input of one
+    setting, objective = scalar_problem((2,), blocks=1), Objective("quadratic", quadratic)
+    # The output is w for an input of one.
+    ones = Problem(setting.model, _ones(), setting.fleet, objective=objective)
     algorithm = build("fedprox", ones, mu=mu, learning_rate=0.5, batch_size=2, local_steps=60)
     merged, _ = one_round(algorithm, ones, scalars([0.0]), chunk=1)
     np.testing.assert_allclose(values_of(merged), [wanted], rtol=1e-5)

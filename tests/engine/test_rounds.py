@@ -126,8 +126,8 @@ class Scores(Evaluator):
         super().__init__(problem)
         self._accuracies = iter(accuracies)
 
-    def __call__(self, variables):
-        return {**super().__call__(variables), "accuracy": next(self._accuracies)}
+    def __call__(self, variables, target=None):
+        return {**super().__call__(variables, target), "accuracy": next(self._accuracies)}
 
 
 def nudging(problem, *, step=None, value=lambda task: jnp.float32(1.0)):

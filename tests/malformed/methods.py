@@ -334,7 +334,6 @@ COMPARISONS_AND_PROFILES: list[Case] = [
         "chunk = 0 | at least 1 client | choose automatically",
     ),
     (lambda here: compare_records({}, (), here), "records | is empty | at least one"),
-    (lambda here: compare_records({}, (90,), here), "target 90 | (0, 1] | 0.9"),
     (profile_file("{"), "p.json | not a profile | measure again"),
     (profile_file('{"format": 7}'), "format 7 | must be 1 | measure again"),
     (other_profile, "profile of 'm' | must match the table's blocks | same model"),

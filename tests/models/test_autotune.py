@@ -239,11 +239,12 @@ def test_run_resumes_with_the_verdicts_it_began_with(path, measured, monkeypatch
     assert not path.exists()
 
 
-def test_run_of_the_table_is_not_resumed_with_a_tuner(path, measured, tmp_path):
+def test_run_of_the_table_resumes_with_a_tuner_and_a_warning(path, measured, tmp_path, caplog):
     options = {"rounds": 1, "workdir": tmp_path, "chunk": 2}
     simulate(fedavg(), small_cnn(), **options)
-    with pytest.raises(ValueError, match="convolution"):
-        simulate(fedavg(), small_cnn(), **{**options, "rounds": 2}, convolution="tuned")
+    run = simulate(fedavg(), small_cnn(), **{**options, "rounds": 2}, convolution="tuned")
+    assert len(run.record.metrics) == 3
+    assert "convolution: 'table' -> 'tuned'" in caplog.text
 
 
 def test_several_processes_are_told_to_take_the_table(monkeypatch):
