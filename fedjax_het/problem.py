@@ -87,7 +87,8 @@ class Problem:
             outputs[:-1] == shape[:-1],
             f"model output {list(outputs)} for one sample, labels {list(self.data.y.shape[1:])}",
             f"must be {list(shape)} for the objective {self.objective.name!r}",
-            "use a model of sequences for sequences of labels, and of vectors for single ones",
+            "use a model of sequences for sequences of labels, of vectors for single ones, or "
+            "objectives.multilabel() for labels of which several hold",
         )
         require(
             outputs[-1] == shape[-1] or (logits and outputs[-1] > shape[-1]),
