@@ -10,7 +10,7 @@ three speeds. `Stage` and `Net` below are plain nnx modules; `from_flax` makes e
 
 Measured on 2 CPU cores (JAX 0.10.2; mean and standard deviation over 3 seeds): 75 % after
 44.9 ± 3.9 virtual seconds with FedAvg and 19.5 ± 1.6 with FedPMT (2.3x); after 60 s 80.1 ± 0.7 and
-86.2 ± 1.2 %, but for the worst two speakers 66.9 ± 4.5 and 56.7 ± 2.9 %. 4 minutes for all six runs.
+86.2 ± 1.2 %, for the worst two speakers 66.9 ± 4.5 and 56.7 ± 2.9 %. 4 minutes for all six runs.
 
 Data:      speech_commands_v2_test_8khz.npz in FEDJAX_HET_DATA
 Results:   docs/results/objectives.md
