@@ -62,9 +62,13 @@ def make_problem(data: fh.data.FederatedData) -> fh.Problem:
     """The network on this data, on devices of three speeds."""
     bands, classes = data.input_shape[1], data.num_classes
     model = fh.models.from_flax(lambda rngs: Net(bands, classes, rngs=rngs), data.input_shape)
-    # Speeds that afford the head alone, all but the first stage, and the whole network.
-    speeds = {"relative_speeds": (0.38, 0.76, 1.0), "base_flops_per_s": 1e9}
-    fleet = fh.fleet.build("speed_groups", data.num_clients, **speeds)
+    fleet = fh.fleet.build(
+        "speed_groups",
+        data.num_clients,
+        # They afford the head alone, all but the first stage, and the whole network.
+        relative_speeds=(0.38, 0.76, 1.0),
+        base_flops_per_s=1e9,
+    )
     return fh.Problem(model, data, fleet)
 
 
