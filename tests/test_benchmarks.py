@@ -15,10 +15,13 @@ from benchmarks.micro import precision, rounds, training, winograd
 from benchmarks.reproduce import dtfl_timing
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
+from benchmarks.studies import sensors
 from fedjax_het import algorithms, models
 from fedjax_het.algorithms.fedavg import fedavg
+from fedjax_het.data import from_arrays, partition
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.lowering import lowering
+from fedjax_het.report.records import RunRecord
 
 pytestmark = pytest.mark.slow
 
@@ -245,3 +248,19 @@ def test_rounds_run_in_batches_and_one_by_one(monkeypatch):
     assert found["programs"] == {"batches": 1, "batches of one": 1, "one by one": 1}
     assert all(np.all(np.asarray(taken) > 0) for taken in found["seconds"].values())
     assert "batches of one" in rounds.report({"works": [found], "machine": harness.machine()})
+
+
+def test_sensor_study_cuts_an_nnx_network_by_the_speed_of_devices(tmp_path, monkeypatch):
+    # One program a method compiles faster and gives the same numbers.
+    masked = functools.partial(sensors.fh.simulate, execution="masked")
+    monkeypatch.setattr(sensors.fh, "simulate", masked)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 8, 32, 1)).astype(np.float32), np.arange(30, dtype=np.int32) % 3
+    data = from_arrays(x[:24], y[:24], x[24:], y[24:], clients=partition.iid(3), num_classes=3)
+    problem = sensors.make_problem(data)
+    assert problem.cost.names == ("first", "second", "third", "head")
+    found = sensors.study(problem, str(tmp_path), seeds=(0,), seconds=1e-6)
+    assert [method.name for method in found.methods] == ["FedAvg", "FedPMT"]
+    assert (tmp_path / "report.html").exists()
+    tasks = RunRecord.load(tmp_path / "fedpmt" / "seed0").clients
+    assert [row["first_block"] for row in tasks] == [3, 1, 0]
