@@ -28,7 +28,7 @@ _COLUMNS = {
     "latency_s": {"positive": False, "may_be_inf": False},
     "compute_jitter": {"positive": False, "may_be_inf": False},
     "link_jitter": {"positive": False, "may_be_inf": False},
-    **dict.fromkeys(PRICES, {"positive": False, "may_be_inf": False}),
+    **{name: {"positive": False, "may_be_inf": False} for name in PRICES},
 }
 
 

@@ -108,7 +108,7 @@ def with_energy(fleet: Fleet, energy: Energy) -> Fleet:
 
 def _prices(
     energy: Energy, flops_per_s: np.ndarray, down: np.ndarray, up: np.ndarray
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """The energy columns of devices with these speeds and rates, float64[n] each."""
     radio = _RADIOS[energy]
     return {

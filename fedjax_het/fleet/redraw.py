@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Redraw:
     every_rounds: int
     share: float
     seed: int
-    prices: Mapping[str, np.ndarray] = field(default_factory=dict)
+    prices: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(

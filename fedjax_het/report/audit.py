@@ -93,8 +93,8 @@ def _energy_faults(
       told: joules in the row of each step.
       summary: summary of the run, or nothing.
     """
-    sums = [(f"step {step}", joules, spent.get(step)) for step, joules in told.items()]
-    sums += [(f"step {step}", None, joules) for step, joules in spent.items() if step not in told]
+    steps = sorted({*spent, *told})
+    sums = [(f"step {step}", told.get(step), spent.get(step)) for step in steps]
     if "joules" in summary:
         total = sum(spent.values())
         sums.append(("run", summary["joules"], total))

@@ -4,7 +4,8 @@ A work directory holds `config.json` and `summary.json` (replaced atomically) an
 and `clients.jsonl` (one line per server step and per client task, appended). `virtual_s`, `wall_s`
 and `compile_s` of a metrics row are cumulative; `wall_s` does not include compilation; `bytes_up`,
 `bytes_down`, `joules`, `clients`, `merged` and `dropped` count one step only; there are `joules` if
-the fleet prices energy. If clients were evaluated one by one, `clients_eval.jsonl` has a line per client and evaluation.
+the fleet prices energy. If clients were evaluated one by one, `clients_eval.jsonl` has a line per
+client and evaluation.
 """
 
 import os

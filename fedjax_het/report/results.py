@@ -38,9 +38,9 @@ class TargetResult:
     wall_s: Spread | None
     step: Spread | None
     bytes_up: Spread | None
-    joules: Spread | None
     speed_up: float | None
     best: float
+    joules: Spread | None = None
 
     @property
     def always(self) -> bool:
