@@ -52,7 +52,7 @@ def headline(results: Sequence[MethodResult]) -> str:
 def cheapest(results: Sequence[MethodResult], i: int) -> str:
     """A sentence on who reached target i with the least energy, traffic and time.
 
-    Methods whose costs are tied with the lowest are named together; methods of which a seed missed
+    Methods whose costs are tied with the lowest are named with it; methods of which a seed missed
     the target are left out. Empty if none is left.
     """
     ranked = [r for r in results if r.targets[i].always]
@@ -61,9 +61,10 @@ def cheapest(results: Sequence[MethodResult], i: int) -> str:
     parts = []
     for how, column, kind in _COSTS:
         costs: dict[str, Spread] = {r.name: getattr(r.targets[i], column) for r in ranked}
-        least = min(costs.values(), key=lambda cost: cost.mean)
-        names = [name for name, cost in costs.items() if tied(least, cost)]
-        parts.append(f"{how} by {_listing(names)} ({quantity(least, kind)})")
+        first = min(costs, key=lambda name: costs[name].mean)
+        level = [name for name in costs if name != first and tied(costs[first], costs[name])]
+        tie = f", tied with {_listing(level)}" if level else ""
+        parts.append(f"{how} by {first} ({quantity(costs[first], kind)}{tie})")
     metric = results[0].metric
     return f"{_capital(metric.target(results[0].targets[i].goal))} was reached {_listing(parts)}."
 

@@ -42,7 +42,7 @@ def test_who_reached_a_target_on_the_least_of_what(priced_methods):
     )
     assert said in headline(results)
     same = dict.fromkeys(("A", "B"), priced_methods["FedAvg"])
-    assert "by A and B" in cheapest(summarise(same, [0.9]), 0)
+    assert ", tied with B)" in cheapest(summarise(same, [0.9]), 0)
     assert cheapest(summarise(priced_methods, [0.999]), 0) == ""
     text = run_headline(priced_methods["FedAvg"][0], [0.9])
     energy = quantity(time_to(priced_methods["FedAvg"][0], 0.9, "joules"), "J")
