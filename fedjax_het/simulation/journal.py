@@ -282,6 +282,9 @@ class Journal:
         for value in targets:
             hit = next((row for row in metrics if reaches(metric, row.get(metric.name), value)), {})
             columns = {key: hit.get(key) for key in ("step", "virtual_s", "wall_s")}
+            if self._groups is not None:
+                until = [row for row in metrics if hit and row["step"] <= hit["step"]]
+                columns["joules"] = sum(row.get("joules", 0.0) for row in until) if hit else None
             reached.append({metric.name: value, **columns})
         best = max if metric.higher_is_better else min
         data = problem.data

@@ -14,7 +14,7 @@ from fedjax_het.contract.clock import arrivals, window
 from fedjax_het.fleet import build as build_fleet
 from fedjax_het.problem import Problem
 from fedjax_het.report.audit import verify
-from fedjax_het.report.records import RunRecord
+from fedjax_het.report.records import RunRecord, time_to
 from fedjax_het.simulation.simulate import simulate
 
 N = len(SIZES)
@@ -48,7 +48,8 @@ def test_two_methods_by_hand(method):
     first trained block needs no gradient of its input. The server waits for the slowest.
     """
     problem = priced()
-    result = simulate(build(method, problem, **TRAINING), problem, rounds=1, seed=0)
+    options = {"rounds": 1, "seed": 0, "targets": (0.001, 1.0)}
+    result = simulate(build(method, problem, **TRAINING), problem, **options)
     layers = [2 * 64 * 12, 2 * 12 * 8, 2 * 8 * 10]
     params = [64 * 12 + 12, 12 * 8 + 8, 8 * 10 + 10]
     joules, ends, starts_waiting = {}, {}, {}
@@ -69,6 +70,9 @@ def test_two_methods_by_hand(method):
     assert record.summary["joules"] == pytest.approx(total, rel=1e-12)
     by_group = [sum(joules[c] for c in range(g, N, 3)) for g in range(3)]
     assert record.summary["joules_by_group"] == pytest.approx(by_group, rel=1e-12)
+    easy, hard = record.summary["targets"]
+    assert easy["joules"] == time_to(record, 0.001, "joules")
+    assert hard["joules"] is None
     costs, values = record.evaluations("joules")
     assert costs.tolist() == pytest.approx([0.0, total])
     assert len(values) == 2
