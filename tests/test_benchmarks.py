@@ -1,5 +1,6 @@
 """The benchmarks run at tiny sizes and report what they say they report; never how fast."""
 
+import dataclasses
 import functools
 import sys
 
@@ -12,7 +13,7 @@ from problems import digits_problem
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import precision, rounds, training, winograd
-from benchmarks.reproduce import dtfl_timing
+from benchmarks.reproduce import dtfl_timing, fedel_energy
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
@@ -21,7 +22,9 @@ from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.data import from_arrays, partition
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.lowering import lowering
+from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.slow
 
@@ -194,6 +197,21 @@ def test_transfer_times_are_those_of_dtfl_s_first_table():
         moved_s = plan.timing.download_s[slowest] + plan.timing.upload_s[slowest]
         wanted_s = dtfl_timing.TABLE_1[2][1][tier - 1] / dtfl_timing.ROUNDS[2][tier - 1]
         assert moved_s == pytest.approx(wanted_s, rel=0.015)
+
+
+def test_energy_of_plans_is_that_of_a_run_without_training():
+    """FedAvg's devices work and wait as the clock says; the power is the same in both."""
+    base = digits_problem()
+    devices = dataclasses.replace(
+        base.fleet, joules_per_flop=1 / base.fleet.flops_per_s, idle_watts=1.0
+    )
+    problem = Problem(base.model, base.data, devices)
+    energy = fedel_energy.planned("fedavg", problem, 2)
+    options = {"learning_rate": 0.1, "batch_size": 4, "local_steps": 1, "weighting": "uniform"}
+    record = simulate(fedavg(problem, **options), problem, rounds=2).record
+    assert energy.joules(1.0) == pytest.approx(record.summary["joules"])
+    assert energy.working_j == pytest.approx(sum(row["compute_s"] for row in record.clients))
+    assert 0 < energy.joules(0.5) - energy.working_j < energy.waiting_j
 
 
 def test_overlapping_rounds_are_measured_against_synchronous_ones(monkeypatch):
