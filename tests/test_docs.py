@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from fedjax_het import algorithms, cli, experiment
@@ -12,6 +13,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.config import methods, named, section
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.resources import Resources
+from fedjax_het.models import saving
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("*.md"))
@@ -101,8 +103,18 @@ def test_commands_links_and_pictures_of_a_page_exist(page):
         assert (page.parent / target).exists(), target
 
 
+def _save_start(settings):
+    """Writes an untrained model where the configuration expects that of another run."""
+    place = Path(settings["model"]["start"])
+    partial = ("start", "lora", "trainable")
+    whole = {name: v for name, v in settings["model"].items() if name not in partial}
+    model = experiment.build_problem({**settings, "model": whole}).model
+    place.mkdir(parents=True)
+    saving.write(place / saving.MODEL_FILE, model.init(jax.random.key(0)), {})
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
-def test_every_configuration_can_be_run(path, request):
+def test_every_configuration_can_be_run(path, request, tmp_path, monkeypatch):
     text = path.read_text()
     assert "Command:" in text[: text.index("import")]
     settings = experiment.plain(experiment.load_config(str(path)))
@@ -110,6 +122,9 @@ def test_every_configuration_can_be_run(path, request):
         # Skips, saying how to provide the data, where there are none.
         assert os.path.isdir(request.getfixturevalue("data_dir"))
     try:
+        if settings["model"].get("start"):
+            monkeypatch.chdir(tmp_path)
+            _save_start(settings)
         problem = experiment.build_problem(settings)
     except InputError as error:
         if "no file" not in str(error):

@@ -1,5 +1,7 @@
 import gzip
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from fedjax_het.data import load
 from fedjax_het.data.sources.audio import log_mel
 from fedjax_het.data.sources.text import (
     ROLES_VOCABULARY,
+    TINY_PLAYS,
     TINY_VOCABULARY,
     tokenise,
     windows,
@@ -52,6 +55,23 @@ def test_shakespeare_splits_every_role_by_position(tmp_path):
     np.testing.assert_array_equal(raw.y[:, :-1], raw.x[:, 1:])
     with pytest.raises(InputError, match="SHA-256"):
         load("shakespeare", tmp_path)
+
+
+def test_plays_can_be_left_out(tmp_path):
+    lines = [
+        json.dumps({"play": play, "role": "R", "speeches": [20 * letter]})
+        for play, letter in (("one", "a"), ("two", "b"), ("three", "c"))
+    ]
+    (tmp_path / "shakespeare_roles.jsonl").write_text("\n".join(lines))
+    raw = load("shakespeare", tmp_path, window=2, exclude=("one", "three"), verify=False)
+    assert set(raw.clients) == {"two/R"}
+    assert {raw.classes[t] for t in raw.x.ravel()} == {"b"}
+    for exclude, message in (
+        (["won"], "play to exclude 'won': must be one of one, three, two; did you mean 'two'"),
+        (["one", "two", "three"], "leaves no play"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load("shakespeare", tmp_path, window=2, exclude=exclude, verify=False)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +193,16 @@ def test_real_shakespeare(data_dir):
 def test_real_tinyshakespeare(data_dir):
     raw = load("tinyshakespeare", data_dir)
     assert len(raw.x) + len(raw.test_x) == 1_115_393 // 80
+
+
+def test_the_plays_of_tinyshakespeare_are_known(data_dir):
+    letters = lambda text: re.sub(r"[^a-z]", "", text.lower())
+    here = Path(data_dir)
+    tiny = letters((here / "tinyshakespeare.txt").read_text())
+    shared = set()
+    with gzip.open(here / "shakespeare_roles.jsonl.gz", "rt") as roles:
+        for role in map(json.loads, roles):
+            passages = (letters(speech)[10:50] for speech in role["speeches"])
+            if any(len(passage) == 40 and passage in tiny for passage in passages):
+                shared.add(role["play"])
+    assert shared == set(TINY_PLAYS)

@@ -61,10 +61,10 @@ def text_file(name: str, content: str, source: str, **options: Any) -> Call:
     return call
 
 
-def natural_clients(here: Path, num_clients: int) -> None:
+def natural_clients(here: Path, num_clients: int, **more: Any) -> None:
     role = {"play": "p", "role": "r", "speeches": ["to be or not to be"]}
     (here / "shakespeare_roles.jsonl").write_text(json.dumps(role) + "\n")
-    options = {"window": 2, "verify": False}
+    options = {"window": 2, "verify": False, **more}
     load_federated("shakespeare", here, num_clients=num_clients, **options)
 
 
@@ -109,6 +109,10 @@ DATA_FILES: list[Case] = [
     (
         text_file("tinyshakespeare.txt", "To be", "tinyshakespeare"),
         "window = 80 | no training window | shorter windows",
+    ),
+    (
+        lambda here: natural_clients(here, 1, exclude=("q",)),
+        "play to exclude 'q' | must be one of p | choose one",
     ),
     (text_file("shakespeare_roles.jsonl", "[]\n", "shakespeare"), "line 1 | not an object | fetch"),
     (

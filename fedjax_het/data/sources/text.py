@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_het.common.errors import require
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.data.checks import check_fraction, check_whole
 from fedjax_het.data.sources.files import DataDir, check_digest, folder, read_bytes
 from fedjax_het.data.sources.raw import RawData
@@ -14,6 +14,18 @@ from fedjax_het.data.sources.raw import RawData
 TINY_VOCABULARY = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ROLES_VOCABULARY = (
     "\n !\"&'(),-./0124568:;?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz{"
+)
+# The plays in `shakespeare` of which passages are in tinyshakespeare.
+TINY_PLAYS = (
+    "coriolanus",
+    "henry_vi_part_3",
+    "measure_for_measure",
+    "richard_ii",
+    "richard_iii",
+    "romeo_and_juliet",
+    "taming_of_the_shrew",
+    "tempest",
+    "winters_tale",
 )
 _TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _ROLES_SHA256 = "2446a05ea4c6f9c75017b59acaeaf67574a7ae7854a9f62ff61ba9f2e5ffc2fc"
@@ -109,6 +121,7 @@ def shakespeare(
     window: int = 80,
     test_fraction: float = 0.2,
     vocabulary: str = ROLES_VOCABULARY,
+    exclude: Sequence[str] = (),
     verify: bool = True,
 ) -> RawData:
     """Shakespeare's plays by role: 1,011 natural clients, 4.0 million characters, 79 symbols.
@@ -123,6 +136,7 @@ def shakespeare(
       window: number T of symbols per training sample.
       test_fraction: share of each role's windows in the test set.
       vocabulary: all symbols, in the order of their tokens.
+      exclude: names of plays to leave out, e.g. `TINY_PLAYS` for models that know tinyshakespeare.
       verify: whether content other than the published one is refused.
     """
     place = folder(data_dir, "shakespeare", "put shakespeare_roles.jsonl.gz there")
@@ -130,10 +144,11 @@ def shakespeare(
     data = read_bytes(place, path)
     if verify:
         check_digest(place, path, _ROLES_SHA256, data)
-    texts, owners = [], []
+    plays, texts, owners = [], [], []
     for number, line in enumerate(data.splitlines(), 1):
         try:
             role = json.loads(line)
+            plays.append(role["play"])
             owners.append(f"{role['play']}/{role['role']}")
             texts.append("\n".join(role["speeches"]))
         except (ValueError, KeyError, TypeError) as error:
@@ -142,6 +157,11 @@ def shakespeare(
             ) from error
     if not texts:
         raise place.broken(path, "no lines")
+    for play in exclude:
+        require_known(play, sorted(set(plays)), "play to exclude")
+    kept = [i for i, play in enumerate(plays) if play not in exclude]
+    require(bool(kept), f"exclude = {list(exclude)}", "leaves no play", "keep one or more")
+    texts, owners = [texts[i] for i in kept], [owners[i] for i in kept]
     return _cut("shakespeare", texts, owners, vocabulary, window, test_fraction)
 
 
