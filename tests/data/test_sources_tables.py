@@ -78,6 +78,7 @@ def test_yeast_has_fourteen_labels_a_row(tmp_path, packed):
         (b"a,b\n", r"a table of shape \(0,\)"),
         (gzip.compress(b"a,b\n1,2\n")[:-9], "truncated or corrupt gzip"),
     ],
+    ids=["words", "columns", "rows", "gzip"],  # not the bytes, which hold the time
 )
 def test_broken_yeast_is_refused_by_name(tmp_path, data, message):
     (tmp_path / "yeast.csv").write_bytes(data)
@@ -155,6 +156,7 @@ def test_flights_have_hours_of_delay_and_destinations_as_clients(tmp_path, packe
         ("flights.csv.zip", _zipped(_table(COLUMNS, FLIGHTS))[:-30], "no readable flights.csv"),
         ("flights.csv.zip", _zipped(b"", "other.csv"), "no readable flights.csv"),
     ],
+    ids=["column", "row", "number", "empty", "zip", "name"],  # not the bytes, which hold the time
 )
 def test_broken_flights_are_refused_by_name(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)

@@ -9,8 +9,9 @@ from problems import assert_close, differ, digits_problem, exits_problem, one_ro
 
 from fedjax_het.algorithms import build, fedavg
 from fedjax_het.algorithms.training import TrainingOptions
+from fedjax_het.common.jaxprs import digest
 from fedjax_het.local import optimizers
-from fedjax_het.local.optimizers import OPTIMIZERS, couples, digest, make, relaxed, slots, trace
+from fedjax_het.local.optimizers import OPTIMIZERS, couples, make, relaxed, slots, trace
 
 RATE, STEPS = 0.1, 3
 GRADIENTS = np.random.default_rng(0).normal(size=(STEPS, 4)).astype(np.float32)
