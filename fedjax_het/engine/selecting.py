@@ -21,16 +21,17 @@ class Selection:
       samples: number of training samples of every client, int64[n].
 
     Attributes:
-      learns: whether the selection is a `Selector`.
+      scored: whether it looks at scores of the clients, see `Selector`.
     """
 
     def __init__(self, algorithm: Algorithm, samples: np.ndarray):
         self._select, self._name, self._samples = algorithm.select, algorithm.name, samples
-        self.learns = isinstance(algorithm.select, Selector)
         self._kept: tuple[Known, PyTree] | None = None
+        self.scored = False
         if isinstance(algorithm.select, Selector):
             n = len(samples)
             self._kept = nothing_known(n), algorithm.select.init(n)
+            self.scored = algorithm.select.scored
 
     def choose(
         self,

@@ -81,6 +81,7 @@ class Server:
       now_s: virtual time in seconds.
       variables: global model.
       state: state of the algorithm.
+      selection: selection of the run.
       unseen_score: score of an evaluation that was not passed to a plan yet, see `Situation`, or
         None.
     """
@@ -98,8 +99,8 @@ class Server:
         self._algorithm, self._engine, self._round_key = algorithm, engine, keys["round"]
         self._problem = problem
         self._sizes = problem.data.sizes
-        self._selection = Selection(algorithm, self._sizes)
-        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self._selection)
+        self.selection = Selection(algorithm, self._sizes)
+        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection)
         self._capacity = capacity
         self._debug = engine.resources.execution == "debug"
         self._in_batches = algorithm.plans_ahead and not self._debug
@@ -250,7 +251,7 @@ class Server:
 
     def _learn(self, flight: Flight, closing: Closing, outcome: Mapping[str, Any]) -> None:
         """Shows the tasks that a step settled to the selection."""
-        self._selection.observe(lambda: seen_of(self.step, flight, closing, outcome, self._sizes))
+        self.selection.observe(lambda: seen_of(self.step, flight, closing, outcome, self._sizes))
 
     def _send_out(self, table: DispatchTable) -> Closing:
         """Dispatches idle clients; returns the `Closing` of the table at the next merge."""
@@ -314,7 +315,7 @@ class Server:
             "unseen_score": self.unseen_score,
             "routes": self._routes.known,
         }
-        arrays: tuple[PyTree, ...] = (self.variables, self.state, *self._selection.saved)
+        arrays: tuple[PyTree, ...] = (self.variables, self.state, *self.selection.saved)
         if self._table is not None:
             waiting, meta["flight"] = self._table.saved()
             arrays = (*arrays, waiting)
@@ -322,7 +323,7 @@ class Server:
 
     def template(self, meta: Mapping[str, Any]) -> PyTree:
         """Arrays of the structure and shapes of a checkpoint with this metadata."""
-        arrays = self.variables, self.state, *self._selection.saved
+        arrays = self.variables, self.state, *self.selection.saved
         if self._table is None:
             return arrays
         clients = np.arange(self._algorithm.cohort_size)
@@ -335,7 +336,7 @@ class Server:
         self.variables, self.state, *rest = arrays
         if self._table is not None:
             self._table.restore(rest.pop(), meta["flight"])
-        self._selection.restore(tuple(rest))
+        self.selection.restore(tuple(rest))
         self.step, self.now_s = meta["step"], meta["now_s"]
         self.unseen_score = meta["unseen_score"]
 

@@ -280,6 +280,9 @@ class Simulation:
                 last=self._ends(server.step, server.now_s),
             )
             server.unseen_score = self._assessment.score
+            if server.selection.scored:
+                model = server.state, server.variables
+                server.selection.score(self._assessment.scores(self._evaluate, *model))
             now = {"step": server.step, "virtual_s": server.now_s}
             self._client_rows = [{**now, **row} for row in rows]
         return {**self._watch.read(), "compiled_programs": self._engine.programs, **measured}
