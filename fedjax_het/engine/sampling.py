@@ -163,8 +163,9 @@ class Sampler(NamedTuple):
         return self.algorithm.plan(state, variables, situation)
 
 
-def require_available(algorithm: Algorithm, problem: Problem) -> None:
-    """Raises `InputError` if there are never enough available clients for the first cohort."""
+def require_selectable(algorithm: Algorithm, problem: Problem) -> None:
+    """Raises `InputError` if the selection does not fit the clients, or too few are ever on."""
     size = algorithm.cohort_size
-    sampler = Sampler(algorithm, problem, seed=0)
+    selection = Selection(algorithm, problem.data.sizes)
+    sampler = Sampler(algorithm, problem, seed=0, selection=selection)
     sampler.ready(0.0, clients=None, size=size, least=1 if algorithm.overlaps else size)

@@ -12,7 +12,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.engine.engine import Engine
-from fedjax_het.engine.sampling import require_available
+from fedjax_het.engine.sampling import require_selectable
 from fedjax_het.models.saving import BEST_FILE, MODEL_FILE
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
@@ -85,7 +85,7 @@ class Simulation:
         start = find_start(chosen.initial, problem.model, chosen.workdir)
         self._identity = identify(algorithm, problem, chosen, config or {}, start.digest)
         # Checks come first, because even copying the data to the device compiles a program.
-        require_available(algorithm, problem)
+        require_selectable(algorithm, problem)
         self._workdir = None if chosen.workdir is None else Path(chosen.workdir)
         self._open(config or {})
         self._engine = engine or Engine(algorithm, chosen.resources(problem))

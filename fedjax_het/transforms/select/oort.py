@@ -112,7 +112,7 @@ def oort(
     def choose(state: OortState, candidates: Candidates) -> tuple[np.ndarray, OortState]:
         clients, wanted, rng = candidates.clients, candidates.wanted, candidates.rng
         state = _priced(state, candidates)
-        slowed = _slowness(state, candidates, alpha)
+        slowed = slowness(_durations(state, candidates), float(state.percent), alpha)
         fresh = np.isnan(state.utility[clients])
         seen, unseen = clients[~fresh], clients[fresh]
         epsilon = max(exploration * decay**candidates.round, least_exploration)
@@ -120,11 +120,13 @@ def oort(
         count = min(max(count, wanted - len(unseen)), len(seen))
         best = np.zeros(0, np.int64)
         if count:
-            score = _scores(state, candidates, seen) * slowed[~fresh]
+            assert candidates.known is not None
+            last = candidates.known.seen[seen] + 1
+            score = scores(state.utility[seen], last, candidates.round + 1) * slowed[seen]
             rank = min(count, len(seen) - 1)
             good = score >= cut * -np.partition(-score, rank)[rank]
             best = drawn(rng, seen[good], score[good], count)
-        reward = candidates.samples[unseen] * slowed[fresh]
+        reward = candidates.samples[unseen] * slowed[unseen]
         pool = _largest(reward, int(_WINDOW * (wanted - count)))
         new = drawn(rng, unseen[pool], reward[pool], wanted - count)
         exploited = state.exploited.copy()
@@ -138,7 +140,7 @@ def oort(
         exploited = worth[seen.merged & state.exploited[seen.clients]]
         history = state.history.copy()
         history[seen.round % len(history)] = np.mean(exploited) if exploited.size else 0.0
-        percent = _paced(float(state.percent), history, seen.round + 1, pacer_step)
+        percent = paced(float(state.percent), history, seen.round + 1, pacer_step)
         return state._replace(utility=utility, history=history, percent=np.asarray(percent))
 
     return selecting(
@@ -173,25 +175,38 @@ def _priced(state: OortState, candidates: Candidates) -> OortState:
     return state._replace(expected_s=expected_s)
 
 
-def _slowness(state: OortState, candidates: Candidates, alpha: float) -> np.ndarray:
-    """Factor on the score of each candidate, at most 1, float64[m]."""
+def _durations(state: OortState, candidates: Candidates) -> np.ndarray:
+    """Last duration of each client, or the planned one before, float64[n]; NaN if neither is."""
     assert candidates.known is not None
     last_s = candidates.known.duration_s
-    duration_s = np.where(np.isnan(last_s), state.expected_s, last_s)
-    if state.percent >= 100:
-        return np.ones(len(candidates.clients))
-    preferred_s = at_share(duration_s[~np.isnan(duration_s)], float(state.percent) / 100)
-    return np.minimum(1.0, preferred_s / duration_s[candidates.clients]) ** alpha
+    return np.where(np.isnan(last_s), state.expected_s, last_s)
 
 
-def _scores(state: OortState, candidates: Candidates, seen: np.ndarray) -> np.ndarray:
-    """Score of each seen candidate without the penalty for slow ones, float64[s]."""
-    assert candidates.known is not None
-    utility = state.utility[seen]
+def slowness(duration_s: np.ndarray, percent: float, alpha: float) -> np.ndarray:
+    """Factor on the score of each client, at most 1, float64[n].
+
+    Args:
+      duration_s: durations, float64[n]; NaN if unknown, which gives NaN.
+      percent: percentage of the known durations that are preferred.
+      alpha: exponent of the penalty.
+    """
+    if percent >= 100:
+        return np.ones(len(duration_s))
+    preferred_s = at_share(duration_s[~np.isnan(duration_s)], percent / 100)
+    return np.minimum(1.0, preferred_s / duration_s) ** alpha
+
+
+def scores(utility: np.ndarray, last: np.ndarray, now: int) -> np.ndarray:
+    """Score of each client, before the penalty for slow ones, float64[s].
+
+    Args:
+      utility: utilities of the candidates that have one, at least one, float64[s].
+      last: round in which each was last seen, from 1, int64[s].
+      now: number of the round, from 1.
+    """
     least, most, clip = np.min(utility), np.max(utility), at_share(utility, _CLIP)
     worth = (np.minimum(utility, clip) - least) / max(most - least, _LEAST_RANGE)
-    last = candidates.known.seen[seen] + 1
-    return worth + np.sqrt(_AGE * np.log(candidates.round + 1) / last)
+    return worth + np.sqrt(_AGE * np.log(now) / last)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -201,8 +216,15 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.argpartition(-values, count)[:count]
 
 
-def _paced(percent: float, history: np.ndarray, rounds: int, step: float) -> float:
-    """The percentage of preferred durations after so many rounds."""
+def paced(percent: float, history: np.ndarray, rounds: int, step: float) -> float:
+    """The percentage of preferred durations after a round.
+
+    Args:
+      percent: percentage before.
+      history: mean utilities of exploited clients, see `OortState`.
+      rounds: number of rounds so far.
+      step: percentage points by which the pacer moves.
+    """
     window = len(history) // 2
     if rounds < 2 * window or rounds % window:
         return percent
