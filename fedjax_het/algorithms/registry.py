@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, overload
 
 from fedjax_het.algorithms.describing import describe
@@ -21,18 +21,21 @@ _Made = TypeVar("_Made", bound=Factory)
 TRAINING_OPTIONS = tuple(field.name for field in fields(TrainingOptions))
 
 
-def composed(*, select: str | Mapping[str, Any] | Transformation | None = None) -> None:
-    """The options of every registered method that its factory need not know.
+@dataclass(frozen=True)
+class CompositionOptions:
+    """Options of every registered method that its factory need not know.
 
-    Args:
+    Attributes:
       select: selection of the cohort: a name of `transforms.select.SELECTIONS`; a mapping of the
         name and its options, e.g. `{"name": "oort", "cut": 0.7}`; or a transformation. None keeps
         that of the method.
     """
 
+    select: str | Mapping[str, Any] | Transformation | None = None
+
 
 # Options that a method of a comparison takes over from another one.
-SHARED_OPTIONS = (*TRAINING_OPTIONS, *inspect.signature(composed).parameters)
+SHARED_OPTIONS = (*TRAINING_OPTIONS, *(field.name for field in fields(CompositionOptions)))
 
 # Factories `(problem, **options) -> Algorithm` by name.
 ALGORITHMS: dict[str, Factory] = {}
@@ -48,7 +51,7 @@ def register(factory: Any = None, *, options: type = TrainingOptions) -> Any:
     """Registers a factory `(problem, **options) -> Algorithm` under its name; a decorator.
 
     The algorithms of the factory then know its options, with defaults, as `Algorithm.options`. Like
-    every registered method it takes the option `select`, see `composed`.
+    every registered method it takes `CompositionOptions` as well.
 
     Args:
       factory: factory to register.
@@ -121,8 +124,8 @@ def option_names(name: str) -> set[str]:
 
 
 def _signatures(name: str) -> tuple[Callable[..., Any], ...]:
-    """The functions and the dataclass, if the factory is variadic, that have a method's options."""
+    """The factory and the dataclasses that have the options of a method."""
     factory = ALGORITHMS[name]
     own = inspect.signature(factory).parameters.values()
     variadic = any(p.kind is p.VAR_KEYWORD for p in own)
-    return (factory, *([_VARIADIC[name]] if variadic else []), composed)
+    return (factory, *([_VARIADIC[name]] if variadic else []), CompositionOptions)

@@ -12,6 +12,7 @@ from problems import digits_problem, fleet, nudge, scalar_problem
 import fedjax_het as fh
 from fedjax_het.algorithms import ALGORITHMS
 from fedjax_het.algorithms.registry import option_names
+from fedjax_het.config import methods
 from fedjax_het.contract.clock import arrivals, barrier, deadline, window
 from fedjax_het.contract.selection import Selector
 from fedjax_het.engine.engine import make_engine
@@ -218,3 +219,10 @@ def test_debug_gives_the_same_cohorts_and_answer():
 
 def test_every_method_takes_a_selection():
     assert all("select" in option_names(name) for name in ALGORITHMS)
+
+
+def test_the_methods_of_a_comparison_share_their_selection():
+    shared = {"name": "fedavg", "learning_rate": 0.1, "select": {"name": "oort", "cut": 0.7}}
+    own = {"a": {}, "b": {"name": "fedpmt"}, "c": {"name": "fedpmt", "select": "weighted"}}
+    found = methods({"algorithm": shared, "compare": {"methods": own}})
+    assert [found[label]["select"] for label in "abc"] == [shared["select"]] * 2 + ["weighted"]
