@@ -180,6 +180,12 @@ def test_every_method_runs_with_every_kind_of_selection(name):
         assert result.record.metrics[-1]["merged"] > 0
         cohorts[select] = [row["client"] for row in result.record.clients]
     assert cohorts["uniform"] == cohorts[None]
+    # Plans are functions: one that is made for its prices only changes nothing.
+    told = []
+    for asked in (None, []):
+        method = plain._replace(select=recording([], asked))
+        told.append(fh.simulate(method, problem, rounds=2, **shared).record.clients)
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedbuff"])
