@@ -1,5 +1,6 @@
 """The benchmarks run at tiny sizes and report what they say they report; never how fast."""
 
+import dataclasses
 import functools
 import sys
 
@@ -12,13 +13,18 @@ from problems import digits_problem
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import precision, rounds, selection, training, winograd
-from benchmarks.reproduce import dtfl_timing
+from benchmarks.reproduce import dtfl_timing, fedel_energy
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
+from benchmarks.studies import sensors
 from fedjax_het import algorithms, models
 from fedjax_het.algorithms.fedavg import fedavg
+from fedjax_het.data import from_arrays, partition
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.lowering import lowering
+from fedjax_het.problem import Problem
+from fedjax_het.report.records import RunRecord
+from fedjax_het.simulation.simulate import simulate
 
 pytestmark = pytest.mark.slow
 
@@ -193,6 +199,21 @@ def test_transfer_times_are_those_of_dtfl_s_first_table():
         assert moved_s == pytest.approx(wanted_s, rel=0.015)
 
 
+def test_energy_of_plans_is_that_of_a_run_without_training():
+    """FedAvg's devices work and wait as the clock says; the power is the same in both."""
+    base = digits_problem()
+    devices = dataclasses.replace(
+        base.fleet, joules_per_flop=1 / base.fleet.flops_per_s, idle_watts=1.0
+    )
+    problem = Problem(base.model, base.data, devices)
+    energy = fedel_energy.planned("fedavg", problem, 2)
+    options = {"learning_rate": 0.1, "batch_size": 4, "local_steps": 1, "weighting": "uniform"}
+    record = simulate(fedavg(problem, **options), problem, rounds=2).record
+    assert energy.joules(1.0) == pytest.approx(record.summary["joules"])
+    assert energy.working_j == pytest.approx(sum(row["compute_s"] for row in record.clients))
+    assert 0 < energy.joules(0.5) - energy.working_j < energy.waiting_j
+
+
 def test_overlapping_rounds_are_measured_against_synchronous_ones(monkeypatch):
     few = {"sync": ("fedavg", {}), "buffered": ("fedbuff", {"buffer_size": 2})}
     monkeypatch.setattr(overlap, "contenders", lambda at_work, interval_s: few)
@@ -253,3 +274,19 @@ def test_selections_are_measured_against_the_uniform_one():
     assert set(names) == set(selection.select.SELECTIONS)
     assert results["rows"][0]["over_uniform"]["median"] == 1.0
     assert "5 of 200 clients" in selection.report(results)
+
+
+def test_sensor_study_cuts_an_nnx_network_by_the_speed_of_devices(tmp_path, monkeypatch):
+    # One program a method compiles faster and gives the same numbers.
+    masked = functools.partial(sensors.fh.simulate, execution="masked")
+    monkeypatch.setattr(sensors.fh, "simulate", masked)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 8, 32, 1)).astype(np.float32), np.arange(30, dtype=np.int32) % 3
+    data = from_arrays(x[:24], y[:24], x[24:], y[24:], clients=partition.iid(3), num_classes=3)
+    problem = sensors.make_problem(data)
+    assert problem.cost.names == ("first", "second", "third", "head")
+    found = sensors.study(problem, str(tmp_path), seeds=(0,), seconds=1e-6)
+    assert [method.name for method in found.methods] == ["FedAvg", "FedPMT"]
+    assert (tmp_path / "report.html").exists()
+    tasks = RunRecord.load(tmp_path / "fedpmt" / "seed0").clients
+    assert [row["first_block"] for row in tasks] == [3, 1, 0]

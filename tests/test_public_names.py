@@ -160,7 +160,9 @@ PUBLIC = {
         "price",
         "speed_groups",
         "synthetic",
+        "task_joules",
         "uniform",
+        "with_energy",
         "with_measured",
     ],
     "fedjax_het.local": [

@@ -5,12 +5,14 @@
 
 A fair comparison runs each method at its own best step size, which must be chosen on other seeds
 than the reported ones. Each cell is written when it is measured, so that an interrupted search can
-continue. The table is ordered by method, then by mean accuracy.
+continue. The table is ordered by method, then by the mean of the target metric, best first.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from ml_collections import config_flags
 from benchmarks import harness
 from fedjax_het import algorithms, experiment
 from fedjax_het.config import methods, named, section
+from fedjax_het.report.metric import MetricInfo
 from fedjax_het.simulation.simulate import simulate
 from fedjax_het.sweeps import sweep
 
@@ -31,7 +34,7 @@ _METHODS = flags.DEFINE_list("methods", [], "Labels; all if empty.")
 
 
 def cell(settings: dict[str, Any], label: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Final accuracy of one method with these options, one value a seed.
+    """Final value of the target metric of one method with these options, one a seed.
 
     Args:
       settings: a plain configuration with a `compare` section.
@@ -44,23 +47,38 @@ def cell(settings: dict[str, Any], label: str, options: dict[str, Any]) -> dict[
     run = {**section(settings, "run"), "eval_every": 10**9, "eval_every_s": None}
     seeds = [int(seed) for seed in _SEEDS.value]
     results = simulate(algorithms.build(name, problem, **chosen), problem, seeds=seeds, **run)
-    accuracy = [result.record.summary["final_accuracy"] for result in results]
-    return {"label": label, **options, "seeds": seeds, "accuracy": accuracy}
+    return {
+        "label": label,
+        **options,
+        "seeds": seeds,
+        "metric": dataclasses.asdict(results[0].record.metric),
+        "values": [result.record.final for result in results],
+    }
 
 
 def table(cells: list[dict[str, Any]], names: list[str]) -> str:
     """The cells as text, the best of each method first."""
-    ordered = sorted(cells, key=lambda c: (c["label"], -float(np.mean(c["accuracy"]))))
+    metric = MetricInfo(**cells[0]["metric"])
+    sign = -1 if metric.higher_is_better else 1
+
+    def mean(one: dict[str, Any]) -> float | None:
+        """None if a run diverged."""
+        return None if None in one["values"] else float(np.mean(one["values"]))
+
+    def rank(one: dict[str, Any]) -> tuple[str, float]:
+        value = mean(one)
+        return one["label"], math.inf if value is None else sign * value
+
     rows = [
         [
             c["label"],
             *(f"{c[name]:g}" for name in names),
-            f"{100 * np.mean(c['accuracy']):.1f}",
-            ", ".join(f"{100 * a:.1f}" for a in c["accuracy"]),
+            metric.text(mean(c)),
+            ", ".join(metric.text(value) for value in c["values"]),
         ]
-        for c in ordered
+        for c in sorted(cells, key=rank)
     ]
-    return harness.table(["method", *names, "accuracy (%)", "per seed"], rows)
+    return harness.table(["method", *names, metric.label, "per seed"], rows)
 
 
 def main(argv: list[str]) -> None:

@@ -38,7 +38,7 @@ def load_federated(
       name: name of the data set, a key of `SOURCES`.
       data_dir: directory with the files; default the environment variable `FEDJAX_HET_DATA`.
       partition: partitioner from `fedjax_het.data.partition`; None uses the natural clients, which
-        only femnist, speech_commands and shakespeare have.
+        only femnist, flights, speech_commands and shakespeare have.
       num_clients: number of natural clients to keep, those with the most training samples; default
         all. A partitioner states its own number.
       min_client_samples: least number of training samples of a natural client; clients with fewer

@@ -1,6 +1,6 @@
 """A fleet of unequal devices: speeds, links, memory and availability."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,9 @@ from fedjax_het.fleet.bandwidth import TraceLink
 from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.fleet.speed import SpeedTrace
 
+# Columns that price energy; a fleet in which all are 0 records none.
+PRICES = ("joules_per_flop", "joules_per_byte_up", "joules_per_byte_down", "idle_watts")
+
 # Fields given as a number or an array, and stored as arrays of length n.
 PerDevice = Any
 
@@ -25,6 +28,7 @@ _COLUMNS = {
     "latency_s": {"positive": False, "may_be_inf": False},
     "compute_jitter": {"positive": False, "may_be_inf": False},
     "link_jitter": {"positive": False, "may_be_inf": False},
+    **{name: {"positive": False, "may_be_inf": False} for name in PRICES},
 }
 
 
@@ -54,6 +58,12 @@ class Fleet:
       link_jitter: float64[n], log-std of transfer times, drawn separately down and up.
       downlink_trace: recorded rates that replace `downlink_bytes_per_s` in `timing`.
       uplink_trace: recorded rates that replace `uplink_bytes_per_s` in `timing`.
+      joules_per_flop: float64[n], energy of one FLOP; 0, as for the other prices of energy, for a
+        price that is not known. `energy.task_joules` has the formula.
+      joules_per_byte_up: float64[n], energy of one byte sent.
+      joules_per_byte_down: float64[n], energy of one byte received.
+      idle_watts: float64[n], power of a device that has delivered its result and waits for the
+        merge.
       availability: times at which devices are on.
       redraw: schedule by which clients change their device profiles between rounds; see `at`. None
         for a constant fleet. The arrays above are those of round 0.
@@ -74,6 +84,10 @@ class Fleet:
     link_jitter: PerDevice = 0.0
     downlink_trace: TraceLink | None = None
     uplink_trace: TraceLink | None = None
+    joules_per_flop: PerDevice = 0.0
+    joules_per_byte_up: PerDevice = 0.0
+    joules_per_byte_down: PerDevice = 0.0
+    idle_watts: PerDevice = 0.0
     availability: Availability = field(default_factory=always)
     redraw: Redraw | None = None
     groups: PerDevice = 0
@@ -132,6 +146,11 @@ class Fleet:
         """n, the number of devices."""
         return self.flops_per_s.size
 
+    @property
+    def prices_energy(self) -> bool:
+        """Whether any device has a price of energy."""
+        return any(getattr(self, name).any() for name in PRICES)
+
     def at(self, round: int) -> "Fleet":
         """The fleet in a round; this object, unless devices are re-drawn."""
         if self.redraw is None:
@@ -144,6 +163,7 @@ class Fleet:
             downlink_bytes_per_s=rate,
             uplink_bytes_per_s=rate,
             groups=place,
+            **{name: column[place] for name, column in self.redraw.prices.items()},
         )
 
     def timing(
@@ -262,9 +282,9 @@ class Fleet:
             "name": self.name,
             "num_devices": self.num_devices,
             **{
-                f"{f.name} (min, median, max)": span(getattr(self, f.name))
-                for f in fields(self)
-                if f.name not in ("groups",) and isinstance(getattr(self, f.name), np.ndarray)
+                f"{name} (min, median, max)": span(getattr(self, name))
+                for name in _COLUMNS
+                if name not in PRICES or getattr(self, name).any()
             },
             "compute_distribution": self.compute_distribution,
             "compute_stages": self.compute_stages,

@@ -14,17 +14,22 @@ import numpy as np
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_options
 from fedjax_het.fleet.device import Fleet
+from fedjax_het.fleet.energy import Energy, with_energy
 from fedjax_het.fleet.phones import from_traces, phones
 from fedjax_het.fleet.published import FLOPS_PER_S, adel, dtfl, fedel, prfl
 
 
-def build(name: str, num_clients: int, seed: int = 0, **options: Any) -> Fleet:
+def build(
+    name: str, num_clients: int, seed: int = 0, *, energy: Energy | None = None, **options: Any
+) -> Fleet:
     """The fleet called `name`.
 
     Args:
       name: name of a builder, a key of `FLEETS`.
       num_clients: number of clients, n >= 1; there is one device per client.
       seed: seed of all draws.
+      energy: kind of device whose prices of energy the fleet gets, `"phone_wifi"` or
+        `"phone_lte"`, see `energy.with_energy`; None for a fleet that prices no energy.
       **options: keyword arguments of the builder.
 
     Returns:
@@ -48,7 +53,8 @@ def build(name: str, num_clients: int, seed: int = 0, **options: Any) -> Fleet:
     )
     options = {"seed": seed, **options}
     check_options(options, f"option of fleet {name!r}", FLEETS[name], derived=("num_clients",))
-    return FLEETS[name](int(num_clients), **options)
+    fleet = FLEETS[name](int(num_clients), **options)
+    return fleet if energy is None else with_energy(fleet, energy)
 
 
 def uniform(

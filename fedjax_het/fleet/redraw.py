@@ -1,7 +1,9 @@
 """Fleets that change over the rounds: at intervals, a share of the devices is re-drawn."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,8 @@ class Redraw:
       every_rounds: number of rounds between draws.
       share: share of the clients that are re-drawn, in [0, 1].
       seed: seed of the draws.
+      prices: energy columns of `Fleet` by name, float64[P], that change with the profile; others
+        stay with the client.
 
     References:
       DTFL, arXiv 2312.05642: 30 % of the clients every 50 rounds (Table 3), every 20 rounds in the
@@ -36,6 +40,7 @@ class Redraw:
     every_rounds: int
     share: float
     seed: int
+    prices: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(

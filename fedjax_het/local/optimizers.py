@@ -4,10 +4,8 @@ Everything is known from optax: which options an optimiser has from its signatur
 stores and whether it treats coordinates independently from a trace of its first step.
 """
 
-import hashlib
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -189,10 +187,3 @@ def couples(traced: ClosedJaxpr) -> bool:
     """Whether a coordinate's step depends on other coordinates, from an optimiser's `trace`."""
     text = str(traced)
     return any(word in text for word in ("reduce_", "dot_general", "sort", "cumsum", "argmax"))
-
-
-def digest(traced: ClosedJaxpr) -> str:
-    """12 hexadecimal digits that differ between optimisers with other steps, from their `trace`."""
-    text = re.sub(r"0x[0-9a-f]+", "", str(traced))
-    constants = [np.asarray(constant).tolist() for constant in traced.consts]
-    return hashlib.sha256(repr((text, constants)).encode()).hexdigest()[:12]

@@ -8,6 +8,7 @@ from fedjax_het.report.clients import ClientValues
 from fedjax_het.report.metric import MetricInfo
 from fedjax_het.report.plots import Runs
 from fedjax_het.report.records import RunRecord
+from fedjax_het.report.results import MethodResult
 from fedjax_het.report.tasks import (
     group_devices,
     mean_by_group,
@@ -15,6 +16,7 @@ from fedjax_het.report.tasks import (
     tasks_of,
 )
 from fedjax_het.report.units import percent, quantity
+from fedjax_het.report.verdict import cheapest
 
 
 def over_time(runs: Runs, targets: Sequence[float]) -> str:
@@ -45,6 +47,25 @@ def other_axes(metric: MetricInfo) -> str:
         f"The same {what} against server steps (is a step worth less?), against what the "
         "devices sent (is speed paid for in communication?) and against the wall time of the "
         "simulation itself (which says nothing about the devices)."
+    )
+
+
+def costs(results: Sequence[MethodResult]) -> str:
+    """How to read the costs of the targets, and which method reached each at the least cost."""
+    text = (
+        "What each method spent until it reached a target, less is better; a cross: not every seed "
+        "reached it. Traffic is what the devices sent."
+    )
+    said = [cheapest(results, i) for i in range(len(results[0].targets))]
+    return " ".join([text, *filter(None, said)])
+
+
+def energy_by_group(results: Sequence[MethodResult]) -> str:
+    """What the bars count."""
+    spent = ", ".join(f"{r.name} {quantity(r.totals['joules'], 'J')}" for r in results)
+    return (
+        "Energy of computation, transfers and waiting for the merge, by device group, fast groups "
+        f"on the left; dropped tasks included. Whole runs: {spent}."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import write_atomic, write_json
-from fedjax_het.report import device_plots, plots
+from fedjax_het.report import device_plots, energy_plots, plots
 from fedjax_het.report.client_plots import metric_by_client
 from fedjax_het.report.clients import client_values
 from fedjax_het.report.page import comparison_page
@@ -44,7 +44,8 @@ class Comparison:
 
         `methods` has one entry per method: `targets` (each with the value under the name of the
         metric, `reached`, `seeds`, `speed_up` and the spreads `virtual_s`, `wall_s`, `step`,
-        `bytes_up` until it was reached) and the spreads of the whole run. A spread is
+        `bytes_up`, and `joules` if the fleet prices energy, until it was reached) and the spreads
+        of the whole run. A spread is
         `{"mean", "std", "values"}`, where `std` is null for one value; a spread without values is
         null.
         """
@@ -111,6 +112,11 @@ def compare(
         "waiting_by_group": device_plots.waiting_by_group(records),
         "trained_blocks": device_plots.trained_blocks(records),
     }
+    if methods[0].priced:
+        figures[f"{metric}_vs_joules"] = plots.metric_vs_joules(records, goals)
+        figures["energy_by_group"] = energy_plots.energy_by_group(records)
+        if goals:
+            figures["cost_of_targets"] = energy_plots.cost_of_targets(methods)
     worst = plots.worst_clients_vs_time(records)
     if worst is not None:
         figures["worst_clients_vs_time"] = worst

@@ -15,10 +15,12 @@ from fedjax_het.report.client_plots import metric_by_client
 from fedjax_het.report.clients import client_values
 from fedjax_het.report.cut_plots import cuts_over_time
 from fedjax_het.report.device_plots import timeline, trained_blocks, waiting_by_group, window_s
+from fedjax_het.report.energy_plots import cost_of_targets, energy_by_group
 from fedjax_het.report.plots import (
     Runs,
     labels_by_client,
     metric_vs_bytes_up,
+    metric_vs_joules,
     metric_vs_round,
     metric_vs_time,
     metric_vs_wall_time,
@@ -124,6 +126,7 @@ def _page(title: str, lead: str, runs: Runs, results: Sequence[MethodResult]) ->
         _figure(metric_vs_wall_time(runs, targets), "wall", f"{metric.title} against wall time."),
         *_worst_clients(runs),
         "</div>",
+        *_energy(runs, results),
         *_clients(runs),
         "<h2>Why: where the devices' time went</h2>",
         *_timelines(runs),
@@ -179,6 +182,23 @@ def _worst_clients(runs: Runs) -> list[str]:
         return []
     title = next(iter(runs.values()))[0].metric.title
     return [_figure(figure, "worst", f"{title} of the worst-served tenth of the clients.")]
+
+
+def _energy(runs: Runs, results: Sequence[MethodResult]) -> list[str]:
+    """Figures of the energy, if the fleet prices it."""
+    if not results[0].priced:
+        return []
+    targets, title = _goals(results), results[0].metric.title
+    costs = [_figure(cost_of_targets(results), "costs", captions.costs(results))] if targets else []
+    against = f"{title} against the energy that all devices spent."
+    return [
+        "<h2>Energy of the devices</h2>",
+        *costs,
+        '<div class="grid">',
+        _figure(metric_vs_joules(runs, targets), "joules", against),
+        _figure(energy_by_group(runs), "spenders", captions.energy_by_group(results)),
+        "</div>",
+    ]
 
 
 def _clients(runs: Runs) -> list[str]:

@@ -1,4 +1,4 @@
-"""Plots of the target metric against time, steps and bytes, and of each client's labels.
+"""Plots of the target metric against time, steps, bytes and joules, and of each client's labels.
 
 The functions take the runs of each method (one per seed) and return a matplotlib `Figure`.
 """
@@ -51,6 +51,11 @@ def metric_vs_round(runs: Runs, targets: Sequence[float]) -> Figure:
 def metric_vs_bytes_up(runs: Runs, targets: Sequence[float]) -> Figure:
     """The target metric on the test set against the total bytes sent by all devices."""
     return _curves(runs, targets, _Axes("bytes_up", "B", "sent by all devices"))
+
+
+def metric_vs_joules(runs: Runs, targets: Sequence[float]) -> Figure:
+    """The target metric on the test set against the total energy of all devices."""
+    return _curves(runs, targets, _Axes("joules", "J", "energy of all devices"))
 
 
 def metric_vs_wall_time(runs: Runs, targets: Sequence[float]) -> Figure:

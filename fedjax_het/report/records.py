@@ -3,8 +3,9 @@
 A work directory holds `config.json` and `summary.json` (replaced atomically) and `metrics.jsonl`
 and `clients.jsonl` (one line per server step and per client task, appended). `virtual_s`, `wall_s`
 and `compile_s` of a metrics row are cumulative; `wall_s` does not include compilation; `bytes_up`,
-`bytes_down`, `clients`, `merged` and `dropped` count one step only. If clients were evaluated one
-by one, `clients_eval.jsonl` has a line per client and evaluation.
+`bytes_down`, `joules`, `clients`, `merged` and `dropped` count one step only; there are `joules` if
+the fleet prices energy. If clients were evaluated one by one, `clients_eval.jsonl` has a line per
+client and evaluation.
 """
 
 import os
@@ -256,6 +257,11 @@ class RunRecord:
         """The best value of the target metric; None if none is finite."""
         return self.summary[f"best_{self.metric.name}"]
 
+    @property
+    def priced(self) -> bool:
+        """Whether the fleet prices energy, so that rows and summary have `joules`."""
+        return "joules" in self.summary
+
     def column(self, name: str) -> np.ndarray:
         """A column of the metrics, float64[rows]; NaN for rows without a finite value.
 
@@ -284,7 +290,8 @@ class RunRecord:
 
         Args:
           column: name of a column. `"virtual_s"`, `"wall_s"`, `"compile_s"` and `"step"` are stored
-            as cumulative values; any other (`"bytes_up"`) counts one step and is summed here.
+            as cumulative values; any other (`"bytes_up"`, `"joules"`) counts one step and is summed
+            here.
           metric: name of the metric's column, which may be empty; None for the target metric.
         """
         values = self.column(column)

@@ -13,8 +13,8 @@ from fedjax_het.report.optimisers import training_of
 from fedjax_het.report.records import RunRecord, time_to
 from fedjax_het.report.units import Spread, quantity, spread
 
-TARGET_COLUMNS = ("virtual_s", "wall_s", "step", "bytes_up")
-_TOTALS = ("virtual_s", "wall_s", "compile_s", "bytes_up", "bytes_down", "flops")
+TARGET_COLUMNS = ("virtual_s", "wall_s", "step", "bytes_up", "joules")
+_TOTALS = ("virtual_s", "wall_s", "compile_s", "bytes_up", "bytes_down", "flops", "joules")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class TargetResult:
     Attributes:
       goal: value of the target metric to reach.
       reached, seeds: number of seeds that reached it, and number of all seeds.
-      virtual_s, wall_s, step, bytes_up: values at the first evaluation at the target or better;
-        None if no seed reached it.
+      virtual_s, wall_s, step, bytes_up, joules: values at the first evaluation at the target or
+        better; None if no seed reached it, or, for joules, if the fleet prices no energy.
       speed_up: mean virtual time of the reference method divided by that of this method; None if
         either did not reach the target.
       best: best value of any seed.
@@ -40,6 +40,7 @@ class TargetResult:
     bytes_up: Spread | None
     speed_up: float | None
     best: float
+    joules: Spread | None = None
 
     @property
     def always(self) -> bool:
@@ -70,7 +71,8 @@ class MethodResult:
       targets: results per target, from the easiest to the hardest.
       final, best, worst_decile: values of the target metric; the worst decile is the mean over the
         worst tenth of the clients at the last evaluation. None if not recorded.
-      totals: virtual_s, wall_s, compile_s, bytes_up, bytes_down, flops of a whole run.
+      totals: virtual_s, wall_s, compile_s, bytes_up, bytes_down, flops of a whole run, and joules
+        if the fleet prices energy.
       dropped_share: share of the tasks that the pace dropped.
       nonfinite: number of client updates left out because they were not finite, over all seeds.
       clients: the target metric over the clients; None if they were not evaluated one by one.
@@ -89,6 +91,11 @@ class MethodResult:
     nonfinite: int
     clients: ClientSummary | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def priced(self) -> bool:
+        """Whether the fleet prices energy."""
+        return "joules" in self.totals
 
 
 def summarise(
@@ -124,7 +131,11 @@ def summarise(
                 final=spread([run.final for run in runs]),
                 best=spread([run.best for run in runs]),
                 worst_decile=spread([_last_worst_decile(run) for run in runs]),
-                totals={key: spread([run.summary[key] for run in runs]) for key in _TOTALS},
+                totals={
+                    key: spread([run.summary[key] for run in runs])
+                    for key in _TOTALS
+                    if key in runs[0].summary
+                },
                 dropped_share=spread(
                     [r.summary["dropped"] / max(r.summary["tasks"], 1) for r in runs]
                 ),
@@ -156,6 +167,7 @@ def _check_comparable(records: Mapping[str, Sequence[RunRecord]]) -> None:
                     len(first[0].summary["device_groups"]),
                 ),
                 ("target metric", _metric_text(run), _metric_text(first[0])),
+                ("energy of tasks", _energy_text(run), _energy_text(first[0])),
             ):
                 if ours != theirs:
                     raise InputError(
@@ -170,10 +182,16 @@ def _metric_text(run: RunRecord) -> str:
     return f"{run.metric.name}, {direction} is better"
 
 
+def _energy_text(run: RunRecord) -> str:
+    return "recorded" if run.priced else "not recorded"
+
+
 def _target_result(
     runs: Sequence[RunRecord], goal: float, reference: TargetResult | None
 ) -> TargetResult:
-    at = {column: spread([time_to(run, goal, column) for run in runs]) for column in TARGET_COLUMNS}
+    columns = [name for name in TARGET_COLUMNS if name != "joules" or runs[0].priced]
+    at: dict[str, Spread | None] = dict.fromkeys(TARGET_COLUMNS)
+    at |= {name: spread([time_to(run, goal, name) for run in runs]) for name in columns}
     ours = at["virtual_s"]
     base = ours if reference is None else reference.virtual_s
     return TargetResult(

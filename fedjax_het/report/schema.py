@@ -19,6 +19,7 @@ _METRICS = {
     "train_loss?": "g",
     "bytes_up?": "n",
     "bytes_down?": "n",
+    "joules?": "n",
     "clients?": "i",
     "merged?": "i",
     "dropped?": "i",
@@ -40,6 +41,7 @@ _CLIENTS = {
     "bytes_down": "n",
     "bytes_up": "n",
     "flops": "n",
+    "joules?": "n",
     "device_flops_per_s?": "n",
     "first_block": "i",
     "exit_block": "i",
@@ -72,6 +74,8 @@ _SUMMARY = {
     "bytes_up": "n",
     "bytes_down": "n",
     "flops": "n",
+    "joules?": "n",
+    "joules_by_group?": "l",
     "tasks": "i",
     "merged": "i",
     "dropped": "i",
@@ -116,7 +120,7 @@ def check_record(
     _check_client_evaluations(
         client_evaluations, summary, merged_at, f"{source}/clients_eval.jsonl"
     )
-    for name in ("bytes_up", "bytes_down"):
+    for name in ("bytes_up", "bytes_down", *(["joules"] if "joules" in summary else [])):
         total = sum(row.get(name, 0) for row in metrics)
         require(
             abs(total - summary[name]) <= 1e-6 * max(total, summary[name]),
@@ -183,6 +187,13 @@ def _check_summary(summary: Any, where: str) -> None:
             f"must be one per device, like the {len(groups)} device_groups",
             _REDO,
         )
+    by_group = summary.get("joules_by_group", [])
+    require(
+        all(_fits(value, "n") for value in by_group),
+        f"{where}: joules_by_group = {by_group}",
+        f"must be a list, each {_KINDS['n']}",
+        _REDO,
+    )
     _check_row(summary["data"], {"name": "t"}, f"{where}, data")
     counts = summary["data"].get("label_counts")
     rectangular = counts is None or (

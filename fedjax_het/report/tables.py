@@ -26,6 +26,9 @@ def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
                 _quantities([r.targets[i].bytes_up for r in results], "B"),
             ),
         ]
+        if results[0].priced:
+            energy = _quantities([r.targets[i].joules for r in results], "J")
+            rows.append(("  energy of devices until then", energy))
     rows += [
         (f"final {metric.label}", [metric.text(r.final) for r in results]),
         (f"best {metric.label}", [metric.text(r.best) for r in results]),
@@ -40,6 +43,7 @@ def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
         ("  sent by devices", "bytes_up", "B"),
         ("  sent to devices", "bytes_down", "B"),
         ("  device work", "flops", "FLOP"),
+        *([("  energy of devices", "joules", "J")] if results[0].priced else []),
         ("  wall time, without compiling", "wall_s", "s"),
         ("  compile time", "compile_s", "s"),
     ):
@@ -140,7 +144,11 @@ def table_data(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
                     "reached": t.reached,
                     "seeds": t.seeds,
                     "speed_up": t.speed_up,
-                    **{column: spread_data(getattr(t, column)) for column in TARGET_COLUMNS},
+                    **{
+                        column: spread_data(getattr(t, column))
+                        for column in TARGET_COLUMNS
+                        if column != "joules" or r.priced
+                    },
                 }
                 for t in r.targets
             ],

@@ -9,6 +9,7 @@ import numpy as np
 
 _TIME = ((172800.0, 86400.0, "d"), (7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.1, 1.0, "s"),
          (1e-4, 1e-3, "ms"), (0.0, 1e-6, "µs"))  # fmt: skip
+_SMALL = ((0.1, 1.0, ""), (1e-4, 1e-3, "m"), (0.0, 1e-6, "µ"))
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0.0, ""))
 
 
@@ -50,13 +51,15 @@ def unit(magnitude: float, kind: str) -> tuple[float, str]:
     """Divisor and name of the most readable unit for `magnitude`.
 
     Args:
-      magnitude: value in seconds, bytes, FLOPs, FLOP/s or plain counts.
-      kind: kind of the value, in the same order: `"s"`, `"B"`, `"FLOP"`, `"FLOP/s"` or `""`.
+      magnitude: value in seconds, bytes, joules, FLOPs, FLOP/s or plain counts.
+      kind: kind of the value, in the same order: `"s"`, `"B"`, `"J"`, `"FLOP"`, `"FLOP/s"` or `""`.
     """
     if kind == "s":
         return next((scale, name) for low, scale, name in _TIME if magnitude >= low or not low)
     if kind == "":
         return 1.0, ""
+    if kind == "J" and magnitude < 1e3:
+        return next((scale, prefix + kind) for low, scale, prefix in _SMALL if magnitude >= low)
     return next((low or 1.0, prefix + kind) for low, prefix in _PREFIXES if magnitude >= low)
 
 

@@ -15,6 +15,11 @@ from fedjax_het.report.units import Spread, quantity, times
 
 _MOST_NAMED = 3
 _SAME = 0.005
+_COSTS = (
+    ("on the least energy", "joules", "J"),
+    ("on the least traffic", "bytes_up", "B"),
+    ("in the least time", "virtual_s", "s"),
+)
 Entry = tuple[MethodResult, TargetResult]
 
 
@@ -33,6 +38,8 @@ def headline(results: Sequence[MethodResult]) -> str:
     if ranked:
         harder = columns[ranked[-1] + 1 :]
         sentences = [_ranking(columns[ranked[-1]]), *(_missed(c, False) for c in harder)]
+        if results[0].priced and len(results) > 1:
+            sentences.insert(1, cheapest(results, ranked[-1]))
     else:
         sentences = [*(_missed(c, True) for c in columns), f"{_capital(_best(results))}."]
     if any(len(r.seeds) == 1 for r in results) and len(results) > 1:
@@ -40,6 +47,26 @@ def headline(results: Sequence[MethodResult]) -> str:
         who = "Each method" if len(single) == len(results) else _listing(single)
         sentences.append(f"{who} ran with one seed, so the spread is not known.")
     return " ".join(sentences)
+
+
+def cheapest(results: Sequence[MethodResult], i: int) -> str:
+    """A sentence on who reached target i with the least energy, traffic and time.
+
+    Methods whose costs are tied with the lowest are named with it; methods of which a seed missed
+    the target are left out. Empty if none is left.
+    """
+    ranked = [r for r in results if r.targets[i].always]
+    if not ranked:
+        return ""
+    parts = []
+    for how, column, kind in _COSTS:
+        costs: dict[str, Spread] = {r.name: getattr(r.targets[i], column) for r in ranked}
+        first = min(costs, key=lambda name: costs[name].mean)
+        level = [name for name in costs if name != first and tied(costs[first], costs[name])]
+        tie = f", tied with {_listing(level)}" if level else ""
+        parts.append(f"{how} by {first} ({quantity(costs[first], kind)}{tie})")
+    metric = results[0].metric
+    return f"{_capital(metric.target(results[0].targets[i].goal))} was reached {_listing(parts)}."
 
 
 def run_headline(record: RunRecord, targets: Sequence[float]) -> str:
@@ -52,6 +79,9 @@ def run_headline(record: RunRecord, targets: Sequence[float]) -> str:
     if reached:
         taken = quantity(time_to(record, reached[-1]), "s")
         step = time_to(record, reached[-1], "step")
+        if record.priced:
+            energy = quantity(time_to(record, reached[-1], "joules"), "J")
+            taken = f"{energy} of energy and {taken}"
         text = (
             f"{name} reached {metric.phrase(metric.short(reached[-1]))} after {taken} of virtual "
             f"time, at server step {step:.0f}; its best was {metric.text(best)}."

@@ -14,11 +14,13 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import read_json, read_lines
 from fedjax_het.contract.clock import Closing, Flight, Status
 from fedjax_het.contract.plan import Plan
+from fedjax_het.fleet.device import Fleet
 from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
 from fedjax_het.simulation.assessment import reaches
 from fedjax_het.simulation.clients import statuses, worked_s
+from fedjax_het.simulation.device_columns import joules, speeds
 from fedjax_het.simulation.identity import require_same
 from fedjax_het.simulation.sinks import TensorBoard
 
@@ -78,6 +80,7 @@ def client_rows(
     plan: Plan,
     problem: Problem,
     outcome: Mapping[str, Any],
+    released: bool = False,
 ) -> list[dict[str, Any]]:
     """One row per task of `clients.jsonl`.
 
@@ -88,11 +91,15 @@ def client_rows(
       plan: plan of the tasks, for the routes.
       problem: problem, for the depth of the model and the devices.
       outcome: columns `loss`, `samples` and `finite`; entries of dropped tasks are ignored.
+      released: whether a client is free once its result has arrived, and does not wait for the
+        merge (a pace that refills).
     """
     timing = flight.timing
     last = problem.model.num_blocks - 1
     ran = np.asarray([status is not Status.DROPPED for status in closing.status])
     done, whole_s = worked_s(flight, closing)
+    # A dropped task arrives after the merge, and so does not wait.
+    wait_s = np.maximum(closing.at_s - flight.dispatched_s - whole_s, 0.0) * (not released)
     columns = {
         "client": flight.client,
         "version": flight.version,
@@ -105,7 +112,8 @@ def client_rows(
         "bytes_down": timing.bytes_down,
         "bytes_up": timing.bytes_up,
         "flops": timing.flops * done,
-        "device_flops_per_s": device_speeds(problem, flight),
+        **joules(problem, flight, timing.flops * done, ran, wait_s),
+        "device_flops_per_s": speeds(problem, flight),
         "first_block": [route.first for route in plan.routes],
         "exit_block": [last if route.exit is None else route.exit for route in plan.routes],
         "cut_block": [route.cut for route in plan.routes],
@@ -119,18 +127,8 @@ def client_rows(
     return [dict(zip(names, (step, *values), strict=True)) for values in zip(*lists, strict=True)]
 
 
-def device_speeds(problem: Problem, flight: Flight) -> np.ndarray:
-    """FLOP/s of the device of each task when it was dispatched, float64[k]."""
-    speeds = np.empty(len(flight.client))
-    for step in np.unique(flight.version):
-        of = flight.version == step
-        fleet = problem.fleet.at(int(step))
-        speeds[of] = fleet.speed(flight.client[of], flight.dispatched_s[of])
-    return speeds
-
-
 def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The totals of a step: loss, bytes, and number of tasks by status.
+    """The totals of a step: loss, bytes, joules if priced, and number of tasks by status.
 
     A dropped task counts its download but not its upload, which does not take place.
     """
@@ -141,6 +139,7 @@ def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "train_loss": loss,
         "bytes_up": sum(r["bytes_up"] for r in rows if r["status"] != "dropped"),
         "bytes_down": sum(r["bytes_down"] for r in rows),
+        **({"joules": sum(r["joules"] for r in rows)} if rows and "joules" in rows[0] else {}),
         "clients": len(rows),
         "merged": len(kept),
         "dropped": sum(r["status"] == "dropped" for r in rows),
@@ -175,13 +174,19 @@ class Journal:
       workdir: work directory; None keeps the rows in memory.
       config: resolved configuration, without the environment.
       sink: another place for the rows of metrics, or None.
+      fleet: fleet of the run; if it prices energy, the joules are summed as well, in total and over
+        its device groups. None sums none.
 
     Attributes:
       totals: sums over the tasks so far; a part of every checkpoint.
     """
 
     def __init__(
-        self, workdir: Path | None, config: Mapping[str, Any], sink: TensorBoard | None = None
+        self,
+        workdir: Path | None,
+        config: Mapping[str, Any],
+        sink: TensorBoard | None = None,
+        fleet: Fleet | None = None,
     ):
         self._workdir, self._sink = workdir, sink
         self._config = {**config, **environment()}
@@ -189,9 +194,13 @@ class Journal:
         self._metrics: list[dict[str, Any]] = []
         self._clients: list[dict[str, Any]] = []
         self._evaluations: list[dict[str, Any]] = []
-        self.totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
+        self.totals: dict[str, Any] = dict.fromkeys(_TOTALS, 0)
+        self._groups = fleet.groups if fleet is not None and fleet.prices_energy else None
+        if self._groups is not None:
+            groups = int(self._groups.max()) + 1
+            self.totals |= {"joules": 0.0, "joules_by_group": [0.0] * groups}
 
-    def begin(self, offsets: Mapping[str, int], totals: Mapping[str, float] | None = None) -> None:
+    def begin(self, offsets: Mapping[str, int], totals: Mapping[str, Any] | None = None) -> None:
         """Starts a new run (`offsets={}`), or continues an earlier run from its checkpoint."""
         if self._workdir is not None:
             self._writer = RunWriter(self._workdir)
@@ -211,6 +220,12 @@ class Journal:
         self.totals["nonfinite"] += len(metrics.get("nonfinite", []))
         self.totals["tasks"] += len(clients)
         self.totals["flops"] += sum(row["flops"] for row in clients if row["steps"])
+        if self._groups is not None:
+            self.totals["joules"] += metrics.get("joules", 0.0)
+            by_group = np.asarray(self.totals["joules_by_group"])
+            who = [row["client"] for row in clients]
+            np.add.at(by_group, self._groups[who], [row["joules"] for row in clients])
+            self.totals["joules_by_group"] = by_group.tolist()
         if self._writer is None:
             self._metrics.append(metrics)
             self._clients.extend(clients)
@@ -264,6 +279,9 @@ class Journal:
         for value in targets:
             hit = next((row for row in metrics if reaches(metric, row.get(metric.name), value)), {})
             columns = {key: hit.get(key) for key in ("step", "virtual_s", "wall_s")}
+            if self._groups is not None:
+                until = [row for row in metrics if hit and row["step"] <= hit["step"]]
+                columns["joules"] = sum(row.get("joules", 0.0) for row in until) if hit else None
             reached.append({metric.name: value, **columns})
         best = max if metric.higher_is_better else min
         data = problem.data

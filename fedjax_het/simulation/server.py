@@ -270,10 +270,11 @@ class Server:
         self.now_s = closing.at_s
         self.step += 1
         step, now_s, in_flight = self.step, self.now_s, table.size
+        flight, released = tasks.flight, self._algorithm.pace.refills
 
         def records() -> list[Record]:
             out, said = jax.device_get((outputs, info))
-            rows = client_rows(step, tasks.flight, closing, plan, self._problem, out._asdict())
+            rows = client_rows(step, flight, closing, plan, self._problem, out._asdict(), released)
             metrics = {**step_row(rows), "info": said, "in_flight": in_flight}
             return [Record(step, now_s, metrics, rows)]
 

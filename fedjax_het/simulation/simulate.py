@@ -164,7 +164,7 @@ def _run(
             while not run.done:
                 bar.update(run.advance())
         record = run.record
-    faults = verify(record.clients, record.metrics)
+    faults = verify(record.clients, record.metrics, record.summary)
     for fault in faults:
         logging.error("event log: %s", fault)
     if faults and audit:

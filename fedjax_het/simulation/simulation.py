@@ -129,7 +129,8 @@ class Simulation:
             processes.meet("checkpoints")
         recorded = {**config, "identity": self._identity}
         sink = self.options.tensorboard and self._writes and tensorboard_writer(workdir)
-        self._journal = Journal(workdir if self._writes else None, recorded, sink or None)
+        writes_to = workdir if self._writes else None
+        self._journal = Journal(writes_to, recorded, sink or None, self._problem.fleet)
 
     # ---- public interface --------------------------------------------------------------------
 

@@ -39,6 +39,22 @@ FLEETS: list[Case] = [
     ),
     (devices(memory_bytes=-1), "memory_bytes = [-1.] | positive | usable value"),
     (devices(latency_s=np.inf), "latency_s = [inf] | >= 0 and finite | usable value"),
+    (
+        devices(joules_per_flop=-1e-9),
+        "joules_per_flop = [-1.e-09] | >= 0 and finite | usable value",
+    ),
+    (
+        devices(joules_per_byte_up=[0.0, np.nan, 0.0]),
+        "joules_per_byte_up = [nan] of device [1] | >= 0 and finite | usable value",
+    ),
+    (
+        devices(joules_per_byte_down=[1.0, 2.0]),
+        "joules_per_byte_down of shape (2,) | shape (3,) | per device",
+    ),
+    (devices(idle_watts=np.inf), "idle_watts = [inf] | >= 0 and finite | usable value"),
+    (devices(idle_watts="low"), "idle_watts = 'low' | must be numbers | per device"),
+    (fleet_of("uniform", energy="phone"), "energy 'phone' | phone_lte, phone_wifi | did you mean"),
+    (fleet_of("uniform", energy=5.0), "energy 5.0 | must be one of | choose one"),
     (devices(groups=0.5), "groups = 0.5 | integers >= 0 | from 0"),
     (
         devices(groups=[0, 1, 2], group_names=("a", "b")),

@@ -1,0 +1,1 @@
+"""Studies with the library, each a script of its own."""
