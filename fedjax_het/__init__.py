@@ -29,6 +29,7 @@ from fedjax_het.contract import (
 )
 from fedjax_het.problem import Problem
 from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model, simulate
+from fedjax_het.transforms import compose, select
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "aggregation",
     "algorithms",
     "clock",
+    "compose",
     "contract",
     "data",
     "fleet",
@@ -61,6 +63,7 @@ __all__ = [
     "models",
     "objectives",
     "report",
+    "select",
     "selection",
     "simulate",
     "transforms",

@@ -238,7 +238,7 @@ def methods(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         # `algorithm` holds the options that methods share; a method's own options override them.
         shared = base
         if own.get("name", base.get("name")) != base.get("name"):
-            both = set(algorithms.TRAINING_OPTIONS) & algorithms.option_names(own["name"])
+            both = set(algorithms.SHARED_OPTIONS) & algorithms.option_names(own["name"])
             shared = {name: value for name, value in base.items() if name in both}
         found[label] = {**shared, **own}
     require(

@@ -8,11 +8,31 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from malformed import configs, devices, files, methods, objectives, optimizers, samples, starts
+from malformed import (
+    configs,
+    devices,
+    files,
+    methods,
+    objectives,
+    optimizers,
+    samples,
+    selections,
+    starts,
+)
 
 from fedjax_het.common.errors import InputError
 
-GROUPS = (configs, samples, devices, files, methods, objectives, optimizers, starts)
+GROUPS = (
+    configs,
+    samples,
+    devices,
+    files,
+    methods,
+    objectives,
+    optimizers,
+    selections,
+    starts,
+)
 TABLE = {
     f"{group.__name__.rpartition('.')[2]}: {expected}": (call, expected)
     for group in GROUPS

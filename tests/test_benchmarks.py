@@ -12,7 +12,7 @@ from problems import digits_problem
 
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
-from benchmarks.micro import precision, rounds, training, winograd
+from benchmarks.micro import precision, rounds, selection, training, winograd
 from benchmarks.reproduce import dtfl_timing, fedel_energy
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
@@ -266,6 +266,14 @@ def test_rounds_run_in_batches_and_one_by_one(monkeypatch):
     assert found["programs"] == {"batches": 1, "batches of one": 1, "one by one": 1}
     assert all(np.all(np.asarray(taken) > 0) for taken in found["seconds"].values())
     assert "batches of one" in rounds.report({"works": [found], "machine": harness.machine()})
+
+
+def test_selections_are_measured_against_the_uniform_one():
+    results = selection.measure(clients=200, cohort=5, repeats=1)
+    names = [row["name"] for row in results["rows"] if "learning" not in row["name"]]
+    assert set(names) == set(selection.select.SELECTIONS)
+    assert results["rows"][0]["over_uniform"]["median"] == 1.0
+    assert "5 of 200 clients" in selection.report(results)
 
 
 def test_sensor_study_cuts_an_nnx_network_by_the_speed_of_devices(tmp_path, monkeypatch):

@@ -1,93 +1,164 @@
-"""Cost of FedEL's choice of tensors: 1,000 clients, 60 tensors, 1,000 buckets, against a round.
+"""Cost of a selection among many clients, as a multiple of the uniform one's.
 
     python -m benchmarks.micro.selection
+    python -m benchmarks.micro.selection --clients 10000 --cohort 10
 
-Prints the times of the selection, of the whole plan (probe, windows, selection, prices), and of the
-shortest possible round, in which every client trains one step of the model. The model is a
-ResNet-20 with group norm, 65 tensors in 11 blocks, on 16 x 16 images. Plan and step are measured on
-8 clients and multiplied, because a CPU trains one client after the other.
+A call chooses one cohort; learning from its results is timed by itself. Half of the clients have
+been seen, as in the middle of a run, and prices were asked for before.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from absl import app, flags
 
-from fedjax_het.algorithms.fedel import Extensions, fedel
-from fedjax_het.algorithms.fedel.selection import select
-from fedjax_het.contract.plan import Situation
-from fedjax_het.data.federated import from_arrays
-from fedjax_het.engine.engine import make_engine
-from fedjax_het.fleet import presets
-from fedjax_het.models import build as build_model
-from fedjax_het.problem import Problem
-
-_CLIENTS = flags.DEFINE_integer("clients", 1_000, "Clients that choose at once.")
-_TENSORS = flags.DEFINE_integer("tensors", 60, "Tensors of the selection alone.")
-_BUCKETS = flags.DEFINE_integer("buckets", 1_000, "Parts of the budget.")
-_WIDTH = flags.DEFINE_integer("width", 4, "Planes of the network's first group.")
+from benchmarks import harness
+from fedjax_het.contract.algorithm import Aggregator, Algorithm
+from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.plan import Timing
+from fedjax_het.contract.selection import Seen
+from fedjax_het.engine.selecting import Selection
+from fedjax_het.transforms import select
 
 
-def _best_s(call: Callable[[], Any], repeats: int) -> float:
-    jax.block_until_ready(call())
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+class Setting(NamedTuple):
+    """A method of nothing but a selection, and its clients.
+
+    Attributes:
+      samples: number of training samples of each client, int64[n].
+      duration_s: seconds that each client's task takes, float64[n].
+      cohort: number of clients to select.
+    """
+
+    samples: np.ndarray
+    duration_s: np.ndarray
+    cohort: int
+
+    def price(self, clients: np.ndarray) -> Timing:
+        """Prices of tasks, a third of the time each for download, training and upload."""
+        part = self.duration_s[clients] / 3
+        none = np.zeros(len(clients))
+        return Timing(part, part, part, none, none, none)
+
+    def seen(self, round: int, clients: np.ndarray) -> Seen:
+        """A step in which all clients were merged."""
+        return Seen(
+            round=round,
+            clients=clients,
+            status=np.full(len(clients), "merged"),
+            loss=1 / self.samples[clients],
+            samples=self.samples[clients],
+            sizes=self.samples[clients],
+            duration_s=self.duration_s[clients],
+        )
 
 
-def selection_s(clients: int, tensors: int, buckets: int) -> float:
-    """Seconds that `select` takes, the best of ten."""
+def make_setting(clients: int, cohort: int) -> Setting:
+    """Clients with skewed sizes and log-normal durations."""
     rng = np.random.default_rng(0)
-    shape = (clients, tensors)
-    worth = rng.normal(0.3, 1, shape).astype(np.float32)
-    weight = rng.integers(1, buckets // 10, shape).astype(np.int32)
-    chain = np.cumsum(rng.integers(0, buckets // 20, shape), axis=1)[:, ::-1].astype(np.int32)
-    return _best_s(lambda: select(worth, weight, chain, buckets), 10)
+    samples = rng.integers(10, 1000, clients)
+    return Setting(samples, rng.lognormal(1.0, 0.8, clients), cohort)
 
 
-def client_s(width: int) -> tuple[float, float, int]:
-    """Seconds of FedEL's plan and of one local step, per client; and the model's tensors."""
-    rng = np.random.default_rng(0)
-    clients, batch = 8, 16
-    x = rng.normal(size=(batch * clients, 16, 16, 3)).astype(np.float32)
-    y = rng.integers(0, 10, len(x))
-    owner = np.repeat(np.arange(clients), batch)
-    data = from_arrays(x, y, x[:10], y[:10], clients=owner, num_classes=10)
-    model = build_model("resnet20", (16, 16, 3), 10, width=width)
-    problem = Problem(model, data, presets.build("fedel", clients, assignment="cyclic"))
-    training: dict[str, Any] = {"learning_rate": 0.1, "batch_size": batch}
-    extensions = Extensions(starts_per_exit=1)
-    algorithm = fedel(problem, variant="elastic_only", extensions=extensions, **training)
-    variables = model.init(jax.random.key(0))
-    state = algorithm.init(variables, jax.random.key(0))
-    situation = Situation(0, 0.0, np.arange(clients), jax.random.key(1), rng)
-    plan, _ = algorithm.plan(state, variables, situation)
-    engine = make_engine(algorithm, problem)
-    plan_s = _best_s(lambda: algorithm.plan(state, variables, situation)[0].rows, 5)
-    train_s = _best_s(lambda: engine.train(state, variables, plan, jax.random.key(2))[0], 5)
-    return plan_s / clients, train_s / clients, plan.rows["chosen"].shape[1]
+def choices(cohort: int) -> dict[str, dict[str, Any]]:
+    """The selections to time, with their options."""
+    return {
+        "uniform": {},
+        "weighted": {},
+        "power_of_choice": {"d": 10 * cohort},
+        "oort": {},
+        "tifl": {},
+        "fedcs": {"deadline_s": 1e9, "asked": 10 * cohort},
+    }
 
 
-def main(_: Sequence[str]) -> None:
-    """Prints the table."""
-    clients, tensors, buckets = _CLIENTS.value, _TENSORS.value, _BUCKETS.value
-    device = jax.devices()[0]
-    print(f"{device.platform}: {device.device_kind}; {clients} clients, {buckets} buckets")
-    select_s = selection_s(clients, tensors, buckets)
-    print(f"selection of {tensors} tensors                     {1e3 * select_s:10.1f} ms")
-    plan_s, train_s, count = client_s(_WIDTH.value)
-    plan_s, train_s = clients * plan_s, clients * train_s
-    print(f"probe and selection of {count} tensors           {1e3 * plan_s:10.1f} ms")
-    print(f"one local step of 16 samples, full route     {1e3 * train_s:10.1f} ms")
-    share = select_s / (select_s + train_s)
-    print(f"selection / (selection + training)           {100 * share:10.2f} %")
+def calls(name: str, options: dict[str, Any], setting: Setting) -> dict[str, Callable[[], Any]]:
+    """Functions that choose and learn, by name, after a first choice of all kinds."""
+    nothing: Any = None
+    bare = Algorithm(
+        name=name,
+        init=nothing,
+        plan=nothing,
+        mask=None,
+        local=nothing,
+        merge=Aggregator(nothing, nothing, nothing),
+        update=nothing,
+        pace=barrier(),
+        cohort_size=setting.cohort,
+    )
+    selection = Selection(select.SELECTIONS[name](**options)(bare), setting.samples)
+    n = len(setting.samples)
+    everyone, rng = np.arange(n), np.random.default_rng(1)
+    half = np.flatnonzero(rng.random(n) < 0.5)
+
+    def choose() -> np.ndarray:
+        return selection.choose(9, 0.0, everyone, setting.cohort, rng, setting.price)
+
+    selection.observe(lambda: setting.seen(0, half))
+    chosen = choose()
+    return {
+        name: choose,
+        f"{name}, learning": lambda: selection.observe(lambda: setting.seen(8, chosen)),
+    }
+
+
+def measure(clients: int, cohort: int, repeats: int) -> dict[str, Any]:
+    """Times of all selections, in turn.
+
+    Args:
+      clients: number of clients, all of them available.
+      cohort: number of clients to select.
+      repeats: turns.
+    """
+    setting = make_setting(clients, cohort)
+    contenders: dict[str, Callable[[], Any]] = {}
+    for name, options in choices(cohort).items():
+        contenders |= calls(name, options, setting)
+    times = harness.interleave(contenders, repeats)
+    rows = [
+        {
+            "name": name,
+            "seconds": harness.spread(timed.samples_s)._asdict(),
+            "over_uniform": harness.ratios(timed, times["uniform"])._asdict(),
+        }
+        for name, timed in times.items()
+    ]
+    return {
+        "machine": harness.machine(),
+        "clients": clients,
+        "cohort": cohort,
+        "rows": rows,
+    }
+
+
+def report(results: dict[str, Any]) -> str:
+    """The results as a table."""
+    lines = [
+        (
+            row["name"],
+            f"{1e3 * row['seconds']['median']:.3f}",
+            f"{row['over_uniform']['median']:.2f}",
+        )
+        for row in results["rows"]
+    ]
+    return "\n".join(
+        [
+            harness.describe(results["machine"]),
+            f"{results['cohort']} of {results['clients']} clients",
+            harness.table(("selection", "ms", "over uniform"), lines),
+        ]
+    )
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=1_000_000)
+    parser.add_argument("--cohort", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=15)
+    harness.command(parser, measure, report)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -13,6 +13,7 @@ from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
 from fedjax_het.algorithms.registry import (
     ALGORITHMS,
+    SHARED_OPTIONS,
     TRAINING_OPTIONS,
     build,
     default_options,
@@ -24,6 +25,7 @@ from fedjax_het.algorithms.splitfed import splitfed
 
 __all__ = [
     "ALGORITHMS",
+    "SHARED_OPTIONS",
     "TRAINING_OPTIONS",
     "adel",
     "adel_drop",

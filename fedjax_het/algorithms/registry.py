@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, overload
 
 from fedjax_het.algorithms.describing import describe
@@ -12,11 +12,30 @@ from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_options, defaults, filled, grouped, parameters
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.problem import Problem
+from fedjax_het.transforms import select as selections
+from fedjax_het.transforms.compose import Transformation, compose
 
 Factory = Callable[..., Algorithm]
 _Made = TypeVar("_Made", bound=Factory)
 
 TRAINING_OPTIONS = tuple(field.name for field in fields(TrainingOptions))
+
+
+@dataclass(frozen=True)
+class CompositionOptions:
+    """Options of every registered method that its factory need not know.
+
+    Attributes:
+      select: selection of the cohort: a name of `transforms.select.SELECTIONS`; a mapping of the
+        name and its options, e.g. `{"name": "oort", "cut": 0.7}`; or a transformation. None keeps
+        that of the method.
+    """
+
+    select: str | Mapping[str, Any] | Transformation | None = None
+
+
+# Options that a method of a comparison takes over from another one.
+SHARED_OPTIONS = (*TRAINING_OPTIONS, *(field.name for field in fields(CompositionOptions)))
 
 # Factories `(problem, **options) -> Algorithm` by name.
 ALGORITHMS: dict[str, Factory] = {}
@@ -31,7 +50,8 @@ def register(*, options: type) -> Callable[[_Made], _Made]: ...
 def register(factory: Any = None, *, options: type = TrainingOptions) -> Any:
     """Registers a factory `(problem, **options) -> Algorithm` under its name; a decorator.
 
-    The algorithms of the factory then know its options, with defaults, as `Algorithm.options`.
+    The algorithms of the factory then know its options, with defaults, as `Algorithm.options`. Like
+    every registered method it takes `CompositionOptions` as well.
 
     Args:
       factory: factory to register.
@@ -55,16 +75,17 @@ def _register(factory: _Made, options: type) -> _Made:
     )
 
     @functools.wraps(factory)
-    def recorded(*arguments: Any, **given: Any) -> Algorithm:
+    def recorded(*arguments: Any, select: Any = None, **given: Any) -> Algorithm:
+        selecting = [] if select is None else [selections.build(select)]
         algorithm = factory(*arguments, **given)
         known = parameters(*_signatures(name))
         chosen = resolved_options(name, {**dict(zip(known, arguments, strict=False)), **given})
         told = {
             option: describe(value, known[option].annotation if option in known else None)
             for option, value in chosen.items()
-            if option != "problem"
+            if option not in ("problem", "select")
         }
-        return algorithm._replace(options=told)
+        return compose(algorithm._replace(options=told), *selecting)
 
     ALGORITHMS[name], _VARIADIC[name] = recorded, options
     return recorded  # type: ignore[return-value]
@@ -103,8 +124,8 @@ def option_names(name: str) -> set[str]:
 
 
 def _signatures(name: str) -> tuple[Callable[..., Any], ...]:
-    """The factory and, if it is variadic, the dataclass of its variadic options."""
+    """The factory and the dataclasses that have the options of a method."""
     factory = ALGORITHMS[name]
     own = inspect.signature(factory).parameters.values()
     variadic = any(p.kind is p.VAR_KEYWORD for p in own)
-    return (factory, _VARIADIC[name]) if variadic else (factory,)
+    return (factory, *([_VARIADIC[name]] if variadic else []), CompositionOptions)

@@ -21,7 +21,7 @@ from fedjax_het.contract.algorithm import (
 from fedjax_het.contract.clock import Closing, Flight, Pace, Status
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation, Timing
-from fedjax_het.contract.selection import Candidates
+from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
 
 __all__ = [
     "Aggregator",
@@ -32,12 +32,15 @@ __all__ = [
     "ClientResult",
     "Closing",
     "Flight",
+    "Known",
     "Merged",
     "Pace",
     "Plan",
     "Report",
     "Route",
     "Schedule",
+    "Seen",
+    "Selector",
     "Situation",
     "Status",
     "Task",

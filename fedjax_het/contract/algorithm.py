@@ -24,7 +24,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.contract.preview import Preview
-from fedjax_het.contract.selection import Select, uniform
+from fedjax_het.contract.selection import Select, Selector, uniform
 
 Array = jax.Array
 
@@ -204,9 +204,9 @@ class Report(NamedTuple):
 class Schedule:
     """A plan that depends on nothing that is learned: not on the model, the state or a score.
 
-    If `Algorithm.plan` is a `Schedule` and `observe` is None, batches of rounds are planned first
-    and then run in one program, without returning to the host in between. A plan of any other type
-    is called before every round.
+    If `Algorithm.plan` is a `Schedule`, `observe` is None and `select` is no `Selector`, batches of
+    rounds are planned first and then run in one program, without returning to the host in between.
+    A plan of any other type is called before every round.
 
     Attributes:
       tasks: function `(Situation) -> Plan`.
@@ -249,7 +249,8 @@ class Algorithm(NamedTuple):
       observe: function `(state, variables, Report) -> (state, variables, info)`, on the host, after
         every step. It updates host state and may replace the model (a roll-back); `info` is
         recorded. If None, rounds need not return to the host.
-      select: function that selects the cohort; see `fedjax_het.contract.selection`.
+      select: selection of the cohort, a function or a `Selector`; see
+        `fedjax_het.contract.selection`.
       evaluated: function `(state, variables) -> [Variables]` for the models whose mean metrics
         count as those of the method; None for the global model only.
       preview: function `() -> Preview`, on the host, which describes a run without training; None
@@ -270,7 +271,7 @@ class Algorithm(NamedTuple):
     observe: (
         Callable[[PyTree, Variables, Report], tuple[PyTree, Variables, dict[str, Any]]] | None
     ) = None
-    select: Select = uniform
+    select: Select | Selector = uniform
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
     preview: Callable[[], Preview] | None = None
     options: Mapping[str, Any] | None = None
@@ -283,4 +284,5 @@ class Algorithm(NamedTuple):
     @property
     def plans_ahead(self) -> bool:
         """Whether a batch of rounds can be planned first and run in one program."""
-        return isinstance(self.plan, Schedule) and self.observe is None and not self.overlaps
+        learns = self.observe is not None or isinstance(self.select, Selector)
+        return isinstance(self.plan, Schedule) and not learns and not self.overlaps

@@ -1,13 +1,40 @@
-"""Selections, which draw the next cohort from the clients that are available."""
+"""Selections, which draw the next cohort from the clients that are available.
+
+A selection is a function `(Candidates) -> ids` that looks at nothing learned, or a `Selector`,
+which has a state of its own and sees what is known of every client.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.plan import Timing
+
+
+class Known(NamedTuple):
+    """What the server knows of every client from its tasks so far, NumPy arrays of length n.
+
+    Attributes:
+      loss: mean training loss of the last finite update, float64[n]; NaN before the first.
+      duration_s: seconds from dispatch to arrival of the last task, or, for one that was dropped,
+        those until the server gave it up, float64[n]; NaN before the first task.
+      seen: number of the server step at which the last result arrived, int64[n]; -1 for none.
+      failures: number of tasks that were dropped or whose update was not finite, int64[n].
+      score: target metric on the client's own test samples at the last evaluation, negative if
+        lower is better, float64[n]; NaN if unknown, and for a selection that is not `scored`.
+    """
+
+    loss: np.ndarray
+    duration_s: np.ndarray
+    seen: np.ndarray
+    failures: np.ndarray
+    score: np.ndarray
+
 
 class Candidates(NamedTuple):
-    """The input of a selection.
+    """The input of a selection; its arrays must not be changed.
 
     Attributes:
       round: number of the server step about to start, from 0.
@@ -15,6 +42,10 @@ class Candidates(NamedTuple):
       clients: ids of the clients that are available and idle, ascending, int64[m].
       wanted: number of clients to select, at most m.
       rng: NumPy generator of this draw.
+      samples: number of training samples of every client, int64[n].
+      known: what was learned of every client; None for a selection without state.
+      price: function from ids int64[k] to the `Timing` that the method would plan for these clients
+        as a cohort now, with jitter of its own; None for a selection without state.
     """
 
     round: int
@@ -22,10 +53,59 @@ class Candidates(NamedTuple):
     clients: np.ndarray
     wanted: int
     rng: np.random.Generator
+    samples: np.ndarray
+    known: Known | None = None
+    price: Callable[[np.ndarray], Timing] | None = None
 
 
-# A function from the candidates to the ids of the cohort, int64[wanted], without repetition.
+class Seen(NamedTuple):
+    """The tasks that a server step settled, k of them, for `Selector.observe`.
+
+    Attributes:
+      round: number of the server step, from 0.
+      clients: ids of the clients, int64[k].
+      status: "merged", "partial" (stopped at a deadline, then merged), "dropped" or "nonfinite"
+        (not merged, because the update was not finite), str[k].
+      loss: mean training loss, float64[k]; NaN for tasks that were not merged.
+      samples: training samples processed, int64[k]; 0 for dropped tasks.
+      sizes: number of training samples of each client, int64[k].
+      duration_s: seconds from dispatch to arrival or, for dropped tasks, to the merge, float64[k].
+    """
+
+    round: int
+    clients: np.ndarray
+    status: np.ndarray
+    loss: np.ndarray
+    samples: np.ndarray
+    sizes: np.ndarray
+    duration_s: np.ndarray
+
+    @property
+    def merged(self) -> np.ndarray:
+        """Whether the update of each task counts, bool[k]."""
+        return np.isin(self.status, ("merged", "partial"))
+
+
+# A function from the candidates to the ids of the cohort, int64[wanted], without repetition. It may
+# not look at anything learned, so that rounds can be planned ahead.
 Select = Callable[[Candidates], np.ndarray]
+
+
+class Selector(NamedTuple):
+    """A selection that learns: pure functions on the host.
+
+    Attributes:
+      init: function `(n) -> state`, from the number of clients to a pytree of NumPy arrays.
+      choose: function `(state, Candidates) -> (ids, state)`; it selects `wanted` candidates or, if
+        it wants no more, fewer, but at least one.
+      observe: function `(state, Seen) -> state`, after every server step.
+      scored: whether it looks at `Known.score`, for which evaluations take every client by itself.
+    """
+
+    init: Callable[[int], PyTree]
+    choose: Callable[[PyTree, Candidates], tuple[np.ndarray, PyTree]]
+    observe: Callable[[PyTree, Seen], PyTree]
+    scored: bool = False
 
 
 def uniform(candidates: Candidates) -> np.ndarray:

@@ -132,7 +132,14 @@ class DispatchTable:
         if size <= 0 or idle.size == 0:
             return state
         clients, start_s = sampler.draw(
-            step, now_s, clients=idle, size=size, least=0 if self.size else 1, turn=turn
+            state,
+            variables,
+            step,
+            now_s,
+            clients=idle,
+            size=size,
+            least=0 if self.size else 1,
+            turn=turn,
         )
         if clients.size:
             plan, state = sampler.plan(state, variables, step, clients, start_s, turn=turn, key=key)

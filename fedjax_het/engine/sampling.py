@@ -5,16 +5,18 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
-from fedjax_het.contract.plan import Plan, Situation
-from fedjax_het.contract.selection import Candidates
+from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.engine.selecting import Selection
 from fedjax_het.problem import Problem
 
 # A fleet whose devices are on for 5 % of the time needs tens of waits. After thousands, enough
 # devices will never be on at once.
 _MAX_WAITS = 2000
+# Purpose of the draws of a plan that is made for its prices only.
+_PRICES = 1
 
 # Compiled, because without compilation it takes longer than the planning of a small round.
 fold_in = jax.jit(jax.random.fold_in)
@@ -30,16 +32,50 @@ class Sampler(NamedTuple):
       algorithm: method that selects and plans.
       problem: problem, whose fleet tells which clients are available.
       seed: seed of the draws.
-      key: typed PRNG key of the plans; draws do not need it.
+      key: typed PRNG key of the plans.
+      selection: selection of the run, for draws.
     """
 
     algorithm: Algorithm
     problem: Problem
     seed: int
     key: jax.Array | None = None
+    selection: Selection | None = None
+
+    def ready(
+        self, now_s: float, *, clients: np.ndarray | None, size: int, least: int
+    ) -> tuple[np.ndarray, float]:
+        """The clients that are available as soon as enough of them are.
+
+        Args:
+          now_s: virtual time in seconds.
+          clients: ids that may be selected, int64[n]; None for all clients.
+          size: number of clients wanted.
+          least: number of clients that must be available.
+
+        Returns:
+          The available clients as ascending ids, and the virtual time.
+
+        Raises:
+          InputError: if `least` clients are never available at once.
+        """
+        clients = np.arange(self.problem.num_clients) if clients is None else clients
+        start_s = now_s
+        for _ in range(_MAX_WAITS):
+            ready_s = self.problem.fleet.next_available(clients, start_s)
+            ready = clients[ready_s <= start_s]
+            if len(ready) >= least:
+                return ready, start_s
+            start_s = float(np.sort(ready_s)[least - 1])
+        raise InputError(
+            f"clients_per_round = {size}: never that many devices are available at once "
+            f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
+        )
 
     def draw(
         self,
+        state: PyTree,
+        variables: Variables,
         step: int,
         now_s: float,
         *,
@@ -51,6 +87,8 @@ class Sampler(NamedTuple):
         """A cohort selected without replacement, as soon as enough clients are available.
 
         Args:
+          state: state of the algorithm, with which a selection may ask for prices.
+          variables: model of the server.
           step: number of the server step, from 0.
           now_s: virtual time in seconds.
           clients: ids that may be selected, int64[n]; None for all clients.
@@ -64,38 +102,26 @@ class Sampler(NamedTuple):
         Raises:
           InputError: if `least` clients are never available at once.
         """
-        clients = np.arange(self.problem.num_clients) if clients is None else clients
         size = self.algorithm.cohort_size if size is None else size
         least = size if least is None else least
-        rng = np.random.default_rng([self.seed, step, 2 * turn])
-        start_s = now_s
-        for _ in range(_MAX_WAITS):
-            ready_s = self.problem.fleet.next_available(clients, start_s)
-            ready = clients[ready_s <= start_s]
-            if len(ready) >= least:
-                wanted = min(size, len(ready))
-                candidates = Candidates(step, start_s, ready, wanted, rng)
-                return self._select(candidates), start_s
-            start_s = float(np.sort(ready_s)[least - 1])
-        raise InputError(
-            f"clients_per_round = {size}: never that many devices are available at once "
-            f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
-        )
+        ready, start_s = self.ready(now_s, clients=clients, size=size, least=least)
+        wanted = min(size, len(ready))
+        if not wanted:
+            return ready, start_s
 
-    def _select(self, candidates: Candidates) -> np.ndarray:
-        """The selection of the algorithm as ascending ids, checked."""
-        chosen, wanted = np.sort(self.algorithm.select(candidates)), candidates.wanted
-        different = len(chosen) == wanted and bool(np.all(chosen[1:] > chosen[:-1]))
-        # Candidates are in ascending order.
-        places = np.searchsorted(candidates.clients, chosen)
-        places = np.minimum(places, len(candidates.clients) - 1)
-        require(
-            different and bool(np.all(candidates.clients[places] == chosen)),
-            lambda: f"select of {self.algorithm.name}: clients {chosen[:10].tolist()} ...",
-            f"must be {wanted} different ones of the candidates",
-            "return some of `candidates.clients`, each once",
-        )
-        return chosen
+        def price(asked: np.ndarray) -> Timing:
+            rng = np.random.default_rng([self.seed, step, 2 * turn, _PRICES])
+            key = fold_in(self.step_key(step), _PRICES)
+            situation = Situation(step, start_s, asked, key, rng)
+            plan, _ = self.algorithm.plan(state, variables, situation)
+            # A plan may list the clients in another order.
+            order = np.argsort(plan.clients)
+            place = order[np.searchsorted(plan.clients, asked, sorter=order)]
+            return plan.take(place).timing
+
+        rng = np.random.default_rng([self.seed, step, 2 * turn])
+        assert self.selection is not None
+        return self.selection.choose(step, start_s, ready, wanted, rng, price), start_s
 
     def step_key(self, step: int) -> jax.Array:
         """The key of all plans of a step."""
@@ -135,3 +161,11 @@ class Sampler(NamedTuple):
             score=score,
         )
         return self.algorithm.plan(state, variables, situation)
+
+
+def require_selectable(algorithm: Algorithm, problem: Problem) -> None:
+    """Raises `InputError` if the selection does not fit the clients, or too few are ever on."""
+    size = algorithm.cohort_size
+    selection = Selection(algorithm, problem.data.sizes)
+    sampler = Sampler(algorithm, problem, seed=0, selection=selection)
+    sampler.ready(0.0, clients=None, size=size, least=1 if algorithm.overlaps else size)

@@ -9,6 +9,7 @@ import numpy as np
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
+from fedjax_het.contract.selection import Selector
 from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator, metrics_of
@@ -82,8 +83,7 @@ class Assessment:
           The metrics of the evaluation, see `Evaluator.__call__`, and the rows of the clients, if
           they are asked for.
         """
-        judged = self._algorithm.evaluated
-        models = [variables] if judged is None else judged(state, variables)
+        models = self._judged(state, variables)
         measured = evaluator.mean(models, self.metric.name)
         self._see(measured, variables)
         wanted = self._options.client_eval
@@ -94,6 +94,14 @@ class Assessment:
                 for row in evaluator.clients(models, trained)
             ]
         return measured, []
+
+    def scores(self, evaluator: Evaluator, state: PyTree, variables: Variables) -> np.ndarray:
+        """`score` on the test samples of every client, float64[n]; see `Evaluator.scores`."""
+        return evaluator.scores(self._judged(state, variables), self.metric.name)
+
+    def _judged(self, state: PyTree, variables: Variables) -> list[Variables]:
+        judged = self._algorithm.evaluated
+        return [variables] if judged is None else judged(state, variables)
 
     def _see(self, measured: Mapping[str, Any], variables: Variables) -> None:
         self.value = measured[self.metric.name]
@@ -159,7 +167,17 @@ def require_judgeable(algorithm: Algorithm, problem: Problem, options: RunOption
         "needs their owners, or one class per sample from which the clients' values are estimated",
         "give test_clients to from_arrays, or leave client_eval out",
     )
-    _monitor(problem, options, target_metric(problem, options))
+    metric = target_metric(problem, options)
+    _monitor(problem, options, metric)
+    scored = isinstance(algorithm.select, Selector) and algorithm.select.scored
+    estimated = classes_of(data) and metric.kind == "mean"
+    require(
+        not scored or data.test_client is not None or estimated,
+        f"select of {algorithm.name} with test samples of no client",
+        f"needs the {metric.name} of every client, from its own test samples, or estimated from "
+        "one class per sample",
+        "give test_clients to from_arrays, or select in another way, e.g. by oort",
+    )
 
 
 def reaches(metric: Metric, value: float | None, target: float) -> bool:

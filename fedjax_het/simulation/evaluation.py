@@ -104,6 +104,25 @@ class Evaluator:
         rows = [self(variables, target) for variables in models]
         return {name: _mean([row[name] for row in rows]) for name in rows[0]}
 
+    def scores(self, models: Sequence[Variables], target: str) -> np.ndarray:
+        """The metric of every client that trains, negative if lower is better, float64[n].
+
+        Args:
+          models: models to evaluate, over which the mean is taken.
+          target: name of the metric.
+
+        Returns:
+          Scores; NaN for clients whose metric cannot be known, see `Spread`.
+        """
+        metric = self.metrics[target]
+        found = [self._spread.values(metric, self.measured(each)[target]) or [] for each in models]
+        scores = np.full(self._problem.num_clients, np.nan)
+        for client, values in zip(self._spread.columns()["client"], zip(*found, strict=True)):
+            value = _mean(list(values))
+            if value is not None and client < len(scores):
+                scores[client] = value if metric.higher_is_better else -value
+        return scores
+
     def clients(
         self,
         models: Sequence[Variables],

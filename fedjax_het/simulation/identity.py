@@ -11,6 +11,7 @@ from absl import logging
 from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import jsonable
 from fedjax_het.contract.algorithm import Algorithm, Schedule
+from fedjax_het.contract.selection import Selector
 from fedjax_het.data.batches import Batch
 from fedjax_het.models.structure import structure
 from fedjax_het.problem import Problem
@@ -140,7 +141,8 @@ def warn_of_changes(algorithm: Algorithm, saved: Any, identity: Mapping[str, Any
             changed["machine"],
         )
     # A schedule of plans knows no accuracy.
-    if changed["evaluation"] and not isinstance(algorithm.plan, Schedule):
+    scored = isinstance(algorithm.select, Selector) and algorithm.select.scored
+    if changed["evaluation"] and (scored or not isinstance(algorithm.plan, Schedule)):
         logging.warning(
             "the run continues with %s: plans of %s may depend on the accuracies of evaluations, "
             "so the results may differ from those of an uninterrupted run",

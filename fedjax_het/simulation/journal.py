@@ -19,6 +19,7 @@ from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
 from fedjax_het.simulation.assessment import reaches
+from fedjax_het.simulation.clients import statuses, worked_s
 from fedjax_het.simulation.device_columns import joules, speeds
 from fedjax_het.simulation.identity import require_same
 from fedjax_het.simulation.sinks import TensorBoard
@@ -93,16 +94,12 @@ def client_rows(
       released: whether a client is free once its result has arrived, and does not wait for the
         merge (a pace that refills).
     """
-    timing, statuses = flight.timing, closing.status
+    timing = flight.timing
     last = problem.model.num_blocks - 1
-    partial = np.asarray([status is Status.PARTIAL for status in statuses])
-    ran = np.asarray([status is not Status.DROPPED for status in statuses])
-    done = np.where(partial, closing.steps / flight.steps, 1.0)
-    compute_s = timing.compute_s * done
-    whole_s = timing.download_s + compute_s + timing.upload_s
+    ran = np.asarray([status is not Status.DROPPED for status in closing.status])
+    done, whole_s = worked_s(flight, closing)
     # A dropped task arrives after the merge, and so does not wait.
     wait_s = np.maximum(closing.at_s - flight.dispatched_s - whole_s, 0.0) * (not released)
-    bad = ran & ~np.asarray(outcome["finite"])
     columns = {
         "client": flight.client,
         "version": flight.version,
@@ -110,7 +107,7 @@ def client_rows(
         "dispatched_s": flight.dispatched_s,
         "arrived_s": flight.dispatched_s + whole_s,
         "download_s": timing.download_s,
-        "compute_s": compute_s,
+        "compute_s": timing.compute_s * done,
         "upload_s": timing.upload_s,
         "bytes_down": timing.bytes_down,
         "bytes_up": timing.bytes_up,
@@ -123,7 +120,7 @@ def client_rows(
         "samples": np.where(ran, outcome["samples"], 0),
         "steps": np.where(ran, closing.steps, 0),
         "loss": np.where(ran, outcome["loss"].astype(np.float64), None),
-        "status": ["nonfinite" if b else s.value for b, s in zip(bad, statuses, strict=True)],
+        "status": statuses(closing, np.asarray(outcome["finite"])),
     }
     lists = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns.values()]
     names = ("step", *columns)

@@ -28,8 +28,10 @@ from fedjax_het.engine.packing import Packed, unstack
 from fedjax_het.engine.programs import Outputs
 from fedjax_het.engine.rounds import RoundOutputs
 from fedjax_het.engine.sampling import Sampler, fold_in
+from fedjax_het.engine.selecting import Selection
 from fedjax_het.engine.steps import Now
 from fedjax_het.problem import Problem
+from fedjax_het.simulation.clients import outcome_of, seen_of
 from fedjax_het.simulation.journal import PendingRecords, Record, client_rows, step_row
 
 # Number of rounds that are planned ahead, so that their routes are compiled together.
@@ -79,6 +81,7 @@ class Server:
       now_s: virtual time in seconds.
       variables: global model.
       state: state of the algorithm.
+      selection: selection of the run.
       unseen_score: score of an evaluation that was not passed to a plan yet, see `Situation`, or
         None.
     """
@@ -95,7 +98,9 @@ class Server:
         keys = _keys(seed)
         self._algorithm, self._engine, self._round_key = algorithm, engine, keys["round"]
         self._problem = problem
-        self._sampler = Sampler(algorithm, problem, seed, keys["plan"])
+        self._sizes = problem.data.sizes
+        self.selection = Selection(algorithm, self._sizes)
+        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection)
         self._capacity = capacity
         self._debug = engine.resources.execution == "debug"
         self._in_batches = algorithm.plans_ahead and not self._debug
@@ -163,7 +168,7 @@ class Server:
 
     def _plan_round(self, step: int, now_s: float) -> _Round:
         """Plans a round at whose end no client is at work, and closes it in virtual time."""
-        clients, start_s = self._sampler.draw(step, now_s)
+        clients, start_s = self._sampler.draw(self.state, self.variables, step, now_s)
         plan, self.state = self._sampler.plan(
             self.state, self.variables, step, clients, start_s, score=self.unseen_score
         )
@@ -188,8 +193,10 @@ class Server:
             )
             late = np.zeros(one.ran.size, np.int64)
             info = jax.device_get(self._observe(plan, out, late, info))
+        outcome = outcome_of(one.ran, len(one.plan.clients), out)
+        self._learn(one.flight, one.closing, outcome)
         self.step += 1
-        record = self._record(one, out, info)
+        record = self._record(one, outcome, info)
         return lambda: [record]
 
     def _batch(self, most: int, ends: Ends) -> tuple[int, PendingRecords]:
@@ -227,30 +234,24 @@ class Server:
             )
 
         def records() -> list[Record]:
-            seen = iter([] if outputs is None else unstack(outputs, packed))
-            return [
-                self._record(one, *(next(seen) if one.ran.size else (None, {}))) for one in rounds
-            ]
+            found = iter([] if outputs is None else unstack(outputs, packed))
+            made = []
+            for one in rounds:
+                out, info = next(found) if one.ran.size else (None, {})
+                outcome = outcome_of(one.ran, len(one.plan.clients), out)
+                made.append(self._record(one, outcome, info))
+            return made
 
         return len(rounds), records
 
-    def _record(self, one: _Round, out: Outputs | None, info: Mapping[str, Any]) -> Record:
-        rows = self._rows(one, out)
+    def _record(self, one: _Round, outcome: Mapping[str, Any], info: Mapping[str, Any]) -> Record:
+        rows = client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
         metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
         return Record(one.step + 1, one.closing.at_s, metrics, rows)
 
-    def _rows(self, one: _Round, out: Outputs | None) -> list[dict[str, Any]]:
-        """Rows of a round's tasks; `out` holds the outputs of the tasks whose work counts."""
-        k = len(one.plan.clients)
-        outcome: dict[str, np.ndarray] = {
-            "loss": np.full(k, np.nan, np.float32),
-            "samples": np.zeros(k, np.int64),
-            "finite": np.ones(k, bool),
-        }
-        if out is not None:
-            for name, column in outcome.items():
-                column[one.ran] = getattr(out, name)
-        return client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
+    def _learn(self, flight: Flight, closing: Closing, outcome: Mapping[str, Any]) -> None:
+        """Shows the tasks that a step settled to the selection."""
+        self.selection.observe(lambda: seen_of(self.step, flight, closing, outcome, self._sizes))
 
     def _send_out(self, table: DispatchTable) -> Closing:
         """Dispatches idle clients; returns the `Closing` of the table at the next merge."""
@@ -265,6 +266,7 @@ class Server:
         tasks, closing, plan, done = table.merge(closing, self.state, self.variables, self.step)
         self.state, self.variables, outputs = done.state, done.variables, done.outputs
         info = self._observe(plan, outputs, self.step - tasks.flight.version, done.info)
+        self._learn(tasks.flight, closing, outputs._asdict())
         self.now_s = closing.at_s
         self.step += 1
         step, now_s, in_flight = self.step, self.now_s, table.size
@@ -314,7 +316,7 @@ class Server:
             "unseen_score": self.unseen_score,
             "routes": self._routes.known,
         }
-        arrays: tuple[PyTree, ...] = (self.variables, self.state)
+        arrays: tuple[PyTree, ...] = (self.variables, self.state, *self.selection.saved)
         if self._table is not None:
             waiting, meta["flight"] = self._table.saved()
             arrays = (*arrays, waiting)
@@ -322,7 +324,7 @@ class Server:
 
     def template(self, meta: Mapping[str, Any]) -> PyTree:
         """Arrays of the structure and shapes of a checkpoint with this metadata."""
-        arrays = self.variables, self.state
+        arrays = self.variables, self.state, *self.selection.saved
         if self._table is None:
             return arrays
         clients = np.arange(self._algorithm.cohort_size)
@@ -332,17 +334,12 @@ class Server:
     def restore(self, arrays: PyTree, meta: Mapping[str, Any]) -> None:
         """Restores the server from the result of `saved`."""
         self._begin(tuple(Route(*route) for route in meta["routes"]))
-        self.variables, self.state, *waiting = arrays
+        self.variables, self.state, *rest = arrays
         if self._table is not None:
-            self._table.restore(waiting[0], meta["flight"])
+            self._table.restore(rest.pop(), meta["flight"])
+        self.selection.restore(tuple(rest))
         self.step, self.now_s = meta["step"], meta["now_s"]
         self.unseen_score = meta["unseen_score"]
-
-
-def require_available(algorithm: Algorithm, problem: Problem, seed: int) -> None:
-    """Raises `InputError` if the first cohort can never be selected."""
-    least = 1 if algorithm.overlaps else None
-    Sampler(algorithm, problem, seed).draw(0, 0.0, least=least)
 
 
 def _keys(seed: int) -> dict[str, jax.Array]:

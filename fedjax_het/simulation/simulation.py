@@ -12,6 +12,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.sampling import require_selectable
 from fedjax_het.models.saving import BEST_FILE, MODEL_FILE
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
@@ -24,7 +25,7 @@ from fedjax_het.simulation.journal import Journal, PendingRecords, Record, requi
 from fedjax_het.simulation.options import RunKeywords, RunOptions
 from fedjax_het.simulation.personal import LocalTraining
 from fedjax_het.simulation.saved import save_model
-from fedjax_het.simulation.server import Server, require_available
+from fedjax_het.simulation.server import Server
 from fedjax_het.simulation.sinks import tensorboard_writer
 from fedjax_het.simulation.start import find_start
 from fedjax_het.simulation.stopwatch import Stopwatch
@@ -84,7 +85,7 @@ class Simulation:
         start = find_start(chosen.initial, problem.model, chosen.workdir)
         self._identity = identify(algorithm, problem, chosen, config or {}, start.digest)
         # Checks come first, because even copying the data to the device compiles a program.
-        require_available(algorithm, problem, chosen.seed)
+        require_selectable(algorithm, problem)
         self._workdir = None if chosen.workdir is None else Path(chosen.workdir)
         self._open(config or {})
         self._engine = engine or Engine(algorithm, chosen.resources(problem))
@@ -280,6 +281,9 @@ class Simulation:
                 last=self._ends(server.step, server.now_s),
             )
             server.unseen_score = self._assessment.score
+            if server.selection.scored:
+                model = server.state, server.variables
+                server.selection.score(self._assessment.scores(self._evaluate, *model))
             now = {"step": server.step, "virtual_s": server.now_s}
             self._client_rows = [{**now, **row} for row in rows]
         return {**self._watch.read(), "compiled_programs": self._engine.programs, **measured}

@@ -21,7 +21,7 @@ def test_uniform_selection_takes_everyone_equally_often_and_nobody_twice():
     rng = np.random.default_rng(0)
     counts = np.zeros(6)
     for round in range(6000):
-        chosen = uniform(Candidates(round, 0.0, np.arange(6), 2, rng))
+        chosen = uniform(Candidates(round, 0.0, np.arange(6), 2, rng, PROBLEM.data.sizes))
         assert len(set(chosen.tolist())) == 2
         counts[chosen] += 1
     np.testing.assert_allclose(counts / 6000, 1 / 3, atol=0.02)

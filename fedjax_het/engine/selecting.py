@@ -1,0 +1,120 @@
+"""The selection of a run: its state, and the table of what is known of every client."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.plan import Timing
+from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
+
+
+class Selection:
+    """The selection of a method with all that it has learned in a run.
+
+    A selection that is a plain function learns nothing, and nothing is kept for it.
+
+    Args:
+      algorithm: method of the run.
+      samples: number of training samples of every client, int64[n].
+
+    Attributes:
+      scored: whether it looks at scores of the clients, see `Selector`.
+    """
+
+    def __init__(self, algorithm: Algorithm, samples: np.ndarray):
+        self._select, self._name, self._samples = algorithm.select, algorithm.name, samples
+        self._kept: tuple[Known, PyTree] | None = None
+        self.scored = False
+        if isinstance(algorithm.select, Selector):
+            n = len(samples)
+            self._kept = nothing_known(n), algorithm.select.init(n)
+            self.scored = algorithm.select.scored
+
+    def choose(
+        self,
+        round: int,
+        now_s: float,
+        clients: np.ndarray,
+        wanted: int,
+        rng: np.random.Generator,
+        price: Callable[[np.ndarray], Timing],
+    ) -> np.ndarray:
+        """The cohort as ascending ids, checked; the arguments are fields of `Candidates`."""
+        candidates = Candidates(round, now_s, clients, wanted, rng, self._samples)
+        if self._kept is None:
+            assert not isinstance(self._select, Selector)
+            return self._checked(self._select(candidates), candidates, least=wanted)
+        assert isinstance(self._select, Selector)
+        known, state = self._kept
+        candidates = candidates._replace(known=known, price=price)
+        chosen, state = self._select.choose(state, candidates)
+        chosen = self._checked(chosen, candidates, least=1)
+        self._kept = known, state
+        return chosen
+
+    def _checked(self, chosen: np.ndarray, candidates: Candidates, least: int) -> np.ndarray:
+        """The chosen ids in ascending order; `InputError` unless they are different candidates."""
+        chosen, wanted = np.sort(chosen), candidates.wanted
+        different = least <= len(chosen) <= wanted and bool(np.all(chosen[1:] > chosen[:-1]))
+        # Candidates are in ascending order.
+        places = np.searchsorted(candidates.clients, chosen)
+        places = np.minimum(places, len(candidates.clients) - 1)
+        number = wanted if least == wanted else f"{least} to {wanted}"
+        require(
+            different and bool(np.all(candidates.clients[places] == chosen)),
+            lambda: f"select of {self._name}: clients {chosen[:10].tolist()} ...",
+            f"must be {number} different ones of the candidates",
+            "return some of `candidates.clients`, each once",
+        )
+        return chosen
+
+    def observe(self, seen: Callable[[], Seen]) -> None:
+        """Learns from a server step; a selection that learns nothing does not ask for the tasks."""
+        if self._kept is None:
+            return
+        assert isinstance(self._select, Selector)
+        known, state = self._kept
+        settled = seen()
+        note(known, settled)
+        self._kept = known, self._select.observe(state, settled)
+
+    def score(self, scores: np.ndarray) -> None:
+        """Takes the scores of an evaluation, float64[n], see `Known.score`."""
+        assert self._kept is not None
+        self._kept[0].score[:] = scores
+
+    # ---- checkpoints -------------------------------------------------------------------------
+
+    @property
+    def saved(self) -> tuple[PyTree, ...]:
+        """The content of a checkpoint, empty for a selection that learns nothing."""
+        return () if self._kept is None else (self._kept,)
+
+    def restore(self, saved: tuple[PyTree, ...]) -> None:
+        """Restores the result of `saved`."""
+        if self._kept is not None:
+            ((known, state),) = saved
+            self._kept = Known(*map(np.array, known)), state
+
+
+def nothing_known(n: int) -> Known:
+    """What is known of n clients before the first step."""
+    return Known(
+        loss=np.full(n, np.nan),
+        duration_s=np.full(n, np.nan),
+        seen=np.full(n, -1, np.int64),
+        failures=np.zeros(n, np.int64),
+        score=np.full(n, np.nan),
+    )
+
+
+def note(known: Known, seen: Seen) -> None:
+    """Writes the tasks of a server step into the table."""
+    arrived, merged = seen.status != "dropped", seen.merged
+    known.loss[seen.clients[merged]] = seen.loss[merged]
+    known.duration_s[seen.clients] = seen.duration_s
+    known.seen[seen.clients[arrived]] = seen.round
+    known.failures[seen.clients[~merged]] += 1

@@ -1,0 +1,68 @@
+"""Selections in a few lines: uniform, by samples, and by last known loss."""
+
+import numpy as np
+
+from fedjax_het.common.errors import require
+from fedjax_het.contract import selection
+from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.selection import Candidates
+from fedjax_het.transforms.compose import Transformation
+from fedjax_het.transforms.select.parts import drawn, selecting, stateless
+
+
+def uniform() -> Transformation:
+    """All available clients with equal probability, the selection of every method by default."""
+    return selecting("uniform", selection.uniform)
+
+
+def weighted() -> Transformation:
+    """Available clients in proportion to their numbers of samples, without replacement.
+
+    Weights of the merge stay as they are: a method whose clients count by samples as well counts
+    large clients twice, unless it has `weighting = "uniform"`.
+    """
+
+    def choose(candidates: Candidates) -> np.ndarray:
+        samples = candidates.samples[candidates.clients]
+        return drawn(candidates.rng, candidates.clients, samples, candidates.wanted)
+
+    return selecting("weighted", choose)
+
+
+def power_of_choice(*, d: int) -> Transformation:
+    """Of d clients drawn in proportion to their samples, those with the highest last known loss.
+
+    This is the variant rpow-d, which costs nothing: the loss of a client is its mean training loss
+    when it last took part, and a client without one comes first. Equal losses are ordered as drawn.
+
+    Args:
+      d: number of clients that are compared, at least the cohort size; if fewer are available, all
+        are compared.
+
+    References:
+      Cho, Wang and Joshi, *Client Selection in Federated Learning: Convergence Analysis and
+      Power-of-Choice Selection Strategies*, 2020, section 3.
+    """
+    require(d >= 1, f"d = {d}", "must be at least 1 client", "use twice the cohort size")
+
+    def choose(candidates: Candidates) -> np.ndarray:
+        assert candidates.known is not None
+        clients = candidates.clients
+        count = min(max(d, candidates.wanted), len(clients))
+        compared = drawn(candidates.rng, clients, candidates.samples[clients], count)
+        loss = candidates.known.loss[compared]
+        order = np.argsort(-np.where(np.isnan(loss), np.inf, loss), kind="stable")
+        return compared[order[: candidates.wanted]]
+
+    transformation = selecting("power_of_choice", stateless(choose), d=d)
+
+    def checked(algorithm: Algorithm) -> Algorithm:
+        require(
+            d >= algorithm.cohort_size,
+            f"d = {d} of power_of_choice",
+            f"must be at least the cohort of {algorithm.cohort_size} clients",
+            "use twice the cohort size",
+        )
+        return transformation(algorithm)
+
+    return checked
