@@ -26,7 +26,6 @@ from flax import nnx
 import fedjax_het as fh
 from fedjax_het.report.compare import Comparison
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/sensors", "Directory of the runs and the page.")
 SPEAKERS = 20
 TARGETS = (0.5, 0.7, 0.75)
 
@@ -98,10 +97,11 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # checkpoints report every step
     problem = make_problem(fh.data.load_federated("speech_commands", num_clients=SPEAKERS))
     print("blocks:", ", ".join(problem.cost.names))
-    comparison = study(problem, _WORKDIR.value, seeds=(0, 1, 2), seconds=60.0)
+    comparison = study(problem, flags.FLAGS.workdir, seeds=(0, 1, 2), seconds=60.0)
     print(comparison.headline)
     print(comparison.table())
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/sensors", "Directory of the runs and the page.")
     app.run(main)

@@ -119,7 +119,6 @@ QUICK = {
     ("dtfl", "multilabel"),
     ("fedgkt", "regression"),
     ("fedpmt", "segmentation"),
-    ("prfl", "next_token"),
 }
 
 

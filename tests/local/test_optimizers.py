@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import assert_close, differ, digits_problem, exits_problem, one_round, windows
+from problems import (
+    assert_close,
+    differ,
+    digits_problem,
+    exits_problem,
+    one_round,
+    situation,
+    windows,
+)
 
 from fedjax_het.algorithms import build, fedavg
 from fedjax_het.algorithms.training import TrainingOptions
@@ -119,8 +127,9 @@ def test_the_gradient_of_the_sub_model_is_clipped():
     problem = exits_problem()
     start = problem.model.init(jax.random.key(0))
     method = windows(problem, learning_rate=1.0, clip_norm=0.01, local_steps=1)
+    plan, _ = method.plan((), start, situation(problem, clients=np.arange(2)))
     routed, masked, debug = (
-        one_round(method, problem, start, execution=execution, chunk=1)[0]
+        one_round(method, problem, start, plan, execution=execution, chunk=1)[0]
         for execution in ("routed", "masked", "debug")
     )
     assert_close(masked, routed)
