@@ -105,6 +105,7 @@ def test_salf_with_its_own_stragglers():
     assert set(plan.rows) == {"first_layer"}
 
 
+@pytest.mark.slow
 def test_debug_masked_and_routed_agree():
     """With tensors for layers and a weight per client and layer; the sweep has the defaults."""
     problem = adel_problem(users=3, samples=8, hidden=(4,), mean_power=5, stages=4)

@@ -193,6 +193,7 @@ class Server:
                 np.testing.assert_allclose(a, np.nan_to_num(b), rtol=1e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=6)
 @given(draws, st.booleans(), st.booleans(), st.sampled_from([None, 14, 30]))
 def test_packed_buffers_equal_dense_ones(rng, live, masked, pages):

@@ -42,6 +42,7 @@ def entries(folder):
     return {path.name: path.stat().st_ino for path in folder.glob("*/*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_second_process_reads_what_the_first_compiled(tmp_path):
     first = run(tmp_path)
     kept = entries(tmp_path)
@@ -51,6 +52,7 @@ def test_second_process_reads_what_the_first_compiled(tmp_path):
     assert not list(tmp_path.glob("*/process-*"))
 
 
+@pytest.mark.slow
 def test_off_keeps_nothing_and_a_directory_given_to_jax_is_left_alone(tmp_path):
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     assert run("off")[1] == "False"

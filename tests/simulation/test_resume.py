@@ -162,6 +162,7 @@ def finish(workdir, name="fedyogi", process=None):
         return [arrays[name] for name in arrays.files]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     """Killed between steps, during a checkpoint, and again; then finished by one more process."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
