@@ -83,6 +83,9 @@ def with_energy(fleet: Fleet, energy: Energy) -> Fleet:
     the tail, in which the LTE radio stays on after a transfer, is left out. A phone that waits has
     its screen off, 0.0114 W (measured).
 
+    Warning: these figures are recalled from the papers below and have not been compared with their
+    tables. Give columns of your own where absolute joules matter.
+
     Args:
       fleet: fleet whose speeds and rates are used; earlier prices are replaced. The speeds of most
         presets are known up to a factor only, and the energy of computation has the same factor.
