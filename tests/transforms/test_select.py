@@ -12,6 +12,8 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.contract.plan import Timing
 from fedjax_het.contract.selection import Candidates, Seen, Selector
 from fedjax_het.engine.selecting import note, nothing_known
+from fedjax_het.transforms.named import named
+from fedjax_het.transforms.select import SELECTIONS
 from fedjax_het.transforms.select.fedcs import scheduled
 from fedjax_het.transforms.select.oort import paced, scores, slowness
 from fedjax_het.transforms.select.parts import at_share, drawn
@@ -356,7 +358,7 @@ def test_methods_compose_and_know_their_selection():
 def test_rounds_run_in_batches_unless_the_selection_learns():
     plain = fh.algorithms.fedavg(digits_problem(), learning_rate=0.1)
     ahead = {
-        name: fh.transforms.select.build(options)(plain).plans_ahead
+        name: named(options, SELECTIONS, "select")(plain).plans_ahead
         for name, options in {
             "uniform": "uniform",
             "weighted": "weighted",
