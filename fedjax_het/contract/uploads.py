@@ -20,8 +20,8 @@ class Upload(NamedTuple):
     Attributes:
       name: name in errors.
       change: function `(kept, Chunk) -> (kept, Chunk)`, traced. It treats every client of the chunk
-        by itself, by its `delta`, `mask`, `client` and `key`, which is this upload's own; clients of
-        weight 0 stay zero, and so do coordinates outside the mask.
+        by itself, by its `delta`, `mask`, `client` and `key`, which is this upload's own. Clients
+        of weight 0 stay zero, and so do coordinates outside the mask.
       keep: function `(variables, n) -> kept` for the first of the values that it keeps between the
         steps: a pytree of JAX arrays, e.g. with a row for each of the n clients. The merge then has
         buffers, see `Aggregator`. None keeps nothing, and `kept` is ().
@@ -29,8 +29,8 @@ class Upload(NamedTuple):
       noise: function `(kept, params, key) -> noise` in the structure and shapes of the parameters,
         float32, which is added once to the sum of the updates; None adds nothing. It needs a merge
         that is a `mean` (`Aggregator`).
-      price: function `(Timing, k) -> Timing` from the prices of the tasks to those with this upload,
-        for a cohort of k clients; None if it costs nothing.
+      price: function `(Timing, k) -> Timing` from the prices of the tasks to those with this
+        upload, for a cohort of k clients; None if it costs nothing.
       told: function `(round, k, n) -> numbers` to record with a step, from its number from 0, the
         size of its cohort and the number of clients; None for none.
       contracts: whether it makes no update longer, in the Euclidean norm.

@@ -25,7 +25,6 @@ from fedjax_het.contract.checks import check_chunk, check_mask, check_result
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.placement import AXIS
 
-
 # Data of the key of a client's uploads; local training splits the client's key instead.
 _UPLOAD = np.uint32(2**32 - 1)
 

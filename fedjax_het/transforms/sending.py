@@ -1,6 +1,5 @@
 """Uploads of a method inside its merge, and the transformations that add one."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
