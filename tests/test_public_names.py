@@ -103,6 +103,7 @@ PUBLIC = {
         "Task",
         "Term",
         "Timing",
+        "Upload",
         "Variables",
         "aggregation",
         "clock",
@@ -221,7 +222,6 @@ PUBLIC = {
     ],
     "fedjax_het.transforms.select": [
         "SELECTIONS",
-        "build",
         "fedcs",
         "oort",
         "power_of_choice",
