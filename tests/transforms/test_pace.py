@@ -75,7 +75,9 @@ def assert_identical(one, other):
 
 
 def test_paces_that_wait_for_all_are_the_barrier_bit_for_bit():
-    plain = run("fedavg", clients_per_round=4)
+    method = build("fedavg", digits_problem(), clients_per_round=4, **TRAINING)
+    programs = {"engine": make_engine(method, digits_problem()), "evaluator": evaluator()}
+    plain = fh.simulate(method, digits_problem(), rounds=3, **programs)
     for pace in (
         fh.pace.barrier(),
         fh.pace.deadline(math.inf),
@@ -83,7 +85,8 @@ def test_paces_that_wait_for_all_are_the_barrier_bit_for_bit():
         fh.pace.first(4, of=4),
         fh.pace.first(over_select=1.0),
     ):
-        assert_identical(run("fedavg", pace, clients_per_round=4), plain)
+        paced = fh.compose(method, pace)
+        assert_identical(fh.simulate(paced, digits_problem(), rounds=3, **programs), plain)
 
 
 def test_a_deadline_makes_fedavg_drop_stragglers_and_fedprox():
