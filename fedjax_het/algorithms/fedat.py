@@ -148,29 +148,27 @@ def tier_by_tier(tier: np.ndarray) -> Pace:
 def idle_tiers(tier: np.ndarray, shares: np.ndarray) -> Selector:
     """Selects clients of all tiers that have nobody at work, uniformly inside each of them.
 
-    Its state is the mask of the tiers at work, bool[M].
+    Its state is the number of clients at work in each tier, int64[M].
 
     Args:
       tier: tier of every client, int64[n].
       shares: number of clients at work of each tier, int64[M].
     """
 
-    def choose(busy: np.ndarray, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+    def choose(at_work: np.ndarray, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
         own = tier[candidates.clients]
         chosen = [candidates.clients[:0]]
-        for idle in np.flatnonzero(~busy):
+        for idle in np.flatnonzero(at_work == 0):
             members = candidates.clients[own == idle]
             count = min(int(shares[idle]), len(members))
             chosen.append(candidates.rng.choice(members, count, replace=False))
         ids = np.concatenate(chosen)
-        at_work = np.bincount(tier[ids], minlength=len(shares)) > 0
-        return ids, busy | at_work
+        return ids, at_work + np.bincount(tier[ids], minlength=len(shares))
 
-    def observe(busy: np.ndarray, seen: Seen) -> np.ndarray:
-        ended = np.bincount(tier[seen.clients], minlength=len(shares)) > 0
-        return busy & ~ended
+    def observe(at_work: np.ndarray, seen: Seen) -> np.ndarray:
+        return at_work - np.bincount(tier[seen.clients], minlength=len(shares))
 
-    none = np.zeros(len(shares), bool)
+    none = np.zeros(len(shares), np.int64)
     reason = "each tier selects among its own clients"
     return Selector(lambda n: none, choose, observe, replaceable=reason)
 

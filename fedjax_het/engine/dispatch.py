@@ -186,9 +186,9 @@ class DispatchTable:
         order = arrival_order(self._tasks.flight)
         waits = np.asarray([status is Status.WAITING for status in closing.status])[order]
         chosen = order[~waits]
-        merged = chosen[closing.merges[chosen]]
-        planned = self._tasks.flight.steps
-        self._tasks = self._tasks.counting(np.where(closing.merges, closing.steps, planned))
+        merges, planned = closing.merges, self._tasks.flight.steps
+        merged = chosen[merges[chosen]]
+        self._tasks = self._tasks.counting(np.where(merges, closing.steps, planned))
         newest = max(self._origins)
         shared = self._origins[newest].common.shared
         now = Now(np.int32(step), self._key)

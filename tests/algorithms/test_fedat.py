@@ -131,11 +131,11 @@ def test_the_selection_belongs_to_the_tiers():
     choose = method.select.choose
     rng = np.random.default_rng(0)
     candidates = Candidates(0, 0.0, np.arange(3), 3, rng, np.ones(3))
-    ids, busy = choose(method.select.init(3), candidates)
+    ids, at_work = choose(method.select.init(3), candidates)
     assert sorted(ids.tolist()) == [0, 1, 2]
-    assert busy.tolist() == [True, True]
-    ids, again = choose(busy, candidates._replace(clients=np.asarray([0]), wanted=1))
+    assert at_work.tolist() == [2, 1]
+    ids, again = choose(at_work, candidates._replace(clients=np.asarray([0]), wanted=1))
     assert ids.size == 0
-    assert again.tolist() == [True, True]
+    assert again.tolist() == [2, 1]
     with pytest.raises(fh.InputError, match="select oort of fedat: cannot be composed: each tier"):
         fh.compose(method, fh.select.oort())
