@@ -5,7 +5,7 @@ which has a state of its own and sees what is known of every client.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -97,15 +97,18 @@ class Selector(NamedTuple):
     Attributes:
       init: function `(n) -> state`, from the number of clients to a pytree of NumPy arrays.
       choose: function `(state, Candidates) -> (ids, state)`; it selects `wanted` candidates or, if
-        it wants no more, fewer, but at least one.
+        it wants no more, fewer; at least one, unless other clients are at work.
       observe: function `(state, Seen) -> state`, after every server step.
       scored: whether it looks at `Known.score`, for which evaluations take every client by itself.
+      replaceable: whether a method works with another selection in its place: True, or the reason
+        why not.
     """
 
     init: Callable[[int], PyTree]
     choose: Callable[[PyTree, Candidates], tuple[np.ndarray, PyTree]]
     observe: Callable[[PyTree, Seen], PyTree]
     scored: bool = False
+    replaceable: Literal[True] | str = True
 
 
 def uniform(candidates: Candidates) -> np.ndarray:

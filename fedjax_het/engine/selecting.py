@@ -41,8 +41,13 @@ class Selection:
         wanted: int,
         rng: np.random.Generator,
         price: Callable[[np.ndarray], Timing],
+        *,
+        least: int = 1,
     ) -> np.ndarray:
-        """The cohort as ascending ids, checked; the arguments are fields of `Candidates`."""
+        """The cohort as ascending ids, checked; the arguments are fields of `Candidates`.
+
+        A selection with a state must choose at least `least` clients.
+        """
         candidates = Candidates(round, now_s, clients, wanted, rng, self._samples)
         if self._kept is None:
             assert not isinstance(self._select, Selector)
@@ -51,7 +56,7 @@ class Selection:
         known, state = self._kept
         candidates = candidates._replace(known=known, price=price)
         chosen, state = self._select.choose(state, candidates)
-        chosen = self._checked(chosen, candidates, least=1)
+        chosen = self._checked(chosen, candidates, least=least)
         self._kept = known, state
         return chosen
 

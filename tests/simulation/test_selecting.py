@@ -172,6 +172,10 @@ def slow_unless(quick, names):
 def test_every_method_runs_with_every_kind_of_selection(name):
     problem, options = options_of(name)
     plain = fh.algorithms.build(name, problem, **options)
+    if isinstance(plain.select, Selector) and plain.select.replaceable is not True:
+        with pytest.raises(fh.InputError, match=f"of {name}: cannot be composed"):
+            fh.compose(plain, fh.select.oort())
+        return
     shared = {"engine": make_engine(plain, problem), "evaluator": Evaluator(problem)}
     cohorts = {}
     for select in (None, "uniform", "weighted", "oort"):
