@@ -48,6 +48,7 @@ class Setting(NamedTuple):
             clients=clients,
             status=np.full(len(clients), "merged"),
             loss=1 / self.samples[clients],
+            square_loss=1 / self.samples[clients] ** 2,
             samples=self.samples[clients],
             sizes=self.samples[clients],
             duration_s=self.duration_s[clients],

@@ -67,6 +67,8 @@ class Seen(NamedTuple):
       status: "merged", "partial" (stopped at a deadline, then merged), "dropped" or "nonfinite"
         (not merged, because the update was not finite), str[k].
       loss: mean training loss, float64[k]; NaN for tasks that were not merged.
+      square_loss: mean squared loss of the mini-batches of the first epoch, float64[k], see
+        `ClientResult`; NaN likewise.
       samples: training samples processed, int64[k]; 0 for dropped tasks.
       sizes: number of training samples of each client, int64[k].
       duration_s: seconds from dispatch to arrival or, for dropped tasks, to the merge, float64[k].
@@ -76,6 +78,7 @@ class Seen(NamedTuple):
     clients: np.ndarray
     status: np.ndarray
     loss: np.ndarray
+    square_loss: np.ndarray
     samples: np.ndarray
     sizes: np.ndarray
     duration_s: np.ndarray

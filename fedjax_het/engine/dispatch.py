@@ -192,8 +192,7 @@ class DispatchTable:
         else:
             acc = self._accumulate(chosen, state, variables, step)
             taken = self._tasks.rows_of(chosen)
-            outputs = Outputs(taken.loss, taken.samples, taken.finite, taken.info)
-            done = Step(*self._engine.close(acc, state, variables, shared, now), outputs)
+            done = Step(*self._engine.close(acc, state, variables, shared, now), taken.outputs)
         self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
         alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
@@ -241,13 +240,11 @@ class DispatchTable:
     def _note(self, tasks: np.ndarray, out: Outputs) -> None:
         """Writes the reported values of training to the table."""
         assert self._tasks is not None
-        self._tasks.loss[tasks], self._tasks.samples[tasks] = out.loss, out.samples
-        self._tasks.finite[tasks] = out.finite
 
         def put(every: np.ndarray, new: np.ndarray) -> None:
             every[tasks] = new
 
-        jax.tree.map(put, self._tasks.info, out.info)
+        jax.tree.map(put, self._tasks.outputs, out)
 
     def _train_and_merge(self, acc: PyTree, todo: np.ndarray, step: int) -> PyTree:
         """Trains tasks and merges them immediately, version by version; stacks no models."""
