@@ -1,4 +1,4 @@
-"""PyramidFL against its formulas by hand. Checks of methods/selection.md."""
+"""PyramidFL against its formulas by hand; methods/selection.md 6."""
 
 import functools
 
