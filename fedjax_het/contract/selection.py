@@ -46,6 +46,10 @@ class Candidates(NamedTuple):
       known: what was learned of every client; None for a selection without state.
       price: function from ids int64[k] to the `Timing` that the method would plan for these clients
         as a cohort now, with jitter of its own; None for a selection without state.
+      losses: function from ids int64[k] to the mean losses of the current model on the training
+        samples of these clients, float64[k], at most once in a draw. Each of them downloads the
+        model, runs it forward over its samples and uploads a number, and the tasks of the cohort
+        begin when the slowest has answered. None for a selection that does not `probe`.
     """
 
     round: int
@@ -56,6 +60,7 @@ class Candidates(NamedTuple):
     samples: np.ndarray
     known: Known | None = None
     price: Callable[[np.ndarray], Timing] | None = None
+    losses: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class Seen(NamedTuple):
@@ -103,12 +108,15 @@ class Selector(NamedTuple):
         it wants no more, fewer, but at least one.
       observe: function `(state, Seen) -> state`, after every server step.
       scored: whether it looks at `Known.score`, for which evaluations take every client by itself.
+      probes: whether it may ask for `Candidates.losses`; only under a pace that merges all tasks of
+        a cohort at once.
     """
 
     init: Callable[[int], PyTree]
     choose: Callable[[PyTree, Candidates], tuple[np.ndarray, PyTree]]
     observe: Callable[[PyTree, Seen], PyTree]
     scored: bool = False
+    probes: bool = False
 
 
 def uniform(candidates: Candidates) -> np.ndarray:

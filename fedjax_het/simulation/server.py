@@ -11,7 +11,7 @@ first and then run as one batch of rounds on the device.
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.dispatch import DispatchTable
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.packing import Packed, unstack
+from fedjax_het.engine.probing import LossProbe
 from fedjax_het.engine.programs import Outputs
 from fedjax_het.engine.rounds import RoundOutputs
 from fedjax_het.engine.sampling import Sampler, fold_in
@@ -33,32 +34,11 @@ from fedjax_het.engine.steps import Now
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import outcome_of, seen_of
 from fedjax_het.simulation.journal import PendingRecords, Record, client_rows, step_row
+from fedjax_het.simulation.planned import PlannedRound
+from fedjax_het.simulation.probes import probe_rows
 
 # Number of rounds that are planned ahead, so that their routes are compiled together.
 _AHEAD = 32
-
-
-class _Round(NamedTuple):
-    """A round that is planned and closed in virtual time, but not trained yet.
-
-    Attributes:
-      step: number of server steps before it.
-      plan: plan of all its tasks.
-      flight: tasks as dispatched.
-      closing: decision of the pace on these tasks.
-      ran: indices of the tasks whose work counts, int64[r].
-    """
-
-    step: int
-    plan: Plan
-    flight: Flight
-    closing: Closing
-    ran: np.ndarray
-
-    @property
-    def executed(self) -> Plan:
-        """The tasks whose work counts, with the local steps that count."""
-        return self.plan.take(self.ran, self.closing.steps)
 
 
 # `(step, now_s) -> bool`, for the number of a step, from 1, and the virtual time of its end.
@@ -100,12 +80,13 @@ class Server:
         self._problem = problem
         self._sizes = problem.data.sizes
         self.selection = Selection(algorithm, self._sizes)
-        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection)
+        losses = LossProbe(engine.resources)
+        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection, losses)
         self._capacity = capacity
         self._debug = engine.resources.execution == "debug"
         self._in_batches = algorithm.plans_ahead and not self._debug
         self._begin(())
-        self._planned: deque[_Round] = deque()
+        self._planned: deque[PlannedRound] = deque()
         self._closing: Closing | None = None
         self.step, self.now_s = 0, 0.0
         self.unseen_score: float | None = None
@@ -166,7 +147,7 @@ class Server:
         table = self._table
         return 1, self._barrier_round() if table is None else self._overlapping_round(table)
 
-    def _plan_round(self, step: int, now_s: float) -> _Round:
+    def _plan_round(self, step: int, now_s: float) -> PlannedRound:
         """Plans a round at whose end no client is at work, and closes it in virtual time."""
         clients, start_s = self._sampler.draw(self.state, self.variables, step, now_s)
         plan, self.state = self._sampler.plan(
@@ -176,7 +157,7 @@ class Server:
         flight = dispatch(plan, start_s, step)
         closing = self._algorithm.pace.close(flight)
         ran = np.flatnonzero([status is not Status.DROPPED for status in closing.status])
-        return _Round(step, plan, flight, closing, ran)
+        return PlannedRound(step, plan, flight, closing, ran, self.selection.probes)
 
     def _barrier_round(self) -> PendingRecords:
         """Runs a single round; the model does not change if no client's work counts."""
@@ -205,7 +186,7 @@ class Server:
         The batch ends before a round that cannot be planned. The rounds before it are run and
         recorded, and the error is raised when the batch that starts with this round is run.
         """
-        rounds: list[_Round] = []
+        rounds: list[PlannedRound] = []
         while True:
             if not self._planned:
                 try:
@@ -244,8 +225,11 @@ class Server:
 
         return len(rounds), records
 
-    def _record(self, one: _Round, outcome: Mapping[str, Any], info: Mapping[str, Any]) -> Record:
-        rows = client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
+    def _record(
+        self, one: PlannedRound, outcome: Mapping[str, Any], info: Mapping[str, Any]
+    ) -> Record:
+        rows = probe_rows(one.step + 1, one.probes, self._problem)
+        rows += client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
         metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
         return Record(one.step + 1, one.closing.at_s, metrics, rows)
 
