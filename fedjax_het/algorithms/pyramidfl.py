@@ -32,6 +32,8 @@ from fedjax_het.transforms.select import oort as by_oort
 # and the factor by which the gradient utility of a client that has been seen is reduced.
 _MOST_ADDED, _MOST_EPOCHS = 10, 5
 _SEEN = 0.01
+# An upload without tensors tells the utility, float32.
+_LEAST_BYTES = 4
 
 
 class Utilities(NamedTuple):
@@ -61,7 +63,7 @@ def pyramidfl(
     the samples $s_i$ and the whole update $\Delta_i$ of the last task; a client not seen yet has
     the utility $n_i$. Of K clients, the one with `rank` better ones sends every tensor with
     probability $1 - d_i$, $d_i$ = `thinned_from` + rank (`thinned_to` - `thinned_from`) / K. The
-    server draws the tensors, so the clock charges exactly those.
+    server draws the tensors, so the clock charges exactly those; 4 bytes if there are none.
 
     With the thinned uploads the slowest client takes T seconds. A client that takes $t_i$, of which
     $c_i$ for its $E_i$ steps, trains $\lfloor \beta (T - t_i) E_i / c_i \rfloor$ steps more, at
@@ -116,7 +118,7 @@ def pyramidfl(
         sizes = problem.data.sizes[clients]
         share = shares(state.gradient[clients], thinned_from, thinned_to)
         sent = situation.rng.random((len(clients), upload.tensors)) >= share[:, None]
-        bytes_up = upload.bytes(sent)
+        bytes_up = np.maximum(upload.bytes(sent), _LEAST_BYTES)
 
         def timing(steps: np.ndarray, rng: np.random.Generator | None) -> Timing:
             samples = options.samples(sizes, steps)

@@ -125,6 +125,12 @@ def test_bytes_are_those_of_the_tensors_that_are_sent(make):
     assert upload.bytes(one).tolist() == [4 * leaf.size + cost.stats_bytes[0]]
 
 
+def test_a_client_without_tensors_still_answers():
+    plan = planned(timed_problem(), thinned_from=1.0, thinned_to=1.0)
+    assert not plan.rows["sent"].any()
+    assert plan.timing.bytes_up.tolist() == [4, 4, 4]
+
+
 def test_a_tensor_is_left_out_with_the_probability_of_its_rank():
     problem, draws, utility = timed_problem(), 600, [1.0, 3.0, 2.0]
     method = build("pyramidfl", problem, **SGD)
