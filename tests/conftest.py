@@ -22,6 +22,8 @@ os.environ.setdefault(
 import jax
 import pytest
 
+from fedjax_het.common.errors import InputError
+from fedjax_het.data import load
 from fedjax_het.runtime import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -57,8 +59,23 @@ def full_compile():
 
 @pytest.fixture
 def data_dir():
-    """Directory with the larger public sets, or a skip that says how to provide it."""
+    """Directory with some of the larger public sets, or a skip that says how to provide it."""
     path = os.environ.get("FEDJAX_HET_DATA")
     if not path or not os.path.isdir(path):
         pytest.skip("FEDJAX_HET_DATA does not name a directory with the public data sets")
     return path
+
+
+@pytest.fixture
+def real(data_dir):
+    """Function that loads a published set by name, or skips where its files are not at hand."""
+
+    def loaded(name, load=load, **options):
+        try:
+            return load(name, data_dir, **options)
+        except InputError as error:
+            if "no file" not in str(error):
+                raise
+            pytest.skip(str(error))
+
+    return loaded

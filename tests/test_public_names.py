@@ -105,6 +105,7 @@ PUBLIC = {
         "Task",
         "Term",
         "Timing",
+        "Upload",
         "Variables",
         "aggregation",
         "clock",
@@ -223,7 +224,6 @@ PUBLIC = {
     ],
     "fedjax_het.transforms.select": [
         "SELECTIONS",
-        "build",
         "fedcs",
         "oort",
         "power_of_choice",

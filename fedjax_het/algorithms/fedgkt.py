@@ -183,6 +183,7 @@ def fedgkt(
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
         evaluated=evaluated,
+        sends="features and logits",
     )
 
 

@@ -268,7 +268,7 @@ def knowing(select: Selector, timing_of: Callable[[int], Timing]) -> Selector:
         known = candidates.known._replace(duration_s=timing.total_s)
 
         def asked(clients: np.ndarray) -> Timing:
-            return Timing(*(column[clients] for column in timing))
+            return jax.tree.map(lambda column: column[clients], timing)
 
         return select.choose(state, candidates._replace(known=known, price=asked))
 

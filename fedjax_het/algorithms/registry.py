@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, overload
 
@@ -12,8 +12,10 @@ from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_options, defaults, filled, grouped, parameters
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.problem import Problem
-from fedjax_het.transforms import select as selections
-from fedjax_het.transforms.compose import Transformation, compose
+from fedjax_het.transforms.catalogue import TRANSFORMATIONS
+from fedjax_het.transforms.compose import compose as composition
+from fedjax_het.transforms.named import Choice, named
+from fedjax_het.transforms.select import SELECTIONS
 
 Factory = Callable[..., Algorithm]
 _Made = TypeVar("_Made", bound=Factory)
@@ -29,13 +31,18 @@ class CompositionOptions:
       select: selection of the cohort: a name of `transforms.select.SELECTIONS`; a mapping of the
         name and its options, e.g. `{"name": "oort", "cut": 0.7}`; or a transformation. None keeps
         that of the method.
+      compose: transformations of the method, from left to right, before `select`: names of
+        `transforms.catalogue.TRANSFORMATIONS`, mappings of a name and its options, e.g. `{"name":
+        "compress.top_k", "share": 0.1}`, or transformations.
     """
 
-    select: str | Mapping[str, Any] | Transformation | None = None
+    select: Choice | None = None
+    compose: Sequence[Choice] | None = None
 
 
 # Options that a method of a comparison takes over from another one.
-SHARED_OPTIONS = (*TRAINING_OPTIONS, *(field.name for field in fields(CompositionOptions)))
+_COMPOSITION = tuple(field.name for field in fields(CompositionOptions))
+SHARED_OPTIONS = (*TRAINING_OPTIONS, *_COMPOSITION)
 
 # Factories `(problem, **options) -> Algorithm` by name.
 ALGORITHMS: dict[str, Factory] = {}
@@ -75,17 +82,20 @@ def _register(factory: _Made, options: type) -> _Made:
     )
 
     @functools.wraps(factory)
-    def recorded(*arguments: Any, select: Any = None, **given: Any) -> Algorithm:
-        selecting = [] if select is None else [selections.build(select)]
+    def recorded(
+        *arguments: Any, select: Any = None, compose: Any = None, **given: Any
+    ) -> Algorithm:
+        steps = [named(each, TRANSFORMATIONS, "transformation") for each in compose or ()]
+        selecting = [] if select is None else [named(select, SELECTIONS, "select")]
         algorithm = factory(*arguments, **given)
         known = parameters(*_signatures(name))
         chosen = resolved_options(name, {**dict(zip(known, arguments, strict=False)), **given})
         told = {
             option: describe(value, known[option].annotation if option in known else None)
             for option, value in chosen.items()
-            if option not in ("problem", "select")
+            if option not in ("problem", *_COMPOSITION)
         }
-        return compose(algorithm._replace(options=told), *selecting)
+        return composition(algorithm._replace(options=told), *steps, *selecting)
 
     ALGORITHMS[name], _VARIADIC[name] = recorded, options
     return recorded  # type: ignore[return-value]

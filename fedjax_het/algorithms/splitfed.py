@@ -68,4 +68,5 @@ def splitfed(
         return parts.plan_tasks(problem, options, situation, timing=prices)
 
     whole = parts.full_model("splitfed", problem, options, pace=barrier(), check_memory=False)
-    return on_plateau(whole._replace(plan=Schedule(tasks)), plateau)
+    sends = "activations and its part of the network"
+    return on_plateau(whole._replace(plan=Schedule(tasks), sends=sends), plateau)

@@ -22,6 +22,7 @@ from fedjax_het.contract.clock import Closing, Flight, Pace, Status
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
+from fedjax_het.contract.uploads import Upload
 
 __all__ = [
     "Aggregator",
@@ -46,6 +47,7 @@ __all__ = [
     "Task",
     "Term",
     "Timing",
+    "Upload",
     "Variables",
     "aggregation",
     "clock",

@@ -227,7 +227,8 @@ def masked_mean(
         }
         return Merged(Variables(params, stats), {"merged_weight": acc.stats_den})
 
-    return Aggregator(init, add, finalize)
+    plain = factor is None and terms is None and divide_by is None
+    return Aggregator(init, add, finalize, mean=plain)
 
 
 def plain_mean() -> Aggregator:

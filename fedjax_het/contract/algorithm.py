@@ -25,6 +25,7 @@ from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.contract.preview import Preview
 from fedjax_het.contract.selection import Select, Selector, uniform
+from fedjax_het.contract.uploads import Upload
 
 Array = jax.Array
 
@@ -113,6 +114,10 @@ class Chunk(NamedTuple):
         broadcast inside the program, without a copy in memory.
       staleness: server steps between the model from which a client started and this one, int32[c].
       aux: stacked `ClientResult.aux`, zero for clients of weight 0.
+      steps: local steps of each client, int32[c].
+      place: number of each task among those of the merge, from 0, int32[c]; that of padding, which
+        has weight 0, is one of them again.
+      key: typed PRNG keys [c] of the uploads of each task, which differ from those of the training.
     """
 
     client: Array
@@ -125,6 +130,9 @@ class Chunk(NamedTuple):
     shared: PyTree
     staleness: Array
     aux: PyTree = None
+    steps: Any = None
+    place: Any = None
+    key: Any = None
 
 
 class Merged(NamedTuple):
@@ -171,12 +179,16 @@ class Aggregator(NamedTuple):
       buffers: access to the buffers of the merge, or None if it keeps none. `init` passes the
         buffers in the state on to `add`, which may then replace their content and runs on one
         device; `update` gets a state without them.
+      mean: whether it is the mean of the updates over the clients that train a coordinate, weighted
+        by `Chunk.weight`, so that another rule may stand in its place. `init` then returns
+        `aggregation.Sums`.
     """
 
     init: Callable[..., PyTree]
     add: Callable[[PyTree, Chunk], PyTree]
     finalize: Callable[[PyTree, Variables, PyTree], Merged]
     buffers: Buffers | None = None
+    mean: bool = False
 
 
 class Report(NamedTuple):
@@ -258,6 +270,9 @@ class Algorithm(NamedTuple):
         count as those of the method; None for the global model only.
       preview: function `() -> Preview`, on the host, which describes a run without training; None
         for a method that plans nothing ahead.
+      uploads: changes of the updates on their way to the merge, in their order.
+      sends: what a client sends to the server; changes of updates are refused by a method whose
+        clients send something else than their "updates".
       options: resolved options of the method's factory in JSON types, which belong to the identity
         of a run; `algorithms.register` sets them. None for a method that nobody registered.
     """
@@ -277,12 +292,15 @@ class Algorithm(NamedTuple):
     select: Select | Selector = uniform
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
     preview: Callable[[], Preview] | None = None
+    uploads: tuple[Upload, ...] = ()
+    sends: str = "updates"
     options: Mapping[str, Any] | None = None
 
     @property
     def overlaps(self) -> bool:
         """Whether tasks may span merges: the pace leaves some waiting, or the merge has buffers."""
-        return self.pace.may_wait or self.merge.buffers is not None
+        kept = self.merge.buffers is not None or any(each.keep for each in self.uploads)
+        return self.pace.may_wait or kept
 
     @property
     def plans_ahead(self) -> bool:

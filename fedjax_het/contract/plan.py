@@ -19,11 +19,38 @@ class Timing(NamedTuple):
     bytes_down: np.ndarray  # int64[k]
     bytes_up: np.ndarray  # int64[k]
     flops: np.ndarray  # float64[k]
+    latency_s: np.ndarray | None = None  # float64[k], the part of each transfer without bytes
 
     @property
     def total_s(self) -> np.ndarray:
         """Seconds from dispatch to arrival, float64[k]."""
         return self.download_s + self.compute_s + self.upload_s
+
+    def moving(
+        self, *, bytes_down: np.ndarray | None = None, bytes_up: np.ndarray | None = None
+    ) -> "Timing":
+        """The timing of the same tasks if they move other numbers of bytes.
+
+        Every transfer keeps its latency and its mean rate, that of a recorded trace included.
+
+        Args:
+          bytes_down: bytes of each download, int64[k]; None for those of now.
+          bytes_up: bytes of each upload, int64[k]; None for those of now.
+        """
+        fixed_s = 0.0 if self.latency_s is None else self.latency_s
+
+        def of(duration_s: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+            moving_s = np.where(before > 0, duration_s - fixed_s, 0.0)
+            return duration_s - moving_s + moving_s * after / np.maximum(before, 1)
+
+        timing = self
+        if bytes_down is not None:
+            down_s = of(self.download_s, self.bytes_down, bytes_down)
+            timing = timing._replace(download_s=down_s, bytes_down=bytes_down.astype(np.int64))
+        if bytes_up is not None:
+            up_s = of(self.upload_s, self.bytes_up, bytes_up)
+            timing = timing._replace(upload_s=up_s, bytes_up=bytes_up.astype(np.int64))
+        return timing
 
 
 class Plan(NamedTuple):

@@ -41,7 +41,7 @@ def one_by_one(
       data: data that the work reads.
       common: values that the clients of a round share, or those of several rounds, stacked.
       acc: accumulator.
-      columns: arguments `version`, `staleness` and `slot` of `packing.pack`.
+      columns: arguments `version`, `staleness`, `slot` and `place` of `packing.pack`.
       last: index of the model's deepest block.
 
     Returns:

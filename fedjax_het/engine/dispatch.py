@@ -65,6 +65,7 @@ class DispatchTable:
         self._tasks: Tasks | None = None
         self._origins: dict[int, Origin] = {}
         self._shape: Plan | None = None  # any plan, for the shapes of its rows
+        self._info: Mapping[str, Any] | None = None  # that of the newest plan
 
     # ---- clients at work ---------------------------------------------------------------------
 
@@ -155,6 +156,7 @@ class DispatchTable:
                 jax.tree.map(np.asarray, plan.shared),
             )
             self._origins[version] = Origin(variables, common)
+        self._info = plan.info
         info = self._engine.result_shapes(plan, *self._origins[version]).info
         new = table_of(plan, dispatch(plan, now_s, version), info)
         self._shape = plan
@@ -177,7 +179,7 @@ class DispatchTable:
 
         Returns:
           The removed rows in order of arrival, their `Closing`, the rows as a plan (with `shared`
-          of the newest plan), and the server's `Step`.
+          and `info` of the newest plan), and the server's `Step`.
         """
         assert self._tasks is not None
         order = arrival_order(self._tasks.flight)
@@ -197,7 +199,7 @@ class DispatchTable:
         alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
         own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
-        return taken, own, taken.plan()._replace(shared=shared), done
+        return taken, own, taken.plan()._replace(shared=shared, info=self._info), done
 
     def _one_by_one(self, todo: np.ndarray) -> bool:
         """Whether these clients are trained one by one on a single device."""
@@ -213,16 +215,19 @@ class DispatchTable:
         assert self._tasks is not None
         assert self._shape is not None
         acc = self._engine.begin(state, variables, self._shape)
+        place = np.zeros(self.size, np.int64)
+        place[todo] = np.arange(todo.size)
         if self._one_by_one(todo):
-            return self._train_and_merge(acc, todo, step)
+            return self._train_and_merge(acc, todo, place, step)
         while todo.size:
             if np.any(self._tasks.slot[todo] < 0):
                 self._train(todo, variables)
             there = self._tasks.slot[todo] >= 0
             ready, todo = todo[there], todo[~there]
-            good = self._tasks.rows_of(ready[self._tasks.finite[ready]])
+            good = ready[self._tasks.finite[ready]]
             if good.size:
-                acc = self._slots.fetch(acc, good, self._origins, step)
+                tasks = self._tasks.rows_of(good)
+                acc = self._slots.fetch(acc, tasks, place[good], self._origins, step)
             self._tasks.slot[ready] = -1
         return acc
 
@@ -246,7 +251,9 @@ class DispatchTable:
 
         jax.tree.map(put, self._tasks.outputs, out)
 
-    def _train_and_merge(self, acc: PyTree, todo: np.ndarray, step: int) -> PyTree:
+    def _train_and_merge(
+        self, acc: PyTree, todo: np.ndarray, place: np.ndarray, step: int
+    ) -> PyTree:
         """Trains tasks and merges them immediately, version by version; stacks no models."""
         tasks = self._tasks
         assert tasks is not None
@@ -260,6 +267,7 @@ class DispatchTable:
                 *self._origins[int(version)],
                 routes=self._routes.execute(plan.routes),
                 staleness=np.full(own.size, step - version),
+                place=place[own],
                 capacity=self._capacity,
             )
             self._note(own, out)
@@ -298,7 +306,7 @@ class DispatchTable:
         trained = self._slots.results is not None
         waiting = 0 if self._tasks is None else int(np.sum(self._tasks.slot >= 0))
         meta = {"tasks": self.size, "versions": versions, "trained": trained, "waiting": waiting}
-        return arrays, meta
+        return arrays, {**meta, "info": self._info}
 
     def template(self, meta: dict[str, Any], plan: Plan, variables: Variables) -> PyTree:
         """Arrays of the structure and shapes that `saved` returned, to read a checkpoint into.
@@ -326,7 +334,7 @@ class DispatchTable:
         """Restores the table from the result of `saved`."""
         tasks = arrays["tasks"]
         self._tasks = None if tasks is None else jax.tree.map(np.array, tasks)
-        self._slots.results = arrays["results"]
+        self._slots.results, self._info = arrays["results"], meta["info"]
         self._origins = {
             version: Origin(model, Round(fold_in(self._key, version), scale, shared))
             for version, (model, scale, shared) in zip(

@@ -20,13 +20,7 @@ from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.debugging import one_by_one
 from fedjax_het.engine.packing import Packed, collect, pack, stack
 from fedjax_het.engine.placement import Placement
-from fedjax_het.engine.programs import (
-    Outputs,
-    Round,
-    group_program,
-    train_one,
-    training,
-)
+from fedjax_het.engine.programs import Outputs, Round, group_program, train_one, training
 from fedjax_het.engine.resources import ResourceKeywords, Resources
 from fedjax_het.engine.results import Results, fetching, storing
 from fedjax_het.engine.rounds import RoundOutputs, rounds_program
@@ -34,6 +28,7 @@ from fedjax_het.engine.routes import Routes, members
 from fedjax_het.engine.state import StateSplit
 from fedjax_het.engine.steps import Now, close_program, lone_program
 from fedjax_het.problem import Problem
+from fedjax_het.transforms.sending import attached
 
 Kind = Literal["train", "store", "fetch"]
 
@@ -52,7 +47,8 @@ class Engine:
     """
 
     def __init__(self, algorithm: Algorithm, resources: Resources):
-        self._algorithm, self.resources = algorithm, resources
+        self._given, self.resources = algorithm, resources
+        self._algorithm = algorithm = attached(algorithm, resources.problem.num_clients)
         self._work = {
             "train": training(algorithm),
             "store": storing(algorithm),
@@ -65,8 +61,8 @@ class Engine:
 
     def holds(self, algorithm: Algorithm) -> bool:
         """Whether the programs are those of `algorithm`; they do not depend on plan and pace."""
-        parts = ("name", "local", "mask", "merge", "update")
-        return all(getattr(algorithm, part) == getattr(self._algorithm, part) for part in parts)
+        parts = ("name", "local", "mask", "merge", "update", "uploads")
+        return all(getattr(algorithm, part) == getattr(self._given, part) for part in parts)
 
     @property
     def programs(self) -> int:
@@ -123,6 +119,7 @@ class Engine:
         version: np.ndarray | None = None,
         staleness: np.ndarray | None = None,
         slot: np.ndarray | None = None,
+        place: np.ndarray | None = None,
         results: Results | None = None,
         capacity: int = 1,
     ) -> tuple[PyTree, Outputs]:
@@ -139,6 +136,7 @@ class Engine:
           version: index of each client's start among the stacked models, int64[k]; None for one.
           staleness: server steps since that model was made, int64[k]; None means 0.
           slot: slot of each result, int64[k]; None if results do not wait.
+          place: number of each task among those of the merge, int64[k]; None for that in the plan.
           results: `Results` to fetch from, for "fetch".
           capacity: largest number of clients in later calls; programs are compiled for this many.
 
@@ -146,21 +144,21 @@ class Engine:
           The accumulator, and `Outputs` as NumPy arrays of length k in the plan's order.
         """
         shared, work = self.resources, self._work[kind]
-        place = Placement() if kind == "fetch" else shared.place
+        devices = Placement() if kind == "fetch" else shared.place
         data = shared.data if results is None else results
-        columns = {"version": version, "staleness": staleness, "slot": slot}
+        columns = {"version": version, "staleness": staleness, "slot": slot, "place": place}
         if shared.execution == "debug":
             return one_by_one(work, plan, start, data, common, acc, columns, last=shared.last)
-        acc, start, common, data = place.whole((acc, start, common, data))
+        acc, start, common, data = devices.whole((acc, start, common, data))
         versions = 0 if version is None else len(jax.tree.leaves(common)[0])
         packed, outputs = [], []
         for route, own in members(plan.routes if routes is None else routes).items():
             chunk = shared.chunk_for(plan.batch, len(own), varied=capacity > 1)
             most = max(len(own), capacity, self._algorithm.cohort_size)
-            size = shared.rows_for(chunk, most, place.size)
-            places, rows = pack(plan, own, size, shared.last, place.size, **columns)
-            arguments = (acc, start, data, place.split(rows), common)
-            make = functools.partial(group_program, work, route, chunk, place.mesh)
+            size = shared.rows_for(chunk, most, devices.size)
+            places, rows = pack(plan, own, size, shared.last, devices.size, **columns)
+            arguments = (acc, start, data, devices.split(rows), common)
+            make = functools.partial(group_program, work, route, chunk, devices.mesh)
             program = self._program(
                 (kind, route, chunk, size, versions), make, arguments, chunk, donate=(0,)
             )
@@ -331,9 +329,8 @@ class Engine:
     ) -> Callable:
         """The program of a kind, compiled at its first use and counted."""
         if kind not in self._programs:
-            self._programs[kind] = self.resources.compile(
-                make(), arguments, chunk=chunk, side_by_side=chunk > 1, donate=donate
-            )
+            options: Any = {"chunk": chunk, "side_by_side": chunk > 1, "donate": donate}
+            self._programs[kind] = self.resources.compile(make(), arguments, **options)
         return self._programs[kind]
 
 

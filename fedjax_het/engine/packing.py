@@ -32,6 +32,7 @@ def pack(
     version: np.ndarray | None = None,
     staleness: np.ndarray | None = None,
     slot: np.ndarray | None = None,
+    place: np.ndarray | None = None,
 ) -> tuple[Packed, Rows]:
     """Packs tasks into rows, distributes them over the devices in turn, and pads the rows.
 
@@ -44,6 +45,7 @@ def pack(
       version: index of each task's start among several, int64[k]; None if there is one.
       staleness: server steps since that start was made, int64[k]; None means 0.
       slot: slot of each result, int64[k]; None if results do not wait.
+      place: number of each task among those of its merge, int64[k]; None for that in the plan.
 
     Returns:
       Positions and rows of the tasks, and the padded rows.
@@ -66,6 +68,7 @@ def pack(
         exit=exits[source],
         row=jax.tree.map(lambda a: np.asarray(a)[source], plan.rows),
         staleness=late[source],
+        place=(np.arange(len(exits)) if place is None else place).astype(np.int32)[source],
         version=None if version is None else version.astype(np.int32)[source],
         slot=None if slot is None else slot.astype(np.int32)[source],
     )

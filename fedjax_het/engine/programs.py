@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from fedjax_het.common.types import PyTree
@@ -23,6 +24,9 @@ from fedjax_het.contract.algorithm import Algorithm, Chunk, ClientResult, Task, 
 from fedjax_het.contract.checks import check_chunk, check_mask, check_result
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.placement import AXIS
+
+# Data of the key of a client's uploads; local training splits the client's key instead.
+_UPLOAD = np.uint32(2**32 - 1)
 
 
 class Rows(NamedTuple):
@@ -37,6 +41,7 @@ class Rows(NamedTuple):
       exit: block after which the loss is taken, int32[b].
       row: rows of `Plan.rows`, a pytree with leading axis b.
       staleness: server steps since the model from which the client starts was made, int32[b].
+      place: number of the task among those of its merge, int32[b].
       version: index of the client's start among stacked starts, int32[b]; None if there is one.
       slot: slot of the result, int32[b]; None if results do not wait.
     """
@@ -49,6 +54,7 @@ class Rows(NamedTuple):
     exit: Any
     row: Any
     staleness: Any
+    place: Any
     version: Any = None
     slot: Any = None
 
@@ -146,6 +152,11 @@ def train_one(
     return result, mask
 
 
+def _upload_key(key: jax.Array, client: jax.Array) -> jax.Array:
+    """The key of a client's uploads, from the key of its round."""
+    return jax.random.fold_in(jax.random.fold_in(key, client), _UPLOAD)
+
+
 def client_mask(algorithm: Algorithm, rows: Rows, common: Round) -> PyTree:
     """One client's mask, or None."""
     return None if algorithm.mask is None else algorithm.mask(rows.row, common.shared)
@@ -175,6 +186,7 @@ def clean_chunk(
     """
     own, common = origin(start, common, rows)
     shared = common.shared
+    keys = jax.vmap(_upload_key, in_axes=(None if rows.version is None else 0, 0))
     if rows.version is None:
         clients = rows.client.shape
         own, shared = jax.tree.map(
@@ -204,6 +216,9 @@ def clean_chunk(
         shared=shared,
         staleness=rows.staleness,
         aux=jax.tree.map(clean, result.aux),
+        steps=rows.steps,
+        place=rows.place,
+        key=keys(common.key, rows.client),
     )
     return chunk, finite
 

@@ -82,12 +82,20 @@ class Slots:
         )
         return out
 
-    def fetch(self, acc: PyTree, tasks: Tasks, origins: dict[int, Origin], step: int) -> PyTree:
+    def fetch(
+        self,
+        acc: PyTree,
+        tasks: Tasks,
+        place: np.ndarray,
+        origins: dict[int, Origin],
+        step: int,
+    ) -> PyTree:
         """Adds the results of tasks to an accumulator of the method's merge, on one device.
 
         Args:
           acc: accumulator; its memory is reused.
           tasks: tasks whose results are in their slots.
+          place: number of each task among those of the merge, int64[m].
           origins: origins by version number.
           step: number of the server step, from 0.
 
@@ -106,6 +114,7 @@ class Slots:
             version=index,
             staleness=step - version,
             slot=tasks.slot,
+            place=place,
             results=resources.place.local(self.results),
             capacity=self.results.slots,
         )[0]

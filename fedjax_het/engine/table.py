@@ -8,7 +8,7 @@ import numpy as np
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Flight
 from fedjax_het.contract.masks import Route
-from fedjax_het.contract.plan import Plan, Timing
+from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.programs import Outputs
 
 
@@ -81,7 +81,7 @@ def table_of(plan: Plan, flight: Flight, info: PyTree) -> Tasks:
     """
     k = len(plan.clients)
     return Tasks(
-        flight=flight._replace(timing=Timing(*map(np.asarray, flight.timing))),
+        flight=flight._replace(timing=jax.tree.map(np.asarray, flight.timing)),
         first=np.asarray([route.first for route in plan.routes], np.int64),
         exit=np.asarray([-1 if r.exit is None else r.exit for r in plan.routes], np.int64),
         cut=np.asarray([-1 if r.cut is None else r.cut for r in plan.routes], np.int64),

@@ -217,7 +217,13 @@ class Fleet:
             "give it FLOPs, or bytes and a finite link",
         )
         return Timing(
-            download_s, compute_s, upload_s, down.astype(np.int64), up.astype(np.int64), work
+            download_s,
+            compute_s,
+            upload_s,
+            down.astype(np.int64),
+            up.astype(np.int64),
+            work,
+            self.latency_s[clients],
         )
 
     def speed(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:

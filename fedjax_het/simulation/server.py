@@ -259,7 +259,8 @@ class Server:
         def records() -> list[Record]:
             out, said = jax.device_get((outputs, info))
             rows = client_rows(step, flight, closing, plan, self._problem, out._asdict(), released)
-            metrics = {**step_row(rows), "info": said, "in_flight": in_flight}
+            told = {**said, **(plan.info or {})}
+            metrics = {**step_row(rows), "info": told, "in_flight": in_flight}
             return [Record(step, now_s, metrics, rows)]
 
         return records

@@ -29,6 +29,7 @@ from fedjax_het.simulation.server import Server
 from fedjax_het.simulation.sinks import tensorboard_writer
 from fedjax_het.simulation.start import find_start
 from fedjax_het.simulation.stopwatch import Stopwatch
+from fedjax_het.transforms.sending import attached
 
 # Number of rounds in the longest batch of rounds, and the time in seconds that a batch should not
 # exceed, because its rounds are shown and recorded only when it is over.
@@ -76,11 +77,11 @@ class Simulation:
             f"must have been made for this {algorithm.name}, whose steps are in its programs",
             "leave it out, or make it with `make_engine(algorithm, problem)`",
         )
+        algorithm = attached(algorithm, problem.num_clients)
         self._algorithm, self._problem = algorithm, problem
         self._assessment = Assessment(algorithm, problem, chosen)
         self._pending: tuple[PendingRecords, dict[str, Any]] | None = None
-        self._row: dict[str, Any] = {}
-        self._client_rows: list[dict[str, Any]] = []
+        self._row, self._client_rows = {}, []  # type: dict[str, Any], list[dict[str, Any]]
         self._most, self._batch_s = 1, 0.0
         start = find_start(chosen.initial, problem.model, chosen.workdir)
         self._identity = identify(algorithm, problem, chosen, config or {}, start.digest)
@@ -91,12 +92,11 @@ class Simulation:
         self._engine = engine or Engine(algorithm, chosen.resources(problem))
         self._evaluate = evaluator or Evaluator(problem)
         longest = _BATCH if chosen.eval_every_s is not None else min(chosen.eval_every, _BATCH)
-        self._server = Server(
-            algorithm, problem, self._engine, chosen.seed, longest, start.variables
-        )
+        parts = (algorithm, problem, self._engine, chosen.seed)
+        self._server = Server(*parts, longest, start.variables)
         self._trained: Callable[[np.ndarray], Iterator[Variables]] | None = None
         if chosen.personal:
-            local = LocalTraining(algorithm, problem, self._engine, chosen.seed)
+            local = LocalTraining(*parts)
             self._trained = lambda clients: local.models(
                 self.state, self.variables, self.rounds_done, self.now_s, clients
             )

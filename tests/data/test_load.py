@@ -83,10 +83,10 @@ def test_sets_without_natural_clients_need_a_partition():
         load_federated("digits")
 
 
-def test_real_natural_sets(data_dir):
-    femnist = load_federated("femnist", data_dir, num_clients=20, validation_fraction=0.1)
+def test_real_natural_sets(real):
+    femnist = real("femnist", load_federated, num_clients=20, validation_fraction=0.1)
     assert femnist.num_clients == 20
     assert len(np.unique(femnist.test_client)) == 20
     assert femnist.val_x is not None
-    roles = load_federated("shakespeare", data_dir, num_clients=10, per_client_cap=30)
+    roles = real("shakespeare", load_federated, num_clients=10, per_client_cap=30)
     assert roles.sizes.tolist() == [30] * 10

@@ -217,15 +217,15 @@ def test_unknown_names_and_options():
     assert {"digits", "mnist", "cifar10", "tfds"} < set(SOURCES)
 
 
-def test_real_mnist(data_dir):
-    raw = load("mnist", data_dir)
+def test_real_mnist(real):
+    raw = real("mnist")
     assert raw.x.shape == (60_000, 28, 28, 1)
     assert raw.test_x.shape == (10_000, 28, 28, 1)
     assert abs(raw.x.mean() / 255 - raw.normalise[0]) < 1e-4
 
 
-def test_real_femnist(data_dir):
-    raw = load("femnist", data_dir)
+def test_real_femnist(real):
+    raw = real("femnist")
     assert (len(raw.x), len(raw.test_x)) == (28_237, 3_245)
     assert len(np.unique(raw.clients)) == len(np.unique(raw.test_clients)) == 207
     assert abs(raw.x.mean() / 255 - raw.normalise[0]) < 1e-3

@@ -174,8 +174,8 @@ def test_speech_commands_gives_every_speaker_a_split(tmp_path):
         load("speech_commands", tmp_path, features="mfcc")
 
 
-def test_real_speech_commands(data_dir):
-    raw = load("speech_commands", data_dir)
+def test_real_speech_commands(real):
+    raw = real("speech_commands")
     assert len(raw.x) + len(raw.test_x) == 4890
     assert len(np.unique(raw.clients)) == 621
     mean, std = raw.normalise
@@ -183,15 +183,15 @@ def test_real_speech_commands(data_dir):
     assert abs(raw.x.std() - std) < 0.05
 
 
-def test_real_shakespeare(data_dir):
-    raw = load("shakespeare", data_dir)
+def test_real_shakespeare(real):
+    raw = real("shakespeare")
     assert len(np.unique(raw.clients)) == 1011
     assert raw.num_classes == 79
     assert 48_000 < len(raw.x) + len(raw.test_x) < 50_100
 
 
-def test_real_tinyshakespeare(data_dir):
-    raw = load("tinyshakespeare", data_dir)
+def test_real_tinyshakespeare(real):
+    raw = real("tinyshakespeare")
     assert len(raw.x) + len(raw.test_x) == 1_115_393 // 80
 
 

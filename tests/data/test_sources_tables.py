@@ -164,14 +164,14 @@ def test_broken_flights_are_refused_by_name(tmp_path, name, data, message):
         load("flights", tmp_path, verify=False)
 
 
-def test_real_yeast(data_dir):
-    raw = load("yeast", data_dir)
+def test_real_yeast(real):
+    raw = real("yeast")
     assert (raw.x.shape, raw.test_x.shape) == ((1934, 103), (483, 103))
     assert np.concatenate([raw.y, raw.test_y]).sum(axis=1).mean() == pytest.approx(4.237, abs=1e-3)
 
 
-def test_real_flights(data_dir):
-    raw = load("flights", data_dir)
+def test_real_flights(real):
+    raw = real("flights")
     assert (raw.x.shape, raw.test_x.shape) == ((261_877, 25), (65_469, 25))
     assert len(np.unique(raw.clients)) == 104
     assert set(raw.test_clients) <= set(raw.clients)

@@ -18,6 +18,8 @@ from fedjax_het.contract.selection import Selector
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.selecting import note, nothing_known
 from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.transforms.named import named
+from fedjax_het.transforms.select import SELECTIONS
 
 PROBLEM = scalar_problem((3, 4, 5, 6, 7, 8))
 ROUNDS = 5
@@ -173,7 +175,7 @@ def test_every_method_runs_with_every_kind_of_selection(name):
     shared = {"engine": make_engine(plain, problem), "evaluator": Evaluator(problem)}
     cohorts = {}
     for select in (None, "uniform", "weighted", "oort"):
-        transformations = [] if select is None else [fh.transforms.select.build(select)]
+        transformations = [] if select is None else [named(select, SELECTIONS, "select")]
         method = fh.compose(plain, *transformations)
         result = fh.simulate(method, problem, rounds=2, **shared)
         assert result.faults == []

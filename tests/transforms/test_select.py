@@ -15,6 +15,8 @@ from selections import (
 import fedjax_het as fh
 from fedjax_het.contract.selection import Selector
 from fedjax_het.engine.selecting import note, nothing_known
+from fedjax_het.transforms.named import named
+from fedjax_het.transforms.select import SELECTIONS
 from fedjax_het.transforms.select.parts import at_share, drawn
 
 # ---- parts ---------------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ def test_methods_compose_and_know_their_selection():
 def test_rounds_run_in_batches_unless_the_selection_learns():
     plain = fh.algorithms.fedavg(digits_problem(), learning_rate=0.1)
     ahead = {
-        name: fh.transforms.select.build(options)(plain).plans_ahead
+        name: named(options, SELECTIONS, "select")(plain).plans_ahead
         for name, options in {
             "uniform": "uniform",
             "weighted": "weighted",

@@ -156,6 +156,7 @@ def dtfl(
         observe=observe,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        sends="activations and its part of the network",
     )
     return on_plateau(algorithm, plateau)
 

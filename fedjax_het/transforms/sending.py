@@ -1,0 +1,174 @@
+"""Uploads of a method inside its merge, and the transformations that add one."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import (
+    Aggregator,
+    Algorithm,
+    Buffers,
+    Chunk,
+    Merged,
+    Schedule,
+    Variables,
+)
+from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.uploads import Upload
+from fedjax_het.transforms.compose import Transformation
+from fedjax_het.transforms.nesting import Nested, nested
+
+
+class Own(NamedTuple):
+    """State of the uploads of a method.
+
+    Attributes:
+      key: typed PRNG key.
+      step: number of server steps so far, int32.
+      kept: values that each upload keeps; () for one that keeps none, None while they are merged.
+    """
+
+    key: jax.Array
+    step: jax.Array
+    kept: Any
+
+
+class Passing(NamedTuple):
+    """Accumulator of a merge with uploads: that of the merge, and what each upload keeps."""
+
+    sums: PyTree
+    kept: tuple[PyTree, ...]
+
+
+def uploading(upload: Upload, option: str, **options: Any) -> Transformation:
+    """The transformation that adds an upload after those of the method.
+
+    Args:
+      upload: upload to add.
+      option: kind of the transformation in `Algorithm.options`, e.g. "compress"; a method has one
+        of each kind.
+      **options: resolved options in JSON types, which become part of `Algorithm.options`.
+    """
+
+    def transformation(algorithm: Algorithm) -> Algorithm:
+        require(
+            algorithm.sends == "updates",
+            f"{upload.name} of {algorithm.name}",
+            f"changes updates, but a client of {algorithm.name} sends {algorithm.sends}",
+            "leave it out, or use a method whose clients send updates (fedavg, fedpmt)",
+        )
+        known = algorithm.options or {}
+        require(
+            option not in known,
+            f"{upload.name} of {algorithm.name} with {option} = {known.get(option)}",
+            f"a method has one {option}",
+            "leave one of them out",
+        )
+        require(
+            upload.noise is None or algorithm.merge.mean,
+            f"{upload.name} of {algorithm.name}",
+            "adds its noise to a mean of the updates, and this method merges by a rule of its own",
+            "use a method that merges by the mean (fedavg, fedpmt)",
+        )
+        require(
+            upload.keep is None or algorithm.merge.buffers is None,
+            f"{upload.name} of {algorithm.name}",
+            "keeps values between the rounds, and so does the merge of this method",
+            "leave it out",
+        )
+        said = {**known, option: {"name": upload.name, **options}}
+        return algorithm._replace(uploads=(*algorithm.uploads, upload), options=said)
+
+    return transformation
+
+
+def attached(algorithm: Algorithm, num_clients: int) -> Algorithm:
+    """The method with its uploads in its plan and merge; the engine runs this one.
+
+    Args:
+      algorithm: method; without uploads it is returned as it is.
+      num_clients: number n of clients.
+    """
+    uploads = algorithm.uploads
+    if not uploads:
+        return algorithm
+    outer = nested(algorithm)
+
+    def init(variables: Variables, key: jax.Array) -> Nested:
+        own, inner = jax.random.split(key)
+        kept = tuple(() if u.keep is None else u.keep(variables, num_clients) for u in uploads)
+        return Nested(algorithm.init(variables, inner), Own(own, jnp.zeros((), jnp.int32), kept))
+
+    def update(state: Nested, variables: Variables, merged: Merged) -> tuple[Nested, Variables]:
+        state, variables = outer.update(state, variables, merged)
+        return state._replace(own=state.own._replace(step=state.own.step + 1)), variables
+
+    attached = outer._replace(
+        init=init, merge=_merge(algorithm, outer.merge), update=update, uploads=()
+    )
+    return attached._replace(plan=_plan(algorithm, num_clients))
+
+
+def _plan(algorithm: Algorithm, num_clients: int) -> Any:
+    """The method's plan with the prices of its uploads, and the numbers that they tell."""
+
+    def amend(situation: Situation, plan: Plan) -> Plan:
+        info, count = dict(plan.info or {}), len(plan.clients)
+        for upload in algorithm.uploads:
+            if upload.price is not None:
+                plan = plan._replace(timing=upload.price(plan.timing, count))
+            if upload.told is not None:
+                info |= upload.told(situation.round, count, num_clients)
+        return plan._replace(info=info or None)
+
+    inner = algorithm.plan
+    if isinstance(inner, Schedule):
+        tasks = inner.tasks
+        return Schedule(lambda situation: amend(situation, tasks(situation)))
+
+    def plan(state: Nested, variables: Variables, situation: Situation) -> tuple[Plan, Nested]:
+        tasks, own = algorithm.plan(state.inner, variables, situation)
+        return amend(situation, tasks), state._replace(inner=own)
+
+    return plan
+
+
+def _merge(algorithm: Algorithm, inner: Aggregator) -> Aggregator:
+    """The merge of a method behind its uploads; `inner` is that of the nested method."""
+    uploads = algorithm.uploads
+
+    def init(state: Nested, variables: Variables, mask_shapes: PyTree) -> Passing:
+        sums, own = inner.init(state, variables, mask_shapes), state.own
+        kept = []
+        for i, (upload, before) in enumerate(zip(uploads, own.kept, strict=True)):
+            kept.append(before if upload.renew is None else upload.renew(before))
+            if upload.noise is not None:
+                key = jax.random.fold_in(jax.random.fold_in(own.key, own.step), i)
+                noise = upload.noise(kept[i], variables.params, key)
+                sums = sums._replace(num=jax.tree.map(jnp.add, sums.num, noise))
+        return Passing(sums, tuple(kept))
+
+    def add(acc: Passing, chunk: Chunk) -> Passing:
+        kept, keys = [], chunk.key
+        for i, (upload, before) in enumerate(zip(uploads, acc.kept, strict=True)):
+            own = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)
+            after, chunk = upload.change(before, chunk._replace(key=own))
+            kept.append(after)
+        return Passing(inner.add(acc.sums, chunk), tuple(kept))
+
+    def finalize(acc: Passing, variables: Variables, shared: PyTree) -> Merged:
+        return inner.finalize(acc.sums, variables, shared)
+
+    buffers = inner.buffers
+    if buffers is not None:
+        take = buffers.take
+        buffers = buffers._replace(take=lambda acc: take(acc.sums))
+    if any(upload.keep is not None for upload in uploads):
+        buffers = Buffers(
+            lambda acc: acc.kept,
+            lambda state, kept: state._replace(own=state.own._replace(kept=kept)),
+        )
+    return Aggregator(init, add, finalize, buffers)
