@@ -90,7 +90,6 @@ PUBLIC = {
         "ClientResult",
         "Closing",
         "Flight",
-        "Interruptions",
         "Known",
         "Merged",
         "Pace",
