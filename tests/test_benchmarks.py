@@ -13,7 +13,7 @@ from problems import digits_problem
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import precision, rounds, selection, training, winograd
-from benchmarks.reproduce import dtfl_timing, fedel_energy
+from benchmarks.reproduce import dtfl_timing, fedel_energy, oort
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
@@ -290,3 +290,16 @@ def test_sensor_study_cuts_an_nnx_network_by_the_speed_of_devices(tmp_path, monk
     assert (tmp_path / "report.html").exists()
     tasks = RunRecord.load(tmp_path / "fedpmt" / "seed0").clients
     assert [row["first_block"] for row in tasks] == [3, 1, 0]
+
+
+def test_the_study_of_oort_reaches_targets_and_says_what_is_active(tmp_path):
+    slow = {"virtual_s": [0, 5, 9], "accuracy": [0.1, 0.4, 0.8]}
+    assert [oort.reached_s(slow, target) for target in (0.4, 0.5, 0.9)] == [5, 9, np.inf]
+    cells = [{"label": "a", "learning_rate": r, "accuracy": [r]} for r in (0.1, 0.3, 0.2)]
+    assert oort.best_rates(dict(enumerate(cells))) == {"a": 0.3}
+    labels = ("FedAvg", "FedAvg + Oort", "PyramidFL")
+    size = {"seconds": 40.0, "seeds": (0,), "rates": (0.1,), "labels": labels}
+    runs = oort.study("digits", str(tmp_path), **size)
+    assert [line.split(": ")[1] for line in oort.checks(runs)] == ["yes"] * 4
+    assert oort.times(runs, (0.05, 2.0)).count("not by 1 of 1") == 3
+    assert oort.study("digits", str(tmp_path), **size) == runs  # from the files

@@ -77,6 +77,7 @@ PUBLIC = {
         "prfl",
         "prfl_fedasyn",
         "prfl_fedfix",
+        "pyramidfl",
         "register",
         "resolved_options",
         "salf",

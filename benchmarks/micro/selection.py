@@ -28,11 +28,13 @@ class Setting(NamedTuple):
     Attributes:
       samples: number of training samples of each client, int64[n].
       duration_s: seconds that each client's task takes, float64[n].
+      loss: training loss of each client, float64[n].
       cohort: number of clients to select.
     """
 
     samples: np.ndarray
     duration_s: np.ndarray
+    loss: np.ndarray
     cohort: int
 
     def price(self, clients: np.ndarray) -> Timing:
@@ -47,7 +49,8 @@ class Setting(NamedTuple):
             round=round,
             clients=clients,
             status=np.full(len(clients), "merged"),
-            loss=1 / self.samples[clients],
+            loss=self.loss[clients],
+            square_loss=self.loss[clients] ** 2,
             samples=self.samples[clients],
             sizes=self.samples[clients],
             duration_s=self.duration_s[clients],
@@ -55,10 +58,12 @@ class Setting(NamedTuple):
 
 
 def make_setting(clients: int, cohort: int) -> Setting:
-    """Clients with skewed sizes and log-normal durations."""
+    """Clients with skewed sizes, and log-normal durations and losses."""
     rng = np.random.default_rng(0)
     samples = rng.integers(10, 1000, clients)
-    return Setting(samples, rng.lognormal(1.0, 0.8, clients), cohort)
+    return Setting(
+        samples, rng.lognormal(1.0, 0.8, clients), rng.lognormal(0.0, 0.5, clients), cohort
+    )
 
 
 def choices(cohort: int) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedopt, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
+from fedjax_het.algorithms.pyramidfl import pyramidfl
 from fedjax_het.algorithms.registry import (
     ALGORITHMS,
     SHARED_OPTIONS,
@@ -54,6 +55,7 @@ __all__ = [
     "prfl",
     "prfl_fedasyn",
     "prfl_fedfix",
+    "pyramidfl",
     "register",
     "resolved_options",
     "salf",

@@ -83,6 +83,8 @@ class ClientResult(NamedTuple):
       aux: pytree for the merge only (importances ...), which stays on the device, or None.
       info: small pytree for `Algorithm.observe` (losses by part, logits ...), which is copied to
         the host, or None.
+      square_loss: mean over the mini-batches of the first epoch of their squared losses, weighted
+        by samples, float32; None for the square of `loss`.
     """
 
     delta: PyTree
@@ -91,6 +93,7 @@ class ClientResult(NamedTuple):
     samples: Array
     aux: PyTree = None
     info: PyTree = None
+    square_loss: Array | None = None
 
 
 class Chunk(NamedTuple):

@@ -50,8 +50,9 @@ def check_result(method: str, route: Route, result: ClientResult, start: Variabl
         trained = split(start.params, route)[0]
         chex.assert_trees_all_equal_shapes_and_dtypes(result.delta, trained)
         chex.assert_trees_all_equal_shapes_and_dtypes(result.stats, start.stats)
-        chex.assert_shape([result.loss, result.samples], ())
-        chex.assert_type(result.loss, jnp.float32)
+        losses = [result.loss, *([] if result.square_loss is None else [result.square_loss])]
+        chex.assert_shape([*losses, result.samples], ())
+        chex.assert_type(losses, jnp.float32)
         chex.assert_type(result.samples, jnp.int32)
 
 

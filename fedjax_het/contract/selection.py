@@ -46,6 +46,10 @@ class Candidates(NamedTuple):
       known: what was learned of every client; None for a selection without state.
       price: function from ids int64[k] to the `Timing` that the method would plan for these clients
         as a cohort now, with jitter of its own; None for a selection without state.
+      losses: function from ids int64[k] to the mean losses of the current model on the training
+        samples of these clients, float64[k], at most once in a draw. Each of them downloads the
+        model, runs it forward over its samples and uploads a number, and the tasks of the cohort
+        begin when the slowest has answered. None for a selection that does not `probe`.
     """
 
     round: int
@@ -56,6 +60,7 @@ class Candidates(NamedTuple):
     samples: np.ndarray
     known: Known | None = None
     price: Callable[[np.ndarray], Timing] | None = None
+    losses: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class Seen(NamedTuple):
@@ -67,6 +72,8 @@ class Seen(NamedTuple):
       status: "merged", "partial" (stopped at a deadline, then merged), "dropped" or "nonfinite"
         (not merged, because the update was not finite), str[k].
       loss: mean training loss, float64[k]; NaN for tasks that were not merged.
+      square_loss: mean squared loss of the mini-batches of the first epoch, float64[k], see
+        `ClientResult`; NaN likewise.
       samples: training samples processed, int64[k]; 0 for dropped tasks.
       sizes: number of training samples of each client, int64[k].
       duration_s: seconds from dispatch to arrival or, for dropped tasks, to the merge, float64[k].
@@ -76,6 +83,7 @@ class Seen(NamedTuple):
     clients: np.ndarray
     status: np.ndarray
     loss: np.ndarray
+    square_loss: np.ndarray
     samples: np.ndarray
     sizes: np.ndarray
     duration_s: np.ndarray
@@ -102,6 +110,8 @@ class Selector(NamedTuple):
       scored: whether it looks at `Known.score`, for which evaluations take every client by itself.
       replaceable: whether a method works with another selection in its place: True, or the reason
         why not.
+      probes: whether it may ask for `Candidates.losses`; only under a pace that merges all tasks of
+        a cohort at once.
     """
 
     init: Callable[[int], PyTree]
@@ -109,6 +119,7 @@ class Selector(NamedTuple):
     observe: Callable[[PyTree, Seen], PyTree]
     scored: bool = False
     replaceable: Literal[True] | str = True
+    probes: bool = False
 
 
 def uniform(candidates: Candidates) -> np.ndarray:

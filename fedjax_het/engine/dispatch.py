@@ -201,8 +201,7 @@ class DispatchTable:
             done = self._step_alone(task, state, variables, shared, now)
         else:
             acc = self._accumulate(merged, state, variables, step)
-            rows = self._tasks.rows_of(merged)
-            outputs = Outputs(rows.loss, rows.samples, rows.finite, rows.info)
+            outputs = self._tasks.rows_of(merged).outputs
             done = Step(*self._engine.close(acc, state, variables, shared, now), outputs)
         taken = self._tasks.rows_of(chosen)
         self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
@@ -256,13 +255,11 @@ class DispatchTable:
     def _note(self, tasks: np.ndarray, out: Outputs) -> None:
         """Writes the reported values of training to the table."""
         assert self._tasks is not None
-        self._tasks.loss[tasks], self._tasks.samples[tasks] = out.loss, out.samples
-        self._tasks.finite[tasks] = out.finite
 
         def put(every: np.ndarray, new: np.ndarray) -> None:
             every[tasks] = new
 
-        jax.tree.map(put, self._tasks.info, out.info)
+        jax.tree.map(put, self._tasks.outputs, out)
 
     def _train_and_merge(
         self, acc: PyTree, todo: np.ndarray, place: np.ndarray, step: int

@@ -78,15 +78,23 @@ class Outputs(NamedTuple):
 
     Attributes:
       loss: mean training loss, float32.
+      square_loss: mean squared loss of the mini-batches of the first epoch, float32.
       samples: number of training samples processed, int32.
       finite: whether the update is finite, bool.
       info: values of `ClientResult.info`.
     """
 
     loss: Any
+    square_loss: Any
     samples: Any
     finite: Any
     info: Any = None
+
+
+def outputs_of(result: ClientResult, finite: jax.Array) -> Outputs:
+    """The values that are reported of stacked results; `finite` is bool[c]."""
+    square = jnp.square(result.loss) if result.square_loss is None else result.square_loss
+    return Outputs(result.loss, square, result.samples, finite, result.info)
 
 
 # `(route, start, data, rows, loop_steps, common) -> (ClientResult, mask)` of one client.
@@ -233,8 +241,7 @@ def merge_chunk(
     """
     chunk, finite = clean_chunk(start, rows, result, mask, common, checked=checked)
     check_chunk(algorithm.name, chunk)
-    out = Outputs(result.loss, result.samples, finite, result.info)
-    return algorithm.merge.add(acc, chunk), out
+    return algorithm.merge.add(acc, chunk), outputs_of(result, finite)
 
 
 def group_loop(
@@ -284,11 +291,11 @@ def group_loop(
             )
             return acc, outputs
 
-        result = jax.eval_shape(
-            lambda part: produce_chunk(start, data, part, common)[0], part_of(0)
-        )
-        finite = jax.ShapeDtypeStruct((chunk,), bool)
-        report = Outputs(result.loss, result.samples, finite, result.info if info else None)
+        def report_of(part: Rows) -> Outputs:
+            out = outputs_of(produce_chunk(start, data, part, common)[0], part.valid)
+            return out if info else out._replace(info=None)
+
+        report = jax.eval_shape(report_of, part_of(0))
         size = rows.valid.shape[0]
         outputs = jax.tree.map(lambda s: jnp.zeros((size, *s.shape[1:]), s.dtype), report)
         count = (jnp.sum(rows.valid.astype(jnp.int32)) + (chunk - 1)) // chunk

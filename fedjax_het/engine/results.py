@@ -29,6 +29,7 @@ from fedjax_het.engine.programs import (
     client_mask,
     merge_chunk,
     origin,
+    outputs_of,
     train_one,
 )
 
@@ -91,7 +92,7 @@ def storing(algorithm: Algorithm) -> Work:
 
         new = Results(chunk.delta, chunk.stats_delta, chunk.aux)
         stored = Results(*(jax.tree.map(store, *pair) for pair in zip(acc, new, strict=True)))
-        return stored, Outputs(result.loss, result.samples, finite, result.info)
+        return stored, outputs_of(result, finite)
 
     return Work(functools.partial(train_one, algorithm), store_chunk)
 

@@ -1,5 +1,6 @@
 """Dispatch of clients: waiting for enough available clients, selection, and planning."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,15 +9,19 @@ import numpy as np
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
+from fedjax_het.contract.clock import Flight
 from fedjax_het.contract.plan import Plan, Situation, Timing
-from fedjax_het.engine.selecting import Selection
+from fedjax_het.engine.selecting import Probes, Selection
+from fedjax_het.fleet.cost import price as priced
 from fedjax_het.problem import Problem
 
 # A fleet whose devices are on for 5 % of the time needs tens of waits. After thousands, enough
 # devices will never be on at once.
 _MAX_WAITS = 2000
-# Purpose of the draws of a plan that is made for its prices only.
-_PRICES = 1
+# Purposes of draws: a plan that is made for its prices only, and the times of probes.
+_PRICES, _PROBES = 1, 3
+# A probe uploads a loss, float32.
+_PROBE_BYTES = 4
 
 # Compiled, because without compilation it takes longer than the planning of a small round.
 fold_in = jax.jit(jax.random.fold_in)
@@ -34,6 +39,8 @@ class Sampler(NamedTuple):
       seed: seed of the draws.
       key: typed PRNG key of the plans.
       selection: selection of the run, for draws.
+      losses: function from a model and ids to the mean losses of these clients, float64[k], for
+        selections that ask for them.
     """
 
     algorithm: Algorithm
@@ -41,6 +48,7 @@ class Sampler(NamedTuple):
     seed: int
     key: jax.Array | None = None
     selection: Selection | None = None
+    losses: Callable[[Variables, np.ndarray], np.ndarray] | None = None
 
     def ready(
         self, now_s: float, *, clients: np.ndarray | None, size: int, least: int
@@ -97,7 +105,8 @@ class Sampler(NamedTuple):
           turn: number of the draw within the step.
 
         Returns:
-          The cohort as ascending ids, and the virtual time at which all of it is available.
+          The cohort as ascending ids, and the virtual time at which its tasks begin: all of it is
+          available, and the clients that the selection asked have answered.
 
         Raises:
           InputError: if `least` clients are never available at once.
@@ -119,12 +128,54 @@ class Sampler(NamedTuple):
             place = order[np.searchsorted(plan.clients, asked, sorter=order)]
             return plan.take(place).timing
 
+        def probe(asked: np.ndarray) -> Probes:
+            rng = np.random.default_rng([self.seed, step, 2 * turn, _PROBES])
+            return self._probe(variables, step, start_s, asked, rng)
+
         rng = np.random.default_rng([self.seed, step, 2 * turn])
         assert self.selection is not None
         chosen = self.selection.choose(
-            step, start_s, ready, wanted, rng, price, least=min(least, 1)
+            step, start_s, ready, wanted, rng, price, probe, least=min(least, 1)
         )
+        probes = self.selection.probes
+        if probes is not None:
+            start_s = float(np.max(probes.flight.arrives_s))
         return chosen, start_s
+
+    def _probe(
+        self,
+        variables: Variables,
+        step: int,
+        start_s: float,
+        clients: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Probes:
+        """Asks clients for the losses of a model; the arguments are those of `draw`."""
+        assert self.losses is not None
+        cost, k = self.problem.cost, len(clients)
+        samples = self.problem.data.sizes[clients]
+        last = cost.num_blocks - 1
+        timing = priced(
+            cost,
+            self.problem.fleet.at(step),
+            clients,
+            last,
+            last,
+            samples,
+            start_s,
+            rng,
+            flops=cost.forward_pass_flops() * samples,
+            bytes_up=np.full(k, _PROBE_BYTES),
+        )
+        flight = Flight(
+            client=clients,
+            version=np.full(k, step),
+            dispatched_s=np.full(k, start_s),
+            deadline_s=np.full(k, np.inf),
+            steps=np.zeros(k, np.int64),
+            timing=timing,
+        )
+        return Probes(flight, self.losses(variables, clients))
 
     def step_key(self, step: int) -> jax.Array:
         """The key of all plans of a step."""

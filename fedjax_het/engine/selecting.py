@@ -1,14 +1,28 @@
 """The selection of a run: its state, and the table of what is known of every client."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.clock import Flight
 from fedjax_het.contract.plan import Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
+
+
+class Probes(NamedTuple):
+    """What a selection asked of clients before it chose among them.
+
+    Attributes:
+      flight: the questions as tasks without steps, which end when the answers arrive.
+      loss: answers, float64[k].
+    """
+
+    flight: Flight
+    loss: np.ndarray
 
 
 class Selection:
@@ -22,16 +36,27 @@ class Selection:
 
     Attributes:
       scored: whether it looks at scores of the clients, see `Selector`.
+      probes: what it asked of clients in the last draw; None if nothing.
+
+    Raises:
+      InputError: if it asks clients, and tasks may span merges.
     """
 
     def __init__(self, algorithm: Algorithm, samples: np.ndarray):
         self._select, self._name, self._samples = algorithm.select, algorithm.name, samples
         self._kept: tuple[Known, PyTree] | None = None
         self.scored = False
+        self.probes: Probes | None = None
         if isinstance(algorithm.select, Selector):
             n = len(samples)
             self._kept = nothing_known(n), algorithm.select.init(n)
             self.scored = algorithm.select.scored
+            require(
+                not (algorithm.select.probes and algorithm.overlaps),
+                f"select of {algorithm.name}: asks clients for losses before every round",
+                "needs rounds that end before the next begins; its rounds overlap",
+                "use a selection by last known losses, or a method with a barrier or deadline",
+            )
 
     def choose(
         self,
@@ -41,12 +66,21 @@ class Selection:
         wanted: int,
         rng: np.random.Generator,
         price: Callable[[np.ndarray], Timing],
+        probe: Callable[[np.ndarray], Probes] | None = None,
         *,
         least: int = 1,
     ) -> np.ndarray:
-        """The cohort as ascending ids, checked; the arguments are fields of `Candidates`.
+        """The cohort as ascending ids, checked.
 
-        A selection with a state must choose at least `least` clients.
+        Args:
+          round: number of the server step, from 0.
+          now_s: virtual time of the dispatch in seconds.
+          clients: ids that may be selected, ascending, int64[m].
+          wanted: number of clients to select.
+          rng: generator of the draw.
+          price: function `Candidates.price`.
+          probe: function that asks clients for their losses; None if the selection never asks.
+          least: number of clients that a selection with a state must choose.
         """
         candidates = Candidates(round, now_s, clients, wanted, rng, self._samples)
         if self._kept is None:
@@ -54,7 +88,21 @@ class Selection:
             return self._checked(self._select(candidates), candidates, least=wanted)
         assert isinstance(self._select, Selector)
         known, state = self._kept
-        candidates = candidates._replace(known=known, price=price)
+        self.probes = None
+
+        def losses(asked: np.ndarray) -> np.ndarray:
+            require(
+                self.probes is None,
+                f"select of {self._name}: asks for losses again",
+                "may ask once in a draw",
+                "ask all clients together",
+            )
+            assert probe is not None
+            self.probes = probe(asked)
+            return self.probes.loss
+
+        asks = losses if self._select.probes else None
+        candidates = candidates._replace(known=known, price=price, losses=asks)
         chosen, state = self._select.choose(state, candidates)
         chosen = self._checked(chosen, candidates, least=least)
         self._kept = known, state

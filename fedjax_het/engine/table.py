@@ -9,6 +9,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Flight
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan
+from fedjax_het.engine.programs import Outputs
 
 
 class Tasks(NamedTuple):
@@ -19,7 +20,8 @@ class Tasks(NamedTuple):
       first, exit, cut: planned route, int64[m]; -1 for None.
       batch, weight, rows, notes: columns of the `Plan`.
       slot: slot of the result, int64[m]; -1 while the task is not trained.
-      loss, samples, finite: values that training reported; NaN, 0 and True before training.
+      loss, square_loss, samples, finite: values that training reported; NaN, NaN, 0 and True before
+        training.
       info: stacked `ClientResult.info`, zeros before training; None if there is none.
     """
 
@@ -33,6 +35,7 @@ class Tasks(NamedTuple):
     notes: PyTree
     slot: np.ndarray
     loss: np.ndarray
+    square_loss: np.ndarray
     samples: np.ndarray
     finite: np.ndarray
     info: PyTree
@@ -41,6 +44,11 @@ class Tasks(NamedTuple):
     def size(self) -> int:
         """Number m of rows."""
         return len(self.slot)
+
+    @property
+    def outputs(self) -> Outputs:
+        """The values that training reported."""
+        return Outputs(self.loss, self.square_loss, self.samples, self.finite, self.info)
 
     def rows_of(self, index: np.ndarray) -> "Tasks":
         """The rows with these indices."""
@@ -87,6 +95,7 @@ def table_of(plan: Plan, flight: Flight, info: PyTree) -> Tasks:
         notes=jax.tree.map(np.asarray, plan.notes),
         slot=np.full(k, -1, np.int64),
         loss=np.full(k, np.nan, np.float32),
+        square_loss=np.full(k, np.nan, np.float32),
         samples=np.zeros(k, np.int64),
         finite=np.ones(k, bool),
         info=jax.tree.map(lambda a: np.zeros((k, *a.shape), a.dtype), info),

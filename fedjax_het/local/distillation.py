@@ -145,6 +145,7 @@ def edge_training(
             loss=jnp.where(jnp.all(finite), result.loss, jnp.nan),
             samples=result.samples,
             info=trained,
+            square_loss=result.square_loss,
         )
 
     return local

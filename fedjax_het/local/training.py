@@ -11,7 +11,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import ClientResult, Task, Variables
 from fedjax_het.contract.masks import Route
-from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather
+from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather, steps_per_epoch
 from fedjax_het.models.base import BlockModel
 from fedjax_het.objectives.objective import Objective
 from fedjax_het.runtime.chunking import choose_parts
@@ -142,9 +142,10 @@ def training_loop(
       processed samples; `aux` is the value of `observe`.
     """
     batch_key, noise_key = jax.random.split(task.key)
+    epoch = steps_per_epoch(data.count[task.client], task.batch)
 
     def step(t: jax.Array, carry: PyTree) -> PyTree:
-        params, stats, opt_state, sums, totals, _ = carry
+        params, stats, opt_state, sums, totals, squares, _ = carry
         batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
         gradient = jax.value_and_grad(loss, has_aux=True)
         key = jax.random.fold_in(noise_key, t)
@@ -158,12 +159,14 @@ def training_loop(
         scale = task.learning_rate_scale
         updates = jax.tree.map(lambda u: u * scale, masks.apply(mask, updates))
         weight = objective.total(batch)
+        early = jnp.where(t < epoch, weight, 0.0)
         new = (
             optax.apply_updates(params, updates),
             new_stats,
             new_opt_state,
             jax.tree.map(lambda total, one: total + one * weight, sums, (value, measured)),
             (totals[0] + weight, totals[1] + jnp.sum(batch.weight)),
+            (squares[0] + value * value * early, squares[1] + early),
             None if observe is None else observe(grads),
         )
         # Clients that have done all their steps do not change in the rest of the loop.
@@ -174,13 +177,22 @@ def training_loop(
     seen = None
     if observe is not None:
         seen = jax.tree.map(jnp.zeros_like, jax.eval_shape(observe, trained))
-    carry = (trained, stats, optimizer.init(trained), sums, (zero, zero), seen)
-    params, stats, _, sums, totals, seen = jax.lax.fori_loop(0, task.loop_steps, step, carry)
+    carry = (trained, stats, optimizer.init(trained), sums, (zero, zero), (zero, zero), seen)
+    params, stats, _, sums, totals, squares, seen = jax.lax.fori_loop(
+        0, task.loop_steps, step, carry
+    )
     delta = jax.tree.map(jnp.subtract, params, trained)
     weight, samples = totals
     mean, measured = jax.tree.map(lambda total: total / jnp.where(weight > 0, weight, 1.0), sums)
+    square, early = squares
     return ClientResult(
-        delta, stats, mean, samples.astype(jnp.int32), aux=seen, info=measured or None
+        delta,
+        stats,
+        mean,
+        samples.astype(jnp.int32),
+        aux=seen,
+        info=measured or None,
+        square_loss=square / jnp.where(early > 0, early, 1.0),
     )
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fedjax_het.report.plots import Runs
+from fedjax_het.report.records import RunRecord
 from fedjax_het.report.results import MethodResult
 from fedjax_het.report.style import legend_above, method_style, plain, styled
 from fedjax_het.report.tasks import group_devices, tasks_of
@@ -71,17 +72,15 @@ def energy_by_group(runs: Runs) -> Figure:
     flat = [run for group in runs.values() for run in group]
     groups = group_devices(flat, [t for group in tasks.values() for t in group])
     count, of_client = len(groups.labels), iter(groups.of_client)
+
+    def joules_of(run: RunRecord) -> np.ndarray:
+        columns = run.client_columns  # with probes, which are no tasks
+        group = next(of_client)[columns["client"].astype(np.int64)]
+        known = group >= 0  # a device that was only probed may have no group
+        return np.bincount(group[known], columns["joules"][known], minlength=count)
+
     spent = {
-        name: np.mean(
-            [
-                np.bincount(
-                    next(of_client)[t.client], run.client_columns["joules"], minlength=count
-                )
-                for run, t in zip(group, tasks[name])
-            ],
-            axis=0,
-        )
-        for name, group in runs.items()
+        name: np.mean([joules_of(run) for run in group], axis=0) for name, group in runs.items()
     }
     scale, unit_name = unit(max(float(joules.max()) for joules in spent.values()), "J")
     figure = Figure(figsize=(6.6, 3.6))

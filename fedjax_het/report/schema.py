@@ -6,7 +6,7 @@ from typing import Any
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.report.metric import MetricInfo
 
-STATUSES = ("merged", "partial", "dropped", "nonfinite")
+STATUSES = ("merged", "partial", "dropped", "nonfinite", "probed")
 
 # Kinds: i = whole number >= 0, w = that or null, n = number >= 0, r = any number, f = number >= 0
 # or null (not finite), g = any number or null, b = true or false, t = text, l = list, d = mapping.

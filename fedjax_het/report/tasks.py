@@ -56,7 +56,9 @@ class Tasks:
 
 def tasks_of(record: RunRecord) -> Tasks:
     """The client tasks of a run as columns."""
-    columns = record.client_columns
+    # Probes are no tasks.
+    tasks = record.client_columns["status"] != "probed"
+    columns = {name: column[tasks] for name, column in record.client_columns.items()}
     merge_s = record.column("virtual_s")[np.searchsorted(record.column("step"), columns["step"])]
     planned_s = (
         columns["dispatched_s"] + columns["download_s"] + columns["compute_s"] + columns["upload_s"]

@@ -42,7 +42,7 @@ def worked_s(flight: Flight, closing: Closing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outcome_of(ran: np.ndarray, k: int, out: Any | None) -> dict[str, np.ndarray]:
-    """Columns `loss`, `samples` and `finite` of k tasks.
+    """Columns `loss`, `square_loss`, `samples` and `finite` of k tasks.
 
     Args:
       ran: indices of the tasks whose work counts, int64[r].
@@ -51,6 +51,7 @@ def outcome_of(ran: np.ndarray, k: int, out: Any | None) -> dict[str, np.ndarray
     """
     outcome: dict[str, np.ndarray] = {
         "loss": np.full(k, np.nan, np.float32),
+        "square_loss": np.full(k, np.nan, np.float32),
         "samples": np.zeros(k, np.int64),
         "finite": np.ones(k, bool),
     }
@@ -73,10 +74,11 @@ def seen_of(
       step: number of the server step, from 0.
       flight: tasks as dispatched.
       closing: decision of the pace on these tasks.
-      outcome: columns `loss`, `samples` and `finite`, perhaps not computed yet.
+      outcome: columns of `outcome_of`, perhaps not computed yet.
       sizes: number of training samples of every client, int64[n].
     """
-    loss, samples, finite = jax.device_get([outcome[n] for n in ("loss", "samples", "finite")])
+    names = ("loss", "square_loss", "samples", "finite")
+    loss, square_loss, samples, finite = jax.device_get([outcome[name] for name in names])
     status = np.asarray(statuses(closing, finite))
     dropped = status == "dropped"
     merged = ~dropped & (status != "nonfinite")
@@ -87,6 +89,7 @@ def seen_of(
         clients=flight.client,
         status=status,
         loss=np.where(merged, loss.astype(np.float64), np.nan),
+        square_loss=np.where(merged, square_loss.astype(np.float64), np.nan),
         samples=np.where(dropped, 0, samples).astype(np.int64),
         sizes=sizes[flight.client],
         duration_s=np.where(dropped, waited_s, whole_s),

@@ -130,7 +130,8 @@ def client_rows(
 def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The totals of a step: loss, bytes, joules if priced, and number of tasks by status.
 
-    A dropped task counts its download but not its upload, which does not take place.
+    A dropped task counts its download but not its upload, which does not take place. A probe counts
+    with its bytes and joules, and is no task.
     """
     kept = [r for r in rows if r["status"] in ("merged", "partial")]
     samples = sum(r["samples"] for r in kept)
@@ -140,7 +141,7 @@ def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "bytes_up": sum(r["bytes_up"] for r in rows if r["status"] != "dropped"),
         "bytes_down": sum(r["bytes_down"] for r in rows),
         **({"joules": sum(r["joules"] for r in rows)} if rows and "joules" in rows[0] else {}),
-        "clients": len(rows),
+        "clients": sum(r["status"] != "probed" for r in rows),
         "merged": len(kept),
         "dropped": sum(r["status"] == "dropped" for r in rows),
         "nonfinite": [r["client"] for r in rows if r["status"] == "nonfinite"],
@@ -218,8 +219,9 @@ class Journal:
         for name in ("bytes_up", "bytes_down", "merged", "dropped"):
             self.totals[name] += metrics.get(name, 0)
         self.totals["nonfinite"] += len(metrics.get("nonfinite", []))
-        self.totals["tasks"] += len(clients)
-        self.totals["flops"] += sum(row["flops"] for row in clients if row["steps"])
+        self.totals["tasks"] += sum(row["status"] != "probed" for row in clients)
+        worked = [row for row in clients if row["steps"] or row["status"] == "probed"]
+        self.totals["flops"] += sum(row["flops"] for row in worked)
         if self._groups is not None:
             self.totals["joules"] += metrics.get("joules", 0.0)
             by_group = np.asarray(self.totals["joules_by_group"])

@@ -6,6 +6,7 @@ import numpy as np
 
 from fedjax_het.contract.clock import Closing, Flight
 from fedjax_het.contract.plan import Plan
+from fedjax_het.engine.selecting import Probes
 
 
 class PlannedRound(NamedTuple):
@@ -16,12 +17,14 @@ class PlannedRound(NamedTuple):
       plan: plan of all its tasks.
       flight: tasks as dispatched.
       closing: decision of the pace on these tasks.
+      probes: what the selection asked of clients before the tasks; None if nothing.
     """
 
     step: int
     plan: Plan
     flight: Flight
     closing: Closing
+    probes: Probes | None
 
     @property
     def ran(self) -> np.ndarray:

@@ -25,6 +25,7 @@ from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.dispatch import DispatchTable
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.packing import Packed, unstack
+from fedjax_het.engine.probing import LossProbe
 from fedjax_het.engine.programs import Outputs
 from fedjax_het.engine.rounds import RoundOutputs
 from fedjax_het.engine.sampling import Sampler, fold_in
@@ -34,6 +35,7 @@ from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import outcome_of, seen_of
 from fedjax_het.simulation.journal import PendingRecords, Record, client_rows, step_row
 from fedjax_het.simulation.planned import PlannedRound
+from fedjax_het.simulation.probes import probe_rows
 
 # Number of rounds that are planned ahead, so that their routes are compiled together.
 _AHEAD = 32
@@ -78,7 +80,8 @@ class Server:
         self._problem = problem
         self._sizes = problem.data.sizes
         self.selection = Selection(algorithm, self._sizes)
-        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection)
+        losses = LossProbe(engine.resources)
+        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection, losses)
         self._capacity = capacity
         self._debug = engine.resources.execution == "debug"
         self._in_batches = algorithm.plans_ahead and not self._debug
@@ -152,7 +155,8 @@ class Server:
         )
         self.unseen_score = None
         flight = dispatch(plan, start_s, step)
-        return PlannedRound(step, plan, flight, self._algorithm.pace.close(flight))
+        closing = self._algorithm.pace.close(flight)
+        return PlannedRound(step, plan, flight, closing, self.selection.probes)
 
     def _barrier_round(self) -> PendingRecords:
         """Runs a single round; the model does not change if no client's work counts."""
@@ -223,7 +227,8 @@ class Server:
     def _record(
         self, one: PlannedRound, outcome: Mapping[str, Any], info: Mapping[str, Any]
     ) -> Record:
-        rows = client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
+        rows = probe_rows(one.step + 1, one.probes, self._problem)
+        rows += client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
         metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
         return Record(one.step + 1, one.closing.at_s, metrics, rows)
 

@@ -125,6 +125,17 @@ def test_an_epoch_visits_every_sample_once(setting, train):
     np.testing.assert_allclose(result.loss, loss, rtol=1e-5)
 
 
+def test_the_squares_of_the_first_epoch_are_reported(train):
+    """Of a client with five samples: batches of four and of one, and one of the second epoch."""
+    one, two, three = (train(make_task(client=1, steps=steps)) for steps in (1, 2, 3))
+    first, second = one.loss, 5 * two.loss - 4 * one.loss
+    assert one.square_loss == first * first
+    np.testing.assert_allclose(two.square_loss, (4 * first**2 + second**2) / 5, rtol=1e-5)
+    assert three.square_loss == two.square_loss
+    assert two.square_loss > two.loss**2
+    assert train(make_task(steps=0, loop_steps=1)).square_loss == 0.0
+
+
 def test_room_for_larger_batches_changes_nothing(train):
     small, large = train(make_task()), train(make_task(), max_batch=8)
     assert_close(small, large)

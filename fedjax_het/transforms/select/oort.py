@@ -50,10 +50,10 @@ def oort(
     r"""Oort: the cohort by statistical utility and speed, a share of it for clients not seen yet.
 
     A client has the utility $U_i = s_i \sqrt{q_i}$: $s_i$ is the number of samples that it
-    processed, at most its $n_i$, and $q_i$ the square of its mean training loss, which every method
-    reports. (The author's $q_i$ is the mean of squared losses, larger by their variance.) An update
-    that is not finite makes it 0. In round r, from 1, a client that was last seen in round $l_i$
-    has the score
+    processed, at most its $n_i$, and $q_i$ the mean squared loss of its first epoch, by mini-batch
+    (`Seen.square_loss`). The author's code squares the losses of single samples, which is more by
+    their variance, and takes a moving average over the mini-batches. An update that is not finite
+    makes it 0. In round r, from 1, a client that was last seen in round $l_i$ has the score
 
     $$\left(\frac{\min(U_i, c) - U_{min}}{\max(U_{max} - U_{min}, 10^{-4})} +
       \sqrt{\frac{0.1 \ln r}{l_i}}\right) \cdot \min(1, T_{pref} / t_i)^\alpha$$
@@ -135,7 +135,7 @@ def oort(
         return np.concatenate([best, new]), state._replace(exploited=exploited)
 
     def observe(state: OortState, seen: Seen) -> OortState:
-        worth = np.minimum(seen.sizes, seen.samples) * np.abs(seen.loss)
+        worth = np.minimum(seen.sizes, seen.samples) * np.sqrt(seen.square_loss)
         utility, arrived = state.utility.copy(), seen.status != "dropped"
         utility[seen.clients[arrived]] = np.where(seen.merged, worth, 0.0)[arrived]
         exploited = worth[seen.merged & state.exploited[seen.clients]]

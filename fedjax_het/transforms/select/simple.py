@@ -29,15 +29,19 @@ def weighted() -> Transformation:
     return selecting("weighted", choose)
 
 
-def power_of_choice(*, d: int) -> Transformation:
-    """Of d clients drawn in proportion to their samples, those with the highest last known loss.
+def power_of_choice(*, d: int, fresh: bool = False) -> Transformation:
+    """Of d clients drawn in proportion to their samples, those with the highest loss.
 
-    This is the variant rpow-d, which costs nothing: the loss of a client is its mean training loss
-    when it last took part, and a client without one comes first. Equal losses are ordered as drawn.
+    By default the loss of a client is its mean training loss when it last took part, and a client
+    without one comes first (rpow-d), which costs nothing. Equal losses are ordered as drawn.
 
     Args:
       d: number of clients that are compared, at least the cohort size; if fewer are available, all
         are compared.
+      fresh: whether the clients are asked for the loss of the current model on all their samples
+        (cpow-d). The tasks begin when the slowest has downloaded the model, run it forward and
+        answered; the time, FLOPs, bytes and joules are in the records, as rows "probed". The cohort
+        then downloads what the method plans, although it holds the model already.
 
     References:
       Cho, Wang and Joshi, *Client Selection in Federated Learning: Convergence Analysis and
@@ -51,10 +55,14 @@ def power_of_choice(*, d: int) -> Transformation:
         count = min(max(d, candidates.wanted), len(clients))
         compared = drawn(candidates.rng, clients, candidates.samples[clients], count)
         loss = candidates.known.loss[compared]
+        if fresh:
+            assert candidates.losses is not None
+            loss = candidates.losses(compared)
         order = np.argsort(-np.where(np.isnan(loss), np.inf, loss), kind="stable")
         return compared[order[: candidates.wanted]]
 
-    transformation = selecting("power_of_choice", stateless(choose), d=d)
+    selector = stateless(choose)._replace(probes=fresh)
+    transformation = selecting("power_of_choice", selector, d=d, fresh=fresh)
 
     def checked(algorithm: Algorithm) -> Algorithm:
         require(

@@ -1,0 +1,141 @@
+"""Selections that ask clients for the loss of the current model: answers, prices, records."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from problems import digits_problem, fleet
+
+import fedjax_het as fh
+from fedjax_het.contract.selection import Selector
+from fedjax_het.engine import probing
+from fedjax_het.engine.resources import Resources
+
+SGD = {"learning_rate": 0.1, "batch_size": 4}
+PRICES = {
+    "joules_per_flop": 1e-6,
+    "joules_per_byte_up": 1e-3,
+    "joules_per_byte_down": 2e-3,
+    "idle_watts": 0.5,
+}
+
+
+def priced_problem():
+    plain = digits_problem()
+    return fh.Problem(plain.model, plain.data, fleet(8, **PRICES))
+
+
+def asking(problem, **options):
+    method = fh.algorithms.fedavg(problem, **SGD, clients_per_round=2)
+    return fh.select.power_of_choice(d=5, fresh=True, **options)(method)
+
+
+def losses_by_hand(problem, variables, clients):
+    data = problem.data
+
+    def loss(client):
+        ids = data.client_samples(client)
+        logits, _ = problem.model.apply(variables, data.x[ids])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, data.y[ids]).mean()
+
+    return np.asarray([loss(client) for client in clients])
+
+
+@pytest.mark.parametrize(("width", "devices"), [(3, 1), (256, 2)])
+def test_losses_are_means_over_all_samples(width, devices, monkeypatch):
+    monkeypatch.setattr(probing, "_PASS", width)
+    problem = digits_problem()
+    variables = problem.model.init(jax.random.key(3))
+    probe = probing.LossProbe(Resources(problem, devices=devices))
+    clients = np.asarray([6, 0, 3, 7, 1])
+    found = probe(variables, clients)
+    np.testing.assert_allclose(found, losses_by_hand(problem, variables, clients), rtol=1e-5)
+    np.testing.assert_array_equal(probe(variables, clients[2:3]), found[2:3])
+
+
+def test_the_cohort_begins_when_the_slowest_has_answered():
+    problem = priced_problem()
+    result = fh.simulate(asking(problem), problem, rounds=3, seed=1)
+    assert result.faults == []
+    cost, sizes, devices = problem.cost, problem.data.sizes, problem.fleet
+    begins_s = 0.0
+    for row in result.record.metrics[1:]:
+        own = [task for task in result.record.clients if task["step"] == row["step"]]
+        probes = [task for task in own if task["status"] == "probed"]
+        tasks = [task for task in own if task["status"] == "merged"]
+        assert len(own) == len(probes) + len(tasks)
+        assert (len(probes), len(tasks), row["clients"], row["merged"]) == (5, 2, 2, 2)
+        kept = sorted(probes, key=lambda task: -task["loss"])[:2]
+        assert {task["client"] for task in kept} == {task["client"] for task in tasks}
+        for task in probes:
+            i = task["client"]
+            flops = cost.forward_pass_flops() * sizes[i]
+            assert task["dispatched_s"] == begins_s
+            assert task["flops"] == flops
+            assert (task["bytes_up"], task["bytes_down"]) == (4, cost.download_bytes())
+            assert task["compute_s"] == pytest.approx(flops / devices.flops_per_s[i])
+            assert task["upload_s"] == pytest.approx(4 / 1e5)
+            spent = 1e-6 * flops + 1e-3 * 4 + 2e-3 * cost.download_bytes()
+            assert task["joules"] == pytest.approx(spent)
+        answered_s = max(task["arrived_s"] for task in probes)
+        assert {task["dispatched_s"] for task in tasks} == {answered_s}
+        for name in ("bytes_up", "bytes_down", "joules"):
+            assert row[name] == pytest.approx(sum(task[name] for task in own))
+        begins_s = row["virtual_s"]
+    summary, rows = result.record.summary, result.record.clients
+    assert summary["tasks"] == 6
+    assert summary["flops"] == pytest.approx(sum(task["flops"] for task in rows))
+    assert summary["joules"] == pytest.approx(sum(task["joules"] for task in rows))
+    assert sum(summary["joules_by_group"]) == pytest.approx(summary["joules"])
+
+
+def test_answers_are_those_of_the_current_model():
+    problem = digits_problem()
+    method, start = asking(problem), None
+    for rounds in (1, 2):
+        result = fh.simulate(method, problem, rounds=rounds, seed=2)
+        if start is not None:
+            probes = [t for t in result.record.clients if (t["step"], t["status"]) == (2, "probed")]
+            found = [task["loss"] for task in probes]
+            clients = [task["client"] for task in probes]
+            np.testing.assert_allclose(found, losses_by_hand(problem, start, clients), rtol=1e-5)
+        start = result.variables
+
+
+def test_records_with_probes_are_read_back_and_drawn(tmp_path):
+    problem = priced_problem()
+    result = fh.simulate(asking(problem), problem, rounds=2, workdir=tmp_path / "run")
+    again = fh.report.RunRecord.load(tmp_path / "run")
+    assert again.clients == result.record.clients
+    tasks = fh.report.tasks.tasks_of(again)
+    assert len(tasks.client) == 4
+    fh.report.energy_plots.energy_by_group({"asking": [again]})
+
+
+def test_asking_needs_rounds_and_is_done_once():
+    problem = digits_problem()
+    buffered = fh.algorithms.fedbuff(problem, **SGD, buffer_size=2)
+    with pytest.raises(fh.InputError, match=r"select of fedbuff: asks clients.*overlap"):
+        fh.simulate(fh.select.power_of_choice(d=8, fresh=True)(buffered), problem, rounds=1)
+
+    def choose(state, candidates):
+        candidates.losses(candidates.clients)
+        candidates.losses(candidates.clients)
+        return candidates.clients[:2], state
+
+    twice = Selector(lambda n: (), choose, lambda state, seen: state, probes=True)
+    method = fh.algorithms.fedavg(problem, **SGD, clients_per_round=2)._replace(select=twice)
+    with pytest.raises(fh.InputError, match=r"asks for losses again"):
+        fh.simulate(method, problem, rounds=1)
+
+
+def test_other_selections_cannot_ask():
+    def choose(state, candidates):
+        assert candidates.losses is None
+        return candidates.clients[:2], state
+
+    silent = Selector(lambda n: (), choose, lambda state, seen: state)
+    problem = digits_problem()
+    method = fh.algorithms.fedavg(problem, **SGD, clients_per_round=2)._replace(select=silent)
+    result = fh.simulate(method, problem, rounds=1)
+    assert {row["status"] for row in result.record.clients} == {"merged"}
