@@ -89,6 +89,7 @@ PUBLIC = {
         "ClientResult",
         "Closing",
         "Flight",
+        "Interruptions",
         "Known",
         "Merged",
         "Pace",

@@ -18,7 +18,7 @@ from fedjax_het.contract.algorithm import (
     Task,
     Variables,
 )
-from fedjax_het.contract.clock import Closing, Flight, Pace, Status
+from fedjax_het.contract.clock import Closing, Flight, Interruptions, Pace, Status
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
@@ -32,6 +32,7 @@ __all__ = [
     "ClientResult",
     "Closing",
     "Flight",
+    "Interruptions",
     "Known",
     "Merged",
     "Pace",

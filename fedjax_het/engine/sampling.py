@@ -5,18 +5,20 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_het.common.errors import InputError
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
+from fedjax_het.contract.clock import Flight, dispatch
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.engine.selecting import Selection
+from fedjax_het.fleet.interruption import interruptions
 from fedjax_het.problem import Problem
 
 # A fleet whose devices are on for 5 % of the time needs tens of waits. After thousands, enough
 # devices will never be on at once.
 _MAX_WAITS = 2000
-# Purpose of the draws of a plan that is made for its prices only.
-_PRICES = 1
+# Purposes of draws: a plan that is made for its prices only, and the failures of tasks.
+_PRICES, _FAILURES = 1, 2
 
 # Compiled, because without compilation it takes longer than the planning of a small round.
 fold_in = jax.jit(jax.random.fold_in)
@@ -51,13 +53,14 @@ class Sampler(NamedTuple):
           now_s: virtual time in seconds.
           clients: ids that may be selected, int64[n]; None for all clients.
           size: number of clients wanted.
-          least: number of clients that must be available.
+          least: number of clients that must be available, or all that ever are again if they are
+            fewer.
 
         Returns:
           The available clients as ascending ids, and the virtual time.
 
         Raises:
-          InputError: if `least` clients are never available at once.
+          InputError: if `least` clients are never available at once, or none ever is again.
         """
         clients = np.arange(self.problem.num_clients) if clients is None else clients
         start_s = now_s
@@ -66,11 +69,23 @@ class Sampler(NamedTuple):
             ready = clients[ready_s <= start_s]
             if len(ready) >= least:
                 return ready, start_s
+            least = min(least, int(np.sum(np.isfinite(ready_s))))
+            require(
+                least > 0,
+                f"clients_per_round = {size}",
+                f"no client is available after {start_s:.4g} s",
+                "let some of them stay",
+            )
             start_s = float(np.sort(ready_s)[least - 1])
         raise InputError(
             f"clients_per_round = {size}: never that many devices are available at once "
             f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
         )
+
+    def anyone_left(self, now_s: float) -> bool:
+        """Whether any client is available at a virtual time, or ever will be."""
+        everyone = np.arange(self.problem.num_clients)
+        return bool(np.isfinite(self.problem.fleet.next_available(everyone, now_s)).any())
 
     def draw(
         self,
@@ -93,14 +108,14 @@ class Sampler(NamedTuple):
           now_s: virtual time in seconds.
           clients: ids that may be selected, int64[n]; None for all clients.
           size: number of clients to select, if that many are available; None for `cohort_size`.
-          least: number of clients that must be available; None for `size`.
+          least: number of clients that must be available, see `ready`; None for `size`.
           turn: number of the draw within the step.
 
         Returns:
           The cohort as ascending ids, and the virtual time at which all of it is available.
 
         Raises:
-          InputError: if `least` clients are never available at once.
+          InputError: as in `ready`.
         """
         size = self.algorithm.cohort_size if size is None else size
         least = size if least is None else least
@@ -161,6 +176,19 @@ class Sampler(NamedTuple):
             score=score,
         )
         return self.algorithm.plan(state, variables, situation)
+
+    def dispatch(self, plan: Plan, step: int, start_s: float, *, turn: int = 0) -> Flight:
+        """The plan's tasks in flight, with their failures and pauses on the fleet of the step.
+
+        Args:
+          plan: tasks with their prices.
+          step: number of the server step, from 0.
+          start_s: virtual time of dispatch in seconds.
+          turn: number of the draw within the step.
+        """
+        rng = np.random.default_rng([self.seed, step, 2 * turn, _FAILURES])
+        went_wrong = interruptions(self.problem.fleet.at(step), plan, start_s, rng)
+        return dispatch(plan, start_s, step, went_wrong)
 
 
 def require_selectable(algorithm: Algorithm, problem: Problem) -> None:

@@ -11,7 +11,7 @@ first and then run as one batch of rounds on the device.
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Report, Variables
-from fedjax_het.contract.clock import Closing, Flight, Status, dispatch
+from fedjax_het.contract.clock import Closing, Flight
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.dispatch import DispatchTable
@@ -32,33 +32,12 @@ from fedjax_het.engine.selecting import Selection
 from fedjax_het.engine.steps import Now
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import outcome_of, seen_of
-from fedjax_het.simulation.journal import PendingRecords, Record, client_rows, step_row
+from fedjax_het.simulation.journal import PendingRecords, Record
+from fedjax_het.simulation.planned import PlannedRound
+from fedjax_het.simulation.rows import client_rows, step_row
 
 # Number of rounds that are planned ahead, so that their routes are compiled together.
 _AHEAD = 32
-
-
-class _Round(NamedTuple):
-    """A round that is planned and closed in virtual time, but not trained yet.
-
-    Attributes:
-      step: number of server steps before it.
-      plan: plan of all its tasks.
-      flight: tasks as dispatched.
-      closing: decision of the pace on these tasks.
-      ran: indices of the tasks whose work counts, int64[r].
-    """
-
-    step: int
-    plan: Plan
-    flight: Flight
-    closing: Closing
-    ran: np.ndarray
-
-    @property
-    def executed(self) -> Plan:
-        """The tasks whose work counts, with the local steps that count."""
-        return self.plan.take(self.ran, self.closing.steps)
 
 
 # `(step, now_s) -> bool`, for the number of a step, from 1, and the virtual time of its end.
@@ -98,14 +77,15 @@ class Server:
         keys = _keys(seed)
         self._algorithm, self._engine, self._round_key = algorithm, engine, keys["round"]
         self._problem = problem
-        self._sizes = problem.data.sizes
-        self.selection = Selection(algorithm, self._sizes)
+        self.selection = Selection(algorithm, problem.data.sizes)
         self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection)
         self._capacity = capacity
         self._debug = engine.resources.execution == "debug"
+        everyone = np.arange(problem.num_clients)
+        self._all_leave = bool(np.isfinite(problem.fleet.presence.off_after(everyone)).all())
         self._in_batches = algorithm.plans_ahead and not self._debug
         self._begin(())
-        self._planned: deque[_Round] = deque()
+        self._planned: deque[PlannedRound] = deque()
         self._closing: Closing | None = None
         self.step, self.now_s = 0, 0.0
         self.unseen_score: float | None = None
@@ -144,6 +124,12 @@ class Server:
                 self._planned.append(self._plan_round(*self._frontier))
 
     @property
+    def exhausted(self) -> bool:
+        """Whether no client is at work, and none is ever available again."""
+        working = self._table is not None and self._table.size > 0
+        return self._all_leave and not working and not self._sampler.anyone_left(self.now_s)
+
+    @property
     def _frontier(self) -> tuple[int, float]:
         """Step and virtual time after all planned rounds."""
         if self._planned:
@@ -166,17 +152,15 @@ class Server:
         table = self._table
         return 1, self._barrier_round() if table is None else self._overlapping_round(table)
 
-    def _plan_round(self, step: int, now_s: float) -> _Round:
+    def _plan_round(self, step: int, now_s: float) -> PlannedRound:
         """Plans a round at whose end no client is at work, and closes it in virtual time."""
         clients, start_s = self._sampler.draw(self.state, self.variables, step, now_s)
         plan, self.state = self._sampler.plan(
             self.state, self.variables, step, clients, start_s, score=self.unseen_score
         )
         self.unseen_score = None
-        flight = dispatch(plan, start_s, step)
-        closing = self._algorithm.pace.close(flight)
-        ran = np.flatnonzero([status is not Status.DROPPED for status in closing.status])
-        return _Round(step, plan, flight, closing, ran)
+        flight = self._sampler.dispatch(plan, step, start_s)
+        return PlannedRound(step, plan, flight, self._algorithm.pace.close(flight))
 
     def _barrier_round(self) -> PendingRecords:
         """Runs a single round; the model does not change if no client's work counts."""
@@ -194,7 +178,7 @@ class Server:
             late = np.zeros(one.ran.size, np.int64)
             info = jax.device_get(self._observe(plan, out, late, info))
         outcome = outcome_of(one.ran, len(one.plan.clients), out)
-        self._learn(one.flight, one.closing, outcome)
+        self._learn(one.flight, one.closing, lambda: outcome)
         self.step += 1
         record = self._record(one, outcome, info)
         return lambda: [record]
@@ -205,7 +189,7 @@ class Server:
         The batch ends before a round that cannot be planned. The rounds before it are run and
         recorded, and the error is raised when the batch that starts with this round is run.
         """
-        rounds: list[_Round] = []
+        rounds: list[PlannedRound] = []
         while True:
             if not self._planned:
                 try:
@@ -244,14 +228,20 @@ class Server:
 
         return len(rounds), records
 
-    def _record(self, one: _Round, outcome: Mapping[str, Any], info: Mapping[str, Any]) -> Record:
+    def _record(
+        self, one: PlannedRound, outcome: Mapping[str, Any], info: Mapping[str, Any]
+    ) -> Record:
         rows = client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
         metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
         return Record(one.step + 1, one.closing.at_s, metrics, rows)
 
-    def _learn(self, flight: Flight, closing: Closing, outcome: Mapping[str, Any]) -> None:
+    def _learn(
+        self, flight: Flight, closing: Closing, outcome: Callable[[], Mapping[str, Any]]
+    ) -> None:
         """Shows the tasks that a step settled to the selection."""
-        self.selection.observe(lambda: seen_of(self.step, flight, closing, outcome, self._sizes))
+        self.selection.observe(
+            lambda: seen_of(self.step, flight, closing, outcome(), self._problem)
+        )
 
     def _send_out(self, table: DispatchTable) -> Closing:
         """Dispatches idle clients; returns the `Closing` of the table at the next merge."""
@@ -265,17 +255,24 @@ class Server:
         closing, self._closing = self._closing or self._send_out(table), None
         tasks, closing, plan, done = table.merge(closing, self.state, self.variables, self.step)
         self.state, self.variables, outputs = done.state, done.variables, done.outputs
-        info = self._observe(plan, outputs, self.step - tasks.flight.version, done.info)
-        self._learn(tasks.flight, closing, outputs._asdict())
+        info: Mapping[str, Any] = {}
+        flight, ran = tasks.flight, np.flatnonzero(closing.merges)
+        if outputs is not None:
+            own = plan if ran.size == tasks.size else plan.take(ran)
+            info = self._observe(own, outputs, self.step - flight.version[ran], done.info)
+
+        def outcome() -> Mapping[str, Any]:
+            return outcome_of(ran, tasks.size, jax.device_get(outputs))
+
+        self._learn(flight, closing, outcome)
         self.now_s = closing.at_s
         self.step += 1
         step, now_s, in_flight = self.step, self.now_s, table.size
-        flight, released = tasks.flight, self._algorithm.pace.refills
+        released = self._algorithm.pace.refills
 
         def records() -> list[Record]:
-            out, said = jax.device_get((outputs, info))
-            rows = client_rows(step, flight, closing, plan, self._problem, out._asdict(), released)
-            metrics = {**step_row(rows), "info": said, "in_flight": in_flight}
+            rows = client_rows(step, flight, closing, plan, self._problem, outcome(), released)
+            metrics = {**step_row(rows), "info": jax.device_get(info), "in_flight": in_flight}
             return [Record(step, now_s, metrics, rows)]
 
         return records
@@ -329,7 +326,8 @@ class Server:
             return arrays
         clients = np.arange(self._algorithm.cohort_size)
         plan, _ = self._sampler.plan(self.state, self.variables, 0, clients, 0.0)
-        return *arrays, self._table.template(meta["flight"], plan, self.variables)
+        flight = self._sampler.dispatch(plan, 0, 0.0)
+        return *arrays, self._table.template(meta["flight"], plan, flight, self.variables)
 
     def restore(self, arrays: PyTree, meta: Mapping[str, Any]) -> None:
         """Restores the server from the result of `saved`."""

@@ -1,0 +1,34 @@
+"""A round that is planned and closed in virtual time, but not trained yet."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_het.contract.clock import Closing, Flight
+from fedjax_het.contract.plan import Plan
+
+
+class PlannedRound(NamedTuple):
+    """A round at whose end no client is at work.
+
+    Attributes:
+      step: number of server steps before it.
+      plan: plan of all its tasks.
+      flight: tasks as dispatched.
+      closing: decision of the pace on these tasks.
+    """
+
+    step: int
+    plan: Plan
+    flight: Flight
+    closing: Closing
+
+    @property
+    def ran(self) -> np.ndarray:
+        """Indices of the tasks whose work counts, int64[r]."""
+        return np.flatnonzero(self.closing.merges)
+
+    @property
+    def executed(self) -> Plan:
+        """The tasks whose work counts, with the local steps that count."""
+        return self.plan.take(self.ran, self.closing.steps)
