@@ -28,6 +28,7 @@ from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
 N, WANTED, STEPS = 6, 4, 4
+_OPTIONS = ("seed", "workdir", "max_virtual_s")
 SPEED = 1e3 * np.asarray([1.0, 1.1, 1.3, 1.7, 2.1, 2.9])
 
 
@@ -38,7 +39,9 @@ def shared():
     slow = {"downlink_bytes_per_s": 1e3, "uplink_bytes_per_s": 5e2, "latency_s": 0.01}
     problem = Problem(base.model, base.data, fleet(N, flops_per_s=SPEED, **slow))
     algorithm = nudge(problem, clients_per_round=WANTED)
-    algorithm = algorithm._replace(select=lambda candidates: candidates.clients[: candidates.wanted])
+    algorithm = algorithm._replace(
+        select=lambda candidates: candidates.clients[: candidates.wanted]
+    )
     return problem, algorithm, make_engine(algorithm, problem), Evaluator(problem)
 
 
@@ -50,14 +53,16 @@ def durations():
     return np.stack([timing.download_s, timing.compute_s, timing.upload_s, timing.flops], axis=1)
 
 
-def run(pace=None, rounds=STEPS, deadline_s=math.inf, **columns):
+def run(pace=None, rounds=STEPS, deadline_s=math.inf, steps=None, **columns):
     """A run of the shared method on a fleet with these columns."""
     problem, base, engine, evaluator = shared()
-    options = {name: columns.pop(name) for name in ("seed", "workdir") if name in columns}
+    options = {name: columns.pop(name) for name in _OPTIONS if name in columns}
     problem = replace(problem, fleet=replace(problem.fleet, **columns))
 
     def plan(*arguments):
         tasks, state = base.plan(*arguments)
+        if steps is not None:
+            tasks = tasks._replace(steps=np.full_like(tasks.steps, steps))
         return tasks._replace(deadline_s=deadline_s), state
 
     algorithm = base._replace(pace=pace or barrier(), plan=plan)
@@ -297,22 +302,148 @@ def test_losing_pausing_and_finishing_by_hand():
     assert "paused_s" not in rows["lose"][0]
 
 
-def test_partial_work_ends_where_the_device_was_on_for_long_enough():
-    """Two local steps; client 0 is off from the middle of the second one until after 3 s."""
-    problem, *_ = shared()
+def test_partial_work_ends_when_the_device_was_on_for_long_enough():
+    """Four local steps; client 0 is off after 1.6 of them, until 3 s."""
     down, work, up = durations()[0, :3]
-    steps = int(nudge(problem).plan((), None, situation(problem))[0].steps[0])
-    assert steps == 1 or steps > 1
-    off = down + 0.25 * work
-    on = [np.array([[0.0, off], [3.0, 10.0]]), *[np.array([[0.0, 10.0]])] * (N - 1)]
-    options = {"availability": from_intervals(on, [10.0] * N), "on_interrupt": "pause", "rounds": 1}
-    # All but the very last of the work fits before the deadline, so all steps but one count.
-    limit = 3.0 + 0.75 * work + up - 1e-6
-    row = rows_by_client(run(deadline("partial"), deadline_s=limit, **options))[0]
-    if steps == 1:
-        assert row["status"] == "dropped"
-    else:
-        assert (row["status"], row["steps"]) == ("partial", steps - 1)
-    late = rows_by_client(run(deadline("partial"), deadline_s=limit + 1e-3, **options))[0]
-    assert late["status"] == "merged"
-    assert late["arrived_s"] == pytest.approx(3.0 + 0.75 * work + up, rel=1e-12)
+    on = [np.array([[0.0, down + 0.4 * work], [3.0, 10.0]])] + [np.array([[0.0, 10.0]])] * (N - 1)
+    options = {"availability": from_intervals(on, [10.0] * N), "on_interrupt": "pause", "steps": 4}
+    # Time for 2.6 steps and the upload is left, so two steps count, and the upload follows them.
+    limit = 3.0 + 0.25 * work + up
+    result = run(deadline("partial"), rounds=1, deadline_s=limit, **options)
+    row = rows_by_client(result)[0]
+    assert (row["status"], row["steps"]) == ("partial", 2)
+    assert row["compute_s"] == pytest.approx(work / 2, rel=1e-12)
+    assert row["paused_s"] == pytest.approx(3.0 - down - 0.4 * work, rel=1e-12)
+    assert row["arrived_s"] == pytest.approx(3.0 + 0.1 * work + up, rel=1e-12)
+    assert result.record.metrics[1]["virtual_s"] == pytest.approx(limit, rel=1e-12)
+    assert result.faults == []
+    row = rows_by_client(run(deadline("partial"), rounds=1, deadline_s=9.0, **options))[0]
+    assert (row["status"], row["arrived_s"]) == ("merged", pytest.approx(3.0 + 0.6 * work + up))
+
+
+def test_a_task_that_fails_before_the_deadline_leaves_nothing():
+    """Client 0 leaves just before the deadline, client 1 just after it."""
+    total = np.sum(durations()[:, :3], axis=1)
+    leaves = np.full(N, np.inf)
+    leaves[:2] = 0.8 * total[1] - 1e-3, 0.8 * total[1] + 1e-3
+    for late, second in (("drop", "dropped"), ("partial", "partial")):
+        result = run(deadline(late), rounds=1, deadline_s=0.8 * total[1], leaves_s=leaves, steps=50)
+        rows = rows_by_client(result)
+        assert [rows[c]["status"] for c in range(2)] == ["failed", second]
+        assert result.record.metrics[1]["virtual_s"] == pytest.approx(0.8 * total[1])
+        assert result.faults == []
+
+
+# ---- clients that join and leave -----------------------------------------------------------------
+
+
+def test_clients_join_and_leave():
+    """Two clients leave in the third round, after which the server waits for two that join."""
+    lasts = np.max(np.sum(durations()[:WANTED, :3], axis=1))
+    leaves, joins = np.full(N, np.inf), np.zeros(N)
+    leaves[[0, 1]], joins[[4, 5]] = 2.2 * lasts, [20 * lasts, 10 * lasts]
+    result = run(joins_s=joins, leaves_s=leaves, rounds=6)
+    assert result.faults == []
+    assert result.record.summary["ended"] == "rounds"
+    steps = {step: rows_by_client(result, step) for step in range(1, 7)}
+    assert [sorted(rows) for rows in steps.values()] == [[0, 1, 2, 3]] * 3 + [[2, 3, 4, 5]] * 3
+    assert {steps[4][client]["dispatched_s"] for client in (2, 3, 4, 5)} == {20 * lasts}
+    for step, rows in steps.items():
+        for client, row in rows.items():
+            assert (row["status"] == "failed") == (step == 3 and client < 2)
+    assert [steps[3][client]["arrived_s"] for client in (0, 1)] == pytest.approx([2.2 * lasts] * 2)
+
+
+@pytest.mark.parametrize("name", ["barrier", "refilled"])
+def test_a_run_ends_when_nobody_is_left(name, tmp_path, caplog):
+    """Recordings that are not repeated end after 2 s, some after 1 s; the rest goes on alone."""
+    on = [np.array([[0.0, 2.0 if client in (1, 4) else 1.0]]) for client in range(N)]
+    once = {"availability": from_intervals(on, [np.inf] * N), "on_interrupt": "lose"}
+    result = run(PACES[name][0], rounds=1000, workdir=tmp_path / "run", **once)
+    assert "no client is ever on again" in caplog.text
+    summary, metrics = result.record.summary, result.record.metrics
+    assert summary["ended"] == "no clients"
+    assert summary["steps"] == metrics[-1]["step"] < 1000
+    assert metrics[-1]["accuracy"] is not None
+    assert result.faults == []
+    last = [row for row in result.record.clients if row["step"] == summary["steps"]]
+    assert {row["client"] for row in last} == {1, 4}
+    assert metrics[-1]["virtual_s"] == pytest.approx(2.0)
+    again = run(PACES[name][0], rounds=2000, workdir=tmp_path / "run", **once)
+    assert again.record.metrics == metrics
+    chex.assert_trees_all_equal(again.variables, result.variables)
+    read = RunRecord.load(tmp_path / "run")
+    assert verify(read.clients, read.metrics, read.summary) == []
+
+
+# ---- published methods on devices that fail ------------------------------------------------------
+
+SAMPLE = ("fedavg", "fedbuff", "prfl")
+FEW = [
+    name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(ALGORITHMS)
+]
+
+
+@functools.cache
+def failing(name):
+    """A method whose tasks fail with a probability of 30 %, and its problem."""
+    make_problem, options = SETTINGS.get(name, DEFAULT)
+    base = make_problem()
+    problem = replace(base, fleet=replace(base.fleet, failure_rate=0.3, idle_watts=1.0))
+    algorithm = build(name, problem, **options)
+    return algorithm, problem, make_engine(algorithm, problem), Evaluator(problem)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_no_method_stalls(name):
+    algorithm, problem, engine, evaluator = failing(name)
+    result = simulate(algorithm, problem, rounds=3, engine=engine, evaluator=evaluator)
+    assert result.faults == []
+    summary, rows = result.record.summary, result.record.clients
+    assert summary["steps"] == 3
+    assert sum(row["status"] == "failed" for row in rows) == summary["failed"] > 0
+    lost = [row for row in rows if row["status"] in ("failed", "dropped", "nonfinite")]
+    assert summary["wasted_flops"] == pytest.approx(sum(row["flops"] for row in lost))
+    moved = sum(row["bytes_down"] + (row["status"] != "dropped") * row["bytes_up"] for row in lost)
+    assert summary["wasted_bytes"] == moved
+    assert summary["wasted_joules"] == pytest.approx(sum(row["joules"] for row in lost))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedbuff", "prfl"])
+def test_a_resumed_run_fails_at_the_same_moments(name, tmp_path):
+    algorithm, problem, engine, evaluator = failing(name)
+    options = {"engine": engine, "evaluator": evaluator, "checkpoint_every": 2}
+    whole = simulate(algorithm, problem, rounds=6, workdir=tmp_path / "whole", **options)
+    simulate(algorithm, problem, rounds=4, workdir=tmp_path / "cut", **options)
+    again = simulate(algorithm, problem, rounds=6, workdir=tmp_path / "cut", **options)
+    chex.assert_trees_all_equal(again.variables, whole.variables)
+    chex.assert_trees_all_equal(again.state, whole.state)
+    rows = [(tmp_path / place / "clients.jsonl").read_bytes() for place in ("cut", "whole")]
+    assert rows[0] == rows[1]
+
+
+def test_rounds_fail_alike_in_batches_and_one_by_one():
+    algorithm, problem, engine, evaluator = failing("fedavg")
+    alone = algorithm._replace(plan=lambda *arguments: algorithm.plan(*arguments))
+    runs = [
+        simulate(method, problem, rounds=4, eval_every=2, engine=engine, evaluator=evaluator)
+        for method in (algorithm, alone)
+    ]
+    columns = ("step", "client", "arrived_s", "status", "flops")
+    ours, theirs = ([[r[c] for c in columns] for r in run.record.clients] for run in runs)
+    assert ours == theirs
+
+
+def test_a_fleet_without_failures_is_the_plain_one():
+    """Rates of 0 and treatments that nothing calls for change no bit and no identity."""
+    plain, same = run(arrivals(2)), run(arrivals(2), failure_rate=0.0, joins_s=0.0)
+    pausing = run(arrivals(2), on_interrupt="pause")
+    assert plain.record.clients == same.record.clients
+    without = [{k: v for k, v in row.items() if k != "paused_s"} for row in pausing.record.clients]
+    assert plain.record.clients == without
+    fleets = [result.record.summary["fleet"] for result in (plain, same)]
+    assert fleets[0] == fleets[1]
+    assert not {"failure_rate", "joins_s", "leaves_s", "on_interrupt"} & {
+        key.split(" ")[0] for key in fleets[0]
+    }
