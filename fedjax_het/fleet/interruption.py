@@ -67,17 +67,14 @@ def _paused(
       Two arrays float64[k]; the times are inf for tasks that arrive.
     """
     presence = fleet.presence
+    fails = works_s < total_s
     works_s = np.minimum(works_s, total_s)
-    ends_s = presence.spent_at(clients, now_s, works_s)
-    # A task whose device is never on for long enough fails when the device is off for good.
-    gone_s = presence.off_after(clients)
-    gone = np.isinf(ends_s)
-    fails_s = np.where(gone, gone_s, np.where(works_s < total_s, ends_s, np.inf))
-    until_s = np.where(gone, gone_s, ends_s)
-    worked_s = np.where(
-        gone, presence.on_between(clients, now_s, np.where(gone, gone_s, now_s)), works_s
-    )
-    # Exactly 0 for a task whose device does not go off.
+    # Exact for a task whose device does not go off.
     whole = presence.on_until(clients, now_s) >= now_s + works_s
-    paused_s = np.where(whole, 0.0, np.maximum(until_s - now_s - worked_s, 0.0))
-    return fails_s, paused_s
+    ends_s = np.where(whole, now_s + works_s, presence.spent_at(clients, now_s, works_s))
+    # A task whose device is never on for long enough fails when the device is off for good.
+    gone, gone_s = np.isinf(ends_s), presence.off_after(clients)
+    left_s = presence.on_between(clients, now_s, np.where(gone, gone_s, now_s))
+    ends_s, works_s = np.where(gone, gone_s, ends_s), np.where(gone, left_s, works_s)
+    paused_s = np.where(whole, 0.0, np.maximum(ends_s - now_s - works_s, 0.0))
+    return np.where(gone | fails, ends_s, np.inf), paused_s
