@@ -137,6 +137,8 @@ class DispatchTable:
         if clients.size:
             plan, state = sampler.plan(state, variables, step, clients, start_s, turn=turn, key=key)
             flight = sampler.dispatch(plan, step, start_s, turn=turn)
+            if sampler.batteries is not None:
+                sampler.batteries.dispatched(flight)
             self.send(plan, flight, step, variables)
         return state
 

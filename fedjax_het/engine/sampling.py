@@ -10,6 +10,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Flight, dispatch
 from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.selecting import Selection
 from fedjax_het.fleet.interruption import interruptions
 from fedjax_het.problem import Problem
@@ -36,6 +37,7 @@ class Sampler(NamedTuple):
       seed: seed of the draws.
       key: typed PRNG key of the plans.
       selection: selection of the run, for draws.
+      batteries: charge of the clients; None if it has no limits.
     """
 
     algorithm: Algorithm
@@ -43,6 +45,7 @@ class Sampler(NamedTuple):
     seed: int
     key: jax.Array | None = None
     selection: Selection | None = None
+    batteries: Batteries | None = None
 
     def ready(
         self, now_s: float, *, clients: np.ndarray | None, size: int, least: int
@@ -63,6 +66,8 @@ class Sampler(NamedTuple):
           InputError: if `least` clients are never available at once, or none ever is again.
         """
         clients = np.arange(self.problem.num_clients) if clients is None else clients
+        if self.batteries is not None:
+            clients = clients[self.batteries.charged[clients]]
         start_s = now_s
         for _ in range(_MAX_WAITS):
             ready_s = self.problem.fleet.next_available(clients, start_s)
@@ -84,8 +89,10 @@ class Sampler(NamedTuple):
 
     def anyone_left(self, now_s: float) -> bool:
         """Whether any client is available at a virtual time, or ever will be."""
-        everyone = np.arange(self.problem.num_clients)
-        return bool(np.isfinite(self.problem.fleet.next_available(everyone, now_s)).any())
+        clients = np.arange(self.problem.num_clients)
+        if self.batteries is not None:
+            clients = clients[self.batteries.charged]
+        return bool(np.isfinite(self.problem.fleet.next_available(clients, now_s)).any())
 
     def draw(
         self,
@@ -187,7 +194,8 @@ class Sampler(NamedTuple):
           turn: number of the draw within the step.
         """
         rng = np.random.default_rng([self.seed, step, 2 * turn, _FAILURES])
-        went_wrong = interruptions(self.problem.fleet.at(step), plan, start_s, rng)
+        left = None if self.batteries is None else self.batteries.left(plan.clients)
+        went_wrong = interruptions(self.problem.fleet.at(step), plan, start_s, rng, left)
         return dispatch(plan, start_s, step, went_wrong)
 
 

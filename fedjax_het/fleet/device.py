@@ -35,9 +35,11 @@ _COLUMNS = {
     "failure_rate": {"positive": False, "may_be_inf": False},
     "joins_s": {"positive": False, "may_be_inf": False},
     "leaves_s": {"positive": True, "may_be_inf": True},
+    "battery_joules": {"positive": True, "may_be_inf": True},
 }
 # Columns that a run describes only if a device has another value than this one.
-_USUAL = {**dict.fromkeys((*PRICES, "failure_rate", "joins_s"), 0.0), "leaves_s": np.inf}
+_USUAL = {**dict.fromkeys((*PRICES, "failure_rate", "joins_s"), 0.0)}
+_USUAL |= dict.fromkeys(("leaves_s", "battery_joules"), np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,9 @@ class Fleet:
       joules_per_byte_down: float64[n], energy of one byte received.
       idle_watts: float64[n], power of a device that has delivered its result and waits for the
         merge.
+      battery_joules: float64[n], usable charge at the start, which is never renewed; inf for no
+        limit. A task for which too little is left fails when it is spent, and a device without
+        charge is never available again.
       availability: times at which devices are on.
       on_interrupt: treatment of a task whose device goes off. `"finish"`: it goes on all the same.
         `"lose"`: it fails at that moment. `"pause"`: it goes on when the device is on again, and
@@ -104,6 +109,7 @@ class Fleet:
     joules_per_byte_up: PerDevice = 0.0
     joules_per_byte_down: PerDevice = 0.0
     idle_watts: PerDevice = 0.0
+    battery_joules: PerDevice = np.inf
     availability: Availability = field(default_factory=always)
     on_interrupt: OnInterrupt = "finish"
     failure_rate: PerDevice = 0.0
@@ -166,10 +172,15 @@ class Fleet:
         return Membership(self.availability, self.joins_s, self.leaves_s)
 
     @property
+    def has_batteries(self) -> bool:
+        """Whether the charge of any device is limited."""
+        return bool(np.isfinite(self.battery_joules).any())
+
+    @property
     def interrupts(self) -> bool:
         """Whether a task may fail or pause."""
-        leaves = np.isfinite(self.leaves_s).any()
-        return bool(self.on_interrupt != "finish" or leaves or self.failure_rate.any())
+        fails = np.isfinite(self.leaves_s).any() or self.failure_rate.any() or self.has_batteries
+        return bool(self.on_interrupt != "finish" or fails)
 
     def at(self, round: int) -> "Fleet":
         """The fleet in a round; this object, unless devices are re-drawn."""

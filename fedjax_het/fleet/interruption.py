@@ -4,23 +4,29 @@ import numpy as np
 
 from fedjax_het.contract.clock import Interruptions
 from fedjax_het.contract.plan import Plan
+from fedjax_het.fleet.battery import part_joules, runs_out_after
 from fedjax_het.fleet.device import Fleet
 
 
 def interruptions(
-    fleet: Fleet, plan: Plan, now_s: float, rng: np.random.Generator
+    fleet: Fleet,
+    plan: Plan,
+    now_s: float,
+    rng: np.random.Generator,
+    left_joules: np.ndarray | None = None,
 ) -> Interruptions | None:
     """What goes wrong with the tasks of a plan on this fleet.
 
     A task fails with the probability `failure_rate`, at a moment drawn uniformly from the seconds
-    for which its device works on it; and when its client leaves. If its device goes off, it goes
-    on, fails or pauses by `on_interrupt`.
+    for which its device works on it; when its client leaves; and when the charge of its device is
+    spent. If its device goes off, it goes on, fails or pauses by `on_interrupt`.
 
     Args:
       fleet: fleet in the round of the dispatch.
       plan: tasks with their prices.
       now_s: virtual time of dispatch in seconds, at which all clients are on.
       rng: generator of the failures; a client's draw does not depend on its place in the plan.
+      left_joules: charge of each device, float64[k]; None for no limits.
 
     Returns:
       The interruptions, float64[k] each; None on a fleet that never interrupts a task.
@@ -33,6 +39,9 @@ def interruptions(
     fails = chance[:, 0] < fleet.failure_rate[clients]
     # Seconds of work until the failure; inf for none.
     works_s = np.where(fails, chance[:, 1] * total_s, np.inf)
+    if left_joules is not None:
+        joules = part_joules(fleet, clients, plan.timing)
+        works_s = np.minimum(works_s, runs_out_after(joules, plan.timing, left_joules))
     deadline_s = now_s + plan.deadline_s
     if fleet.on_interrupt == "pause":
         fails_s, paused_s = _paused(fleet, clients, now_s, total_s, works_s)

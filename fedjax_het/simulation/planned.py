@@ -16,12 +16,14 @@ class PlannedRound(NamedTuple):
       plan: plan of all its tasks.
       flight: tasks as dispatched.
       closing: decision of the pace on these tasks.
+      spent: joules that every client has spent after it, float64[n]; None without batteries.
     """
 
     step: int
     plan: Plan
     flight: Flight
     closing: Closing
+    spent: np.ndarray | None
 
     @property
     def ran(self) -> np.ndarray:

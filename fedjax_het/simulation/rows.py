@@ -10,6 +10,8 @@ from fedjax_het.contract.plan import Plan
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import statuses, work_of
 from fedjax_het.simulation.device_columns import joules, speeds
+from fedjax_het.simulation.journal import Record
+from fedjax_het.simulation.planned import PlannedRound
 
 
 def client_rows(
@@ -75,9 +77,25 @@ def client_rows(
     return [dict(zip(names, (step, *values), strict=True)) for values in zip(*lists, strict=True)]
 
 
+def round_record(
+    one: PlannedRound, problem: Problem, outcome: Mapping[str, Any], info: Mapping[str, Any]
+) -> Record:
+    """The record of a round at whose end no client is at work.
+
+    Args:
+      one: round that was run.
+      problem: problem of the run.
+      outcome: columns `loss`, `samples` and `finite` of its tasks.
+      info: values that the merge and the method reported.
+    """
+    rows = client_rows(one.step + 1, one.flight, one.closing, one.plan, problem, outcome)
+    metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
+    return Record(one.step + 1, one.closing.at_s, metrics, rows)
+
+
 def _share(amount: np.ndarray, done: np.ndarray) -> np.ndarray:
     """Whole bytes of a part that was done, int64[k]."""
-    return np.where(done < 1, np.floor(amount * done), amount).astype(np.int64)
+    return np.where(done < 1, np.rint(amount * done), amount).astype(np.int64)
 
 
 def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import Closing, Flight
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan
+from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.dispatch import DispatchTable
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.packing import Packed, unstack
@@ -34,7 +35,8 @@ from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import outcome_of, seen_of
 from fedjax_het.simulation.journal import PendingRecords, Record
 from fedjax_het.simulation.planned import PlannedRound
-from fedjax_het.simulation.rows import client_rows, step_row
+from fedjax_het.simulation.rows import client_rows, round_record, step_row
+from fedjax_het.simulation.start import run_keys
 
 # Number of rounds that are planned ahead, so that their routes are compiled together.
 _AHEAD = 32
@@ -74,17 +76,18 @@ class Server:
         capacity: int,
         initial: Variables | None = None,
     ):
-        keys = _keys(seed)
+        keys = run_keys(seed)
         self._algorithm, self._engine, self._round_key = algorithm, engine, keys["round"]
-        self._problem = problem
+        self._problem, fleet = problem, problem.fleet
         self.selection = Selection(algorithm, problem.data.sizes)
-        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection)
-        self._capacity = capacity
-        self._debug = engine.resources.execution == "debug"
-        everyone = np.arange(problem.num_clients)
-        self._all_leave = bool(np.isfinite(problem.fleet.presence.off_after(everyone)).all())
+        self._batteries = charge = Batteries(fleet) if fleet.has_batteries else None
+        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection, charge)
+        self._capacity, self._debug = capacity, engine.resources.execution == "debug"
+        ends_s = fleet.presence.off_after(np.arange(problem.num_clients))
+        self._may_end = bool(np.isfinite(np.minimum(ends_s, fleet.battery_joules)).all())
         self._in_batches = algorithm.plans_ahead and not self._debug
         self._begin(())
+        self._spent = None if self._batteries is None else self._batteries.spent
         self._planned: deque[PlannedRound] = deque()
         self._closing: Closing | None = None
         self.step, self.now_s = 0, 0.0
@@ -126,8 +129,8 @@ class Server:
     @property
     def exhausted(self) -> bool:
         """Whether no client is at work, and none is ever available again."""
-        working = self._table is not None and self._table.size > 0
-        return self._all_leave and not working and not self._sampler.anyone_left(self.now_s)
+        working = self._planned or (self._table is not None and self._table.size)
+        return self._may_end and not working and not self._sampler.anyone_left(self.now_s)
 
     @property
     def _frontier(self) -> tuple[int, float]:
@@ -160,12 +163,14 @@ class Server:
         )
         self.unseen_score = None
         flight = self._sampler.dispatch(plan, step, start_s)
-        return PlannedRound(step, plan, flight, self._algorithm.pace.close(flight))
+        closing = self._algorithm.pace.close(flight)
+        spent = None if self._batteries is None else self._batteries.ran(flight, closing)
+        return PlannedRound(step, plan, flight, closing, spent)
 
     def _barrier_round(self) -> PendingRecords:
         """Runs a single round; the model does not change if no client's work counts."""
         one = self._plan_round(self.step, self.now_s)
-        self.now_s, out = one.closing.at_s, None
+        self.now_s, self._spent, out = one.closing.at_s, one.spent, None
         info: Mapping[str, Any] = {}
         if one.ran.size:
             plan, key = one.executed, fold_in(self._round_key, self.step)
@@ -180,7 +185,7 @@ class Server:
         outcome = outcome_of(one.ran, len(one.plan.clients), out)
         self._learn(one.flight, one.closing, lambda: outcome)
         self.step += 1
-        record = self._record(one, outcome, info)
+        record = round_record(one, self._problem, outcome, info)
         return lambda: [record]
 
     def _batch(self, most: int, ends: Ends) -> tuple[int, PendingRecords]:
@@ -202,6 +207,7 @@ class Server:
             self.step, self.now_s = rounds[-1].step + 1, rounds[-1].closing.at_s
             if len(rounds) == min(most, self._capacity) or ends(self.step, self.now_s):
                 break
+        self._spent = rounds[-1].spent
         ran = [one for one in rounds if one.ran.size]
         outputs: RoundOutputs | None = None
         packed: list[list[Packed]] = []
@@ -223,17 +229,10 @@ class Server:
             for one in rounds:
                 out, info = next(found) if one.ran.size else (None, {})
                 outcome = outcome_of(one.ran, len(one.plan.clients), out)
-                made.append(self._record(one, outcome, info))
+                made.append(round_record(one, self._problem, outcome, info))
             return made
 
         return len(rounds), records
-
-    def _record(
-        self, one: PlannedRound, outcome: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> Record:
-        rows = client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
-        metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
-        return Record(one.step + 1, one.closing.at_s, metrics, rows)
 
     def _learn(
         self, flight: Flight, closing: Closing, outcome: Callable[[], Mapping[str, Any]]
@@ -269,6 +268,9 @@ class Server:
         self.step += 1
         step, now_s, in_flight = self.step, self.now_s, table.size
         released = self._algorithm.pace.refills
+        if self._batteries is not None:
+            self._batteries.settled(flight, closing, released)
+            self._spent = self._batteries.spent
 
         def records() -> list[Record]:
             rows = client_rows(step, flight, closing, plan, self._problem, outcome(), released)
@@ -305,6 +307,12 @@ class Server:
 
     # ---- checkpoints -------------------------------------------------------------------------
 
+    @property
+    def _arrays(self) -> tuple[PyTree, ...]:
+        """The content of a checkpoint apart from clients at work."""
+        charge = () if self._spent is None else (self._spent,)
+        return self.variables, self.state, *self.selection.saved, *charge
+
     def saved(self) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
         """The content of a checkpoint: arrays, and metadata as JSON."""
         meta: dict[str, Any] = {
@@ -313,7 +321,7 @@ class Server:
             "unseen_score": self.unseen_score,
             "routes": self._routes.known,
         }
-        arrays: tuple[PyTree, ...] = (self.variables, self.state, *self.selection.saved)
+        arrays = self._arrays
         if self._table is not None:
             waiting, meta["flight"] = self._table.saved()
             arrays = (*arrays, waiting)
@@ -321,7 +329,7 @@ class Server:
 
     def template(self, meta: Mapping[str, Any]) -> PyTree:
         """Arrays of the structure and shapes of a checkpoint with this metadata."""
-        arrays = self.variables, self.state, *self.selection.saved
+        arrays = self._arrays
         if self._table is None:
             return arrays
         clients = np.arange(self._algorithm.cohort_size)
@@ -335,11 +343,8 @@ class Server:
         self.variables, self.state, *rest = arrays
         if self._table is not None:
             self._table.restore(rest.pop(), meta["flight"])
+        if self._batteries is not None:
+            self._batteries.spent = self._spent = rest.pop()
         self.selection.restore(tuple(rest))
         self.step, self.now_s = meta["step"], meta["now_s"]
         self.unseen_score = meta["unseen_score"]
-
-
-def _keys(seed: int) -> dict[str, jax.Array]:
-    names = ("model", "state", "round", "plan")
-    return dict(zip(names, jax.random.split(jax.random.key(seed), 4), strict=True))

@@ -9,6 +9,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Timing
 from fedjax_het.fleet.availability import from_intervals
+from fedjax_het.fleet.battery import joules_until, part_joules
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.interruption import interruptions
 
@@ -128,3 +129,31 @@ def test_the_order_of_the_plan_does_not_matter():
 def test_what_no_device_does_is_refused(columns, words):
     with pytest.raises(InputError, match=words):
         Fleet(np.ones(2), **columns)
+
+
+# ---- batteries -----------------------------------------------------------------------------------
+
+
+def test_a_task_fails_when_the_charge_is_spent():
+    """Ten joules of download in a second, four of computation in two, eight of upload in one."""
+    prices = {"joules_per_byte_down": 10.0, "joules_per_flop": 4.0, "joules_per_byte_up": 8.0}
+    left = np.array([5.0, 10.0, 13.0, 14.0, 20.0, 22.0, np.inf])
+    k = len(left)
+    fleet = Fleet(np.ones(k), battery_joules=left, **prices)
+    tasks = plan(4.0, clients=np.arange(k))
+    found = interruptions(fleet, tasks, 100.0, np.random.default_rng(0), left)
+    expected = np.array([0.5, 1.0, 2.5, 3.0, 3.75, np.inf, np.inf])
+    np.testing.assert_allclose(found.fails_s - 100.0, expected)
+    joules = part_joules(fleet, np.arange(k), tasks.timing)
+    spent = joules_until(joules, tasks.timing, np.minimum(expected, 4.0))
+    np.testing.assert_allclose(spent, np.minimum(left, 22.0))
+
+
+def test_a_pause_spends_no_charge():
+    prices = {"joules_per_byte_down": 1.0, "joules_per_flop": 1.0, "joules_per_byte_up": 1.0}
+    left = np.array([2.5, 2.5, 2.5])
+    fleet = devices(on_interrupt="pause", battery_joules=left, **prices)
+    found = interruptions(fleet, plan(6.0), 2.0, np.random.default_rng(0), left)
+    # The charge lasts for 5.5 of the 6 seconds.
+    assert found.fails_s.tolist() == [13.5, 9.5, 7.5]
+    assert found.paused_s.tolist() == [6.0, 2.0, 0.0]

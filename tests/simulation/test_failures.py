@@ -265,7 +265,7 @@ def test_the_row_of_a_failed_task_has_what_was_spent_until_then():
         share = np.asarray([*shares, shares[1]])
         np.testing.assert_allclose(spent, durations()[c] * share, atol=1e-12)
         assert row["arrived_s"] == pytest.approx(leaves[c], rel=1e-12)
-        moved = [math.floor(whole * shares[0] + 1e-6), math.floor(whole * shares[2] + 1e-6)]
+        moved = [round(whole * shares[0]), round(whole * shares[2])]
         assert [row["bytes_down"], row["bytes_up"]] == moved
         joules = 1e-6 * flops[c] * shares[1] + 1e-3 * moved[0] + 2e-3 * moved[1]
         assert row["joules"] == pytest.approx(joules, rel=1e-9)
