@@ -176,7 +176,9 @@ def barrier() -> Pace:
     """The server waits until all tasks have ended: a round lasts as long as its slowest task."""
 
     def close(flight: Flight) -> Closing:
-        status = [Status.FAILED if failed else Status.MERGED for failed in flight.failed]
+        status = [Status.MERGED] * len(flight.client)
+        for i in np.flatnonzero(flight.failed):
+            status[i] = Status.FAILED
         steps = np.where(flight.failed, 0, flight.steps)
         return Closing(float(np.max(flight.ends_s)), status, steps)
 

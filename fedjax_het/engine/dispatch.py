@@ -181,7 +181,9 @@ class DispatchTable:
         order = arrival_order(self._tasks.flight)
         waits = np.asarray([status is Status.WAITING for status in closing.status])[order]
         chosen = order[~waits]
-        merged = chosen[closing.merges[chosen]]
+        status = [closing.status[i] for i in chosen]
+        own = Closing(closing.at_s, status, closing.steps[chosen])
+        merged = chosen[own.merges]
         newest = max(self._origins)
         shared = self._origins[newest].common.shared
         now = Now(np.int32(step), self._key)
@@ -199,7 +201,6 @@ class DispatchTable:
         self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
         alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
-        own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
         return taken, own, taken.plan()._replace(shared=shared), done
 
     def _one_by_one(self, todo: np.ndarray) -> bool:

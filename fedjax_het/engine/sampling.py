@@ -193,9 +193,12 @@ class Sampler(NamedTuple):
           start_s: virtual time of dispatch in seconds.
           turn: number of the draw within the step.
         """
+        fleet = self.problem.fleet
+        if not fleet.interrupts:
+            return dispatch(plan, start_s, step)
         rng = np.random.default_rng([self.seed, step, 2 * turn, _FAILURES])
         left = None if self.batteries is None else self.batteries.left(plan.clients)
-        went_wrong = interruptions(self.problem.fleet.at(step), plan, start_s, rng, left)
+        went_wrong = interruptions(fleet.at(step), plan, start_s, rng, left)
         return dispatch(plan, start_s, step, went_wrong)
 
 

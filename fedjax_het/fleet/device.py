@@ -171,12 +171,12 @@ class Fleet:
             return self.availability
         return Membership(self.availability, self.joins_s, self.leaves_s)
 
-    @property
+    @functools.cached_property
     def has_batteries(self) -> bool:
         """Whether the charge of any device is limited."""
         return bool(np.isfinite(self.battery_joules).any())
 
-    @property
+    @functools.cached_property
     def interrupts(self) -> bool:
         """Whether a task may fail or pause."""
         fails = np.isfinite(self.leaves_s).any() or self.failure_rate.any() or self.has_batteries

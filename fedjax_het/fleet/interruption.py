@@ -14,8 +14,8 @@ def interruptions(
     now_s: float,
     rng: np.random.Generator,
     left_joules: np.ndarray | None = None,
-) -> Interruptions | None:
-    """What goes wrong with the tasks of a plan on this fleet.
+) -> Interruptions:
+    """What goes wrong with the tasks of a plan on this fleet, see `Fleet.interrupts`.
 
     A task fails with the probability `failure_rate`, at a moment drawn uniformly from the seconds
     for which its device works on it; when its client leaves; and when the charge of its device is
@@ -29,10 +29,8 @@ def interruptions(
       left_joules: charge of each device, float64[k]; None for no limits.
 
     Returns:
-      The interruptions, float64[k] each; None on a fleet that never interrupts a task.
+      The interruptions.
     """
-    if not fleet.interrupts:
-        return None
     clients, total_s = plan.clients, np.asarray(plan.timing.total_s, np.float64)
     chance = np.empty((len(clients), 2))
     chance[np.argsort(clients)] = rng.random(chance.shape)

@@ -133,7 +133,7 @@ def _sum_faults(
     """
     # Records of earlier versions have no waste.
     steps = sorted({*spent, *told}) if told or name == "joules" else []
-    sums = [(f"step {step}", told.get(step), spent.get(step)) for step in steps]
+    sums = [(f"step {step}", told.get(step), spent.get(step, 0.0)) for step in steps]
     if name in summary:
         total = sum(spent.values())
         sums.append(("run", summary[name], total))
@@ -143,5 +143,5 @@ def _sum_faults(
     return [
         f"{what}: {found} {unit}, but its tasks add up to {tasks} {unit}"
         for what, found, tasks in sums
-        if found is None or tasks is None or not abs(found - tasks) <= 1e-9 * max(1.0, tasks)
+        if found is None or not abs(found - tasks) <= 1e-9 * max(1.0, tasks)
     ]

@@ -16,6 +16,7 @@ class PlannedRound(NamedTuple):
       plan: plan of all its tasks.
       flight: tasks as dispatched.
       closing: decision of the pace on these tasks.
+      ran: indices of the tasks whose work counts, int64[r].
       spent: joules that every client has spent after it, float64[n]; None without batteries.
     """
 
@@ -23,12 +24,8 @@ class PlannedRound(NamedTuple):
     plan: Plan
     flight: Flight
     closing: Closing
+    ran: np.ndarray
     spent: np.ndarray | None
-
-    @property
-    def ran(self) -> np.ndarray:
-        """Indices of the tasks whose work counts, int64[r]."""
-        return np.flatnonzero(self.closing.merges)
 
     @property
     def executed(self) -> Plan:

@@ -165,7 +165,8 @@ class Server:
         flight = self._sampler.dispatch(plan, step, start_s)
         closing = self._algorithm.pace.close(flight)
         spent = None if self._batteries is None else self._batteries.ran(flight, closing)
-        return PlannedRound(step, plan, flight, closing, spent)
+        ran = np.flatnonzero(closing.merges)
+        return PlannedRound(step, plan, flight, closing, ran, spent)
 
     def _barrier_round(self) -> PendingRecords:
         """Runs a single round; the model does not change if no client's work counts."""
@@ -244,9 +245,8 @@ class Server:
 
     def _send_out(self, table: DispatchTable) -> Closing:
         """Dispatches idle clients; returns the `Closing` of the table at the next merge."""
-        closing, self.state = table.advance(
-            self._sampler, self.state, self.variables, self.step, self.now_s
-        )
+        server = self.state, self.variables, self.step, self.now_s
+        closing, self.state = table.advance(self._sampler, *server)
         return closing
 
     def _overlapping_round(self, table: DispatchTable) -> PendingRecords:
