@@ -69,6 +69,9 @@ class DispatchTable:
     ) -> tuple[Closing, PyTree]:
         """Dispatches idle clients, until the next merge.
 
+        A pace that refills replaces clients whose tasks fail as well. If ten times as many tasks
+        failed as clients are at work, the step goes on with the results that there are.
+
         Args:
           sampler: sampler that draws the clients and asks the algorithm for their plan.
           state: state of the algorithm.

@@ -131,10 +131,11 @@ def _sum_faults(
       told: value in the row of each step.
       summary: summary of the run, or nothing.
     """
-    # Records of earlier versions have no waste.
-    steps = sorted({*spent, *told}) if told or name == "joules" else []
+    # Steps that an earlier version recorded have no waste.
+    required = name == "joules"
+    steps = sorted({*spent, *told} if required else told)
     sums = [(f"step {step}", told.get(step), spent.get(step, 0.0)) for step in steps]
-    if name in summary:
+    if name in summary and (required or set(spent) <= set(told)):
         total = sum(spent.values())
         sums.append(("run", summary[name], total))
         if name == "joules":
