@@ -92,6 +92,7 @@ PUBLIC = {
         "ClientResult",
         "Closing",
         "Flight",
+        "Interruptions",
         "Known",
         "Merged",
         "Pace",

@@ -75,7 +75,7 @@ def fedbuff(
 
     The sum is divided by K, not by the sum of the s, so stale updates make the step smaller. A
     client that has arrived is replaced immediately, so `clients_per_round` clients are at work at
-    any time (a client is dispatched only once with the same model).
+    any time (a client is dispatched only once with the same model, unless its task failed).
 
     Args:
       problem: model, data and fleet.

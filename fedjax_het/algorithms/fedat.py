@@ -128,7 +128,7 @@ def equal_parts(total: int, parts: int) -> np.ndarray:
 
 
 def tier_by_tier(tier: np.ndarray) -> Pace:
-    """The server merges a tier when all of its clients at work have arrived.
+    """The server merges a tier when the tasks of all of its clients at work have ended.
 
     Tiers that end at the same time are merged one after the other, the faster one first.
 
@@ -138,9 +138,10 @@ def tier_by_tier(tier: np.ndarray) -> Pace:
 
     def close(flight: Flight) -> Closing:
         own = tier[flight.client]
-        ends_s = np.asarray([np.max(flight.arrives_s[own == t]) for t in np.unique(own)])
+        ends_s = np.asarray([np.max(flight.ends_s[own == t]) for t in np.unique(own)])
         ends = np.argmin(ends_s)
-        return take(flight, np.flatnonzero(own == np.unique(own)[ends]), float(ends_s[ends]))
+        arrived = (own == np.unique(own)[ends]) & ~flight.failed
+        return take(flight, np.flatnonzero(arrived), float(ends_s[ends]))
 
     return Pace("tier by tier", close, may_wait=True)
 

@@ -18,7 +18,7 @@ from fedjax_het.contract.algorithm import (
     Task,
     Variables,
 )
-from fedjax_het.contract.clock import Closing, Flight, Pace, Status
+from fedjax_het.contract.clock import Closing, Flight, Interruptions, Pace, Status
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation, Timing
@@ -34,6 +34,7 @@ __all__ = [
     "ClientResult",
     "Closing",
     "Flight",
+    "Interruptions",
     "Known",
     "Merged",
     "Pace",

@@ -18,10 +18,11 @@ class Known(NamedTuple):
 
     Attributes:
       loss: mean training loss of the last finite update, float64[n]; NaN before the first.
-      duration_s: seconds from dispatch to arrival of the last task, or, for one that was dropped,
-        those until the server gave it up, float64[n]; NaN before the first task.
+      duration_s: seconds from dispatch to arrival of the last task that did not fail, or, for one
+        that was dropped, those until the server gave it up, float64[n]; NaN before the first.
       seen: number of the server step at which the last result arrived, int64[n]; -1 for none.
-      failures: number of tasks that were dropped or whose update was not finite, int64[n].
+      failures: number of tasks that failed, that were dropped, or whose update was not finite,
+        int64[n].
       score: target metric on the client's own test samples at the last evaluation, negative if
         lower is better, float64[n]; NaN if unknown, and for a selection that is not `scored`.
     """
@@ -69,14 +70,15 @@ class Seen(NamedTuple):
     Attributes:
       round: number of the server step, from 0.
       clients: ids of the clients, int64[k].
-      status: "merged", "partial" (stopped at a deadline, then merged), "dropped" or "nonfinite"
-        (not merged, because the update was not finite), str[k].
+      status: "merged", "partial" (stopped at a deadline, then merged), "dropped", "failed" (given
+        up by the device) or "nonfinite" (not merged, because the update was not finite), str[k].
       loss: mean training loss, float64[k]; NaN for tasks that were not merged.
       square_loss: mean squared loss of the mini-batches of the first epoch, float64[k], see
         `ClientResult`; NaN likewise.
-      samples: training samples processed, int64[k]; 0 for dropped tasks.
+      samples: training samples processed, int64[k]; 0 for tasks that did not arrive.
       sizes: number of training samples of each client, int64[k].
-      duration_s: seconds from dispatch to arrival or, for dropped tasks, to the merge, float64[k].
+      duration_s: seconds from dispatch to arrival or failure or, for dropped tasks, to the merge,
+        float64[k].
     """
 
     round: int
@@ -87,6 +89,11 @@ class Seen(NamedTuple):
     samples: np.ndarray
     sizes: np.ndarray
     duration_s: np.ndarray
+
+    @property
+    def arrived(self) -> np.ndarray:
+        """Whether the result of each task reached the server, bool[k]."""
+        return ~np.isin(self.status, ("dropped", "failed"))
 
     @property
     def merged(self) -> np.ndarray:

@@ -10,14 +10,14 @@ memory is that of (versions in flight + slots) models.
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
-from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, dispatch
+from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, next_end_s
 from fedjax_het.contract.plan import Plan
 from fedjax_het.contract.staleness import give_up
 from fedjax_het.engine.engine import Engine
@@ -26,24 +26,11 @@ from fedjax_het.engine.results import Origin
 from fedjax_het.engine.routes import Routes
 from fedjax_het.engine.sampling import Sampler, fold_in
 from fedjax_het.engine.slots import Slots
-from fedjax_het.engine.steps import Now
+from fedjax_het.engine.steps import Now, Step
 from fedjax_het.engine.table import Tasks, table_of
 
-
-class Step(NamedTuple):
-    """The server after a step; arrays may not be computed yet.
-
-    Attributes:
-      state: state of the algorithm.
-      variables: model of the server.
-      info: values that the merge reports.
-      outputs: values that the merged clients report, in their order; None if there are none.
-    """
-
-    state: PyTree
-    variables: Variables
-    info: Mapping[str, Any]
-    outputs: Outputs | None
+# A step waits no longer for enough results when this many tasks per client at work have failed.
+_MOST_FAILURES = 10
 
 
 class DispatchTable:
@@ -85,6 +72,9 @@ class DispatchTable:
     ) -> tuple[Closing, PyTree]:
         """Dispatches idle clients, until the next merge.
 
+        A pace that refills replaces clients whose tasks fail as well. If ten times as many tasks
+        failed as clients are at work, the step goes on with the results that there are.
+
         Args:
           sampler: sampler that draws the clients and asks the algorithm for their plan.
           state: state of the algorithm.
@@ -102,10 +92,11 @@ class DispatchTable:
             flight = self._tasks.flight  # type: ignore[union-attr]
             closing = pace.close(flight)
             now_s = max(now_s, float(np.min(flight.dispatched_s)))
-            later = flight.arrives_s[flight.arrives_s > now_s]
-            if not pace.refills or not np.min(later, initial=np.inf) < closing.at_s:
+            most = _MOST_FAILURES * sampler.algorithm.cohort_size
+            next_s = next_end_s(flight, closing, now_s, most)
+            if not pace.refills or next_s == np.inf:
                 break
-            now_s = float(np.min(later))
+            now_s = next_s
         return give_up(pace, flight, closing, step), state
 
     def _send_idle(
@@ -120,16 +111,17 @@ class DispatchTable:
     ) -> PyTree:
         """Dispatches idle clients until `cohort_size` clients are at work, if enough are idle.
 
-        A client is dispatched only once with each version of the model, because a second result
-        would be equal to the first.
+        A client is dispatched again with the same version of the model only if its task failed,
+        because a second result would be equal to the first.
         """
         idle = np.arange(sampler.problem.num_clients)
         working = 0
         if (flight := self.flight) is not None:
-            # Between two merges, clients that have arrived do not count as at work.
-            held = flight.arrives_s > now_s if turn else np.ones(self.size, bool)
+            # Between two merges, clients that have arrived or failed do not count as at work.
+            held = flight.ends_s > now_s if turn else np.ones(self.size, bool)
             working = int(np.sum(held))
-            idle = np.setdiff1d(idle, flight.client[held | (flight.version == step)])
+            same = (flight.version == step) & ~flight.failed
+            idle = np.setdiff1d(idle, flight.client[held | same])
         size = sampler.algorithm.cohort_size - working
         if size <= 0 or idle.size == 0:
             return state
@@ -145,11 +137,14 @@ class DispatchTable:
         )
         if clients.size:
             plan, state = sampler.plan(state, variables, step, clients, start_s, turn=turn, key=key)
-            self.send(plan, start_s, step, variables)
+            flight = sampler.dispatch(plan, step, start_s, turn=turn)
+            if sampler.batteries is not None:
+                sampler.batteries.dispatched(flight)
+            self.send(plan, flight, step, variables)
         return state
 
-    def send(self, plan: Plan, now_s: float, version: int, variables: Variables) -> None:
-        """Adds the tasks of a plan to the table."""
+    def send(self, plan: Plan, flight: Flight, version: int, variables: Variables) -> None:
+        """Adds the tasks of a plan, as dispatched, to the table."""
         if version not in self._origins:
             common = Round(
                 fold_in(self._key, version),
@@ -159,7 +154,7 @@ class DispatchTable:
             self._origins[version] = Origin(variables, common)
         self._info = plan.info
         info = self._engine.result_shapes(plan, *self._origins[version]).info
-        new = table_of(plan, dispatch(plan, now_s, version), info)
+        new = table_of(plan, flight, info)
         self._shape = plan
         if self._tasks is not None:
             new = jax.tree.map(lambda a, b: np.concatenate([a, b]), self._tasks, new)
@@ -181,24 +176,23 @@ class DispatchTable:
           step: number of the server step, from 0.
 
         Returns:
-          The removed rows in order of arrival, their `Closing`, the rows as a plan (with the local
-          steps that count, and `shared` and `info` of the newest plan), and the server's `Step`.
+          The removed rows in the order of their ends, their `Closing`, the rows as a plan (with the
+          steps that count, `shared` and `info` of the newest plan), and the server's `Step`.
         """
         assert self._tasks is not None
         order = arrival_order(self._tasks.flight)
         waits = np.asarray([status is Status.WAITING for status in closing.status])[order]
-        chosen = order[~waits]
-        merges, planned = closing.merges, self._tasks.flight.steps
-        merged = chosen[merges[chosen]]
-        self._tasks = self._tasks.counting(np.where(merges, closing.steps, planned))
+        chosen, planned = order[~waits], self._tasks.flight.steps
+        own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
+        merged = chosen[own.merges]
+        self._tasks = self._tasks.counting(np.where(closing.merges, closing.steps, planned))
         newest = max(self._origins)
         shared = self._origins[newest].common.shared
         now = Now(np.int32(step), self._key)
         if merged.size == 0:
             done = Step(state, variables, {}, None)
         elif self._lone and merged.size == 1 and self._one_by_one(merged):
-            task = self._tasks.rows_of(merged)
-            done = self._step_alone(task, state, variables, shared, now)
+            done = self._step_alone(self._tasks.rows_of(merged), state, variables, shared, now)
         else:
             acc = self._accumulate(merged, state, variables, step)
             outputs = self._tasks.rows_of(merged).outputs
@@ -207,7 +201,6 @@ class DispatchTable:
         self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
         alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
-        own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
         plan = taken.plan()._replace(shared=shared, info=self._info)
         return taken.counting(planned[chosen]), own, plan, done
 
@@ -284,12 +277,13 @@ class DispatchTable:
         return acc
 
     def _train(self, todo: np.ndarray, variables: Variables) -> None:
-        """Trains the untrained tasks of `todo`, then others in order of arrival in free slots."""
+        """Trains the untrained tasks of `todo`, then others that arrive soon in free slots."""
         tasks = self._tasks
         assert tasks is not None
         slots = self._slots.number(variables)
         order = arrival_order(tasks.flight)
-        first, later = todo[tasks.slot[todo] < 0], order[~np.isin(order, todo)]
+        others = ~np.isin(order, todo) & ~tasks.flight.failed[order]
+        first, later = todo[tasks.slot[todo] < 0], order[others]
         # Results needed now take precedence: if slots are short, those needed last are discarded
         # and trained again later.
         excess = min(first.size, slots) + np.sum(tasks.slot >= 0) - slots
@@ -318,12 +312,15 @@ class DispatchTable:
         meta = {"tasks": self.size, "versions": versions, "trained": trained, "waiting": waiting}
         return arrays, {**meta, "info": self._info}
 
-    def template(self, meta: dict[str, Any], plan: Plan, variables: Variables) -> PyTree:
+    def template(
+        self, meta: dict[str, Any], plan: Plan, flight: Flight, variables: Variables
+    ) -> PyTree:
         """Arrays of the structure and shapes that `saved` returned, to read a checkpoint into.
 
         Args:
           meta: metadata of the checkpoint, as returned by `saved`.
           plan: any plan of the algorithm, for shapes.
+          flight: its tasks as dispatched.
           variables: any model, for shapes.
         """
         self._shape = plan
@@ -331,7 +328,7 @@ class DispatchTable:
         common = Round(self._key, np.float32(1.0), shared)
         origin = Origin(variables, common)
         info = self._engine.result_shapes(plan, *origin).info
-        row = table_of(plan, dispatch(plan, 0.0, 0), info)
+        row = table_of(plan, flight, info)
         row = row.rows_of(np.zeros(meta["tasks"], np.int64))
         results = self._slots.empty(self._slots.number(variables), plan, origin)
         return {

@@ -9,17 +9,19 @@ import numpy as np
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
-from fedjax_het.contract.clock import Flight
+from fedjax_het.contract.clock import Flight, dispatch
 from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.selecting import Probes, Selection
 from fedjax_het.fleet.cost import price as priced
+from fedjax_het.fleet.interruption import interruptions
 from fedjax_het.problem import Problem
 
 # A fleet whose devices are on for 5 % of the time needs tens of waits. After thousands, enough
 # devices will never be on at once.
 _MAX_WAITS = 2000
-# Purposes of draws: a plan that is made for its prices only, and the times of probes.
-_PRICES, _PROBES = 1, 3
+# Purposes of draws: a plan that is made for its prices only, failures of tasks, times of probes.
+_PRICES, _FAILURES, _PROBES = 1, 2, 3
 # A probe uploads a loss, float32.
 _PROBE_BYTES = 4
 
@@ -41,6 +43,7 @@ class Sampler(NamedTuple):
       selection: selection of the run, for draws.
       losses: function from a model and ids to the mean losses of these clients, float64[k], for
         selections that ask for them.
+      batteries: charge of the clients; None if it has no limits.
     """
 
     algorithm: Algorithm
@@ -49,6 +52,7 @@ class Sampler(NamedTuple):
     key: jax.Array | None = None
     selection: Selection | None = None
     losses: Callable[[Variables, np.ndarray], np.ndarray] | None = None
+    batteries: Batteries | None = None
 
     def ready(
         self, now_s: float, *, clients: np.ndarray | None, size: int, least: int
@@ -59,26 +63,43 @@ class Sampler(NamedTuple):
           now_s: virtual time in seconds.
           clients: ids that may be selected, int64[n]; None for all clients.
           size: number of clients wanted.
-          least: number of clients that must be available.
+          least: number of clients that must be available, or all that ever are again if they are
+            fewer.
 
         Returns:
           The available clients as ascending ids, and the virtual time.
 
         Raises:
-          InputError: if `least` clients are never available at once.
+          InputError: if `least` clients are never available at once, or none ever is again.
         """
         clients = np.arange(self.problem.num_clients) if clients is None else clients
+        if self.batteries is not None:
+            clients = clients[self.batteries.charged[clients]]
         start_s = now_s
         for _ in range(_MAX_WAITS):
             ready_s = self.problem.fleet.next_available(clients, start_s)
             ready = clients[ready_s <= start_s]
             if len(ready) >= least:
                 return ready, start_s
+            least = min(least, int(np.sum(np.isfinite(ready_s))))
+            require(
+                least > 0,
+                f"clients_per_round = {size}",
+                f"no client is available after {start_s:.4g} s",
+                "let some of them stay",
+            )
             start_s = float(np.sort(ready_s)[least - 1])
         raise InputError(
             f"clients_per_round = {size}: never that many devices are available at once "
             f"(tried {_MAX_WAITS} times, up to {start_s:.4g} s); sample fewer clients"
         )
+
+    def anyone_left(self, now_s: float) -> bool:
+        """Whether any client is available at a virtual time, or ever will be."""
+        clients = np.arange(self.problem.num_clients)
+        if self.batteries is not None:
+            clients = clients[self.batteries.charged]
+        return bool(np.isfinite(self.problem.fleet.next_available(clients, now_s)).any())
 
     def draw(
         self,
@@ -101,7 +122,7 @@ class Sampler(NamedTuple):
           now_s: virtual time in seconds.
           clients: ids that may be selected, int64[n]; None for all clients.
           size: number of clients to select, if that many are available; None for `cohort_size`.
-          least: number of clients that must be available; None for `size`.
+          least: number of clients that must be available, see `ready`; None for `size`.
           turn: number of the draw within the step.
 
         Returns:
@@ -109,7 +130,7 @@ class Sampler(NamedTuple):
           available, and the clients that the selection asked have answered.
 
         Raises:
-          InputError: if `least` clients are never available at once.
+          InputError: as in `ready`.
         """
         size = self.algorithm.cohort_size if size is None else size
         least = size if least is None else least
@@ -140,6 +161,8 @@ class Sampler(NamedTuple):
         probes = self.selection.probes
         if probes is not None:
             start_s = float(np.max(probes.flight.arrives_s))
+            if self.batteries is not None:
+                self.batteries.dispatched(probes.flight)
         return chosen, start_s
 
     def _probe(
@@ -215,6 +238,23 @@ class Sampler(NamedTuple):
             score=score,
         )
         return self.algorithm.plan(state, variables, situation)
+
+    def dispatch(self, plan: Plan, step: int, start_s: float, *, turn: int = 0) -> Flight:
+        """The plan's tasks in flight, with their failures and pauses on the fleet of the step.
+
+        Args:
+          plan: tasks with their prices.
+          step: number of the server step, from 0.
+          start_s: virtual time of dispatch in seconds.
+          turn: number of the draw within the step.
+        """
+        fleet = self.problem.fleet
+        if not fleet.interrupts:
+            return dispatch(plan, start_s, step)
+        rng = np.random.default_rng([self.seed, step, 2 * turn, _FAILURES])
+        left = None if self.batteries is None else self.batteries.left(plan.clients)
+        went_wrong = interruptions(fleet.at(step), plan, start_s, rng, left)
+        return dispatch(plan, start_s, step, went_wrong)
 
 
 def require_selectable(algorithm: Algorithm, problem: Problem) -> None:

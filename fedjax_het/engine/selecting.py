@@ -166,8 +166,11 @@ def nothing_known(n: int) -> Known:
 
 def note(known: Known, seen: Seen) -> None:
     """Writes the tasks of a server step into the table."""
-    arrived, merged = seen.status != "dropped", seen.merged
+    arrived, merged = seen.arrived, seen.merged
+    # How soon a task failed says nothing of how long it would have taken.
+    lasted = seen.status != "failed"
     known.loss[seen.clients[merged]] = seen.loss[merged]
-    known.duration_s[seen.clients] = seen.duration_s
+    known.duration_s[seen.clients[lasted]] = seen.duration_s[lasted]
     known.seen[seen.clients[arrived]] = seen.round
-    known.failures[seen.clients[~merged]] += 1
+    # A client whose task failed may have had another one in the same step.
+    np.add.at(known.failures, seen.clients[~merged], 1)

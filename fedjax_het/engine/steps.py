@@ -17,6 +17,22 @@ from fedjax_het.engine.state import Leaves, StateSplit
 _SERVER = np.uint32(2**32 - 1)
 
 
+class Step(NamedTuple):
+    """The server after a step; arrays may not be computed yet.
+
+    Attributes:
+      state: state of the algorithm.
+      variables: model of the server.
+      info: values that the merge reports.
+      outputs: values that the merged clients report, in their order; None if there are none.
+    """
+
+    state: PyTree
+    variables: Variables
+    info: Mapping[str, Any]
+    outputs: Outputs | None
+
+
 class Now(NamedTuple):
     """The moment of a server's step.
 

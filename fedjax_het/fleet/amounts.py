@@ -117,3 +117,22 @@ def task_amount(name: str, value: Any, k: int, *, whole: bool = False) -> np.nda
         "round up",
     )
     return amount
+
+
+def span(values: np.ndarray) -> list[float | None]:
+    """Least, median and largest of the values, for JSON; None for infinity."""
+    low, middle, high = np.quantile(values, [0, 0.5, 1], method="nearest")
+    return [float(v) if np.isfinite(v) else None for v in (low, middle, high)]
+
+
+def speed_thirds(speed: np.ndarray) -> dict[str, Any]:
+    """Device classes for a fleet without classes: the slow, middle and fast third.
+
+    Args:
+      speed: speeds of the devices, float64[n].
+
+    Returns:
+      The arguments `groups` and `group_names` of `Fleet`.
+    """
+    rank = np.argsort(np.argsort(speed, kind="stable"), kind="stable")
+    return {"groups": rank * 3 // speed.size, "group_names": ("slow third", "middle", "fast third")}

@@ -1,22 +1,21 @@
 """Availability of devices as a function of virtual time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from scipy.optimize import brentq
 
 from fedjax_het.common.errors import require
-from fedjax_het.fleet.segments import searchsorted_runs
-
-# A wait this short is the rounding of `now + wait`: the device counts as on, so that a query at
-# the returned time returns the same time.
-_ROUNDING_S = 1e-6
+from fedjax_het.fleet.intervals import Intervals
 
 
 class Availability(Protocol):
-    """Source of the times at which devices are on; pure and deterministic."""
+    """Source of the times at which devices are on; pure and deterministic.
+
+    In every function `clients` are ids of devices, int64[k], and times are virtual seconds >= 0,
+    numbers or float64[k].
+    """
 
     @property
     def num_devices(self) -> int | None:
@@ -25,13 +24,32 @@ class Availability(Protocol):
     def next_available(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
         """Earliest time >= `now_s` at which each client is on.
 
-        Args:
-          clients: int64[k], ids of devices.
-          now_s: virtual time, a number or float64[k], >= 0.
-
         Returns:
-          float64[k], equal to `now_s` for the clients that are on.
+          float64[k], equal to `now_s` for the clients that are on; inf for those that are never on
+          again.
         """
+
+    def on_until(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
+        """End of the interval in which each client is on, float64[k]; inf if it has no end.
+
+        For a client that is off, it is the end of the next interval.
+        """
+
+    def on_between(
+        self, clients: np.ndarray, start_s: float | np.ndarray, end_s: float | np.ndarray
+    ) -> np.ndarray:
+        """Seconds for which each client is on between two finite times, float64[k]."""
+
+    def spent_at(
+        self, clients: np.ndarray, now_s: float | np.ndarray, on_s: float | np.ndarray
+    ) -> np.ndarray:
+        """Time at which each client has been on for `on_s` seconds since `now_s`, float64[k].
+
+        It is the earliest such time, and inf for a client that is never on for so long.
+        """
+
+    def off_after(self, clients: np.ndarray) -> np.ndarray:
+        """Time from which on each client is never on again, float64[k]; inf for none."""
 
     def describe(self) -> dict[str, Any]:
         """The description for a run's record."""
@@ -46,6 +64,27 @@ class Always:
         """`now_s` for every client; see `Availability`."""
         return np.array(np.broadcast_to(np.asarray(now_s, np.float64), np.shape(clients)))
 
+    def on_until(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
+        """No end for any client; see `Availability`."""
+        del now_s
+        return np.full(np.shape(clients), np.inf)
+
+    def on_between(
+        self, clients: np.ndarray, start_s: float | np.ndarray, end_s: float | np.ndarray
+    ) -> np.ndarray:
+        """The difference of the times; see `Availability`."""
+        return self.next_available(clients, np.asarray(end_s) - start_s)
+
+    def spent_at(
+        self, clients: np.ndarray, now_s: float | np.ndarray, on_s: float | np.ndarray
+    ) -> np.ndarray:
+        """The sum of the arguments; see `Availability`."""
+        return self.next_available(clients, np.asarray(now_s) + on_s)
+
+    def off_after(self, clients: np.ndarray) -> np.ndarray:
+        """No such time for any client; see `Availability`."""
+        return np.full(np.shape(clients), np.inf)
+
     def describe(self) -> dict[str, Any]:
         """The description for a run's record."""
         return {"kind": "always"}
@@ -56,69 +95,18 @@ def always() -> Availability:
     return Always()
 
 
-@dataclass(frozen=True, eq=False)
-class Intervals:
-    """Devices that switch on and off in separate cycles; see `from_intervals` and `synthetic`.
-
-    Attributes:
-      start_s: float64[m], starts of the on-intervals of all devices, one device after the other.
-      end_s: float64[m], ends of the on-intervals; a device is on in `[start, end)`.
-      offsets: int64[n + 1], bounds; device k has the intervals `offsets[k]..offsets[k + 1] - 1`.
-      period_s: float64[n], length of each device's cycle.
-      phase_s: float64[n], position of each device in its cycle at virtual time 0.
-    """
-
-    start_s: np.ndarray
-    end_s: np.ndarray
-    offsets: np.ndarray
-    period_s: np.ndarray
-    phase_s: np.ndarray
-
-    @property
-    def num_devices(self) -> int | None:
-        """n, the number of devices."""
-        return self.period_s.size
-
-    def next_available(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
-        """Earliest time >= `now_s` at which each client is on; see `Availability`."""
-        now = np.broadcast_to(np.asarray(now_s, np.float64), np.shape(clients))
-        period_s = self.period_s[clients]
-        local_s = np.mod(now + self.phase_s[clients], period_s)
-        first, stop = self.offsets[clients], self.offsets[clients + 1]
-        i = searchsorted_runs(self.end_s, first, stop, local_s, "right")
-        over = i == stop  # nothing left in this cycle: wait for the first interval of the next
-        wait_s = self.start_s[np.where(over, first, i)] - local_s + np.where(over, period_s, 0.0)
-        return now + np.where(wait_s > _ROUNDING_S, wait_s, 0.0)
-
-    def on_fraction(self) -> np.ndarray:
-        """float64[n], share of the time for which each device is on."""
-        on_s = np.add.reduceat(self.end_s - self.start_s, self.offsets[:-1])
-        return on_s / self.period_s
-
-    def describe(self) -> dict[str, Any]:
-        """The description for a run's record."""
-        starts = np.delete(self.start_s, self.offsets[:-1])
-        gaps = starts - np.delete(self.end_s, self.offsets[1:] - 1)
-        return {
-            "kind": "intervals",
-            "on_fraction_median": float(np.median(self.on_fraction())),
-            "on_median_s": float(np.median(self.end_s - self.start_s)),
-            "off_median_s": float(np.median(gaps)) if gaps.size else None,
-        }
-
-
 def from_intervals(
     on_s: Sequence[np.ndarray],
     period_s: Sequence[float] | np.ndarray,
     phase_s: Sequence[float] | np.ndarray | None = None,
 ) -> Intervals:
-    """Availability from recorded on-intervals that repeat without end.
+    """Availability from recorded on-intervals, which repeat without end or happen once.
 
     Args:
       on_s: intervals (start, end), one float array `[m_k, 2]` per device, in seconds from the start
         of its cycle, sorted and disjoint, within `[0, period_s[k]]`. Intervals of length 0 are
         dropped.
-      period_s: length of each device's cycle.
+      period_s: length of each device's cycle; inf if it is never on again after its intervals.
       phase_s: position of each device in its cycle at virtual time 0; 0 if None.
 
     Returns:
@@ -141,13 +129,14 @@ def from_intervals(
         pairs = np.asarray(intervals, np.float64).reshape(-1, 2)
         flat = pairs.ravel()
         require(
-            bool(np.isfinite(period[k]) and period[k] > 0 and np.isfinite(phase[k])),
+            bool(period[k] > 0 and np.isfinite(phase[k]) and (phase[k] >= 0 or period[k] < np.inf)),
             f"device {k}: period {period[k]} s, phase {phase[k]} s",
-            "must be finite, and the period positive",
+            "must be a positive period, inf for no repetition, and a finite phase, then >= 0",
             "use the length of its record",
         )
         require(
-            bool((np.diff(flat) >= 0).all() and (flat >= 0).all() and (flat <= period[k]).all()),
+            bool((np.diff(flat) >= 0).all() and (flat >= 0).all() and (flat <= period[k]).all())
+            and bool((flat < np.inf).all()),
             f"on-intervals of device {k}",
             f"must be sorted, disjoint and within 0..{period[k]} s",
             "subtract the start of the record and merge what overlaps",

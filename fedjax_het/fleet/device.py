@@ -1,16 +1,19 @@
 """A fleet of unequal devices: speeds, links, memory and availability."""
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.errors import require
 from fedjax_het.contract.plan import Timing
 from fedjax_het.fleet import jitter
-from fedjax_het.fleet.amounts import client_ids, device_column, device_groups, task_amount
+from fedjax_het.fleet.amounts import client_ids, device_column, device_groups, span, task_amount
 from fedjax_het.fleet.availability import Availability, always
 from fedjax_het.fleet.bandwidth import TraceLink
+from fedjax_het.fleet.consistency import OnInterrupt, require_consistent
+from fedjax_het.fleet.membership import Membership
 from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.fleet.speed import SpeedTrace
 
@@ -29,7 +32,14 @@ _COLUMNS = {
     "compute_jitter": {"positive": False, "may_be_inf": False},
     "link_jitter": {"positive": False, "may_be_inf": False},
     **{name: {"positive": False, "may_be_inf": False} for name in PRICES},
+    "failure_rate": {"positive": False, "may_be_inf": False},
+    "joins_s": {"positive": False, "may_be_inf": False},
+    "leaves_s": {"positive": True, "may_be_inf": True},
+    "battery_joules": {"positive": True, "may_be_inf": True},
 }
+# Columns that a run describes only if a device has another value than this one.
+_USUAL = {**dict.fromkeys((*PRICES, "failure_rate", "joins_s"), 0.0)}
+_USUAL |= dict.fromkeys(("leaves_s", "battery_joules"), np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +74,18 @@ class Fleet:
       joules_per_byte_down: float64[n], energy of one byte received.
       idle_watts: float64[n], power of a device that has delivered its result and waits for the
         merge.
+      battery_joules: float64[n], usable charge at the start, which is never renewed; inf for no
+        limit. A task for which too little is left fails when it is spent, and a device without
+        charge is never available again.
       availability: times at which devices are on.
+      on_interrupt: treatment of a task whose device goes off. `"finish"`: it goes on all the same.
+        `"lose"`: it fails at that moment. `"pause"`: it goes on when the device is on again, and
+        fails if that is never.
+      failure_rate: float64[n], probability in [0, 1) that a task fails for another reason, at a
+        moment drawn uniformly from the seconds for which the device works on it.
+      joins_s: float64[n], virtual time from which on each client takes part.
+      leaves_s: float64[n], virtual time at which it leaves for good, and its task fails; inf for
+        never.
       redraw: schedule by which clients change their device profiles between rounds; see `at`. None
         for a constant fleet. The arrays above are those of round 0.
       groups: int64[n], class of each device, for plots.
@@ -88,7 +109,12 @@ class Fleet:
     joules_per_byte_up: PerDevice = 0.0
     joules_per_byte_down: PerDevice = 0.0
     idle_watts: PerDevice = 0.0
+    battery_joules: PerDevice = np.inf
     availability: Availability = field(default_factory=always)
+    on_interrupt: OnInterrupt = "finish"
+    failure_rate: PerDevice = 0.0
+    joins_s: PerDevice = 0.0
+    leaves_s: PerDevice = np.inf
     redraw: Redraw | None = None
     groups: PerDevice = 0
     group_names: tuple[str, ...] = ()
@@ -107,39 +133,7 @@ class Fleet:
             object.__setattr__(self, name, column)
         groups = device_groups(self.groups, self.group_names, n)
         object.__setattr__(self, "groups", groups)
-        require_known(
-            self.compute_distribution, ("lognormal", "exponential"), "compute_distribution"
-        )
-        exponential = self.compute_distribution == "exponential"
-        require(
-            self.compute_stages >= 1
-            and (exponential or self.compute_stages == 1)
-            and not (exponential and self.compute_jitter.any()),
-            f"{self.compute_distribution} compute times with compute_stages = "
-            f"{self.compute_stages} and compute_jitter up to {self.compute_jitter.max()}",
-            "stages belong to 'exponential' and jitter to 'lognormal'",
-            "set only the one that the distribution uses",
-        )
-        require(
-            not self.link_jitter.any() or (self.downlink_trace or self.uplink_trace) is None,
-            f"link_jitter up to {self.link_jitter.max()} together with a trace",
-            "a trace already varies over time",
-            "set link_jitter = 0",
-        )
-        for part in (
-            self.downlink_trace,
-            self.uplink_trace,
-            self.speed_trace,
-            self.availability,
-            self.redraw,
-        ):
-            known = n if part is None or part.num_devices is None else part.num_devices
-            require(
-                known == n,
-                f"{type(part).__name__} of {known} devices in a fleet of {n}",
-                "must have one entry per device",
-                "build both for the same number of devices",
-            )
+        require_consistent(self)
 
     @property
     def num_devices(self) -> int:
@@ -150,6 +144,24 @@ class Fleet:
     def prices_energy(self) -> bool:
         """Whether any device has a price of energy."""
         return any(getattr(self, name).any() for name in PRICES)
+
+    @functools.cached_property
+    def presence(self) -> Availability:
+        """Times at which devices are on and take part."""
+        if not self.joins_s.any() and np.isinf(self.leaves_s).all():
+            return self.availability
+        return Membership(self.availability, self.joins_s, self.leaves_s)
+
+    @functools.cached_property
+    def has_batteries(self) -> bool:
+        """Whether the charge of any device is limited."""
+        return bool(np.isfinite(self.battery_joules).any())
+
+    @functools.cached_property
+    def interrupts(self) -> bool:
+        """Whether a task may fail or pause."""
+        fails = np.isfinite(self.leaves_s).any() or self.failure_rate.any() or self.has_batteries
+        return bool(self.on_interrupt != "finish" or fails)
 
     def at(self, round: int) -> "Fleet":
         """The fleet in a round; this object, unless devices are re-drawn."""
@@ -273,15 +285,10 @@ class Fleet:
 
     def next_available(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
         """Earliest time >= `now_s` at which each client is on, float64[k]; see `Availability`."""
-        return self.availability.next_available(client_ids(clients, self.num_devices), now_s)
+        return self.presence.next_available(client_ids(clients, self.num_devices), now_s)
 
     def describe(self) -> dict[str, Any]:
         """Statistics of the fleet for a run's record; values for JSON, with None for unlimited."""
-
-        def span(values: np.ndarray) -> list[float | None]:
-            low, middle, high = np.quantile(values, [0, 0.5, 1], method="nearest")
-            return [float(v) if np.isfinite(v) else None for v in (low, middle, high)]
-
         counts = np.bincount(self.groups)
         labels = self.group_names or tuple(str(g) for g in range(counts.size))
         return {
@@ -290,8 +297,9 @@ class Fleet:
             **{
                 f"{name} (min, median, max)": span(getattr(self, name))
                 for name in _COLUMNS
-                if name not in PRICES or getattr(self, name).any()
+                if name not in _USUAL or (getattr(self, name) != _USUAL[name]).any()
             },
+            **({} if self.on_interrupt == "finish" else {"on_interrupt": self.on_interrupt}),
             "compute_distribution": self.compute_distribution,
             "compute_stages": self.compute_stages,
             "speed_trace": self.speed_trace is not None,
@@ -327,16 +335,3 @@ class Fleet:
             return latency_s + trace.transfer_s(clients, transfer_bytes, start_s + latency_s)
         factor = jitter.lognormal(self.link_jitter[clients], rng)
         return latency_s + transfer_bytes / rate[clients] * factor
-
-
-def speed_thirds(speed: np.ndarray) -> dict[str, Any]:
-    """Device classes for a fleet without classes: the slow, middle and fast third.
-
-    Args:
-      speed: speeds of the devices, float64[n].
-
-    Returns:
-      The arguments `groups` and `group_names` of `Fleet`.
-    """
-    rank = np.argsort(np.argsort(speed, kind="stable"), kind="stable")
-    return {"groups": rank * 3 // speed.size, "group_names": ("slow third", "middle", "fast third")}

@@ -11,9 +11,10 @@ import numpy as np
 
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.fleet import traces
+from fedjax_het.fleet.amounts import speed_thirds
 from fedjax_het.fleet.availability import Availability, always, from_intervals, synthetic
 from fedjax_het.fleet.bandwidth import TraceLink
-from fedjax_het.fleet.device import Fleet, speed_thirds
+from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.published import FLOPS_PER_S
 
 KIB = 2.0**10

@@ -7,12 +7,14 @@ With free links (infinite rate) only computation takes time, as in papers that m
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_options
+from fedjax_het.fleet.consistency import OnInterrupt
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.energy import Energy, with_energy
 from fedjax_het.fleet.phones import from_traces, phones
@@ -20,7 +22,14 @@ from fedjax_het.fleet.published import FLOPS_PER_S, adel, dtfl, fedel, prfl
 
 
 def build(
-    name: str, num_clients: int, seed: int = 0, *, energy: Energy | None = None, **options: Any
+    name: str,
+    num_clients: int,
+    seed: int = 0,
+    *,
+    energy: Energy | None = None,
+    failure_rate: float = 0.0,
+    on_interrupt: OnInterrupt = "finish",
+    **options: Any,
 ) -> Fleet:
     """The fleet called `name`.
 
@@ -30,6 +39,8 @@ def build(
       seed: seed of all draws.
       energy: kind of device whose prices of energy the fleet gets, `"phone_wifi"` or
         `"phone_lte"`, see `energy.with_energy`; None for a fleet that prices no energy.
+      failure_rate: probability that a task fails on its device, see `Fleet`.
+      on_interrupt: treatment of a task whose device goes off: `"finish"`, `"lose"` or `"pause"`.
       **options: keyword arguments of the builder.
 
     Returns:
@@ -54,6 +65,8 @@ def build(
     options = {"seed": seed, **options}
     check_options(options, f"option of fleet {name!r}", FLEETS[name], derived=("num_clients",))
     fleet = FLEETS[name](int(num_clients), **options)
+    if failure_rate or on_interrupt != "finish":
+        fleet = replace(fleet, failure_rate=failure_rate, on_interrupt=on_interrupt)
     return fleet if energy is None else with_energy(fleet, energy)
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.fleet.device import Fleet, speed_thirds
+from fedjax_het.fleet.amounts import speed_thirds
+from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.fleet.speed import random_walk
 

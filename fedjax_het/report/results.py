@@ -77,6 +77,9 @@ class MethodResult:
       nonfinite: number of client updates left out because they were not finite, over all seeds.
       clients: the target metric over the clients; None if they were not evaluated one by one.
       training: options of the clients' optimiser, of the first seed; see `optimisers.training_of`.
+      failed_share: share of the tasks that failed on their devices.
+      wasted_flops_share, wasted_bytes_share: share of the devices' FLOPs, and of the bytes sent in
+        both directions, that was spent on tasks that were not merged.
     """
 
     name: str
@@ -91,6 +94,9 @@ class MethodResult:
     nonfinite: int
     clients: ClientSummary | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    failed_share: Spread | None = None
+    wasted_flops_share: Spread | None = None
+    wasted_bytes_share: Spread | None = None
 
     @property
     def priced(self) -> bool:
@@ -139,12 +145,37 @@ def summarise(
                 dropped_share=spread(
                     [r.summary["dropped"] / max(r.summary["tasks"], 1) for r in runs]
                 ),
+                failed_share=spread(
+                    [r.summary.get("failed", 0) / max(r.summary["tasks"], 1) for r in runs]
+                ),
+                wasted_flops_share=spread([wasted_shares(run)[0] for run in runs]),
+                wasted_bytes_share=spread([wasted_shares(run)[1] for run in runs]),
                 nonfinite=sum(run.summary["nonfinite"] for run in runs),
                 clients=client_summary(runs),
                 training=training_of(runs[0].config),
             )
         )
     return tuple(results)
+
+
+def wasted_shares(run: RunRecord) -> tuple[float, float]:
+    """Shares of the FLOPs and of the bytes that were spent on tasks that were not merged.
+
+    A dropped task counts with its whole work and its download; its upload does not take place.
+    """
+    status = np.asarray([row["status"] for row in run.clients])
+    flops, down, up = (
+        np.asarray([row[name] for row in run.clients], np.float64)
+        for name in ("flops", "bytes_down", "bytes_up")
+    )
+    lost = ~np.isin(status, ("merged", "partial"))
+    moved = down + np.where(status == "dropped", 0.0, up)
+    return _part(flops, lost), _part(moved, lost)
+
+
+def _part(amount: np.ndarray, chosen: np.ndarray) -> float:
+    total = float(np.sum(amount))
+    return float(np.sum(amount[chosen])) / total if total > 0 else 0.0
 
 
 def _check_comparable(records: Mapping[str, Sequence[RunRecord]]) -> None:

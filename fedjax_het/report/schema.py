@@ -6,10 +6,11 @@ from typing import Any
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.report.metric import MetricInfo
 
-STATUSES = ("merged", "partial", "dropped", "nonfinite", "probed")
+STATUSES = ("merged", "partial", "dropped", "failed", "nonfinite", "probed")
 
 # Kinds: i = whole number >= 0, w = that or null, n = number >= 0, r = any number, f = number >= 0
-# or null (not finite), g = any number or null, b = true or false, t = text, l = list, d = mapping.
+# or null (not finite), g = any number or null, b = true or false, t = text, o = that or null,
+# l = list, d = mapping.
 # A key that ends in "?" may be absent; keys that are not listed may hold anything.
 _METRICS = {
     "step": "i",
@@ -23,7 +24,11 @@ _METRICS = {
     "clients?": "i",
     "merged?": "i",
     "dropped?": "i",
+    "failed?": "i",
     "nonfinite?": "l",
+    "wasted_flops?": "n",
+    "wasted_bytes?": "n",
+    "wasted_joules?": "n",
     "compiled_programs?": "i",
     "loss?": "g",
     "info?": "d",
@@ -38,6 +43,7 @@ _CLIENTS = {
     "download_s": "n",
     "compute_s": "n",
     "upload_s": "n",
+    "paused_s?": "n",
     "bytes_down": "n",
     "bytes_up": "n",
     "flops": "n",
@@ -67,6 +73,7 @@ _SUMMARY = {
     "algorithm": "t",
     "seed": "i",
     "steps": "i",
+    "ended?": "o",
     "virtual_s": "n",
     "wall_s": "n",
     "compile_s": "n",
@@ -79,7 +86,11 @@ _SUMMARY = {
     "tasks": "i",
     "merged": "i",
     "dropped": "i",
+    "failed?": "i",
     "nonfinite": "i",
+    "wasted_flops?": "n",
+    "wasted_bytes?": "n",
+    "wasted_joules?": "n",
     "device_groups": "l",
     "num_blocks": "i",
     "block_names": "l",
@@ -96,6 +107,7 @@ _KINDS = {
     "g": "a number or null",
     "b": "true or false",
     "t": "text",
+    "o": "text or null",
     "l": "a list",
     "d": "a mapping",
 }
@@ -135,8 +147,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _fits(value: Any, kind: str) -> bool:
-    if kind in "wfg":
-        return value is None or _fits(value, {"w": "i", "f": "n", "g": "r"}[kind])
+    if kind in "wfgo":
+        return value is None or _fits(value, {"w": "i", "f": "n", "g": "r", "o": "t"}[kind])
     if kind == "i":
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if kind == "n":

@@ -36,6 +36,13 @@ def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
         *_client_rows(results),
         ("tasks dropped", [percent(r.dropped_share, 1) for r in results]),
     ]
+    if any(r.failed_share is not None and r.failed_share.mean > 0 for r in results):
+        rows.append(("tasks failed", [percent(r.failed_share, 1) for r in results]))
+    if any(r.wasted_bytes_share is not None and r.wasted_bytes_share.mean > 0 for r in results):
+        rows += [
+            ("wasted device work", [percent(r.wasted_flops_share, 1) for r in results]),
+            ("wasted traffic", [percent(r.wasted_bytes_share, 1) for r in results]),
+        ]
     if any(r.nonfinite for r in results):
         rows.append(("updates left out, not finite", [str(r.nonfinite) for r in results]))
     for label, key, kind in (
@@ -156,6 +163,9 @@ def table_data(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
             f"best_{r.metric.name}": spread_data(r.best),
             f"worst_decile_{r.metric.name}": spread_data(r.worst_decile),
             "dropped_share": spread_data(r.dropped_share),
+            "failed_share": spread_data(r.failed_share),
+            "wasted_flops_share": spread_data(r.wasted_flops_share),
+            "wasted_bytes_share": spread_data(r.wasted_bytes_share),
             "nonfinite": r.nonfinite,
             **{key: spread_data(value) for key, value in r.totals.items()},
             **({} if r.clients is None else {"clients": r.clients.data()}),

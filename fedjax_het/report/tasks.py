@@ -17,15 +17,17 @@ _REAL = ("dispatched_s", "download_s", "compute_s", "upload_s", "flops", "sample
 class Tasks:
     """The client tasks of a run, one entry per task.
 
-    A device is busy from dispatch until its result arrives or the server merges without it; then
-    it waits for the merge.
+    A device is busy, or suspended, from dispatch until its result arrives, its task fails, or the
+    server merges without it; then it waits for the merge, unless its task failed.
 
     Attributes:
       step, client, first_block, exit_block: columns of the same names, int64[tasks].
       dispatched_s, download_s, compute_s, upload_s: columns of the same names, float64[tasks].
-      end_s: time at which the device finished or was interrupted by the merge, float64[tasks].
+      end_s: time at which the device finished, failed or was interrupted by the merge,
+        float64[tasks].
       merge_s: time at which the server merged the step of the task, float64[tasks].
       flops, samples: columns of the same names, float64[tasks].
+      failed: whether the device gave the task up, bool[tasks].
       used: whether the result reached the model (for `partial`: a part of it), bool[tasks].
     """
 
@@ -41,6 +43,7 @@ class Tasks:
     merge_s: np.ndarray
     flops: np.ndarray
     samples: np.ndarray
+    failed: np.ndarray
     used: np.ndarray
 
     @property
@@ -50,8 +53,8 @@ class Tasks:
 
     @property
     def waiting_s(self) -> np.ndarray:
-        """Seconds between the end of the device's work and the merge, float64[tasks]."""
-        return self.merge_s - self.end_s
+        """Seconds for which the device waited for the merge, float64[tasks]."""
+        return np.where(self.failed, 0.0, self.merge_s - self.end_s)
 
 
 def tasks_of(record: RunRecord) -> Tasks:
@@ -69,6 +72,7 @@ def tasks_of(record: RunRecord) -> Tasks:
         **{name: columns[name] for name in _REAL},
         end_s=np.minimum(arrived_s, merge_s),
         merge_s=merge_s,
+        failed=columns["status"] == "failed",
         used=np.isin(columns["status"], ("merged", "partial")),
     )
 

@@ -87,7 +87,7 @@ class Assessment:
         measured = evaluator.mean(models, self.metric.name)
         self._see(measured, variables)
         wanted = self._options.client_eval
-        if wanted == "always" or (wanted == "last" and (last or self.over)):
+        if wanted == "always" or (wanted == "last" and (last or self.over is not None)):
             groups = np.asarray(self._problem.fleet.groups).tolist()
             return measured, [
                 {**row, "device_group": groups[row["client"]] if row["train_samples"] else None}
@@ -129,11 +129,13 @@ class Assessment:
         return self.value if self.metric.higher_is_better else -self.value
 
     @property
-    def over(self) -> bool:
-        """Whether the target is reached, or patience is exhausted."""
+    def over(self) -> str | None:
+        """Why the run may end, `"target"` if it is reached or `"patience"`; None if it may not."""
         options = self._options
-        reached = options.target is not None and reaches(self.metric, self.value, options.target)
-        return reached or (options.patience is not None and self.waited >= options.patience)
+        if options.target is not None and reaches(self.metric, self.value, options.target):
+            return "target"
+        exhausted = options.patience is not None and self.waited >= options.patience
+        return "patience" if exhausted else None
 
     def saved(self) -> dict[str, Any]:
         """The numbers of a checkpoint, as JSON."""

@@ -18,7 +18,12 @@ def speeds(problem: Problem, flight: Flight) -> np.ndarray:
 
 
 def joules(
-    problem: Problem, flight: Flight, flops: np.ndarray, sent: np.ndarray, idle_s: np.ndarray
+    problem: Problem,
+    flight: Flight,
+    flops: np.ndarray,
+    bytes_down: np.ndarray,
+    bytes_up: np.ndarray,
+    idle_s: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """The column `joules`, float64[k], of a fleet that prices energy; else no column.
 
@@ -26,15 +31,16 @@ def joules(
       problem: problem, for the devices.
       flight: tasks as dispatched.
       flops: FLOPs that were computed, float64[k].
-      sent: whether the upload took place, bool[k].
+      bytes_down: bytes that were received, int64[k].
+      bytes_up: bytes that were sent, int64[k].
       idle_s: seconds for which the device waited for the merge, float64[k].
     """
     if not problem.fleet.prices_energy:
         return {}
-    down, up = flight.timing.bytes_down, np.where(sent, flight.timing.bytes_up, 0)
 
     def of(fleet: Fleet, i: np.ndarray) -> np.ndarray:
-        return task_joules(fleet, flight.client[i], flops[i], down[i], up[i], idle_s[i])
+        amounts = (flops[i], bytes_down[i], bytes_up[i], idle_s[i])
+        return task_joules(fleet, flight.client[i], *amounts)
 
     return {"joules": _at_dispatch(problem, flight, of)}
 

@@ -12,20 +12,18 @@ import numpy as np
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import read_json, read_lines
-from fedjax_het.contract.clock import Closing, Flight, Status
-from fedjax_het.contract.plan import Plan
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
 from fedjax_het.simulation.assessment import reaches
-from fedjax_het.simulation.clients import statuses, worked_s
-from fedjax_het.simulation.device_columns import joules, speeds
 from fedjax_het.simulation.identity import require_same
 from fedjax_het.simulation.sinks import TensorBoard
 
 _PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
-_TOTALS = ("bytes_up", "bytes_down", "flops", "tasks", "merged", "dropped", "nonfinite")
+# Totals of the run that are sums over the rows of the steps, and the others.
+_SUMMED = ("bytes_up", "bytes_down", "merged", "dropped", "failed", "wasted_flops", "wasted_bytes")
+_TOTALS = (*_SUMMED, "flops", "tasks", "nonfinite")
 
 
 class Record(NamedTuple):
@@ -71,81 +69,6 @@ def _revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
-
-
-def client_rows(
-    step: int,
-    flight: Flight,
-    closing: Closing,
-    plan: Plan,
-    problem: Problem,
-    outcome: Mapping[str, Any],
-    released: bool = False,
-) -> list[dict[str, Any]]:
-    """One row per task of `clients.jsonl`.
-
-    Args:
-      step: number of the server step, from 1.
-      flight: tasks as dispatched.
-      closing: decision of the pace on these tasks.
-      plan: plan of the tasks, for the routes.
-      problem: problem, for the depth of the model and the devices.
-      outcome: columns `loss`, `samples` and `finite`; entries of dropped tasks are ignored.
-      released: whether a client is free once its result has arrived, and does not wait for the
-        merge (a pace that refills).
-    """
-    timing = flight.timing
-    last = problem.model.num_blocks - 1
-    ran = np.asarray([status is not Status.DROPPED for status in closing.status])
-    done, whole_s = worked_s(flight, closing)
-    # A dropped task arrives after the merge, and so does not wait.
-    wait_s = np.maximum(closing.at_s - flight.dispatched_s - whole_s, 0.0) * (not released)
-    columns = {
-        "client": flight.client,
-        "version": flight.version,
-        "staleness": step - 1 - flight.version,
-        "dispatched_s": flight.dispatched_s,
-        "arrived_s": flight.dispatched_s + whole_s,
-        "download_s": timing.download_s,
-        "compute_s": timing.compute_s * done,
-        "upload_s": timing.upload_s,
-        "bytes_down": timing.bytes_down,
-        "bytes_up": timing.bytes_up,
-        "flops": timing.flops * done,
-        **joules(problem, flight, timing.flops * done, ran, wait_s),
-        "device_flops_per_s": speeds(problem, flight),
-        "first_block": [route.first for route in plan.routes],
-        "exit_block": [last if route.exit is None else route.exit for route in plan.routes],
-        "cut_block": [route.cut for route in plan.routes],
-        "samples": np.where(ran, outcome["samples"], 0),
-        "steps": np.where(ran, closing.steps, 0),
-        "loss": np.where(ran, outcome["loss"].astype(np.float64), None),
-        "status": statuses(closing, np.asarray(outcome["finite"])),
-    }
-    lists = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns.values()]
-    names = ("step", *columns)
-    return [dict(zip(names, (step, *values), strict=True)) for values in zip(*lists, strict=True)]
-
-
-def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The totals of a step: loss, bytes, joules if priced, and number of tasks by status.
-
-    A dropped task counts its download but not its upload, which does not take place. A probe counts
-    with its bytes and joules, and is no task.
-    """
-    kept = [r for r in rows if r["status"] in ("merged", "partial")]
-    samples = sum(r["samples"] for r in kept)
-    loss = sum(r["loss"] * r["samples"] for r in kept) / samples if samples else None
-    return {
-        "train_loss": loss,
-        "bytes_up": sum(r["bytes_up"] for r in rows if r["status"] != "dropped"),
-        "bytes_down": sum(r["bytes_down"] for r in rows),
-        **({"joules": sum(r["joules"] for r in rows)} if rows and "joules" in rows[0] else {}),
-        "clients": sum(r["status"] != "probed" for r in rows),
-        "merged": len(kept),
-        "dropped": sum(r["status"] == "dropped" for r in rows),
-        "nonfinite": [r["client"] for r in rows if r["status"] == "nonfinite"],
-    }
 
 
 def require_own(workdir: Path, identity: Mapping[str, Any]) -> None:
@@ -199,7 +122,8 @@ class Journal:
         self._groups = fleet.groups if fleet is not None and fleet.prices_energy else None
         if self._groups is not None:
             groups = int(self._groups.max()) + 1
-            self.totals |= {"joules": 0.0, "joules_by_group": [0.0] * groups}
+            zeros = {"joules": 0.0, "wasted_joules": 0.0, "joules_by_group": [0.0] * groups}
+            self.totals |= zeros
 
     def begin(self, offsets: Mapping[str, int], totals: Mapping[str, Any] | None = None) -> None:
         """Starts a new run (`offsets={}`), or continues an earlier run from its checkpoint."""
@@ -208,7 +132,7 @@ class Journal:
             self._writer.truncate(offsets)
             self._writer.write_config(self._config)
         if totals is not None:
-            self.totals = dict(totals)
+            self.totals |= totals
 
     def offsets(self) -> dict[str, int]:
         """Current lengths of the files of rows in bytes, for the checkpoint."""
@@ -216,14 +140,15 @@ class Journal:
 
     def write(self, metrics: dict[str, Any], clients: list[dict[str, Any]]) -> None:
         """Appends the rows of one step."""
-        for name in ("bytes_up", "bytes_down", "merged", "dropped"):
+        for name in _SUMMED:
             self.totals[name] += metrics.get(name, 0)
         self.totals["nonfinite"] += len(metrics.get("nonfinite", []))
         self.totals["tasks"] += sum(row["status"] != "probed" for row in clients)
-        worked = [row for row in clients if row["steps"] or row["status"] == "probed"]
+        worked = [row for row in clients if row["steps"] or row["status"] in ("failed", "probed")]
         self.totals["flops"] += sum(row["flops"] for row in worked)
         if self._groups is not None:
-            self.totals["joules"] += metrics.get("joules", 0.0)
+            for name in ("joules", "wasted_joules"):
+                self.totals[name] += metrics.get(name, 0.0)
             by_group = np.asarray(self.totals["joules_by_group"])
             who = [row["client"] for row in clients]
             np.add.at(by_group, self._groups[who], [row["joules"] for row in clients])
@@ -259,7 +184,7 @@ class Journal:
         metric: Metric,
         targets: list[float],
         *,
-        over: bool,
+        ended: str | None,
     ) -> RunRecord:
         """The record of the run so far; the summary is written if the run is over.
 
@@ -270,7 +195,7 @@ class Journal:
           seed: seed of the run.
           metric: metric that the targets refer to.
           targets: values of the metric whose times the summary lists.
-          over: whether the run is over.
+          ended: why the run is over; None if it is not.
         """
         metrics = self._metrics
         if self._workdir is not None:
@@ -305,6 +230,7 @@ class Journal:
             f"best_{metric.name}": best(values, default=None),
             "targets": reached,
             **self.totals,
+            "ended": ended,
             "in_flight": last.get("in_flight", 0),
             "device_groups": np.asarray(problem.fleet.groups),
             "num_blocks": problem.model.num_blocks,
@@ -320,7 +246,7 @@ class Journal:
                 summary,
                 client_evaluations=list(self._evaluations),
             )
-        if not over:
+        if ended is None:
             started = bool(self.totals["tasks"])
             clients = read_lines(self._workdir / "clients.jsonl") if started else []
             return RunRecord(self._config, metrics, clients, summary, str(self._workdir))

@@ -18,6 +18,7 @@ class PlannedRound(NamedTuple):
       flight: tasks as dispatched.
       closing: decision of the pace on these tasks.
       probes: what the selection asked of clients before the tasks; None if nothing.
+      spent: joules that every client has spent after it, float64[n]; None without batteries.
     """
 
     step: int
@@ -25,6 +26,7 @@ class PlannedRound(NamedTuple):
     flight: Flight
     closing: Closing
     probes: Probes | None
+    spent: np.ndarray | None
 
     @property
     def ran(self) -> np.ndarray:

@@ -36,7 +36,7 @@ def probe_rows(step: int, probes: Probes | None, problem: Problem) -> list[dict[
         "bytes_down": timing.bytes_down,
         "bytes_up": timing.bytes_up,
         "flops": timing.flops,
-        **joules(problem, flight, timing.flops, np.ones(k, bool), np.zeros(k)),
+        **joules(problem, flight, timing.flops, timing.bytes_down, timing.bytes_up, np.zeros(k)),
         "device_flops_per_s": speeds(problem, flight),
         "first_block": np.full(k, last),
         "exit_block": np.full(k, last),

@@ -19,9 +19,10 @@ import numpy as np
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Report, Variables
-from fedjax_het.contract.clock import Closing, Flight, dispatch
+from fedjax_het.contract.clock import Closing, Flight
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan
+from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.dispatch import DispatchTable
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.packing import Packed, unstack
@@ -33,9 +34,10 @@ from fedjax_het.engine.selecting import Selection
 from fedjax_het.engine.steps import Now
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import outcome_of, seen_of
-from fedjax_het.simulation.journal import PendingRecords, Record, client_rows, step_row
+from fedjax_het.simulation.journal import PendingRecords, Record
 from fedjax_het.simulation.planned import PlannedRound
-from fedjax_het.simulation.probes import probe_rows
+from fedjax_het.simulation.rows import client_rows, round_record, step_row
+from fedjax_het.simulation.start import run_keys
 
 # Number of rounds that are planned ahead, so that their routes are compiled together.
 _AHEAD = 32
@@ -75,17 +77,20 @@ class Server:
         capacity: int,
         initial: Variables | None = None,
     ):
-        keys = _keys(seed)
+        keys = run_keys(seed)
         self._algorithm, self._engine, self._round_key = algorithm, engine, keys["round"]
-        self._problem = problem
-        self._sizes = problem.data.sizes
-        self.selection = Selection(algorithm, self._sizes)
+        self._problem, fleet = problem, problem.fleet
+        self.selection = Selection(algorithm, problem.data.sizes)
+        self._batteries = charge = Batteries(fleet) if fleet.has_batteries else None
         losses = LossProbe(engine.resources)
-        self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection, losses)
-        self._capacity = capacity
-        self._debug = engine.resources.execution == "debug"
+        parts = (algorithm, problem, seed, keys["plan"], self.selection)
+        self._sampler = Sampler(*parts, losses, charge)
+        self._capacity, self._debug = capacity, engine.resources.execution == "debug"
+        ends_s = fleet.presence.off_after(np.arange(problem.num_clients))
+        self._may_end = bool(np.isfinite(np.minimum(ends_s, fleet.battery_joules)).all())
         self._in_batches = algorithm.plans_ahead and not self._debug
         self._begin(())
+        self._spent = None if self._batteries is None else self._batteries.spent
         self._planned: deque[PlannedRound] = deque()
         self._closing: Closing | None = None
         self.step, self.now_s = 0, 0.0
@@ -125,6 +130,12 @@ class Server:
                 self._planned.append(self._plan_round(*self._frontier))
 
     @property
+    def exhausted(self) -> bool:
+        """Whether no client is at work, and none is ever available again."""
+        working = self._planned or (self._table is not None and self._table.size)
+        return self._may_end and not working and not self._sampler.anyone_left(self.now_s)
+
+    @property
     def _frontier(self) -> tuple[int, float]:
         """Step and virtual time after all planned rounds."""
         if self._planned:
@@ -153,15 +164,15 @@ class Server:
         plan, self.state = self._sampler.plan(
             self.state, self.variables, step, clients, start_s, score=self.unseen_score
         )
-        self.unseen_score = None
-        flight = dispatch(plan, start_s, step)
+        flight, self.unseen_score = self._sampler.dispatch(plan, step, start_s), None
         closing = self._algorithm.pace.close(flight)
-        return PlannedRound(step, plan, flight, closing, self.selection.probes)
+        spent = None if self._batteries is None else self._batteries.ran(flight, closing)
+        return PlannedRound(step, plan, flight, closing, self.selection.probes, spent)
 
     def _barrier_round(self) -> PendingRecords:
         """Runs a single round; the model does not change if no client's work counts."""
         one = self._plan_round(self.step, self.now_s)
-        self.now_s, out = one.closing.at_s, None
+        self.now_s, self._spent, out = one.closing.at_s, one.spent, None
         info: Mapping[str, Any] = {}
         if one.ran.size:
             plan, key = one.executed, fold_in(self._round_key, self.step)
@@ -176,7 +187,7 @@ class Server:
         outcome = outcome_of(one.ran, len(one.plan.clients), out)
         self._learn(one.flight, one.closing, lambda: outcome)
         self.step += 1
-        record = self._record(one, outcome, info)
+        record = round_record(one, self._problem, outcome, info)
         return lambda: [record]
 
     def _batch(self, most: int, ends: Ends) -> tuple[int, PendingRecords]:
@@ -198,6 +209,7 @@ class Server:
             self.step, self.now_s = rounds[-1].step + 1, rounds[-1].closing.at_s
             if len(rounds) == min(most, self._capacity) or ends(self.step, self.now_s):
                 break
+        self._spent = rounds[-1].spent
         ran = [one for one in rounds if one.ran.size]
         outputs: RoundOutputs | None = None
         packed: list[list[Packed]] = []
@@ -219,30 +231,22 @@ class Server:
             for one in rounds:
                 out, info = next(found) if one.ran.size else (None, {})
                 outcome = outcome_of(one.ran, len(one.plan.clients), out)
-                made.append(self._record(one, outcome, info))
+                made.append(round_record(one, self._problem, outcome, info))
             return made
 
         return len(rounds), records
-
-    def _record(
-        self, one: PlannedRound, outcome: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> Record:
-        rows = probe_rows(one.step + 1, one.probes, self._problem)
-        rows += client_rows(one.step + 1, one.flight, one.closing, one.plan, self._problem, outcome)
-        metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
-        return Record(one.step + 1, one.closing.at_s, metrics, rows)
 
     def _learn(
         self, flight: Flight, closing: Closing, outcome: Callable[[], Mapping[str, Any]]
     ) -> None:
         """Shows the tasks that a step settled to the selection."""
-        self.selection.observe(lambda: seen_of(self.step, flight, closing, outcome(), self._sizes))
+        told = (self.step, flight, closing)
+        self.selection.observe(lambda: seen_of(*told, outcome(), self._problem))
 
     def _send_out(self, table: DispatchTable) -> Closing:
         """Dispatches idle clients; returns the `Closing` of the table at the next merge."""
-        closing, self.state = table.advance(
-            self._sampler, self.state, self.variables, self.step, self.now_s
-        )
+        server = self.state, self.variables, self.step, self.now_s
+        closing, self.state = table.advance(self._sampler, *server)
         return closing
 
     def _overlapping_round(self, table: DispatchTable) -> PendingRecords:
@@ -263,6 +267,9 @@ class Server:
         self.step += 1
         step, now_s, in_flight = self.step, self.now_s, table.size
         released = self._algorithm.pace.refills
+        if self._batteries is not None:
+            self._batteries.settled(flight, closing, released)
+            self._spent = self._batteries.spent
 
         def records() -> list[Record]:
             told = {**jax.device_get(info), **(plan.info or {})}
@@ -300,6 +307,12 @@ class Server:
 
     # ---- checkpoints -------------------------------------------------------------------------
 
+    @property
+    def _arrays(self) -> tuple[PyTree, ...]:
+        """The content of a checkpoint apart from clients at work."""
+        charge = () if self._spent is None else (self._spent,)
+        return self.variables, self.state, *self.selection.saved, *charge
+
     def saved(self) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
         """The content of a checkpoint: arrays, and metadata as JSON."""
         meta: dict[str, Any] = {
@@ -308,7 +321,7 @@ class Server:
             "unseen_score": self.unseen_score,
             "routes": self._routes.known,
         }
-        arrays: tuple[PyTree, ...] = (self.variables, self.state, *self.selection.saved)
+        arrays = self._arrays
         if self._table is not None:
             waiting, meta["flight"] = self._table.saved()
             arrays = (*arrays, waiting)
@@ -316,12 +329,13 @@ class Server:
 
     def template(self, meta: Mapping[str, Any]) -> PyTree:
         """Arrays of the structure and shapes of a checkpoint with this metadata."""
-        arrays = self.variables, self.state, *self.selection.saved
+        arrays = self._arrays
         if self._table is None:
             return arrays
         clients = np.arange(self._algorithm.cohort_size)
         plan, _ = self._sampler.plan(self.state, self.variables, 0, clients, 0.0)
-        return *arrays, self._table.template(meta["flight"], plan, self.variables)
+        flight = self._sampler.dispatch(plan, 0, 0.0)
+        return *arrays, self._table.template(meta["flight"], plan, flight, self.variables)
 
     def restore(self, arrays: PyTree, meta: Mapping[str, Any]) -> None:
         """Restores the server from the result of `saved`."""
@@ -329,11 +343,8 @@ class Server:
         self.variables, self.state, *rest = arrays
         if self._table is not None:
             self._table.restore(rest.pop(), meta["flight"])
+        if self._batteries is not None:
+            self._batteries.spent = self._spent = rest.pop()
         self.selection.restore(tuple(rest))
         self.step, self.now_s = meta["step"], meta["now_s"]
         self.unseen_score = meta["unseen_score"]
-
-
-def _keys(seed: int) -> dict[str, jax.Array]:
-    names = ("model", "state", "round", "plan")
-    return dict(zip(names, jax.random.split(jax.random.key(seed), 4), strict=True))

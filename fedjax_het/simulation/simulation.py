@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 import numpy as np
+from absl import logging
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
@@ -18,15 +19,14 @@ from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.runtime import processes
 from fedjax_het.simulation.assessment import Assessment
-from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.identity import identify, warn_of_changes
-from fedjax_het.simulation.journal import Journal, PendingRecords, Record, require_own
+from fedjax_het.simulation.journal import PendingRecords, Record
+from fedjax_het.simulation.opening import open_records
 from fedjax_het.simulation.options import RunKeywords, RunOptions
 from fedjax_het.simulation.personal import LocalTraining
 from fedjax_het.simulation.saved import save_model
 from fedjax_het.simulation.server import Server
-from fedjax_het.simulation.sinks import tensorboard_writer
 from fedjax_het.simulation.start import find_start
 from fedjax_het.simulation.stopwatch import Stopwatch
 from fedjax_het.transforms.sending import attached
@@ -88,7 +88,9 @@ class Simulation:
         # Checks come first, because even copying the data to the device compiles a program.
         require_selectable(algorithm, problem)
         self._workdir = None if chosen.workdir is None else Path(chosen.workdir)
-        self._open(config or {})
+        self._checkpoints, self._journal, self._writes = open_records(
+            self._workdir, self._identity, chosen, config or {}, problem.fleet
+        )
         self._engine = engine or Engine(algorithm, chosen.resources(problem))
         self._evaluate = evaluator or Evaluator(problem)
         longest = _BATCH if chosen.eval_every_s is not None else min(chosen.eval_every, _BATCH)
@@ -111,26 +113,6 @@ class Simulation:
         except BaseException:
             self.close()
             raise
-
-    def _open(self, config: Mapping[str, Any]) -> None:
-        """Opens the work directory, if there is one."""
-        workdir = self._workdir
-        if workdir is not None:
-            require_own(workdir, self._identity)
-        self._checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
-        # Only the first of several processes writes. It also removes damaged checkpoints, and the
-        # other processes wait for this before they read.
-        self._writes = processes.is_leader() or workdir is None
-        if not self._writes:
-            processes.meet("checkpoints")
-        if self._checkpoints is not None:
-            self._checkpoints.newest(self._identity)
-        if self._writes and workdir is not None:
-            processes.meet("checkpoints")
-        recorded = {**config, "identity": self._identity}
-        sink = self.options.tensorboard and self._writes and tensorboard_writer(workdir)
-        writes_to = workdir if self._writes else None
-        self._journal = Journal(writes_to, recorded, sink or None, self._problem.fleet)
 
     # ---- public interface --------------------------------------------------------------------
 
@@ -166,12 +148,24 @@ class Simulation:
 
     @property
     def done(self) -> bool:
-        """Whether the run has reached the rounds, the virtual time or the target of its options.
+        """Whether the run is over; see `ended`."""
+        return self.ended is not None
 
-        A run takes a step even if its first model has reached the target.
+    @property
+    def ended(self) -> str | None:
+        """Why the run is over; None while it is not.
+
+        It has reached the `"target"`, or lost `"patience"`, or reached the `"rounds"` or the
+        `"max_virtual_s"` of its options, or there are `"no clients"` left that will ever be
+        available. A run takes a step even if its first model has reached the target.
         """
-        step, now_s = self._server.step, self._server.now_s
-        return self._ends(step, now_s) or (step > 0 and self._assessment.over)
+        if self._server.step > 0 and self._assessment.over is not None:
+            return self._assessment.over
+        if self._server.step >= self.options.rounds:
+            return "rounds"
+        if self._ends(self._server.step, self._server.now_s):
+            return "max_virtual_s"
+        return "no clients" if self._server.exhausted else None
 
     def step(self) -> dict[str, Any]:
         """Runs one server step; evaluates and writes a checkpoint if they are due.
@@ -211,7 +205,7 @@ class Simulation:
             self.options.seed,
             self._assessment.metric,
             self._assessment.targets,
-            over=self.done,
+            ended=self.ended,
         )
         if self._workdir is not None:
             processes.meet("finished")
@@ -249,8 +243,10 @@ class Simulation:
         self._batch_s = time.perf_counter() - began
         self._pending = records, self._measure(evaluate=False)
         step, now_s = self._server.step, self._server.now_s
-        if self._assessment.comes_due(step, now_s) or self._ends(step, now_s):
+        if self._assessment.comes_due(step, now_s) or self._is_last():
             self._pending = records, self._measure(evaluate=True)
+        if self.ended == "no clients":
+            logging.warning("%s ends after %d steps: no client is ever on again", self.name, step)
         if self.done or step % self.options.checkpoint_every == 0:
             self._write_pending()
             self._save()
@@ -260,6 +256,10 @@ class Simulation:
         """Whether the run ends with a step, unless an evaluation reaches the target earlier."""
         limit_s = self.options.max_virtual_s
         return step >= self.options.rounds or (limit_s is not None and now_s >= limit_s)
+
+    def _is_last(self) -> bool:
+        """Whether the run ends with the newest step, whatever an evaluation shows."""
+        return self._ends(self.rounds_done, self.now_s) or self._server.exhausted
 
     def _stops(self, step: int, now_s: float) -> bool:
         """Whether an evaluation or a checkpoint follows a step."""
@@ -278,7 +278,7 @@ class Simulation:
                 server.state,
                 server.variables,
                 self._trained,
-                last=self._ends(server.step, server.now_s),
+                last=self._is_last(),
             )
             server.unseen_score = self._assessment.score
             if server.selection.scored:

@@ -81,3 +81,9 @@ def _recorded(workdir: Path) -> str | None:
     config = read_json(path) if path.is_file() else None
     identity = config.get("identity") if isinstance(config, dict) else None
     return identity.get("initial") if isinstance(identity, dict) else None
+
+
+def run_keys(seed: int) -> dict[str, jax.Array]:
+    """The typed PRNG keys of a run by purpose: model, state, round and plan."""
+    names = ("model", "state", "round", "plan")
+    return dict(zip(names, jax.random.split(jax.random.key(seed), 4), strict=True))

@@ -198,6 +198,40 @@ def test_a_late_task_may_be_dropped_but_not_merged():
     assert verify(clients, metrics) == []
 
 
+def failed_log():
+    """Client 1 fails in the third step after 1.5 s, of which it is suspended for 0.25 s."""
+    clients, metrics = sound_log()
+    spent = {"download_s": 1.0, "compute_s": 0.25, "upload_s": 0.0, "paused_s": 0.25}
+    moved = {"bytes_up": 0, "bytes_down": 100, "flops": 1e5}
+    clients[5].update(arrived_s=21.5, status="failed", **spent, **moved)
+    for row in metrics:
+        row.update(failed=0, wasted_flops=0, wasted_bytes=0)
+    metrics[3].update(failed=1, wasted_flops=1e5, wasted_bytes=100)
+    return clients, metrics, {"failed": 1, "wasted_flops": 1e5, "wasted_bytes": 100}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c, m, s: None, None),
+        (lambda c, m, s: c[5].update(paused_s=0.0), "arrives at 21.5"),
+        (lambda c, m, s: c[5].update(paused_s=-0.25, compute_s=0.75), "lasts"),
+        (lambda c, m, s: c[5].update(bytes_up=-1), "moves or computes nothing"),
+        (lambda c, m, s: c[5].update(status="merged"), "moves or computes nothing"),
+        (lambda c, m, s: c[5].update(arrived_s=30.5, compute_s=9.25), "before it arrived"),
+        (lambda c, m, s: m[3].update(failed=0), "step 3: 0 failures"),
+        (lambda c, m, s: m[2].update(wasted_bytes=1), "step 2: 1 wasted B"),
+        (lambda c, m, s: s.update(wasted_flops=0), "run: 0 wasted FLOP"),
+    ],
+)
+def test_the_audit_knows_failures_pauses_and_waste(change, words):
+    log = failed_log()
+    change(*log)
+    faults = verify(*log)
+    assert (words is None) == (faults == [])
+    assert words is None or any(words in fault for fault in faults), faults
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 5), st.sampled_from(["dispatched_s", "arrived_s"]), st.floats(0.01, 1e6))
 def test_no_shift_of_a_time_goes_unnoticed(row, column, shift):

@@ -172,6 +172,16 @@ def test_a_task_without_arrival_is_cut_at_the_merge(make_run):
     np.testing.assert_allclose(tasks_of(other).end_s, tasks_of(record).end_s)
 
 
+def test_a_device_whose_task_failed_does_not_wait(make_run):
+    waiting_s = tasks_of(make_run()).waiting_s
+    longest = int(np.argmax(waiting_s))
+    record = make_run()
+    record.clients[longest]["status"] = "failed"
+    assert waiting_s[longest] > 0
+    assert tasks_of(record).waiting_s[longest] == 0
+    assert tasks_of(record).waiting_s.sum() == pytest.approx(waiting_s.sum() - waiting_s[longest])
+
+
 def test_groups_are_ordered_by_speed(make_run):
     record = make_run()
     reverse = 2 - np.array(record.summary["device_groups"])

@@ -54,6 +54,24 @@ def test_cells(two_methods, make_run):
     assert cells(late, "tasks dropped") == [f"{100 * share:.1f} %"]
 
 
+def test_waste_has_rows_where_there_is_any(two_methods, make_run):
+    labels = [label for label, _ in table_rows(summarise(two_methods, [0.9]))]
+    assert not {"tasks failed", "wasted device work", "wasted traffic"} & {*labels}
+    run = make_run("drop", deadline_s=6.0)
+    for i, row in enumerate(run.clients):
+        row["status"] = ("merged", "failed", "dropped")[i % 3]
+    rows = run.clients
+    (result,) = summarise({"drop": [run]}, [0.9])
+    flops = sum(row["flops"] * (row["status"] != "merged") for row in rows)
+    down = sum(row["bytes_down"] * (row["status"] != "merged") for row in rows)
+    up = sum(row["bytes_up"] * (row["status"] == "failed") for row in rows)
+    sent = sum(row["bytes_up"] * (row["status"] != "dropped") for row in rows)
+    moved = sent + sum(row["bytes_down"] for row in rows)
+    work, traffic = flops / sum(row["flops"] for row in rows), (down + up) / moved
+    assert cells([result], "wasted device work") == [f"{100 * work:.1f} %"]
+    assert cells([result], "wasted traffic") == [f"{100 * traffic:.1f} %"]
+
+
 def test_one_seed_has_no_spread(make_run):
     results = summarise({"FedAvg": [make_run()]}, [0.9])
     text = text_table(results)

@@ -204,7 +204,7 @@ def test_the_audit_finds_energy_that_does_not_add_up():
 
     assert faults(negative) == ["step 1, client 0: spends -1.0 J"]
     (fault,) = faults(lambda c, m, s: m[2].update(joules=1.0))
-    assert fault.startswith("step 2: 1.0 J, but its tasks spent")
+    assert fault.startswith("step 2: 1.0 J, but its tasks add up to")
     (fault,) = faults(lambda c, m, s: m[2].pop("joules"))
     assert fault.startswith("step 2: None J")
     (fault,) = faults(lambda c, m, s: s.update(joules=0.0))

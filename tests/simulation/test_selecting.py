@@ -1,6 +1,7 @@
 """Selections in a run: what they are told under every pace, checkpoints, and every method."""
 
 import shutil
+from dataclasses import replace
 
 import chex
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from fedjax_het.algorithms import ALGORITHMS
 from fedjax_het.algorithms.registry import option_names
 from fedjax_het.config import methods
 from fedjax_het.contract.clock import arrivals, barrier, deadline, window
-from fedjax_het.contract.selection import Selector
+from fedjax_het.contract.selection import Seen, Selector
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.selecting import note, nothing_known
 from fedjax_het.simulation.evaluation import Evaluator
@@ -45,21 +46,25 @@ def one_fails(task):
     return jnp.where(task.client == 1, jnp.float32(jnp.nan), jnp.float32(0.5))
 
 
+PACES = [
+    barrier(),
+    deadline("drop"),
+    deadline("partial"),
+    arrivals(2),
+    arrivals(2, refill=True),
+    window(0.002),
+]
+
+
 @pytest.mark.parametrize(
-    "pace",
-    [
-        barrier(),
-        deadline("drop"),
-        deadline("partial"),
-        arrivals(2),
-        arrivals(2, refill=True),
-        window(0.002),
-    ],
-    ids=lambda pace: pace.name + " refilled" * pace.refills,
+    ("pace", "rate"),
+    [*((pace, 0.0) for pace in PACES), (PACES[0], 0.4), (PACES[4], 0.4)],
+    ids=lambda value: value.name + " refilled" * value.refills if hasattr(value, "name") else value,
 )
-def test_selections_are_told_what_the_records_say(pace):
+def test_selections_are_told_what_the_records_say(pace, rate):
     told = []
-    method = nudge(PROBLEM, value=one_fails, clients_per_round=4, epochs=3)
+    problem = replace(PROBLEM, fleet=replace(PROBLEM.fleet, failure_rate=rate))
+    method = nudge(problem, value=one_fails, clients_per_round=4, epochs=3)
     plan = method.plan
 
     def in_time(state, variables, situation):
@@ -69,7 +74,7 @@ def test_selections_are_told_what_the_records_say(pace):
 
     planned = in_time if pace.name.startswith("deadline") else plan
     method = method._replace(pace=pace, plan=planned, select=recording(told))
-    result = fh.simulate(method, PROBLEM, rounds=ROUNDS)
+    result = fh.simulate(method, problem, rounds=ROUNDS)
     assert result.faults == []
     assert [seen.round for seen in told] == list(range(ROUNDS))
     ends_s = [row["virtual_s"] for row in result.record.metrics]
@@ -87,6 +92,7 @@ def test_selections_are_told_what_the_records_say(pace):
             assert lasted_s == pytest.approx(end_s - row["dispatched_s"])
         statuses |= set(seen.status.tolist())
     assert "nonfinite" in statuses
+    assert ("failed" in statuses) == (rate > 0)
     assert ("dropped" in statuses) == (pace.name == "deadline(drop)")
     assert ("partial" in statuses) == (pace.name == "deadline(partial)")
 
@@ -108,6 +114,24 @@ def test_candidates_know_the_past_and_the_prices_of_the_future():
             if row["step"] == candidates.round + 1:
                 lasted_s = row["arrived_s"] - row["dispatched_s"]
                 assert timing.total_s[row["client"]] == pytest.approx(lasted_s)
+
+
+def test_how_soon_a_task_failed_is_not_how_long_it_takes():
+    known = nothing_known(3)
+    seen = Seen(
+        round=4,
+        clients=np.array([0, 1, 2, 1]),
+        status=np.array(["merged", "failed", "dropped", "failed"]),
+        loss=np.array([0.5, np.nan, np.nan, np.nan]),
+        samples=np.array([3, 0, 0, 0]),
+        sizes=np.array([3, 4, 5, 4]),
+        duration_s=np.array([2.0, 0.1, 7.0, 0.2]),
+    )
+    note(known, seen)
+    np.testing.assert_array_equal(known.duration_s, [2.0, np.nan, 7.0])
+    assert known.seen.tolist() == [4, -1, -1]
+    assert known.failures.tolist() == [0, 2, 1]
+    assert seen.arrived.tolist() == [True, False, False, False]
 
 
 def test_asking_for_prices_changes_nothing():

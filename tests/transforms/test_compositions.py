@@ -51,9 +51,10 @@ def composed(method, *names):
     try:
         return fh.compose(plain, *map(transformation, names)), problem, evaluator
     except InputError as error:
-        # It says what cannot be composed, and why.
-        assert any(name.partition(".")[2] in str(error) for name in names), error
-        return None, problem, evaluator
+        reason = str(error)
+    # It says what cannot be composed, and why.
+    assert any(name.partition(".")[2] in reason for name in names), reason
+    return None, problem, evaluator
 
 
 def check(algorithm, problem, evaluator, workdir):

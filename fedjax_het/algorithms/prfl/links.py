@@ -246,10 +246,11 @@ def window_rule(interval_s: float, *, single: bool = False) -> Pace:
     """Semi-asynchronous windows (methods/pr_fl.md 8).
 
     A window ends `Plan.deadline_s` after the newest dispatch: the time in which the server sends
-    the models, and at least `interval_s`. If no client has arrived, it is extended by whole
+    the models, and at least `interval_s`. If no task has ended, it is extended by whole
     intervals. If a single client has arrived, it is extended until one interval after the second
     arrival, and after the last of those that arrived together with the first. The first two merges
-    wait for all clients, so that all buffers are filled.
+    wait for all clients, so that all buffers are filled. Failed tasks leave with the first window
+    that ends later; a window in which tasks only failed merges nothing.
 
     Args:
       interval_s: shortest window in seconds.
@@ -265,20 +266,21 @@ def window_rule(interval_s: float, *, single: bool = False) -> Pace:
 
     def close(flight: Flight) -> Closing:
         newest = np.max(flight.version)
-        arrives_s = flight.arrives_s
         if newest < WARM_UP:
             return everyone(flight)
         end_s = float(np.max(flight.deadline_s[flight.version == newest]))
-        soonest_s = float(np.min(arrives_s))
+        soonest_s = float(np.min(flight.ends_s))
         if soonest_s > end_s:
             end_s += float(np.ceil((soonest_s - end_s) / interval_s)) * interval_s
+            end_s = max(end_s, soonest_s)
         if single:
-            return take(flight, arrival_order(flight)[:1], end_s)
-        order = np.sort(arrives_s)
-        if order.size > 1 and order[1] > end_s:
+            order = arrival_order(flight)
+            return take(flight, order[flight.arrives_s[order] <= end_s][:1], end_s)
+        order = np.sort(flight.arrives_s[~flight.failed])
+        if order.size > 1 and order[0] <= end_s < order[1]:
             together = np.append(np.diff(order) > _CLUSTER_S, True)
             end_s = max(order[np.argmax(together)], order[1]) + interval_s
-        return take(flight, np.flatnonzero(arrives_s <= end_s), end_s)
+        return take(flight, np.flatnonzero(flight.arrives_s <= end_s), end_s)
 
     name = "one per window" if single else "window rule"
     return Pace(f"{name}({interval_s:g} s)", close, may_wait=True)

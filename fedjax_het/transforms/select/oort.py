@@ -136,7 +136,7 @@ def oort(
 
     def observe(state: OortState, seen: Seen) -> OortState:
         worth = np.minimum(seen.sizes, seen.samples) * np.sqrt(seen.square_loss)
-        utility, arrived = state.utility.copy(), seen.status != "dropped"
+        utility, arrived = state.utility.copy(), seen.arrived
         utility[seen.clients[arrived]] = np.where(seen.merged, worth, 0.0)[arrived]
         exploited = worth[seen.merged & state.exploited[seen.clients]]
         history = state.history.copy()
