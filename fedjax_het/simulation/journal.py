@@ -144,8 +144,8 @@ class Journal:
             self.totals[name] += metrics.get(name, 0)
         self.totals["nonfinite"] += len(metrics.get("nonfinite", []))
         self.totals["tasks"] += len(clients)
-        worked = [row for row in clients if row["steps"] or row["status"] == "failed"]
-        self.totals["flops"] += sum(row["flops"] for row in worked)
+        spent = (row["flops"] for row in clients if row["steps"] or row["status"] == "failed")
+        self.totals["flops"] += sum(spent)
         if self._groups is not None:
             for name in ("joules", "wasted_joules"):
                 self.totals[name] += metrics.get(name, 0.0)
