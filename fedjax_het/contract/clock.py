@@ -111,12 +111,14 @@ class Closing(NamedTuple):
     @property
     def merges(self) -> np.ndarray:
         """Whether work of each task is merged, bool[m]."""
-        return np.asarray([s in (Status.MERGED, Status.PARTIAL) for s in self.status], bool)
+        merged, partial = Status.MERGED, Status.PARTIAL
+        return np.asarray([s is merged or s is partial for s in self.status], bool)
 
     @property
     def fails(self) -> np.ndarray:
         """Whether each task failed before the merge, bool[m]."""
-        return np.asarray([s is Status.FAILED for s in self.status], bool)
+        failed = Status.FAILED
+        return np.asarray([s is failed for s in self.status], bool)
 
 
 class Pace(NamedTuple):

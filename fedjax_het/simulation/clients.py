@@ -20,8 +20,8 @@ def statuses(closing: Closing, finite: np.ndarray) -> list[str]:
       finite: whether each update is finite, bool[k]; ignored where none arrived.
     """
     return [
-        "nonfinite" if status in (Status.MERGED, Status.PARTIAL) and not fine else status.value
-        for status, fine in zip(closing.status, finite, strict=True)
+        "nonfinite" if bad else status.value
+        for status, bad in zip(closing.status, closing.merges & ~finite, strict=True)
     ]
 
 

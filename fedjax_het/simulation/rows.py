@@ -44,12 +44,12 @@ def client_rows(
     fleet, last = problem.fleet, problem.model.num_blocks - 1
     work = work_of(flight, closing, fleet.presence)
     # A dropped task arrives after the merge, and a failed one never, so they do not wait.
-    wait_s = np.maximum(closing.at_s - flight.dispatched_s - work.lasts_s, 0.0) * (not released)
-    wait_s = np.where(closing.fails, 0.0, wait_s)
+    wait_s = np.maximum(closing.at_s - flight.dispatched_s - work.lasts_s, 0.0)
+    wait_s = wait_s * (merges & (not released))
     flops = timing.flops * work.compute
     bytes_down = _share(timing.bytes_down, work.download)
     bytes_up = _share(timing.bytes_up, work.upload)
-    sent = np.where([status is Status.DROPPED for status in closing.status], 0, bytes_up)
+    dropped = np.asarray([status is Status.DROPPED for status in closing.status])
     columns = {
         "client": flight.client,
         "version": flight.version,
@@ -63,7 +63,7 @@ def client_rows(
         "bytes_down": bytes_down,
         "bytes_up": bytes_up,
         "flops": flops,
-        **joules(problem, flight, flops, bytes_down, sent, wait_s),
+        **joules(problem, flight, flops, bytes_down, np.where(dropped, 0, bytes_up), wait_s),
         "device_flops_per_s": speeds(problem, flight),
         "first_block": [route.first for route in plan.routes],
         "exit_block": [last if route.exit is None else route.exit for route in plan.routes],
@@ -109,22 +109,22 @@ def step_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """
     kept = [r for r in rows if r["status"] in ("merged", "partial")]
     lost = [r for r in rows if r["status"] not in ("merged", "partial", "probed")]
-    sent = [r for r in rows if r["status"] != "dropped"]
+    dropped = [r for r in lost if r["status"] == "dropped"]
+    not_sent = sum(r["bytes_up"] for r in dropped)
     samples = sum(r["samples"] for r in kept)
     loss = sum(r["loss"] * r["samples"] for r in kept) / samples if samples else None
     priced = bool(rows) and "joules" in rows[0]
     return {
         "train_loss": loss,
-        "bytes_up": sum(r["bytes_up"] for r in sent),
+        "bytes_up": sum(r["bytes_up"] for r in rows) - not_sent,
         "bytes_down": sum(r["bytes_down"] for r in rows),
         **({"joules": sum(r["joules"] for r in rows)} if priced else {}),
         "clients": sum(r["status"] != "probed" for r in rows),
         "merged": len(kept),
-        "dropped": len(rows) - len(sent),
-        "failed": sum(r["status"] == "failed" for r in rows),
-        "nonfinite": [r["client"] for r in rows if r["status"] == "nonfinite"],
+        "dropped": len(dropped),
+        "failed": sum(r["status"] == "failed" for r in lost),
+        "nonfinite": [r["client"] for r in lost if r["status"] == "nonfinite"],
         "wasted_flops": sum(r["flops"] for r in lost),
-        "wasted_bytes": sum(r["bytes_down"] for r in lost)
-        + sum(r["bytes_up"] for r in lost if r["status"] != "dropped"),
+        "wasted_bytes": sum(r["bytes_down"] + r["bytes_up"] for r in lost) - not_sent,
         **({"wasted_joules": sum(r["joules"] for r in lost)} if priced else {}),
     }
