@@ -1,4 +1,4 @@
-"""Paces of the server on non-IID digits: synchronous rounds, every arrival, buffers, windows.
+"""Paces of the server on non-IID digits: synchronous rounds, arrivals, buffers, windows, tiers.
 
 24 clients with label skew (Dirichlet 0.5) have devices whose speeds spread by a factor of ten; 12
 are at work at a time.
@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
                     "FedAsync": {"name": "fedasync", "alpha": 0.3},
                     "FedBuff": {},
                     "FedFix": {"name": "fedfix", "interval_s": 0.1},
+                    "FedAT": {"name": "fedat", "tiers": 4},
                 },
                 "seeds": (0, 1, 2),
                 "targets": (0.85, 0.9),

@@ -25,6 +25,7 @@ SETTINGS = {
     "adel_wait": (small_adel, {"learning_rate": 1.0}),
     "drop_stragglers": (digits_problem, DEADLINE),
     "dtfl": (exits_problem, TRAINING),
+    "fedat": (digits_problem, {**TRAINING, "tiers": 2}),
     "fedbuff": (digits_problem, {**TRAINING, "buffer_size": 4}),
     "fedel": (exits_problem, TRAINING),
     "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),

@@ -3,6 +3,7 @@
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
 from fedjax_het.algorithms.dtfl import dtfl
+from fedjax_het.algorithms.fedat import fedat
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
 from fedjax_het.algorithms.fedel import fedel
@@ -37,6 +38,7 @@ __all__ = [
     "dtfl",
     "fedadam",
     "fedasync",
+    "fedat",
     "fedavg",
     "fedbuff",
     "feddrop",

@@ -10,8 +10,9 @@ from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions, Un
 from fedjax_het.common.errors import require
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import arrivals, window
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
-from fedjax_het.contract.staleness import discount, discounted_sum, mixing
+from fedjax_het.contract.staleness import capped, discount, discounted_sum, mixing
 from fedjax_het.problem import Problem
 
 
@@ -24,6 +25,7 @@ def fedasync(
     staleness: str = "polynomial",
     a: float = 0.5,
     b: float = 4.0,
+    max_staleness: int | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedAsync: every arrival is merged, $w \leftarrow (1 - \alpha_t) w + \alpha_t w_i$.
@@ -40,6 +42,8 @@ def fedasync(
         `staleness.discount`.
       a: exponent or slope of the discount; 10 is usual for the hinge.
       b: largest staleness without a discount by the hinge.
+      max_staleness: largest staleness of an update in server steps; a client whose update would be
+        later is stopped and dropped. None for no limit.
       **training: fields of `TrainingOptions`; `clients_per_round` clients are at work at any time.
         `weighting` has no effect, because every merge has a single client.
 
@@ -48,10 +52,11 @@ def fedasync(
     """
     require(0 < alpha <= 1, f"alpha = {alpha}", "must lie in (0, 1]", "try 0.6")
     require(np.isfinite(rho) and rho >= 0, f"rho = {rho}", "must be at least 0", "try 0.005")
-    base = full_model(
-        "fedasync", problem, TrainingOptions.parse(training), pace=arrivals(1), proximal=rho
-    )
-    return base._replace(merge=mixing(discount(staleness, a, b), alpha))
+    pace = capped(arrivals(1), max_staleness)
+    options = TrainingOptions.parse(training)
+    base = full_model("fedasync", problem, options, pace=pace, proximal=rho)
+    paces = Paces(replace="it mixes in one arrival at a time")
+    return base._replace(merge=mixing(discount(staleness, a, b), alpha), paces=paces)
 
 
 @register(options=UniformTraining)
@@ -63,6 +68,7 @@ def fedbuff(
     staleness: str = "polynomial",
     a: float = 0.5,
     b: float = 4.0,
+    max_staleness: int | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedBuff: every K arrivals, $w \leftarrow w + \frac{\eta}{K} \sum_i s(\tau_i) \Delta_i$.
@@ -79,6 +85,8 @@ def fedbuff(
         `staleness.discount`.
       a: exponent or slope of the discount.
       b: largest staleness without a discount by the hinge.
+      max_staleness: largest staleness of an update in server steps; a client whose update would be
+        later is stopped and dropped. None for no limit.
       **training: fields of `UniformTraining`; `weighting="samples"` adds the factor n_i over the
         mean of all clients.
 
@@ -101,10 +109,11 @@ def fedbuff(
         del situation
         return plan._replace(weight=(plan.weight / mean).astype(np.float32))
 
-    pace = arrivals(buffer_size, refill=True)
+    pace = capped(arrivals(buffer_size, refill=True), max_staleness)
     base = full_model("fedbuff", problem, options, pace=pace, amend=relative)
     merge = discounted_sum(discount(staleness, a, b), server_learning_rate / buffer_size)
-    return base._replace(merge=merge)
+    paces = Paces(replace="its merge divides by the arrivals of its own pace, buffer_size")
+    return base._replace(merge=merge, paces=paces)
 
 
 @register
@@ -115,6 +124,7 @@ def fedfix(
     server_learning_rate: float = 1.0,
     unbiased: bool = True,
     most_windows: int | None = None,
+    max_staleness: int | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedFix: every $\Delta t$, $w \leftarrow w + \eta \sum_i d_i \Delta_i$ over the arrivals.
@@ -132,6 +142,8 @@ def fedfix(
         little weight.
       most_windows: upper limit of the factor $\lceil T_i / \Delta t \rceil$, against very large
         updates of very slow clients; None for no limit.
+      max_staleness: largest staleness of an update in server steps, as in `fedbuff`; clients whose
+        tasks last longer never count. None for no limit.
       **training: fields of `TrainingOptions`; `weighting` determines p_i.
 
     References:
@@ -160,8 +172,11 @@ def fedfix(
             weight = weight * np.clip(ended - began, 1, most_windows)
         return plan._replace(weight=weight.astype(np.float32))
 
-    base = full_model("fedfix", problem, options, pace=window(interval_s), amend=per_window)
-    return base._replace(merge=discounted_sum(discount("constant"), server_learning_rate))
+    pace = capped(window(interval_s), max_staleness)
+    base = full_model("fedfix", problem, options, pace=pace, amend=per_window)
+    merge = discounted_sum(discount("constant"), server_learning_rate)
+    paces = Paces(replace="its weights count the windows of its own pace, interval_s")
+    return base._replace(merge=merge, paces=paces)
 
 
 def _require_step(server_learning_rate: float) -> None:

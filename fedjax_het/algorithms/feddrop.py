@@ -18,6 +18,7 @@ from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Schedule, Task, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.data.batches import DeviceData
 from fedjax_het.fleet.device import Fleet
@@ -283,6 +284,7 @@ def feddrop(
         update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        paces=Paces(overlap=True),
     )
 
 

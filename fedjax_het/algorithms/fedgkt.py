@@ -21,6 +21,7 @@ from fedjax_het.contract.algorithm import (
     Variables,
 )
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.fleet import splits
 from fedjax_het.local.distillation import edge_training, halves, server_training
@@ -182,6 +183,10 @@ def fedgkt(
         observe=observe,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        paces=Paces(
+            drop="the server's time on the samples of the whole cohort is a part of every task",
+            overlap="the server trains on the activations of a whole round",
+        ),
         evaluated=evaluated,
         sends="features and logits",
     )

@@ -10,6 +10,7 @@ from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.contract.aggregation import normalised_mean
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 
@@ -32,4 +33,5 @@ def fednova(problem: Problem, **training: Unpack[TrainingKeywords]) -> Algorithm
         return plan._replace(rows={"steps": np.asarray(plan.steps, np.float32)})
 
     base = full_model("fednova", problem, options, pace=barrier(), amend=with_steps)
-    return base._replace(merge=normalised_mean())
+    paces = Paces(stop="it normalises by the planned numbers of steps", overlap=True)
+    return base._replace(merge=normalised_mean(), paces=paces)

@@ -15,6 +15,7 @@ from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Schedule
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.problem import Problem
@@ -130,6 +131,7 @@ def fedpmt(
         update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        paces=Paces(overlap=True),
     )
 
 

@@ -12,6 +12,7 @@ from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Merged, Schedule, Variables
 from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.fleet.cost import price
 from fedjax_het.problem import Problem
@@ -146,23 +147,33 @@ def require_constant_fleet(problem: Problem, method: str) -> None:
     )
 
 
-def require_feasible(
-    problem: Problem, training: TrainingOptions, deadline_s: float, *, whole: bool
-) -> None:
-    """Raises `InputError` if no device meets the deadline with its whole task (or one step)."""
-    sizes = problem.data.sizes
-    clients = np.arange(problem.num_clients)
-    steps = training.steps(sizes) if whole else np.ones_like(sizes)
-    cost = problem.cost
-    last = problem.model.num_blocks - 1
-    total_s = problem.fleet.timing(
-        clients,
-        cost.step_flops(0, last) * training.samples(sizes, steps),
+def durations_s(problem: Problem, training: TrainingOptions, steps: np.ndarray) -> np.ndarray:
+    """Seconds of a task of the whole model of every client, without jitter, float64[n].
+
+    Args:
+      problem: model, data and fleet.
+      training: options of the clients.
+      steps: local steps of every client, int64[n].
+    """
+    cost, last = problem.cost, problem.model.num_blocks - 1
+    return problem.fleet.timing(
+        np.arange(problem.num_clients),
+        cost.step_flops(0, last) * training.samples(problem.data.sizes, steps),
         cost.download_bytes(),
         cost.upload_bytes(0, last),
         now_s=0.0,
         rng=None,
     ).total_s
+
+
+def require_feasible(
+    problem: Problem, training: TrainingOptions, deadline_s: float, *, whole: bool
+) -> None:
+    """Raises `InputError` if no device meets the deadline with its whole task (or one step)."""
+    sizes = problem.data.sizes
+    total_s = durations_s(
+        problem, training, training.steps(sizes) if whole else np.ones_like(sizes)
+    )
     require(
         deadline_s >= np.min(total_s),
         f"deadline_s = {deadline_s}",
@@ -223,4 +234,5 @@ def full_model(
         update=replace,
         pace=pace,
         cohort_size=training.cohort_size(problem),
+        paces=Paces(overlap=True),
     )

@@ -9,6 +9,7 @@ from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.contract.algorithm import Algorithm, Schedule
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.fleet import splits
 from fedjax_het.problem import Problem
@@ -69,4 +70,8 @@ def splitfed(
 
     whole = parts.full_model("splitfed", problem, options, pace=barrier(), check_memory=False)
     sends = "activations and its part of the network"
-    return on_plateau(whole._replace(plan=Schedule(tasks), sends=sends), plateau)
+    paces = Paces(
+        stop="its activations are uploaded at every step, so the traffic grows with the steps",
+        overlap="the server averages its copies of all clients at the end of a round",
+    )
+    return on_plateau(whole._replace(plan=Schedule(tasks), paces=paces, sends=sends), plateau)

@@ -20,6 +20,7 @@ from fedjax_het.contract.algorithm import (
 )
 from fedjax_het.contract.clock import Closing, Flight, Pace, Status
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
 from fedjax_het.contract.uploads import Upload
@@ -36,6 +37,7 @@ __all__ = [
     "Known",
     "Merged",
     "Pace",
+    "Paces",
     "Plan",
     "Report",
     "Route",

@@ -22,6 +22,7 @@ import numpy as np
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Pace
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.contract.preview import Preview
 from fedjax_het.contract.selection import Select, Selector, uniform
@@ -268,6 +269,8 @@ class Algorithm(NamedTuple):
         `fedjax_het.contract.selection`.
       evaluated: function `(state, variables) -> [Variables]` for the models whose mean metrics
         count as those of the method; None for the global model only.
+      paces: what another pace in the place of `pace` may do to the tasks; see
+        `fedjax_het.contract.paces`.
       preview: function `() -> Preview`, on the host, which describes a run without training; None
         for a method that plans nothing ahead.
       uploads: changes of the updates on their way to the merge, in their order.
@@ -291,6 +294,7 @@ class Algorithm(NamedTuple):
     ) = None
     select: Select | Selector = uniform
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
+    paces: Paces = Paces()
     preview: Callable[[], Preview] | None = None
     uploads: tuple[Upload, ...] = ()
     sends: str = "updates"

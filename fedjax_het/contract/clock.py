@@ -63,6 +63,11 @@ class Closing(NamedTuple):
     status: list[Status]
     steps: np.ndarray
 
+    @property
+    def merges(self) -> np.ndarray:
+        """Whether work of each task is merged, bool[m]."""
+        return np.asarray([s in (Status.MERGED, Status.PARTIAL) for s in self.status], bool)
+
 
 class Pace(NamedTuple):
     """The rule that decides when the server merges.
@@ -73,12 +78,16 @@ class Pace(NamedTuple):
       may_wait: whether it may leave tasks `WAITING`. Tasks then overlap, and idle clients are
         dispatched after every merge.
       refills: whether a client that has arrived is replaced at once, with the current model.
+      max_staleness: largest number of server steps between the model from which a task started and
+        the one that it is merged into, for tasks that overlap. A task that would be later is given
+        up at the merge that makes it too late, see `staleness.give_up`; None for no limit.
     """
 
     name: str
     close: Callable[[Flight], Closing]
     may_wait: bool = False
     refills: bool = False
+    max_staleness: int | None = None
 
 
 def dispatch(plan: Plan, now_s: float, version: int) -> Flight:
@@ -152,6 +161,27 @@ def deadline(late: str = "drop") -> Pace:
         return Closing(at_s, status, steps)
 
     return Pace(f"deadline({late})", close)
+
+
+def first(count: int) -> Pace:
+    """Over-selection: the server merges the first `count` arrivals of a round and drops the others.
+
+    A dropped client is told to stop at that moment. If fewer tasks are in flight, all are merged.
+    Ties are broken by the client's id.
+
+    Args:
+      count: number of arrivals that end the round.
+    """
+    require(count >= 1, f"count = {count}", "must be at least 1 arrival", "use 10 of 13 clients")
+
+    def close(flight: Flight) -> Closing:
+        order = arrival_order(flight)
+        kept = np.isin(np.arange(len(order)), order[:count])
+        status = [Status.MERGED if merged else Status.DROPPED for merged in kept]
+        at_s = float(np.max(flight.arrives_s[kept]))
+        return Closing(at_s, status, np.where(kept, flight.steps, 0))
+
+    return Pace(f"first({count})", close)
 
 
 def arrivals(count: int, *, refill: bool = False) -> Pace:

@@ -5,7 +5,7 @@ which has a state of its own and sees what is known of every client.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -105,11 +105,13 @@ class Selector(NamedTuple):
     Attributes:
       init: function `(n) -> state`, from the number of clients to a pytree of NumPy arrays.
       choose: function `(state, Candidates) -> (ids, state)`; it selects `wanted` candidates or, if
-        it wants no more, fewer, but at least one.
+        it wants no more, fewer; at least one, unless other clients are at work.
       observe: function `(state, Seen) -> state`, after every server step.
       scored: whether it looks at `Known.score`, for which evaluations take every client by itself.
       probes: whether it may ask for `Candidates.losses`; only under a pace that merges all tasks of
         a cohort at once.
+      replaceable: whether a method works with another selection in its place: True, or the reason
+        why not.
     """
 
     init: Callable[[int], PyTree]
@@ -117,6 +119,7 @@ class Selector(NamedTuple):
     observe: Callable[[PyTree, Seen], PyTree]
     scored: bool = False
     probes: bool = False
+    replaceable: Literal[True] | str = True
 
 
 def uniform(candidates: Candidates) -> np.ndarray:

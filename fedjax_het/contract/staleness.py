@@ -1,4 +1,4 @@
-"""Discounts of late updates by their staleness, and merges that apply a discount."""
+"""Late updates: discounts by their staleness, merges that apply one, and a cap on staleness."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,7 @@ from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import weighted_sum, zeros
 from fedjax_het.contract.algorithm import Aggregator, Chunk, Merged, Variables
+from fedjax_het.contract.clock import Closing, Flight, Pace, Status
 
 Discount = Callable[[jax.Array], jax.Array]
 
@@ -114,3 +115,65 @@ def mixing(late: Discount, alpha: float) -> Aggregator:
         return Merged(new, {"mixed": mixed})
 
     return Aggregator(init, add, finalize)
+
+
+def discounted(merge: Aggregator, late: Discount) -> Aggregator:
+    r"""The merge with every update multiplied by its discount, $\Delta_i s(\tau_i)$.
+
+    The weights stay as they are. A mean of updates therefore becomes $\sum_i a_i s(\tau_i) \Delta_i
+    / \sum_i a_i$, in which a discount makes the step smaller, even that of a client that arrives
+    alone. (Discounted weights $a_i s(\tau_i)$ would only shift the mean between the arrivals.)
+    With equal weights and K arrivals a mean is the rule of FedBuff.
+
+    Args:
+      merge: merge that sums updates (`Chunk.delta`).
+      late: discount s.
+
+    References:
+      Nguyen et al., *Federated Learning with Buffered Asynchronous Aggregation*, 2022, Algorithm 1.
+    """
+
+    def add(acc: PyTree, chunk: Chunk) -> PyTree:
+        s = late(chunk.staleness)
+
+        def scaled(update: jax.Array) -> jax.Array:
+            each = s.reshape(s.shape + (1,) * (update.ndim - 1)).astype(update.dtype)
+            return update * jnp.broadcast_to(each, update.shape)
+
+        delta, stats_delta = jax.tree.map(scaled, (chunk.delta, chunk.stats_delta))
+        return merge.add(acc, chunk._replace(delta=delta, stats_delta=stats_delta))
+
+    return merge._replace(add=add)
+
+
+def capped(pace: Pace, max_staleness: int | None) -> Pace:
+    """The pace with a cap on staleness, see `Pace.max_staleness`; None for no cap."""
+    require(
+        max_staleness is None or max_staleness >= 0,
+        f"max_staleness = {max_staleness}",
+        "must be at least 0 server steps",
+        "use 10, or None for no limit",
+    )
+    return pace._replace(max_staleness=max_staleness)
+
+
+def give_up(pace: Pace, flight: Flight, closing: Closing, step: int) -> Closing:
+    """The closing in which tasks that wait, but would be merged too late, are dropped.
+
+    A task from version v that waits at step t is merged at step t + 1 at the earliest, t + 1 - v
+    steps late. Its client stops at this merge, without an upload, and is idle again.
+
+    Args:
+      pace: pace with a cap, or without one.
+      flight: tasks in flight.
+      closing: decision of the pace on these tasks.
+      step: number of the server step, from 0.
+    """
+    if pace.max_staleness is None:
+        return closing
+    doomed = step + 1 - flight.version > pace.max_staleness
+    status = [
+        Status.DROPPED if old is Status.WAITING and late else old
+        for old, late in zip(closing.status, doomed, strict=True)
+    ]
+    return closing._replace(status=status)

@@ -19,6 +19,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, dispatch
 from fedjax_het.contract.plan import Plan
+from fedjax_het.contract.staleness import give_up
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.programs import Outputs, Round
 from fedjax_het.engine.results import Origin
@@ -36,13 +37,13 @@ class Step(NamedTuple):
       state: state of the algorithm.
       variables: model of the server.
       info: values that the merge reports.
-      outputs: values that the clients report, in the plan's order.
+      outputs: values that the merged clients report, in their order; None if there are none.
     """
 
     state: PyTree
     variables: Variables
     info: Mapping[str, Any]
-    outputs: Outputs
+    outputs: Outputs | None
 
 
 class DispatchTable:
@@ -105,7 +106,7 @@ class DispatchTable:
             if not pace.refills or not np.min(later, initial=np.inf) < closing.at_s:
                 break
             now_s = float(np.min(later))
-        return closing, state
+        return give_up(pace, flight, closing, step), state
 
     def _send_idle(
         self,
@@ -169,7 +170,9 @@ class DispatchTable:
     def merge(
         self, closing: Closing, state: PyTree, variables: Variables, step: int
     ) -> tuple[Tasks, Closing, Plan, Step]:
-        """Trains missing results, merges the tasks that do not wait, and removes them.
+        """Trains missing results, merges them, and removes the tasks that do not wait.
+
+        If nothing is merged, state and model stay the same.
 
         Args:
           closing: decision of the pace on the tasks in the table.
@@ -178,28 +181,35 @@ class DispatchTable:
           step: number of the server step, from 0.
 
         Returns:
-          The removed rows in order of arrival, their `Closing`, the rows as a plan (with `shared`
-          and `info` of the newest plan), and the server's `Step`.
+          The removed rows in order of arrival, their `Closing`, the rows as a plan (with the local
+          steps that count, and `shared` and `info` of the newest plan), and the server's `Step`.
         """
         assert self._tasks is not None
         order = arrival_order(self._tasks.flight)
         waits = np.asarray([status is Status.WAITING for status in closing.status])[order]
         chosen = order[~waits]
+        merges, planned = closing.merges, self._tasks.flight.steps
+        merged = chosen[merges[chosen]]
+        self._tasks = self._tasks.counting(np.where(merges, closing.steps, planned))
         newest = max(self._origins)
         shared = self._origins[newest].common.shared
         now = Now(np.int32(step), self._key)
-        if self._lone and chosen.size == 1 and self._one_by_one(chosen):
-            taken = self._tasks.rows_of(chosen)
-            done = self._step_alone(taken, state, variables, shared, now)
+        if merged.size == 0:
+            done = Step(state, variables, {}, None)
+        elif self._lone and merged.size == 1 and self._one_by_one(merged):
+            task = self._tasks.rows_of(merged)
+            done = self._step_alone(task, state, variables, shared, now)
         else:
-            acc = self._accumulate(chosen, state, variables, step)
-            taken = self._tasks.rows_of(chosen)
-            done = Step(*self._engine.close(acc, state, variables, shared, now), taken.outputs)
+            acc = self._accumulate(merged, state, variables, step)
+            rows = self._tasks.rows_of(merged)
+            done = Step(*self._engine.close(acc, state, variables, shared, now), rows.outputs)
+        taken = self._tasks.rows_of(chosen)
         self._tasks = self._tasks.rows_of(order[waits]) if np.any(waits) else None
         alive = {newest} if self.flight is None else {newest, *self.flight.version.tolist()}
         self._origins = {v: origin for v, origin in self._origins.items() if v in alive}
         own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
-        return taken, own, taken.plan()._replace(shared=shared, info=self._info), done
+        plan = taken.plan()._replace(shared=shared, info=self._info)
+        return taken.counting(planned[chosen]), own, plan, done
 
     def _one_by_one(self, todo: np.ndarray) -> bool:
         """Whether these clients are trained one by one on a single device."""

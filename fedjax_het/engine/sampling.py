@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_het.common.errors import InputError
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Flight
@@ -134,7 +134,9 @@ class Sampler(NamedTuple):
 
         rng = np.random.default_rng([self.seed, step, 2 * turn])
         assert self.selection is not None
-        chosen = self.selection.choose(step, start_s, ready, wanted, rng, price, probe)
+        chosen = self.selection.choose(
+            step, start_s, ready, wanted, rng, price, probe, least=min(least, 1)
+        )
         probes = self.selection.probes
         if probes is not None:
             start_s = float(np.max(probes.flight.arrives_s))
@@ -218,6 +220,12 @@ class Sampler(NamedTuple):
 def require_selectable(algorithm: Algorithm, problem: Problem) -> None:
     """Raises `InputError` if the selection does not fit the clients, or too few are ever on."""
     size = algorithm.cohort_size
+    require(
+        size <= problem.num_clients,
+        f"cohort_size = {size} of {algorithm.name}",
+        f"must be at most the {problem.num_clients} clients",
+        "select fewer clients",
+    )
     selection = Selection(algorithm, problem.data.sizes)
     sampler = Sampler(algorithm, problem, seed=0, selection=selection)
     sampler.ready(0.0, clients=None, size=size, least=1 if algorithm.overlaps else size)

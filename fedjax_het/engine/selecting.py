@@ -67,6 +67,8 @@ class Selection:
         rng: np.random.Generator,
         price: Callable[[np.ndarray], Timing],
         probe: Callable[[np.ndarray], Probes] | None = None,
+        *,
+        least: int = 1,
     ) -> np.ndarray:
         """The cohort as ascending ids, checked.
 
@@ -78,6 +80,7 @@ class Selection:
           rng: generator of the draw.
           price: function `Candidates.price`.
           probe: function that asks clients for their losses; None if the selection never asks.
+          least: number of clients that a selection with a state must choose.
         """
         candidates = Candidates(round, now_s, clients, wanted, rng, self._samples)
         if self._kept is None:
@@ -101,7 +104,7 @@ class Selection:
         asks = losses if self._select.probes else None
         candidates = candidates._replace(known=known, price=price, losses=asks)
         chosen, state = self._select.choose(state, candidates)
-        chosen = self._checked(chosen, candidates, least=1)
+        chosen = self._checked(chosen, candidates, least=least)
         self._kept = known, state
         return chosen
 

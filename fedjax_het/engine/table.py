@@ -54,6 +54,10 @@ class Tasks(NamedTuple):
         """The rows with these indices."""
         return jax.tree.map(lambda a: a[index], self)
 
+    def counting(self, steps: np.ndarray) -> "Tasks":
+        """The tasks with these local steps, int64[m]."""
+        return self._replace(flight=self.flight._replace(steps=steps))
+
     def plan(self) -> Plan:
         """The tasks as a plan, without `Plan.shared`, which depends on the version."""
         return Plan(

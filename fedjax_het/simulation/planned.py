@@ -17,7 +17,6 @@ class PlannedRound(NamedTuple):
       plan: plan of all its tasks.
       flight: tasks as dispatched.
       closing: decision of the pace on these tasks.
-      ran: indices of the tasks whose work counts, int64[r].
       probes: what the selection asked of clients before the tasks; None if nothing.
     """
 
@@ -25,8 +24,12 @@ class PlannedRound(NamedTuple):
     plan: Plan
     flight: Flight
     closing: Closing
-    ran: np.ndarray
-    probes: Probes | None
+    probes: Probes | None = None
+
+    @property
+    def ran(self) -> np.ndarray:
+        """Indices of the tasks whose work counts, int64[r]."""
+        return np.flatnonzero(self.closing.merges)
 
     @property
     def executed(self) -> Plan:

@@ -19,7 +19,7 @@ import numpy as np
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Report, Variables
-from fedjax_het.contract.clock import Closing, Flight, Status, dispatch
+from fedjax_het.contract.clock import Closing, Flight, dispatch
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.dispatch import DispatchTable
@@ -156,8 +156,7 @@ class Server:
         self.unseen_score = None
         flight = dispatch(plan, start_s, step)
         closing = self._algorithm.pace.close(flight)
-        ran = np.flatnonzero([status is not Status.DROPPED for status in closing.status])
-        return PlannedRound(step, plan, flight, closing, ran, self.selection.probes)
+        return PlannedRound(step, plan, flight, closing, self.selection.probes)
 
     def _barrier_round(self) -> PendingRecords:
         """Runs a single round; the model does not change if no client's work counts."""
@@ -175,7 +174,7 @@ class Server:
             late = np.zeros(one.ran.size, np.int64)
             info = jax.device_get(self._observe(plan, out, late, info))
         outcome = outcome_of(one.ran, len(one.plan.clients), out)
-        self._learn(one.flight, one.closing, outcome)
+        self._learn(one.flight, one.closing, lambda: outcome)
         self.step += 1
         record = self._record(one, outcome, info)
         return lambda: [record]
@@ -233,9 +232,11 @@ class Server:
         metrics = {**step_row(rows), "info": {**info, **(one.plan.info or {})}}
         return Record(one.step + 1, one.closing.at_s, metrics, rows)
 
-    def _learn(self, flight: Flight, closing: Closing, outcome: Mapping[str, Any]) -> None:
+    def _learn(
+        self, flight: Flight, closing: Closing, outcome: Callable[[], Mapping[str, Any]]
+    ) -> None:
         """Shows the tasks that a step settled to the selection."""
-        self.selection.observe(lambda: seen_of(self.step, flight, closing, outcome, self._sizes))
+        self.selection.observe(lambda: seen_of(self.step, flight, closing, outcome(), self._sizes))
 
     def _send_out(self, table: DispatchTable) -> Closing:
         """Dispatches idle clients; returns the `Closing` of the table at the next merge."""
@@ -248,18 +249,24 @@ class Server:
         """Merges some tasks while others are at work."""
         closing, self._closing = self._closing or self._send_out(table), None
         tasks, closing, plan, done = table.merge(closing, self.state, self.variables, self.step)
-        self.state, self.variables, outputs = done.state, done.variables, done.outputs
-        info = self._observe(plan, outputs, self.step - tasks.flight.version, done.info)
-        self._learn(tasks.flight, closing, outputs._asdict())
+        self.state, self.variables, info, outputs = done
+        flight, ran = tasks.flight, np.flatnonzero(closing.merges)
+        if outputs is not None:
+            own = plan if ran.size == tasks.size else plan.take(ran)
+            info = self._observe(own, outputs, self.step - flight.version[ran], info)
+
+        def outcome() -> Mapping[str, Any]:
+            return outcome_of(ran, tasks.size, jax.device_get(outputs))
+
+        self._learn(flight, closing, outcome)
         self.now_s = closing.at_s
         self.step += 1
         step, now_s, in_flight = self.step, self.now_s, table.size
-        flight, released = tasks.flight, self._algorithm.pace.refills
+        released = self._algorithm.pace.refills
 
         def records() -> list[Record]:
-            out, said = jax.device_get((outputs, info))
-            rows = client_rows(step, flight, closing, plan, self._problem, out._asdict(), released)
-            told = {**said, **(plan.info or {})}
+            told = {**jax.device_get(info), **(plan.info or {})}
+            rows = client_rows(step, flight, closing, plan, self._problem, outcome(), released)
             metrics = {**step_row(rows), "info": told, "in_flight": in_flight}
             return [Record(step, now_s, metrics, rows)]
 

@@ -15,8 +15,8 @@ def compose(algorithm: Algorithm, *transformations: Transformation) -> Algorithm
 
     Args:
       algorithm: method to transform.
-      *transformations: functions `Algorithm -> Algorithm`, e.g. `select.oort()`; of two that answer
-        the same question, the later one holds.
+      *transformations: functions `Algorithm -> Algorithm`, e.g. `select.oort()`; of two
+        selections, the later one holds.
 
     Raises:
       InputError: if something is no method or no transformation.

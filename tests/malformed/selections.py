@@ -1,4 +1,4 @@
-"""Selections of clients, and compositions of methods."""
+"""Selections of clients, paces, and compositions of methods."""
 
 import numpy as np
 from malformed.case import BASE, Call, Case, method, problem, trained
@@ -16,6 +16,16 @@ def composed(*transformations: object) -> Call:
     """Composes FedAvg with something."""
     plain = {"learning_rate": 0.1}
     return lambda here: fh.compose(algorithms.fedavg(problem(), **plain), *transformations)
+
+
+def too_many(here: object) -> None:
+    over = fh.pace.first(4, of=5)
+    fh.simulate(fh.compose(method("fedavg")(here), over), problem(), rounds=1)
+
+
+def paced(name: str, transformation: fh.transforms.Transformation, **options: object) -> Call:
+    """Composes a method with a pace."""
+    return lambda here: fh.compose(method(name, **options)(here), transformation)
 
 
 def many_tiers(here: object) -> None:
@@ -53,6 +63,45 @@ CASES: list[Case] = [
     (selected({"name": "tifl", "tiers": 0}), "tiers = 0 | at least 1 | use 5"),
     (selected({"name": "tifl", "interval": 0}), "interval = 0 | at least 1 round | use 20"),
     (selected({"name": "tifl", "rounds": 0}), "rounds = 0 | at least 1 | the rounds of the run"),
+    (lambda here: fh.pace.deadline(0), "deadline_s = 0 | must be positive | use 60"),
+    (lambda here: fh.pace.deadline(1, late="x"), "late = 'x' | 'drop' or 'partial' | FedProx"),
+    (lambda here: fh.pace.first(0, of=2), "count = 0 | at least 1 arrival | use 10"),
+    (lambda here: fh.pace.first(2), "of = None and over_select = None | one of the two | 1.3"),
+    (lambda here: fh.pace.first(2, of=3, over_select=2), "of = 3 | one of the two | use of"),
+    (lambda here: fh.pace.first(over_select=0.9), "over_select = 0.9 | at least 1 | use 1.3"),
+    (paced("fedavg", fh.pace.first(3, of=2)), "of = 2 of pace first | the 3 arrivals | use 4"),
+    (too_many, "cohort_size = 5 of fedavg | at most the 4 clients | fewer clients"),
+    (lambda here: fh.pace.window(0), "interval_s = 0 | positive number | middling task"),
+    (lambda here: fh.pace.arrivals(0), "count = 0 | at least 1 arrival | 1 or 10"),
+    (paced("fedavg", fh.pace.buffer(5)), "count = 5 of pace buffer | the 4 clients | a tenth"),
+    (
+        lambda here: fh.pace.arrivals(staleness="linear"),
+        "staleness 'linear' | must be one of constant, hinge, polynomial | choose",
+    ),
+    (lambda here: fh.pace.buffer(2, a=-1), "a = -1 | at least 0 | try 0.5"),
+    (
+        lambda here: fh.pace.window(1, max_staleness=-1),
+        "max_staleness = -1 | at least 0 server steps | None for no limit",
+    ),
+    (method("fedbuff", buffer_size=2, max_staleness=-1), "max_staleness = -1 | at least 0 | 10"),
+    (
+        paced("fedbuff", fh.pace.barrier(), buffer_size=2),
+        "pace barrier of fedbuff | divides by the arrivals of its own pace | keep the method's own",
+    ),
+    (
+        paced("splitfed", fh.pace.arrivals(2), client_blocks=1),
+        "pace arrivals of splitfed | at the end of a round | fedavg",
+    ),
+    (
+        composed(fh.pace.barrier(), fh.pace.window(1)),
+        "pace window of fedavg | the pace barrier from an earlier transformation | keep",
+    ),
+    (method("fedat", tiers=0), "tiers = 0 | between 1 and the 4 clients | use 5"),
+    (method("fedat", tiers=2, mu=-1), "mu = -1 | at least 0 | try 0.4"),
+    (
+        method("fedat", tiers=2, select="oort"),
+        "select oort of fedat | each tier selects among its own clients | the method's own",
+    ),
     (many_tiers, "tiers = 5 | at most the 4 clients | fewer tiers"),
     (without_owners, "select of fedavg with test samples of no client | its own | by oort"),
     (selected("fedcs"), "'deadline_s' is missing | a number | add deadline_s"),

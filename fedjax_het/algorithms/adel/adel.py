@@ -10,7 +10,13 @@ import numpy as np
 from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.adel.bound import AUTHORS, Constants
 from fedjax_het.algorithms.adel.depths import on_batch_statistics
-from fedjax_het.algorithms.adel.merging import Rule, Tally, empty_tally, layer_merge
+from fedjax_het.algorithms.adel.merging import (
+    OWN_DEADLINE,
+    Rule,
+    Tally,
+    empty_tally,
+    layer_merge,
+)
 from fedjax_het.algorithms.adel.online import Learned, Online
 from fedjax_het.algorithms.adel.planning import Solver, make_planner, preview
 from fedjax_het.algorithms.adel.workload import Layered, LayeredKeywords, prepare, require_planned
@@ -171,5 +177,6 @@ def adel(
         observe=observe,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
+        paces=OWN_DEADLINE,
         preview=functools.partial(preview, "adel", setting, first, capacity),
     )

@@ -10,7 +10,14 @@ import numpy as np
 from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of
 from fedjax_het.algorithms.adel.depths import on_batch_statistics
-from fedjax_het.algorithms.adel.merging import LayerMerge, Rule, Tally, empty_tally, layer_merge
+from fedjax_het.algorithms.adel.merging import (
+    OWN_DEADLINE,
+    LayerMerge,
+    Rule,
+    Tally,
+    empty_tally,
+    layer_merge,
+)
 from fedjax_het.algorithms.adel.planning import make_plan, preview
 from fedjax_het.algorithms.adel.workload import (
     Attempt,
@@ -26,6 +33,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Report, Schedule, Variables
 from fedjax_het.contract.clock import barrier, deadline
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.contract.preview import Preview
 from fedjax_het.problem import Problem
@@ -98,6 +106,7 @@ def salf(
         observe=_report,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
+        paces=OWN_DEADLINE,
         preview=functools.partial(_preview, "salf", setting, rounds, deadline_s, scale, capacity),
     )
 
@@ -186,6 +195,7 @@ def adel_drop(
         observe=_report,
         pace=deadline("drop"),
         cohort_size=setting.cohort,
+        paces=OWN_DEADLINE,
         preview=functools.partial(
             _preview, "adel_drop", setting, rounds, deadline_s, scale, capacity
         ),
@@ -228,6 +238,7 @@ def adel_wait(
         update=parts.replace,
         pace=barrier(),
         cohort_size=setting.cohort,
+        paces=Paces(overlap=True),
     )
 
 

@@ -26,8 +26,12 @@ from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Aggregator
+from fedjax_het.contract.paces import Paces
 
 Rule = Literal["corrected", "ipw", "zero_fill", "mean"]
+
+# The probabilities of the corrections are those of the deadline in the plan.
+OWN_DEADLINE = Paces(replace="its deadline decides how many layers a client sends")
 
 
 class LayerMerge(NamedTuple):

@@ -18,6 +18,7 @@ from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Aggregator, Algorithm, Report, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.fleet import splits
 from fedjax_het.local.privacy import Privacy
@@ -157,6 +158,10 @@ def dtfl(
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
         sends="activations and its part of the network",
+        paces=Paces(
+            drop="its scheduler must observe the time of every task, or a client keeps its tier",
+            overlap="its scheduler balances the tiers of the clients of one round",
+        ),
     )
     return on_plateau(algorithm, plateau)
 

@@ -23,6 +23,7 @@ from fedjax_het.contract.aggregation import masked_mean, normalised_mean, plain_
 from fedjax_het.contract.algorithm import Algorithm, Merged, Report, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 
@@ -240,6 +241,10 @@ def fedel(
         observe=observe,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        paces=Paces(
+            stop="a task begins with a measurement, so its steps do not share its time equally",
+            overlap="its global importance is the movement of the model in the last whole round",
+        ),
     )
 
 

@@ -28,6 +28,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Report, Task, Variables
 from fedjax_het.contract.clock import Pace, barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
 
@@ -316,6 +317,7 @@ def _sub_models(
         pace=pace,
         cohort_size=training.cohort_size(problem),
         sends="the weights of a pruned network",
+        paces=Paces(replace="its windows, buffers and links are one rule, see its option `pace`"),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.selection import Candidates, Seen, Select, Selector
@@ -21,6 +22,14 @@ def selecting(name: str, select: Select | Selector, **options: Any) -> Transform
     """
 
     def transformation(algorithm: Algorithm) -> Algorithm:
+        own = algorithm.select
+        fixed = own.replaceable if isinstance(own, Selector) else True
+        require(
+            fixed is True,
+            f"select {name} of {algorithm.name}",
+            f"cannot be composed: {fixed}",
+            "keep the method's own selection, or take another method",
+        )
         said = {**(algorithm.options or {}), "select": {"name": name, **options}}
         return algorithm._replace(select=select, options=said)
 
