@@ -69,8 +69,8 @@ def pyramidfl(
     $c_i$ for its $E_i$ steps, trains $\lfloor \beta (T - t_i) E_i / c_i \rfloor$ steps more, at
     most $10 E_i$ more and five epochs in all. It trains all tensors; only what it sends is thinned.
 
-    Oort sees the durations of whole tasks, without added steps or thinned uploads. Another selection
-    is refused, because it would not.
+    Oort sees the durations of whole tasks, without added steps or thinned uploads. Another one is
+    refused, because it would see the tasks as they are.
 
     Args:
       problem: model, data and fleet.
