@@ -69,8 +69,8 @@ def pyramidfl(
     $c_i$ for its $E_i$ steps, trains $\lfloor \beta (T - t_i) E_i / c_i \rfloor$ steps more, at
     most $10 E_i$ more and five epochs in all. It trains all tensors; only what it sends is thinned.
 
-    Oort sees the durations of whole tasks, without added steps or thinned uploads. Another `select`
-    sees the durations of the tasks as they are.
+    Oort sees the durations of whole tasks, without added steps or thinned uploads. Another one is
+    refused, because it would see the tasks as they are.
 
     Args:
       problem: model, data and fleet.
@@ -272,4 +272,5 @@ def knowing(select: Selector, timing_of: Callable[[int], Timing]) -> Selector:
 
         return select.choose(state, candidates._replace(known=known, price=asked))
 
-    return select._replace(choose=choose)
+    fixed = "PyramidFL is Oort with two more rules; give options of Oort as oort={...}"
+    return select._replace(choose=choose, replaceable=fixed)

@@ -115,18 +115,18 @@ class Selector(NamedTuple):
         it wants no more, fewer; at least one, unless other clients are at work.
       observe: function `(state, Seen) -> state`, after every server step.
       scored: whether it looks at `Known.score`, for which evaluations take every client by itself.
-      replaceable: whether a method works with another selection in its place: True, or the reason
-        why not.
       probes: whether it may ask for `Candidates.losses`; only under a pace that merges all tasks of
         a cohort at once.
+      replaceable: whether a method works with another selection in its place: True, or the reason
+        why not.
     """
 
     init: Callable[[int], PyTree]
     choose: Callable[[PyTree, Candidates], tuple[np.ndarray, PyTree]]
     observe: Callable[[PyTree, Seen], PyTree]
     scored: bool = False
-    replaceable: Literal[True] | str = True
     probes: bool = False
+    replaceable: Literal[True] | str = True
 
 
 def uniform(candidates: Candidates) -> np.ndarray:

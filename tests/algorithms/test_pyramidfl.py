@@ -256,3 +256,7 @@ def test_bad_options_are_refused():
         build("pyramidfl", digits_problem(), left_out="scaled", **SGD)
     with pytest.raises(InputError, match=r"option 'oort' of pyramidfl.*'cutt'"):
         build("pyramidfl", digits_problem(), oort={"cutt": 1.0}, **SGD)
+    with pytest.raises(
+        InputError, match=r"select oort of pyramidfl.*give options of Oort as oort="
+    ):
+        build("pyramidfl", digits_problem(), select="oort", **SGD)
