@@ -1,6 +1,8 @@
 """Error feedback: a client adds what it did not send to its next update.
 
-    sent_i = C(delta_i + e_i)        e_i <- (delta_i + e_i) - sent_i        e_i = 0 at first
+::
+
+sent_i = C(delta_i + e_i)        e_i <- (delta_i + e_i) - sent_i        e_i = 0 at first
 """
 
 from collections.abc import Callable
@@ -51,9 +53,7 @@ def feeding_back(upload: Upload, compress: Compress, memory_bytes: float) -> Upl
         )
         return jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), jnp.float32), params)
 
-    def one(
-        delta: PyTree, residual: PyTree, mask: PyTree, key: jax.Array
-    ) -> tuple[PyTree, PyTree]:
+    def one(delta: PyTree, residual: PyTree, mask: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
         """What a client sends, and its residual after that."""
         own = masks.apply(mask, residual)
         total = jax.tree.map(jnp.add, delta, own)

@@ -102,7 +102,7 @@ def random_k(
         )
         chosen = largest(ravel_pytree(draw)[0], flags, sent)
         if not error_feedback:
-            values = values * (total.astype(jnp.float32) / jnp.maximum(sent, 1))
+            values = values * (jnp.float32(total) / jnp.float32(jnp.maximum(sent, 1)))
         return restore(jnp.where(chosen, values, 0.0))
 
     def size(coordinates: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def largest(scores: jax.Array, allowed: jax.Array, k: jax.Array) -> jax.Array:
     scores = jnp.where(allowed, scores + 1, 0)
 
     def threshold_bit(i: jax.Array, least: jax.Array) -> jax.Array:
-        higher = least | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        higher = least | (jnp.uint32(1) << (jnp.uint32(31) - jnp.uint32(i)))
         return jnp.where(count(scores >= higher) >= k, higher, least)
 
     least = jax.lax.fori_loop(0, 32, threshold_bit, jnp.uint32(0))
@@ -146,7 +146,7 @@ def largest(scores: jax.Array, allowed: jax.Array, k: jax.Array) -> jax.Array:
     bits = scores.size.bit_length()
 
     def place_bit(i: jax.Array, end: jax.Array) -> jax.Array:
-        later = end | (jnp.int32(1) << (bits - 1 - i))
+        later = end | (jnp.int32(1) << (jnp.int32(bits - 1) - jnp.int32(i)))
         return jnp.where(count(equal & (place < later)) <= missing, later, end)
 
     end = jax.lax.fori_loop(0, bits, place_bit, jnp.int32(0))
