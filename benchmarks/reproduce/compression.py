@@ -169,12 +169,11 @@ def main(_: Sequence[str]) -> None:
         out,
         announce,
     )
-    best = {
-        label: max(
-            STEP_SIZES, key=lambda rate, of=label: accuracy(searched[f"search {of} {rate}"][0])
-        )
-        for label in ARMS
-    }
+
+    def best_step(label: str) -> float:
+        return max(STEP_SIZES, key=lambda rate: accuracy(searched[f"search {label} {rate}"][0]))
+
+    best = {label: best_step(label) for label in ARMS}
     runs = sweep(
         {
             f"{label} {best[label]}": functools.partial(run_arm, arm, best[label], SEEDS, rounds)

@@ -1,6 +1,7 @@
 """Quantised updates: few values per coordinate, times a scale."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,7 @@ def _rounding(
     scale_of: Callable[[jax.Array], jax.Array],
     highest: int,
     bucket: int,
-    **options: int,
+    **options: Any,
 ) -> Transformation:
     """Rounds coordinates at random to multiples of (scale / highest), a scale per bucket.
 
