@@ -1,4 +1,10 @@
-"""Compressions of the updates as transformations of methods; the clock charges what is sent."""
+"""Compressions of the updates as transformations of methods; the clock charges what is sent.
+
+A client compresses the coordinates that it trains; downloads stay as they are. Everything that it
+would send without compression counts as coordinates of four bytes, P = bytes / 4, running
+statistics included, though these are merged as they are. If the compressed form is the longer one,
+the same values are sent in the plain form, at its price. A method plans with uncompressed prices.
+"""
 
 from collections.abc import Callable
 

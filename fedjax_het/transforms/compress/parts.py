@@ -31,11 +31,7 @@ def compressing(
     memory_bytes: float = feedback.MEMORY_BYTES,
     **options: Any,
 ) -> Transformation:
-    """The transformation that compresses the updates.
-
-    All that the client would send counts as coordinates of four bytes, running statistics included,
-    though these are merged as they are. A compressed update is never larger than the plain one: a
-    client sends the values in the shorter of the two forms.
+    """The transformation that compresses the updates, with the prices stated for the package.
 
     Args:
       name: name of the compression in errors and options.

@@ -78,8 +78,8 @@ def random_k(
 
     They are drawn without replacement from the key of the task, so that the server can draw them
     again from a seed: 4 k + 8 bytes. Without error feedback they are scaled by d / k, which makes
-    the update unbiased and its variance d / k times as large. With it they are sent as they are,
-    because a residual grows without bound if the compression lengthens what it is given.
+    the update unbiased and its mean square d / k times as large. With it they are sent as they are,
+    because a residual may grow without bound if the compression lengthens what it is given.
 
     Args:
       share: share of the coordinates to send, as in `top_k`.
