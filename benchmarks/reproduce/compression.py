@@ -40,6 +40,7 @@ ARMS: dict[str, tuple[Transformation, ...]] = {
     "top-k 1 %, feedback": (fh.compress.top_k(0.01, error_feedback=True),),
     "random-k 10 %": (fh.compress.random_k(0.1),),
     "QSGD, 4 bits": (fh.compress.qsgd(levels=7),),
+    "uniform, 4 bits": (fh.compress.uniform(bits=4),),
     "sign": (fh.compress.sign(),),
     "sign, feedback": (fh.compress.sign(error_feedback=True),),
 }
@@ -165,7 +166,7 @@ def main(_: Sequence[str]) -> None:
     searched = sweep(
         {
             f"search {label} {rate}": functools.partial(
-                run_arm, ARMS[label], rate, SEARCHED, 2 * rounds // 3
+                run_arm, ARMS[label], rate, SEARCHED, rounds // 3
             )
             for label in TUNED
             for rate in STEP_SIZES
@@ -198,5 +199,5 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/compression", "Directory of the results.")
-    flags.DEFINE_integer("rounds", 150, "Rounds of a run; a search takes two thirds.")
+    flags.DEFINE_integer("rounds", 300, "Rounds of a run; a search takes a third.")
     app.run(main)
