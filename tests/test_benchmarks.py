@@ -13,7 +13,7 @@ from problems import digits_problem
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import precision, rounds, selection, training, winograd
-from benchmarks.reproduce import dtfl_timing, fedel_energy, oort
+from benchmarks.reproduce import compression, dtfl_timing, fedel_energy, oort
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
@@ -303,3 +303,29 @@ def test_the_study_of_oort_reaches_targets_and_says_what_is_active(tmp_path):
     assert [line.split(": ")[1] for line in oort.checks(runs)] == ["yes"] * 4
     assert oort.times(runs, (0.05, 2.0)).count("not by 1 of 1") == 3
     assert oort.study("digits", str(tmp_path), **size) == runs  # from the files
+
+
+def test_the_table_of_compressions_by_hand():
+    def run(at_s, accuracy, bytes_up):
+        return {
+            "learning_rate": 0.1,
+            "accuracy": accuracy,
+            "virtual_s": at_s,
+            "step": [0, 10, 20],
+            "task_bytes_up": bytes_up,
+            "upload_share": 0.5,
+        }
+
+    runs = {
+        "FedAvg": [
+            run([0.0, 80.0, 160.0], [0.0, 0.5, 0.7], 4000.0),
+            run([0.0, 100.0, 200.0], [0.0, 0.7, 0.8], 4000.0),
+        ],
+        "sign": [run([0.0, 10.0, 20.0], [0.0, 0.4, 0.6], 500.0)] * 2,
+    }
+    head, _, plain, signs = compression.table(runs, targets=(0.5, 0.7))
+    assert head.split(" | ")[4:8] == ["s to 50 %", "MB up to 50 %", "s to 70 %", "MB up to 70 %"]
+    # 10 clients, 10 rounds of 4 kB to 50 %; to 70 % it takes 160 s in one run and 100 in the other.
+    assert plain.split(" | ")[2:8] == ["4.0", "50", "90 ± 14", "0.4 ± 0.0", "130 ± 42", "0.6 ± 0.3"]
+    assert signs.split(" | ")[2:8] == ["0.5", "50", "20 ± 0", "0.1 ± 0.0", "", ""]
+    assert signs.endswith(" | 33.3 ± 0.0 | 4.5, - |")

@@ -104,7 +104,7 @@ def verify(
 def _amounts(row: Mapping[str, Any]) -> dict[str, float]:
     """What a task adds to the sums of its step, by their names."""
     status = row["status"]
-    lost = status not in (Status.MERGED.value, Status.PARTIAL.value)
+    lost = status not in (Status.MERGED.value, Status.PARTIAL.value, "probed")
     # The upload of a dropped task does not take place.
     moved = row["bytes_down"] + (row["bytes_up"] if status != Status.DROPPED.value else 0)
     amounts = {

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
-from fedjax_het.transforms import pace, select
+from fedjax_het.transforms import compress, pace, select
 from fedjax_het.transforms.compose import Transformation
 
-_KINDS = {"pace": pace.PACES, "select": select.SELECTIONS}
+_KINDS = {
+    "compress": compress.COMPRESSIONS,
+    "pace": pace.PACES,
+    "select": select.SELECTIONS,
+}
 
 # Factories of transformations, e.g. "select.oort".
 TRANSFORMATIONS: dict[str, Callable[..., Transformation]] = {

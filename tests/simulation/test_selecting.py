@@ -123,6 +123,7 @@ def test_how_soon_a_task_failed_is_not_how_long_it_takes():
         clients=np.array([0, 1, 2, 1]),
         status=np.array(["merged", "failed", "dropped", "failed"]),
         loss=np.array([0.5, np.nan, np.nan, np.nan]),
+        square_loss=np.array([0.3, np.nan, np.nan, np.nan]),
         samples=np.array([3, 0, 0, 0]),
         sizes=np.array([3, 4, 5, 4]),
         duration_s=np.array([2.0, 0.1, 7.0, 0.2]),
