@@ -43,6 +43,7 @@ PUBLIC = {
         "report",
         "select",
         "selection",
+        "server",
         "simulate",
         "transforms",
     ],
@@ -218,6 +219,7 @@ PUBLIC = {
         "nested",
         "on_plateau",
         "select",
+        "server",
     ],
     "fedjax_het.transforms.select": [
         "SELECTIONS",
@@ -228,6 +230,13 @@ PUBLIC = {
         "tifl",
         "uniform",
         "weighted",
+    ],
+    "fedjax_het.transforms.server": [
+        "FEDOPT",
+        "SERVER",
+        "normalised",
+        "optimizer",
+        "scale_by_fedopt",
     ],
 }
 

@@ -183,6 +183,7 @@ def fedgkt(
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
         evaluated=evaluated,
+        replaces=True,
         sends="features and logits",
     )
 

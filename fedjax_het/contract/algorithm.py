@@ -268,6 +268,7 @@ class Algorithm(NamedTuple):
       preview: function `() -> Preview`, on the host, which describes a run without training; None
         for a method that plans nothing ahead.
       uploads: changes of the updates on their way to the merge, in their order.
+      replaces: whether `observe` may replace the model (a roll-back, training on the server).
       sends: what a client sends to the server; changes of updates are refused by a method whose
         clients send something else than their "updates".
       options: resolved options of the method's factory in JSON types, which belong to the identity
@@ -290,6 +291,7 @@ class Algorithm(NamedTuple):
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
     preview: Callable[[], Preview] | None = None
     uploads: tuple[Upload, ...] = ()
+    replaces: bool = False
     sends: str = "updates"
     options: Mapping[str, Any] | None = None
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from fedjax_het.transforms import select
+from fedjax_het.transforms import select, server
 from fedjax_het.transforms.compose import Transformation
 
-_KINDS = {"select": select.SELECTIONS}
+_KINDS = {"select": select.SELECTIONS, "server": server.SERVER}
 
 # Factories of transformations, e.g. "select.oort".
 TRANSFORMATIONS: dict[str, Callable[..., Transformation]] = {
