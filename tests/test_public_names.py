@@ -63,6 +63,7 @@ PUBLIC = {
         "fedavg",
         "fedbuff",
         "feddrop",
+        "feddyn",
         "fedel",
         "fedfix",
         "fedgkt",
@@ -79,6 +80,7 @@ PUBLIC = {
         "register",
         "resolved_options",
         "salf",
+        "scaffold",
         "splitfed",
     ],
     "fedjax_het.contract": [
@@ -91,6 +93,7 @@ PUBLIC = {
         "Closing",
         "Flight",
         "Known",
+        "Memory",
         "Merged",
         "Pace",
         "Plan",

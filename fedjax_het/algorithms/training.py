@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.options import check_options, check_types
 from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Task
 from fedjax_het.local import optimizers
 from fedjax_het.local.optimizers import Choice
 from fedjax_het.local.schedules import StepSchedule
@@ -229,16 +230,20 @@ class TrainingOptions:
         problem: Problem,
         *,
         proximal: float = 0.0,
+        linear: Callable[[Task], PyTree] | None = None,
         model: BlockModel | None = None,
         observe: Callable[[PyTree], PyTree] | None = None,
+        mean: bool = False,
     ) -> LocalUpdate:
         """Masked training on the problem's data.
 
         Args:
           problem: model, data and fleet.
           proximal: factor mu of FedProx's proximal term.
+          linear: gradient of a linear term, see `local_training`.
           model: network to train in place of the problem's, with the same parameters.
           observe: function of the masked gradients, see `local_training`.
+          mean: whether its mean over the steps is reported.
         """
         return local_training(
             problem.model if model is None else model,
@@ -247,7 +252,9 @@ class TrainingOptions:
             problem.objective,
             max_batch=self.largest_batch(problem),
             proximal=proximal,
+            linear=linear,
             observe=observe,
+            mean=mean,
         )
 
 

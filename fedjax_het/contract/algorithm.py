@@ -56,6 +56,7 @@ class Task(NamedTuple):
       exit: block after which this client's loss is taken (`exit` of its planned route), int32.
       mask: pytree that broadcasts against the parameters, or None if everything trains.
       row, shared: this client's row of `Plan.rows`, and `Plan.shared`.
+      kept: what the client's training reads of the buffers of the merge (`Memory`), or None.
     """
 
     client: Array
@@ -68,6 +69,7 @@ class Task(NamedTuple):
     mask: PyTree
     row: PyTree
     shared: PyTree
+    kept: PyTree = None
 
 
 class ClientResult(NamedTuple):
@@ -149,6 +151,22 @@ class Merged(NamedTuple):
     key: Any = None
 
 
+class Memory(NamedTuple):
+    """What the training of a client reads of the buffers of a merge (its control variate ...).
+
+    Tasks that are at work during a merge would read what depends on the time of their training, so
+    a method with a memory needs a pace that leaves none waiting.
+
+    Attributes:
+      read: function `(buffers, client) -> kept`, traced, for one client: the value of `Task.kept`.
+        Within a step, the `add` of other clients must not change it.
+      like: value of `read` as `ShapeDtypeStruct`s.
+    """
+
+    read: Callable[[PyTree, Array], PyTree]
+    like: PyTree
+
+
 class Buffers(NamedTuple):
     """Access to buffers that a merge keeps between steps (the latest upload of every client).
 
@@ -156,10 +174,12 @@ class Buffers(NamedTuple):
       take: function `acc -> buffers` that reads them from an accumulator without computation.
       put: function `(state, buffers) -> state` that writes them to the state of the method; with
         None it removes them from the state.
+      memory: what clients read of the buffers; None if they read nothing.
     """
 
     take: Callable[[PyTree], PyTree]
     put: Callable[[PyTree, PyTree], PyTree]
+    memory: Memory | None = None
 
 
 class Aggregator(NamedTuple):
@@ -186,6 +206,15 @@ class Aggregator(NamedTuple):
     finalize: Callable[[PyTree, Variables, PyTree], Merged]
     buffers: Buffers | None = None
     mean: bool = False
+
+    @property
+    def memory(self) -> Memory | None:
+        """What clients read of the buffers, or None."""
+        return None if self.buffers is None else self.buffers.memory
+
+    def memory_in(self, acc: PyTree) -> PyTree:
+        """The buffers in an accumulator, if clients read them; else None."""
+        return None if self.memory is None else self.buffers.take(acc)  # type: ignore[union-attr]
 
 
 class Report(NamedTuple):

@@ -222,7 +222,7 @@ class DispatchTable:
             return self._train_and_merge(acc, todo, place, step)
         while todo.size:
             if np.any(self._tasks.slot[todo] < 0):
-                self._train(todo, variables)
+                self._train(todo, variables, acc)
             there = self._tasks.slot[todo] >= 0
             ready, todo = todo[there], todo[~there]
             good = ready[self._tasks.finite[ready]]
@@ -276,7 +276,7 @@ class DispatchTable:
             self._note(own, out)
         return acc
 
-    def _train(self, todo: np.ndarray, variables: Variables) -> None:
+    def _train(self, todo: np.ndarray, variables: Variables, acc: PyTree) -> None:
         """Trains the untrained tasks of `todo`, then others in order of arrival in free slots."""
         tasks = self._tasks
         assert tasks is not None
@@ -291,7 +291,7 @@ class DispatchTable:
         free = np.setdiff1d(np.arange(slots), tasks.slot)
         batch = np.concatenate([first, later[tasks.slot[later] < 0]])[: free.size]
         slot = free[: batch.size]
-        out = self._slots.store(tasks.rows_of(batch), slot, slots, self._origins)
+        out = self._slots.store(tasks.rows_of(batch), slot, slots, self._origins, acc)
         tasks.slot[batch] = slot
         self._note(batch, out)
 

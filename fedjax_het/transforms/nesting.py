@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import (
     Algorithm,
-    Buffers,
     Merged,
     Report,
     Schedule,
@@ -62,8 +61,8 @@ def nested(algorithm: Algorithm) -> Algorithm:
     merge, buffers = algorithm.merge._replace(init=begin), algorithm.merge.buffers
     if buffers is not None:
         put = buffers.put
-        inside = Buffers(
-            buffers.take, lambda state, kept: state._replace(inner=put(state.inner, kept))
+        inside = buffers._replace(
+            put=lambda state, kept: state._replace(inner=put(state.inner, kept))
         )
         merge = merge._replace(buffers=inside)
     return algorithm._replace(

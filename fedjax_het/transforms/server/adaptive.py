@@ -73,8 +73,7 @@ def server_rule(choice: Choice, learning_rate: float | None) -> optax.GradientTr
         "leave it out, or name an optimiser",
     )
     require(
-        ready
-        or (learning_rate is not None and np.isfinite(learning_rate) and learning_rate > 0),
+        ready or (learning_rate is not None and np.isfinite(learning_rate) and learning_rate > 0),
         f"server learning_rate = {learning_rate}",
         "must be positive and finite",
         "try 0.01 for yogi and adam, 1.0 for sgd",
