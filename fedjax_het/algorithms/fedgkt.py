@@ -176,7 +176,7 @@ def fedgkt(
         init=init,
         plan=plan,
         mask=None,
-        local=edge_training(*both_sides, max_batch=capacity, **teaching),
+        local=edge_training(*both_sides, max_batch=capacity, proximal=options.proximal, **teaching),
         merge=_nothing(),
         update=parts.replace,
         observe=observe,

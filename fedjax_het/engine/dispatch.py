@@ -2,10 +2,10 @@
 
 The dispatch table keeps a row per task, the models from which the tasks in the table started, and
 the results of the tasks that are already trained. Training waits until a merge needs a result that
-is missing. If clients are trained one by one, only the tasks that the merge needs are trained, and
-their results are merged immediately, as in a synchronous round. Otherwise all untrained tasks are
-trained side by side, each from its own version, as far as there are free slots for results. The
-memory is that of (versions in flight + slots) models.
+is missing. If clients are trained one by one, or the pace leaves none waiting, only the tasks that
+the merge needs are trained, and their results are merged immediately, as in a synchronous round.
+Otherwise all untrained tasks are trained side by side, each from its own version, as far as there
+are free slots for results. The memory is that of (versions in flight + slots) models.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Variables
+from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, dispatch
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.engine import Engine
@@ -53,14 +53,17 @@ class DispatchTable:
       routes: routes of the run.
       key: typed PRNG key; tasks that start from version v have the key `fold_in(key, v)`.
       capacity: largest number of tasks in the table at a time.
-      lone: whether a step with a single client may be one program.
+      algorithm: method of the run.
     """
 
     def __init__(
-        self, engine: Engine, routes: Routes, key: jax.Array, capacity: int, *, lone: bool
+        self, engine: Engine, routes: Routes, key: jax.Array, capacity: int, algorithm: Algorithm
     ):
         self._engine, self._routes, self._key = engine, routes, key
-        self._capacity, self._lone = capacity, lone
+        self._capacity, self._waits = capacity, algorithm.pace.may_wait
+        # Whether a step with a single client may be one program.
+        lone = algorithm.observe is None and algorithm.merge.buffers is None
+        self._lone = lone and engine.resources.execution != "debug"
         self._slots = Slots(engine, routes, capacity)
         self._tasks: Tasks | None = None
         self._origins: dict[int, Origin] = {}
@@ -188,7 +191,7 @@ class DispatchTable:
         newest = max(self._origins)
         shared = self._origins[newest].common.shared
         now = Now(np.int32(step), self._key)
-        if self._lone and chosen.size == 1 and self._one_by_one(chosen):
+        if self._lone and chosen.size == 1 and self._at_once(chosen):
             taken = self._tasks.rows_of(chosen)
             done = self._step_alone(taken, state, variables, shared, now)
         else:
@@ -202,12 +205,12 @@ class DispatchTable:
         own = Closing(closing.at_s, [closing.status[i] for i in chosen], closing.steps[chosen])
         return taken, own, taken.plan()._replace(shared=shared, info=self._info), done
 
-    def _one_by_one(self, todo: np.ndarray) -> bool:
-        """Whether these clients are trained one by one on a single device."""
+    def _at_once(self, todo: np.ndarray) -> bool:
+        """Whether results are merged as they are made, on a single device."""
         assert self._tasks is not None
         resources = self._engine.resources
-        one = resources.side_by_side(self._tasks.batch[todo]) == 1
-        return resources.place.size == 1 and one
+        direct = not self._waits or resources.side_by_side(self._tasks.batch[todo]) == 1
+        return resources.place.size == 1 and direct
 
     def _accumulate(
         self, todo: np.ndarray, state: PyTree, variables: Variables, step: int
@@ -218,7 +221,7 @@ class DispatchTable:
         acc = self._engine.begin(state, variables, self._shape)
         place = np.zeros(self.size, np.int64)
         place[todo] = np.arange(todo.size)
-        if self._one_by_one(todo):
+        if self._at_once(todo):
             return self._train_and_merge(acc, todo, place, step)
         while todo.size:
             if np.any(self._tasks.slot[todo] < 0):

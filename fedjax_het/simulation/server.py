@@ -102,8 +102,7 @@ class Server:
         self.selection = Selection(algorithm, self._sizes)
         self._sampler = Sampler(algorithm, problem, seed, keys["plan"], self.selection)
         self._capacity = capacity
-        self._debug = engine.resources.execution == "debug"
-        self._in_batches = algorithm.plans_ahead and not self._debug
+        self._in_batches = algorithm.plans_ahead and engine.resources.execution != "debug"
         self._begin(())
         self._planned: deque[_Round] = deque()
         self._closing: Closing | None = None
@@ -120,10 +119,8 @@ class Server:
         if algorithm.overlaps:
             # While a refilling pace waits, the table holds arrived tasks as well as running ones.
             most = algorithm.cohort_size * (2 if algorithm.pace.refills else 1)
-            lone = algorithm.observe is None and algorithm.merge.buffers is None
-            self._table = DispatchTable(
-                self._engine, self._routes, self._round_key, most, lone=lone and not self._debug
-            )
+            parts = (self._engine, self._routes, self._round_key)
+            self._table = DispatchTable(*parts, most, algorithm)
 
     def look_ahead(self, ends: Ends, stops: Ends) -> None:
         """Plans ahead while the device computes, as far as this does not change the results.
