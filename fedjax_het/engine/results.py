@@ -19,7 +19,6 @@ import numpy as np
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Variables
-from fedjax_het.contract.checks import check_memory
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.programs import (
     Outputs,
@@ -77,7 +76,6 @@ def storing(algorithm: Algorithm) -> Work:
 
     Its data are the samples and the buffers of the merge that are the memory of the clients.
     """
-    check_memory(algorithm)
     memory = algorithm.merge.memory
 
     def recall(acc: Results, data: tuple[PyTree, PyTree], client: jax.Array) -> PyTree:

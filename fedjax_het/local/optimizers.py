@@ -140,7 +140,7 @@ def _check_value(what: str, key: str, value: Any, default: Any) -> None:
     )
 
 
-def described(choice: Choice) -> Any:
+def described(choice: str | Mapping[str, Any] | optax.GradientTransformation) -> Any:
     """A choice in JSON types; an optax transformation by a digest of its first step."""
     if isinstance(choice, optax.GradientTransformation):
         return f"optax transformation {digest(trace(relaxed(choice), 'an option'))}"

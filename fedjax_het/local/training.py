@@ -189,11 +189,11 @@ def training_loop(
     params, stats, _, sums, totals, seen = jax.lax.fori_loop(0, task.loop_steps, step, carry)
     delta = jax.tree.map(jnp.subtract, params, trained)
     weight, samples = totals
-    loss, measured = jax.tree.map(lambda total: total / jnp.where(weight > 0, weight, 1.0), sums)
+    final, measured = jax.tree.map(lambda total: total / jnp.where(weight > 0, weight, 1.0), sums)
     if mean:
         seen = jax.tree.map(lambda total: total / task.steps.astype(jnp.float32), seen)
     return ClientResult(
-        delta, stats, loss, samples.astype(jnp.int32), aux=seen, info=measured or None
+        delta, stats, final, samples.astype(jnp.int32), aux=seen, info=measured or None
     )
 
 

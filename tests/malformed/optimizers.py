@@ -78,10 +78,10 @@ OPTIMIZERS: list[Case] = [
         method("adel", rounds=4, total_s=9.0, learning_rate=None, client_optimizer=optax.sgd(0.1)),
         "client_optimizer, an optax transformation | no step size | name an optimiser",
     ),
-    (server("sgd"), "server learning_rate = None | must be positive | 1.0 for sgd"),
+    (server("sgd"), "server_learning_rate = None | must be positive | 1.0 for sgd"),
     (
         server(optax.sgd(1.0), server_learning_rate=1.0),
-        "server learning_rate = 1.0 | belongs to the transformation | leave it out",
+        "server_learning_rate = 1.0 | belongs to the transformation | leave it out",
     ),
     (
         server("sdg", server_learning_rate=1.0),

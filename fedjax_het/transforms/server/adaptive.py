@@ -68,13 +68,13 @@ def server_rule(choice: Choice, learning_rate: float | None) -> optax.GradientTr
     ready = isinstance(choice, optax.GradientTransformation)
     require(
         not (ready and learning_rate is not None),
-        f"server learning_rate = {learning_rate} with an optax transformation",
+        f"server_learning_rate = {learning_rate} with an optax transformation",
         "belongs to the transformation",
         "leave it out, or name an optimiser",
     )
     require(
         ready or (learning_rate is not None and np.isfinite(learning_rate) and learning_rate > 0),
-        f"server learning_rate = {learning_rate}",
+        f"server_learning_rate = {learning_rate}",
         "must be positive and finite",
         "try 0.01 for yogi and adam, 1.0 for sgd",
     )
