@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import _scalar_block, assert_close, fleet, make_chunk, scalars, values_of
+from problems import (
+    assert_close,
+    digits_problem,
+    fleet,
+    make_chunk,
+    scalar_block,
+    scalars,
+    values_of,
+)
 
 import fedjax_het as fh
 from fedjax_het.algorithms import build
@@ -17,6 +25,7 @@ from fedjax_het.contract.clock import window
 from fedjax_het.contract.uploads import Upload
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.engine import slots
+from fedjax_het.engine.resources import Resources
 from fedjax_het.models.base import BlockModel
 from fedjax_het.problem import Problem
 from fedjax_het.transforms.sending import uploading
@@ -31,7 +40,7 @@ def quadratics(clients=3):
     owner = np.repeat(np.arange(clients), SIZES[:clients])
     x, y = SLOPE[owner].astype(np.float32)[:, None], LABEL[owner].astype(np.float32)
     data = from_arrays(x, y, x, y, clients=owner, test_clients=owner)
-    model = BlockModel("quadratics", (_scalar_block("w"),), (1,), 1)
+    model = BlockModel("quadratics", (scalar_block("w"),), (1,), 1)
     return Problem(model, data, fleet(clients), objective=fh.objectives.regression())
 
 
@@ -161,6 +170,28 @@ def test_few_slots_for_results_do_not_change_what_clients_read(name, monkeypatch
     few = trained(name, run={"devices": 2})
     assert_close(few.variables, found.variables)
     assert_close(few.state, found.state)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_the_rows_of_all_clients_are_changed_in_place(name, chunk, monkeypatch):
+    """The program that trains and merges needs no second copy of them."""
+    n, programs = 500, []
+    problem = digits_problem((2,) * n, hidden=(8,))
+    compiled = Resources.compile
+
+    def compile(self, *arguments, **options):
+        programs.append(compiled(self, *arguments, **options))
+        return programs[-1]
+
+    monkeypatch.setattr(Resources, "compile", compile)
+    method = build(name, problem, learning_rate=RATE, clients_per_round=2)
+    result = fh.simulate(method, problem, rounds=1, chunk=chunk)
+    rows = n * sum(leaf.nbytes for leaf in jax.tree.leaves(result.variables.params))
+    found = [program.memory_analysis() for program in programs]
+    (train,) = [each for each in found if each.argument_size_in_bytes > rows]
+    assert train.alias_size_in_bytes > rows
+    assert train.temp_size_in_bytes < rows / 10
 
 
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])

@@ -12,6 +12,8 @@ from problems import assert_close, differ, digits_problem, make_plan, nudge, one
 import fedjax_het as fh
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.uploads import Upload
+from fedjax_het.engine.engine import make_engine
+from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.transforms.sending import uploading
 
 PROBLEM = digits_problem()
@@ -51,18 +53,20 @@ def test_fedpmt_with_yogi_agrees_in_every_execution_and_when_resumed(tmp_path):
     problem = digits_problem((3, 5, 8), hidden=(8,))
     options = {"learning_rate": 0.1, "local_steps": 1, "depths": (1, 2)}
     step = fh.server.optimizer("yogi", learning_rate=0.05)
+    method = fh.compose(fh.algorithms.fedpmt(problem, **options), step)
+    evaluator, routed = Evaluator(problem), make_engine(method, problem)
 
-    def run(**options_of_run):
-        method = fh.compose(fh.algorithms.fedpmt(problem, **options), step)
-        return fh.simulate(method, problem, **{**RUN, **options_of_run})
+    def run(engine=routed, **options):
+        parts = {"engine": engine, "evaluator": evaluator}
+        return fh.simulate(method, problem, **{**RUN, **options}, **parts)
 
     found = run()
-    for options_of_run in ({"execution": "masked"}, {"execution": "debug"}, {"devices": 2}):
-        other = run(**options_of_run)
+    for resources in ({"execution": "masked"}, {"execution": "debug"}, {"devices": 2}):
+        other = run(make_engine(method, problem, **resources))
         assert_close(other.variables, found.variables, rtol=1e-4, atol=1e-5)
-    half = {"rounds": 1, "workdir": tmp_path / "run", "checkpoint_every": 1}
-    run(**half)
-    resumed = run(**{**half, "rounds": 2})
+    half = {"workdir": tmp_path / "run", "checkpoint_every": 1}
+    run(rounds=1, **half)
+    resumed = run(**half)
     chex.assert_trees_all_equal(resumed.variables, found.variables)
     chex.assert_trees_all_equal(resumed.state, found.state)
 
