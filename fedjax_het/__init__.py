@@ -29,7 +29,7 @@ from fedjax_het.contract import (
 )
 from fedjax_het.problem import Problem
 from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model, simulate
-from fedjax_het.transforms import compose, compress, pace, select
+from fedjax_het.transforms import compose, compress, pace, select, server
 
 __version__ = "0.1.0"
 
@@ -67,6 +67,7 @@ __all__ = [
     "report",
     "select",
     "selection",
+    "server",
     "simulate",
     "transforms",
 ]

@@ -27,6 +27,7 @@ SETTINGS = {
     "dtfl": (exits_problem, TRAINING),
     "fedat": (digits_problem, {**TRAINING, "tiers": 2}),
     "fedbuff": (digits_problem, {**TRAINING, "buffer_size": 4}),
+    "feddyn": (digits_problem, {**TRAINING, "alpha": 0.1}),
     "fedel": (exits_problem, TRAINING),
     "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),
     "fedgkt": (exits_problem, {**TRAINING, "server_epochs": 2}),

@@ -95,7 +95,7 @@ def batch_norm_problem(
     return Problem(with_exits(model) if exits else model, digits(sizes), fleet(len(sizes)))
 
 
-def _scalar_block(name: str) -> Block:
+def scalar_block(name: str) -> Block:
     def init(key: jax.Array, x: Any) -> tuple[Any, Any]:
         del key, x
         return {"w": jnp.zeros((), jnp.float32)}, {}
@@ -114,7 +114,7 @@ def scalar_problem(sizes: Sequence[int] = (10, 20, 30), blocks: int = 4) -> Prob
     x, y = np.zeros((n, 1), np.float32), np.zeros(n, np.int32)
     owner = np.repeat(np.arange(len(sizes)), sizes)
     data = from_arrays(x, y, x[:1], y[:1], clients=owner, num_classes=1)
-    model = BlockModel("scalars", tuple(_scalar_block(f"w{b}") for b in range(blocks)), (1,), 1)
+    model = BlockModel("scalars", tuple(scalar_block(f"w{b}") for b in range(blocks)), (1,), 1)
     return Problem(model, data, fleet(len(sizes)))
 
 

@@ -45,6 +45,7 @@ PUBLIC = {
         "report",
         "select",
         "selection",
+        "server",
         "simulate",
         "transforms",
     ],
@@ -65,6 +66,7 @@ PUBLIC = {
         "fedavg",
         "fedbuff",
         "feddrop",
+        "feddyn",
         "fedel",
         "fedfix",
         "fedgkt",
@@ -82,6 +84,7 @@ PUBLIC = {
         "register",
         "resolved_options",
         "salf",
+        "scaffold",
         "splitfed",
     ],
     "fedjax_het.contract": [
@@ -95,6 +98,7 @@ PUBLIC = {
         "Flight",
         "Interruptions",
         "Known",
+        "Memory",
         "Merged",
         "Pace",
         "Paces",
@@ -227,6 +231,7 @@ PUBLIC = {
         "on_plateau",
         "pace",
         "select",
+        "server",
     ],
     "fedjax_het.transforms.pace": [
         "PACES",
@@ -253,6 +258,13 @@ PUBLIC = {
         "tifl",
         "uniform",
         "weighted",
+    ],
+    "fedjax_het.transforms.server": [
+        "FEDOPT",
+        "SERVER",
+        "normalised",
+        "optimizer",
+        "scale_by_fedopt",
     ],
 }
 

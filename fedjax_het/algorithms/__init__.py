@@ -6,6 +6,7 @@ from fedjax_het.algorithms.dtfl import dtfl
 from fedjax_het.algorithms.fedat import fedat
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
 from fedjax_het.algorithms.feddrop import feddrop
+from fedjax_het.algorithms.feddyn import feddyn
 from fedjax_het.algorithms.fedel import fedel
 from fedjax_het.algorithms.fedgkt import fedgkt
 from fedjax_het.algorithms.fednova import fednova
@@ -23,6 +24,7 @@ from fedjax_het.algorithms.registry import (
     register,
     resolved_options,
 )
+from fedjax_het.algorithms.scaffold import scaffold
 from fedjax_het.algorithms.splitfed import splitfed
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "fedavg",
     "fedbuff",
     "feddrop",
+    "feddyn",
     "fedel",
     "fedfix",
     "fedgkt",
@@ -59,5 +62,6 @@ __all__ = [
     "register",
     "resolved_options",
     "salf",
+    "scaffold",
     "splitfed",
 ]

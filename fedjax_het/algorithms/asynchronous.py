@@ -4,7 +4,7 @@ from typing import Unpack
 
 import numpy as np
 
-from fedjax_het.algorithms.parts import full_model
+from fedjax_het.algorithms.parts import full_model, relative_weights
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions, UniformTraining
 from fedjax_het.common.errors import require
@@ -102,13 +102,7 @@ def fedbuff(
         "try a tenth of them",
     )
     _require_step(server_learning_rate)
-    by_samples = options.weighting == "samples"
-    mean = np.mean(problem.data.sizes) if by_samples else 1.0
-
-    def relative(situation: Situation, plan: Plan) -> Plan:
-        del situation
-        return plan._replace(weight=(plan.weight / mean).astype(np.float32))
-
+    relative = relative_weights(problem, options)
     pace = capped(arrivals(buffer_size, refill=True), max_staleness)
     base = full_model("fedbuff", problem, options, pace=pace, amend=relative)
     merge = discounted_sum(discount(staleness, a, b), server_learning_rate / buffer_size)

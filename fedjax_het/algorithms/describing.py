@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_het.common.jaxprs import digest
 from fedjax_het.local import optimizers
 
 # Arrays with at most this many values are written out.
@@ -39,8 +38,7 @@ def describe(value: Any, hint: Any = None) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
     if isinstance(value, optax.GradientTransformation):
-        traced = optimizers.trace(optimizers.relaxed(value), "an option")
-        return f"optax transformation {digest(traced)}"
+        return optimizers.described(value)
     if callable(value) and _of_a_round(hint):
         return _of_values(value)
     if isinstance(value, types.FunctionType):

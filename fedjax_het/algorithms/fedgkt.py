@@ -177,7 +177,7 @@ def fedgkt(
         init=init,
         plan=plan,
         mask=None,
-        local=edge_training(*both_sides, max_batch=capacity, **teaching),
+        local=edge_training(*both_sides, max_batch=capacity, proximal=options.proximal, **teaching),
         merge=_nothing(),
         update=parts.replace,
         observe=observe,
@@ -188,6 +188,7 @@ def fedgkt(
             overlap="the server trains on the activations of a whole round",
         ),
         evaluated=evaluated,
+        replaces=True,
         sends="features and logits",
     )
 

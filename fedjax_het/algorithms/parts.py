@@ -74,13 +74,24 @@ def plan_tasks(
     )
 
 
-def require_memory(problem: Problem, training: TrainingOptions, first: np.ndarray | int) -> None:
-    """Raises `InputError` if a device has too little memory for its sub-model."""
+def require_memory(
+    problem: Problem, training: TrainingOptions, first: np.ndarray | int, kept: int = 0
+) -> None:
+    """Raises `InputError` if a device has too little memory for its sub-model.
+
+    Args:
+      problem: model, data and fleet.
+      training: options of the clients.
+      first: shallowest trained block of each client, int64[n] or one value.
+      kept: number of arrays per parameter that the method keeps beside those of the optimiser.
+    """
     n = problem.num_clients
     last = problem.model.num_blocks - 1
     first = np.broadcast_to(np.asarray(first, np.int64), (n,))
     batch = np.minimum(training.batch_size, problem.data.sizes)
-    need = problem.cost.memory_bytes(first, np.full(n, last), batch, training.optimizer_slots)
+    need = problem.cost.memory_bytes(
+        first, np.full(n, last), batch, training.optimizer_slots + kept
+    )
     short = np.flatnonzero(need > problem.fleet.memory_bytes)
     require(
         short.size == 0,
@@ -182,6 +193,19 @@ def require_feasible(
     )
 
 
+def relative_weights(
+    problem: Problem, training: TrainingOptions
+) -> Callable[[Situation, Plan], Plan]:
+    """The change of plans that divides weights by their mean over all clients."""
+    mean = np.mean(problem.data.sizes) if training.weighting == "samples" else 1.0
+
+    def amend(situation: Situation, plan: Plan) -> Plan:
+        del situation
+        return plan._replace(weight=(plan.weight / mean).astype(np.float32))
+
+    return amend
+
+
 def replace(state: PyTree, variables: Variables, merged: Merged) -> tuple[PyTree, Variables]:
     """The plain server step, `Algorithm.update`: the merged model is the new model."""
     del variables
@@ -203,6 +227,7 @@ def full_model(
     deadline_s: float = float("inf"),
     proximal: float = 0.0,
     check_memory: bool = True,
+    kept: int = 0,
     amend: Callable[[Situation, Plan], Plan] | None = None,
 ) -> Algorithm:
     """An algorithm in which clients train the whole model and the server takes the weighted mean.
@@ -215,10 +240,11 @@ def full_model(
       deadline_s: deadline of a deadline pace, in virtual seconds after dispatch.
       proximal: factor mu of FedProx's proximal term.
       check_memory: whether every device must have the memory for the whole model.
+      kept: number of further arrays per parameter that a client holds.
       amend: function that changes the plans; None for unchanged plans.
     """
     if check_memory:
-        require_memory(problem, training, 0)
+        require_memory(problem, training, 0, kept)
 
     def tasks(situation: Situation) -> Plan:
         plan = plan_tasks(problem, training, situation, deadline_s=deadline_s)

@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.options import check_options, check_types
 from fedjax_het.common.types import PyTree
+from fedjax_het.contract.algorithm import Task
 from fedjax_het.local import optimizers
 from fedjax_het.local.optimizers import Choice
 from fedjax_het.local.schedules import StepSchedule
@@ -28,6 +29,7 @@ class TrainingKeywords(TypedDict, total=False):
     client_optimizer: Choice
     weight_decay: float
     clip_norm: float | None
+    proximal: float
     schedule: str | Callable[[int], float]
     decay_rounds: float
     decay_factor: float
@@ -41,7 +43,7 @@ class TrainingKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options that every method takes: sampling, training and weights of the clients.
+    r"""Options that every method takes: sampling, training and weights of the clients.
 
     Attributes:
       learning_rate: step size of the client's optimiser; must be given for an optimiser by name.
@@ -55,6 +57,9 @@ class TrainingOptions:
         optimisers with a decay of their own ("adamw", "lion"), that one; 0 means none, also there.
       clip_norm: largest norm of the gradients of a client's sub-model, to which larger ones are
         scaled before the optimiser; None for no limit.
+      proximal: factor mu of FedProx's term $\frac{\mu}{2} \lVert w - w_0 \rVert^2$ to the
+        parameters with which a task starts, in addition to that of the method; it has no effect on
+        the first local step.
       schedule: schedule of the step size by round, counted in steps of the server: "constant",
         "inverse", "step", "exponential", "cosine", or a function of the round that returns a factor
         on the step size; see `local.schedules`.
@@ -74,6 +79,7 @@ class TrainingOptions:
     client_optimizer: Choice = "sgd"
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    proximal: float = 0.0
     schedule: str | Callable[[int], float] = "constant"
     decay_rounds: float = 50.0
     decay_factor: float = 0.1
@@ -130,6 +136,12 @@ class TrainingOptions:
             f"clip_norm = {self.clip_norm}",
             "must be positive and finite",
             "use 1.0, or None for no limit",
+        )
+        require(
+            np.isfinite(self.proximal) and self.proximal >= 0,
+            f"proximal = {self.proximal}",
+            "must be at least 0 and finite",
+            "try 0.001 to 1",
         )
         for name in ("learning_rate", "momentum", "weight_decay"):
             require(
@@ -229,16 +241,21 @@ class TrainingOptions:
         problem: Problem,
         *,
         proximal: float = 0.0,
+        linear: Callable[[Task], PyTree] | None = None,
         model: BlockModel | None = None,
         observe: Callable[[PyTree], PyTree] | None = None,
+        mean: bool = False,
     ) -> LocalUpdate:
         """Masked training on the problem's data.
 
         Args:
           problem: model, data and fleet.
-          proximal: factor mu of FedProx's proximal term.
+          proximal: factor mu of the method's own proximal term, to which that of the options is
+            added.
+          linear: gradient of a linear term, see `local_training`.
           model: network to train in place of the problem's, with the same parameters.
           observe: function of the masked gradients, see `local_training`.
+          mean: whether its mean over the steps is reported.
         """
         return local_training(
             problem.model if model is None else model,
@@ -246,8 +263,10 @@ class TrainingOptions:
             self.optimizer(),
             problem.objective,
             max_batch=self.largest_batch(problem),
-            proximal=proximal,
+            proximal=self.proximal + proximal,
+            linear=linear,
             observe=observe,
+            mean=mean,
         )
 
 

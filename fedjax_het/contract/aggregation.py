@@ -244,7 +244,7 @@ def normalised_mean() -> Aggregator:
     The sums are over the clients i that trained tensor k, with $c_i = a_i / \sum a$ and $\tau_i$
     local steps: $w_k \leftarrow w_k + (\sum_i c_i \tau_i) \sum_i c_i \Delta_{i,k} / \tau_i$. The
     influence of a client therefore does not grow with its number of steps. Equal steps give the
-    masked mean. The merge reads `row["steps"]`, float32.
+    masked mean.
 
     References:
       Wang et al., *Tackling the Objective Inconsistency Problem*, 2020, for plain SGD.
@@ -258,8 +258,13 @@ def normalised_mean() -> Aggregator:
 
         return jax.tree.map(over, terms["weight"], terms["steps"])
 
-    return masked_mean(
-        factor=lambda row, _: 1.0 / row["steps"],
-        terms={"weight": Term(), "steps": Term(lambda row, _: row["steps"])},
+    inner = masked_mean(
+        factor=lambda steps, _: 1.0 / steps,
+        terms={"weight": Term(), "steps": Term(lambda steps, _: steps)},
         divide_by=divide_by,
     )
+
+    def add(acc: Sums, chunk: Chunk) -> Sums:
+        return inner.add(acc, chunk._replace(row=chunk.steps.astype(jnp.float32)))
+
+    return inner._replace(add=add)

@@ -57,6 +57,7 @@ class Task(NamedTuple):
       exit: block after which this client's loss is taken (`exit` of its planned route), int32.
       mask: pytree that broadcasts against the parameters, or None if everything trains.
       row, shared: this client's row of `Plan.rows`, and `Plan.shared`.
+      kept: what the client's training reads of the buffers of the merge (`Memory`), or None.
     """
 
     client: Array
@@ -69,6 +70,7 @@ class Task(NamedTuple):
     mask: PyTree
     row: PyTree
     shared: PyTree
+    kept: PyTree = None
 
 
 class ClientResult(NamedTuple):
@@ -153,6 +155,22 @@ class Merged(NamedTuple):
     key: Any = None
 
 
+class Memory(NamedTuple):
+    """What the training of a client reads of the buffers of a merge (its control variate ...).
+
+    Tasks that are at work during a merge would read what depends on the time of their training, so
+    a method with a memory needs a pace that leaves none waiting.
+
+    Attributes:
+      read: function `(buffers, client) -> kept`, traced, for one client: the value of `Task.kept`.
+        Within a step, the `add` of other clients must not change it.
+      like: value of `read` as `ShapeDtypeStruct`s.
+    """
+
+    read: Callable[[PyTree, Array], PyTree]
+    like: PyTree
+
+
 class Buffers(NamedTuple):
     """Access to buffers that a merge keeps between steps (the latest upload of every client).
 
@@ -160,10 +178,12 @@ class Buffers(NamedTuple):
       take: function `acc -> buffers` that reads them from an accumulator without computation.
       put: function `(state, buffers) -> state` that writes them to the state of the method; with
         None it removes them from the state.
+      memory: what clients read of the buffers; None if they read nothing.
     """
 
     take: Callable[[PyTree], PyTree]
     put: Callable[[PyTree, PyTree], PyTree]
+    memory: Memory | None = None
 
 
 class Aggregator(NamedTuple):
@@ -190,6 +210,15 @@ class Aggregator(NamedTuple):
     finalize: Callable[[PyTree, Variables, PyTree], Merged]
     buffers: Buffers | None = None
     mean: bool = False
+
+    @property
+    def memory(self) -> Memory | None:
+        """What clients read of the buffers, or None."""
+        return None if self.buffers is None else self.buffers.memory
+
+    def memory_in(self, acc: PyTree) -> PyTree:
+        """The buffers in an accumulator, if clients read them; else None."""
+        return None if self.memory is None else self.buffers.take(acc)  # type: ignore[union-attr]
 
 
 class Report(NamedTuple):
@@ -274,6 +303,7 @@ class Algorithm(NamedTuple):
       preview: function `() -> Preview`, on the host, which describes a run without training; None
         for a method that plans nothing ahead.
       uploads: changes of the updates on their way to the merge, in their order.
+      replaces: whether `observe` may replace the model (a roll-back, training on the server).
       sends: what a client sends to the server; changes of updates are refused by a method whose
         clients send something else than their "updates".
       options: resolved options of the method's factory in JSON types, which belong to the identity
@@ -297,6 +327,7 @@ class Algorithm(NamedTuple):
     paces: Paces = Paces()
     preview: Callable[[], Preview] | None = None
     uploads: tuple[Upload, ...] = ()
+    replaces: bool = False
     sends: str = "updates"
     options: Mapping[str, Any] | None = None
 

@@ -11,9 +11,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_het.common.errors import InputError
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Chunk, ClientResult, Merged, Variables
+from fedjax_het.contract.algorithm import Algorithm, Chunk, ClientResult, Merged, Variables
 from fedjax_het.contract.masks import Route, split
 
 
@@ -42,6 +42,16 @@ def check_mask(method: str, mask: PyTree, params: PyTree) -> None:
             assert broadcasts, f"a leaf of {keep.shape} does not broadcast against {leaf.shape}"
 
         jax.tree.map(fits, mask, params)
+
+
+def check_memory(algorithm: Algorithm) -> None:
+    """Raises `InputError` for a memory of the clients under a pace that leaves tasks waiting."""
+    require(
+        algorithm.merge.memory is None or not algorithm.pace.may_wait,
+        f"pace of {algorithm.name}",
+        "leaves tasks waiting, whose clients would train with the memory of another step",
+        "use a barrier or a deadline",
+    )
 
 
 def check_result(method: str, route: Route, result: ClientResult, start: Variables) -> None:

@@ -58,7 +58,8 @@ def one_by_one(
         try:
             with jax.disable_jit():
                 route = plan.routes[i]
-                result, mask = work.produce(route, start, data, one, one.steps, common)
+                kept = work.recall(acc, data, one.client)
+                result, mask = work.produce(route, start, data, one, one.steps, common, kept)
                 stage = "merge"
                 row, result, mask = jax.tree.map(lambda a: a[None], (one, result, mask))
                 acc, out = work.consume(acc, start, row, result, mask, common)

@@ -2,10 +2,10 @@
 
 The dispatch table keeps a row per task, the models from which the tasks in the table started, and
 the results of the tasks that are already trained. Training waits until a merge needs a result that
-is missing. If clients are trained one by one, only the tasks that the merge needs are trained, and
-their results are merged immediately, as in a synchronous round. Otherwise all untrained tasks are
-trained side by side, each from its own version, as far as there are free slots for results. The
-memory is that of (versions in flight + slots) models.
+is missing. If clients are trained one by one, or the pace leaves none waiting, only the tasks that
+the merge needs are trained, and their results are merged immediately, as in a synchronous round.
+Otherwise all untrained tasks are trained side by side, each from its own version, as far as there
+are free slots for results. The memory is that of (versions in flight + slots) models.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Variables
+from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, next_end_s
 from fedjax_het.contract.plan import Plan
 from fedjax_het.contract.staleness import give_up
@@ -41,14 +41,17 @@ class DispatchTable:
       routes: routes of the run.
       key: typed PRNG key; tasks that start from version v have the key `fold_in(key, v)`.
       capacity: largest number of tasks in the table at a time.
-      lone: whether a step with a single client may be one program.
+      algorithm: method of the run.
     """
 
     def __init__(
-        self, engine: Engine, routes: Routes, key: jax.Array, capacity: int, *, lone: bool
+        self, engine: Engine, routes: Routes, key: jax.Array, capacity: int, algorithm: Algorithm
     ):
         self._engine, self._routes, self._key = engine, routes, key
-        self._capacity, self._lone = capacity, lone
+        self._capacity, self._waits = capacity, algorithm.pace.may_wait
+        # Whether a step with a single client may be one program.
+        lone = algorithm.observe is None and algorithm.merge.buffers is None
+        self._lone = lone and engine.resources.execution != "debug"
         self._slots = Slots(engine, routes, capacity)
         self._tasks: Tasks | None = None
         self._origins: dict[int, Origin] = {}
@@ -191,7 +194,7 @@ class DispatchTable:
         now = Now(np.int32(step), self._key)
         if merged.size == 0:
             done = Step(state, variables, {}, None)
-        elif self._lone and merged.size == 1 and self._one_by_one(merged):
+        elif self._lone and merged.size == 1 and self._at_once(merged):
             done = self._step_alone(self._tasks.rows_of(merged), state, variables, shared, now)
         else:
             acc = self._accumulate(merged, state, variables, step)
@@ -204,12 +207,12 @@ class DispatchTable:
         plan = taken.plan()._replace(shared=shared, info=self._info)
         return taken.counting(planned[chosen]), own, plan, done
 
-    def _one_by_one(self, todo: np.ndarray) -> bool:
-        """Whether these clients are trained one by one on a single device."""
+    def _at_once(self, todo: np.ndarray) -> bool:
+        """Whether results are merged as they are made, on a single device."""
         assert self._tasks is not None
         resources = self._engine.resources
-        one = resources.side_by_side(self._tasks.batch[todo]) == 1
-        return resources.place.size == 1 and one
+        direct = not self._waits or resources.side_by_side(self._tasks.batch[todo]) == 1
+        return resources.place.size == 1 and direct
 
     def _accumulate(
         self, todo: np.ndarray, state: PyTree, variables: Variables, step: int
@@ -220,11 +223,11 @@ class DispatchTable:
         acc = self._engine.begin(state, variables, self._shape)
         place = np.zeros(self.size, np.int64)
         place[todo] = np.arange(todo.size)
-        if self._one_by_one(todo):
+        if self._at_once(todo):
             return self._train_and_merge(acc, todo, place, step)
         while todo.size:
             if np.any(self._tasks.slot[todo] < 0):
-                self._train(todo, variables)
+                self._train(todo, variables, acc)
             there = self._tasks.slot[todo] >= 0
             ready, todo = todo[there], todo[~there]
             good = ready[self._tasks.finite[ready]]
@@ -276,7 +279,7 @@ class DispatchTable:
             self._note(own, out)
         return acc
 
-    def _train(self, todo: np.ndarray, variables: Variables) -> None:
+    def _train(self, todo: np.ndarray, variables: Variables, acc: PyTree) -> None:
         """Trains the untrained tasks of `todo`, then others that arrive soon in free slots."""
         tasks = self._tasks
         assert tasks is not None
@@ -292,7 +295,7 @@ class DispatchTable:
         free = np.setdiff1d(np.arange(slots), tasks.slot)
         batch = np.concatenate([first, later[tasks.slot[later] < 0]])[: free.size]
         slot = free[: batch.size]
-        out = self._slots.store(tasks.rows_of(batch), slot, slots, self._origins)
+        out = self._slots.store(tasks.rows_of(batch), slot, slots, self._origins, acc)
         tasks.slot[batch] = slot
         self._note(batch, out)
 
@@ -301,11 +304,8 @@ class DispatchTable:
     def saved(self) -> tuple[PyTree, dict[str, Any]]:
         """The content of a checkpoint: arrays, and metadata as JSON."""
         versions = sorted(self._origins)
-        common = [self._origins[v].common for v in versions]
-        origins = [
-            (self._origins[v].variables, c.learning_rate_scale, c.shared)
-            for v, c in zip(versions, common, strict=True)
-        ]
+        every = [self._origins[v] for v in versions]
+        origins = [(o.variables, o.common.learning_rate_scale, o.common.shared) for o in every]
         arrays = {"tasks": self._tasks, "origins": origins, "results": self._slots.results}
         trained = self._slots.results is not None
         waiting = 0 if self._tasks is None else int(np.sum(self._tasks.slot >= 0))
@@ -327,8 +327,7 @@ class DispatchTable:
         shared = jax.tree.map(np.asarray, plan.shared)
         common = Round(self._key, np.float32(1.0), shared)
         origin = Origin(variables, common)
-        info = self._engine.result_shapes(plan, *origin).info
-        row = table_of(plan, flight, info)
+        row = table_of(plan, flight, self._engine.result_shapes(plan, *origin).info)
         row = row.rows_of(np.zeros(meta["tasks"], np.int64))
         results = self._slots.empty(self._slots.number(variables), plan, origin)
         return {

@@ -49,11 +49,8 @@ class Engine:
     def __init__(self, algorithm: Algorithm, resources: Resources):
         self._given, self.resources = algorithm, resources
         self._algorithm = algorithm = attached(algorithm, resources.problem.num_clients)
-        self._work = {
-            "train": training(algorithm),
-            "store": storing(algorithm),
-            "fetch": fetching(algorithm),
-        }
+        kinds = {"train": training, "store": storing, "fetch": fetching}
+        self._work = {kind: make(algorithm) for kind, make in kinds.items()}
         self._programs: dict[Any, Callable] = {}
         self._groups: set[tuple[Route, int]] = set()
         self._shapes: ClientResult | None = None
@@ -78,7 +75,8 @@ class Engine:
         if self._shapes is None:
             rows = jax.tree.map(lambda a: a[0], pack(plan, [0], 1, self.resources.last)[1])
             work = functools.partial(train_one, self._algorithm, self.resources.full)
-            arguments = (start, self.resources.data, rows, jnp.int32(1), common)
+            kept = self._algorithm.merge.memory and self._algorithm.merge.memory.like
+            arguments = (start, self.resources.data, rows, jnp.int32(1), common, kept)
             self._shapes = jax.eval_shape(work, *arguments)[0]
         return self._shapes
 
@@ -121,6 +119,7 @@ class Engine:
         slot: np.ndarray | None = None,
         place: np.ndarray | None = None,
         results: Results | None = None,
+        merge: PyTree = None,
         capacity: int = 1,
     ) -> tuple[PyTree, Outputs]:
         """Processes every client of a plan, each from its own model, and adds it to `acc`.
@@ -138,6 +137,7 @@ class Engine:
           slot: slot of each result, int64[k]; None if results do not wait.
           place: number of each task among those of the merge, int64[k]; None for that in the plan.
           results: `Results` to fetch from, for "fetch".
+          merge: accumulator of the merge whose buffers the clients may read, for "store".
           capacity: largest number of clients in later calls; programs are compiled for this many.
 
         Returns:
@@ -145,7 +145,9 @@ class Engine:
         """
         shared, work = self.resources, self._work[kind]
         devices = Placement() if kind == "fetch" else shared.place
-        data = shared.data if results is None else results
+        data: PyTree = results if kind == "fetch" else shared.data
+        if kind == "store":
+            data = data, self._algorithm.merge.memory_in(merge)
         columns = {"version": version, "staleness": staleness, "slot": slot, "place": place}
         if shared.execution == "debug":
             return one_by_one(work, plan, start, data, common, acc, columns, last=shared.last)

@@ -36,8 +36,7 @@ class Rows(NamedTuple):
 
     Attributes:
       valid: whether a row is a client and not padding, bool[b].
-      client, steps, batch: columns of the plan, int32[b].
-      weight: aggregation weight, float32[b].
+      client, steps, batch, weight: columns of the plan, int32[b]; the weight is float32[b].
       exit: block after which the loss is taken, int32[b].
       row: rows of `Plan.rows`, a pytree with leading axis b.
       staleness: server steps since the model from which the client starts was made, int32[b].
@@ -97,22 +96,33 @@ def outputs_of(result: ClientResult, finite: jax.Array) -> Outputs:
     return Outputs(result.loss, square, result.samples, finite, result.info)
 
 
-# `(route, start, data, rows, loop_steps, common) -> (ClientResult, mask)` of one client.
+# `(route, start, data, rows, loop_steps, common, kept) -> (ClientResult, mask)` of one client.
 Produce = Callable[..., tuple[ClientResult, PyTree]]
 # `(acc, start, rows, result, mask, common) -> (acc, Outputs)` of a chunk.
 Consume = Callable[..., tuple[PyTree, Outputs]]
 
 
 class Work(NamedTuple):
-    """The two functions with which a program processes the clients of a group."""
+    """The functions with which a program processes the clients of a group.
+
+    Attributes:
+      produce: function that makes the result of one client.
+      consume: function that takes the results of a chunk in.
+      recall: function `(acc, data, client) -> kept` for what `produce` reads of a memory.
+    """
 
     produce: Produce
     consume: Consume
+    recall: Callable[[PyTree, PyTree, jax.Array], PyTree] = lambda acc, data, client: None
 
 
 def training(algorithm: Algorithm) -> Work:
     """The work that trains clients and merges their results."""
-    return Work(functools.partial(train_one, algorithm), functools.partial(merge_chunk, algorithm))
+    work = Work(functools.partial(train_one, algorithm), functools.partial(merge_chunk, algorithm))
+    memory, held = algorithm.merge.memory, algorithm.merge.memory_in
+    if memory is None:
+        return work
+    return work._replace(recall=lambda acc, data, client: memory.read(held(acc), client))
 
 
 def origin(start: Variables, common: Round, rows: Rows) -> tuple[Variables, Round]:
@@ -130,6 +140,7 @@ def train_one(
     rows: Rows,
     loop_steps: jax.Array,
     common: Round,
+    kept: PyTree = None,
 ) -> tuple[ClientResult, PyTree]:
     """One client's mask and local training; the fields of `rows` have no client axis here."""
     start, common = origin(start, common, rows)
@@ -146,6 +157,7 @@ def train_one(
         mask=mask,
         row=rows.row,
         shared=common.shared,
+        kept=kept,
     )
     result = algorithm.local(route, start, data, task)
     check_result(algorithm.name, route, result, start)
@@ -259,12 +271,13 @@ def group_loop(
     # Traced once, though its shapes are asked for before it is looped over.
     @functools.partial(jax.jit, inline=True)
     def produce_chunk(
-        start: Variables, data: PyTree, part: Rows, common: Round
+        acc: PyTree, start: Variables, data: PyTree, part: Rows, common: Round
     ) -> tuple[ClientResult, PyTree]:
         loop_steps = jnp.max(jnp.where(part.valid, part.steps, 0))
 
         def one(rows: Rows) -> tuple[ClientResult, PyTree]:
-            return work.produce(route, start, data, rows, loop_steps, common)
+            kept = work.recall(acc, data, rows.client)
+            return work.produce(route, start, data, rows, loop_steps, common, kept)
 
         if chunk > 1:
             return jax.vmap(one)(part)
@@ -281,7 +294,7 @@ def group_loop(
         def step(i: jax.Array, carry: tuple[PyTree, Outputs]) -> tuple[PyTree, Outputs]:
             acc, outputs = carry
             part = part_of(i)
-            result, mask = produce_chunk(start, data, part, common)
+            result, mask = produce_chunk(acc, start, data, part, common)
             acc, out = work.consume(acc, start, part, result, mask, common)
             out = out if info else out._replace(info=None)
             outputs = jax.tree.map(
@@ -292,7 +305,7 @@ def group_loop(
             return acc, outputs
 
         def report_of(part: Rows) -> Outputs:
-            out = outputs_of(produce_chunk(start, data, part, common)[0], part.valid)
+            out = outputs_of(produce_chunk(acc, start, data, part, common)[0], part.valid)
             return out if info else out._replace(info=None)
 
         report = jax.eval_shape(report_of, part_of(0))

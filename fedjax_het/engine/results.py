@@ -73,7 +73,26 @@ def no_results(slots: int, variables: Variables, aux: PyTree) -> Results:
 
 
 def storing(algorithm: Algorithm) -> Work:
-    """The work that trains clients and stores results in `Rows.slot` of a `Results` accumulator."""
+    """The work that trains clients and stores results in `Rows.slot` of a `Results` accumulator.
+
+    Its data are the samples and the buffers of the merge that are the memory of the clients.
+    """
+    memory = algorithm.merge.memory
+
+    def recall(acc: Results, data: tuple[PyTree, PyTree], client: jax.Array) -> PyTree:
+        del acc
+        return None if memory is None else memory.read(data[1], client)
+
+    def train(
+        route: Route,
+        start: Variables,
+        data: tuple[PyTree, PyTree],
+        rows: Rows,
+        loop_steps: jax.Array,
+        common: Round,
+        kept: PyTree,
+    ) -> tuple[ClientResult, PyTree]:
+        return train_one(algorithm, route, start, data[0], rows, loop_steps, common, kept)
 
     def store_chunk(
         acc: Results,
@@ -94,7 +113,7 @@ def storing(algorithm: Algorithm) -> Work:
         stored = Results(*(jax.tree.map(store, *pair) for pair in zip(acc, new, strict=True)))
         return stored, outputs_of(result, finite)
 
-    return Work(functools.partial(train_one, algorithm), store_chunk)
+    return Work(train, store_chunk, recall)
 
 
 def fetching(algorithm: Algorithm) -> Work:
@@ -107,8 +126,9 @@ def fetching(algorithm: Algorithm) -> Work:
         rows: Rows,
         loop_steps: jax.Array,
         common: Round,
+        kept: PyTree,
     ) -> tuple[ClientResult, PyTree]:
-        del route, loop_steps
+        del route, loop_steps, kept
         start, common = origin(start, common, rows)
         result = jax.tree.map(lambda a: a[rows.slot], data)
         stats = jax.tree.map(jnp.add, start.stats, result.stats_delta)

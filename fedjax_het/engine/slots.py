@@ -45,7 +45,12 @@ class Slots:
         return no_results(slots, origin.variables, aux)
 
     def store(
-        self, tasks: Tasks, slot: np.ndarray, slots: int, origins: dict[int, Origin]
+        self,
+        tasks: Tasks,
+        slot: np.ndarray,
+        slots: int,
+        origins: dict[int, Origin],
+        merge: PyTree,
     ) -> Outputs:
         """Trains tasks side by side, each from its own version into its own slot.
 
@@ -54,6 +59,7 @@ class Slots:
           slot: slot for each result, int64[m].
           slots: number of all slots.
           origins: origins by version number.
+          merge: accumulator of the merge, whose buffers the clients may read.
 
         Returns:
           The `Outputs` of the tasks.
@@ -78,6 +84,7 @@ class Slots:
             routes=routes,
             version=index,
             slot=slot,
+            merge=merge,
             capacity=slots,
         )
         return out

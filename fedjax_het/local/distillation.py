@@ -79,6 +79,7 @@ def edge_training(
     max_batch: int,
     temperature: float,
     alpha: float,
+    proximal: float = 0.0,
 ) -> LocalUpdate:
     """The local update of a client's network.
 
@@ -95,6 +96,7 @@ def edge_training(
       max_batch: largest number of samples in a mini-batch.
       temperature: temperature T of the distillation.
       alpha: weight of the server's logits.
+      proximal: factor of the proximal term to the client's own network, see `training_loop`.
 
     Returns:
       A local update that does not change the global model; `info` is the trained network.
@@ -133,6 +135,7 @@ def edge_training(
             stats=own.stats,
             data=data,
             task=task,
+            proximal=proximal,
         )
         trained = Variables(
             jax.tree.map(jnp.add, edge.params, result.delta),

@@ -16,6 +16,7 @@ import optax
 from jax.extend.core import ClosedJaxpr
 
 from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.jaxprs import digest
 from fedjax_het.common.types import PyTree
 
 # An optimiser by name, by name with options `{"name": "adam", "b1": 0.95}`, or itself.
@@ -137,6 +138,13 @@ def _check_value(what: str, key: str, value: Any, default: Any) -> None:
         "must be a number of at least 0" + (" and below 1" if key in _SHARES else " and finite"),
         f"leave it out for optax's {default}",
     )
+
+
+def described(choice: str | Mapping[str, Any] | optax.GradientTransformation) -> Any:
+    """A choice in JSON types; an optax transformation by a digest of its first step."""
+    if isinstance(choice, optax.GradientTransformation):
+        return f"optax transformation {digest(trace(relaxed(choice), 'an option'))}"
+    return choice if isinstance(choice, str) else dict(choice)
 
 
 def relaxed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

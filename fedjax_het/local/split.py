@@ -39,6 +39,7 @@ def split_training(
     max_batch: int,
     privacy: Privacy = _OPEN,
     server_reset: Literal["round", "batch"] = "round",
+    proximal: float = 0.0,
 ) -> LocalUpdate:
     """The local update of a network that is cut after block `Task.row["cut"]`, int32.
 
@@ -54,6 +55,7 @@ def split_training(
         of a distance correlation.
       server_reset: interval after which the server's optimiser starts new: "round", as the
         client's, or "batch", as in DTFL's code, which reduces Adam's steps to signs.
+      proximal: factor of the proximal term of both sides, see `training_loop`.
 
     Returns:
       A local update. `ClientResult.loss` is the sum of both losses; `info` has both.
@@ -113,6 +115,7 @@ def split_training(
             data=data,
             task=task,
             measures=measures,
+            proximal=proximal,
         )
 
     return local

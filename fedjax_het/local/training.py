@@ -110,8 +110,10 @@ def training_loop(
     task: Task,
     measures: Sequence[str] = (),
     observe: Callable[[PyTree], PyTree] | None = None,
+    mean: bool = False,
     parts: int = 1,
     proximal: float = 0.0,
+    linear: PyTree = None,
 ) -> ClientResult:
     """Mini-batch training of one client: `task.steps` steps of the optimiser on the objective.
 
@@ -130,12 +132,16 @@ def training_loop(
       data: federated data on the device.
       task: work of the client.
       measures: names of the scalars that the loss reports.
-      observe: function of the masked gradients of the last step; its value becomes `aux`.
+      observe: function of the masked gradients of a step; its value becomes `aux`.
+      mean: whether `aux` is the mean over the steps of the value of `observe`; False for that of
+        the last step.
       parts: number of parts in which a mini-batch is run; more than 1 only for a loss that is the
         objective's mean.
       proximal: factor of the proximal term. Factor times (parameters - `trained`) is added to the
         gradient, which is faster than differentiating the squared distance. The reported loss does
         not include the term.
+      linear: gradient of a linear term, which is added to that of every step, in the structure of
+        `trained`; None for no term. The reported loss does not include the term.
 
     Returns:
       The result; its loss and the scalars in `info`, which the loss reported, are means over the
@@ -144,8 +150,11 @@ def training_loop(
     batch_key, noise_key = jax.random.split(task.key)
     epoch = steps_per_epoch(data.count[task.client], task.batch)
 
+    def observed(seen: PyTree, new: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, seen, new) if mean else new
+
     def step(t: jax.Array, carry: PyTree) -> PyTree:
-        params, stats, opt_state, sums, totals, squares, _ = carry
+        params, stats, opt_state, sums, totals, squares, seen = carry
         batch = gather(data, pipeline, task.client, t, task.batch, max_batch, batch_key)
         gradient = jax.value_and_grad(loss, has_aux=True)
         key = jax.random.fold_in(noise_key, t)
@@ -154,6 +163,8 @@ def training_loop(
         )
         if proximal:
             grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, params, trained)
+        if linear is not None:
+            grads = jax.tree.map(jnp.add, grads, linear)
         grads = masks.apply(mask, grads)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         scale = task.learning_rate_scale
@@ -167,7 +178,7 @@ def training_loop(
             jax.tree.map(lambda total, one: total + one * weight, sums, (value, measured)),
             (totals[0] + weight, totals[1] + jnp.sum(batch.weight)),
             (squares[0] + value * value * early, squares[1] + early),
-            None if observe is None else observe(grads),
+            None if observe is None else observed(seen, observe(grads)),
         )
         # Clients that have done all their steps do not change in the rest of the loop.
         return _select(t < task.steps, new, carry)
@@ -183,12 +194,14 @@ def training_loop(
     )
     delta = jax.tree.map(jnp.subtract, params, trained)
     weight, samples = totals
-    mean, measured = jax.tree.map(lambda total: total / jnp.where(weight > 0, weight, 1.0), sums)
+    final, measured = jax.tree.map(lambda total: total / jnp.where(weight > 0, weight, 1.0), sums)
+    if mean:
+        seen = jax.tree.map(lambda total: total / task.steps.astype(jnp.float32), seen)
     square, early = squares
     return ClientResult(
         delta,
         stats,
-        mean,
+        final,
         samples.astype(jnp.int32),
         aux=seen,
         info=measured or None,
@@ -204,7 +217,9 @@ def local_training(
     *,
     max_batch: int,
     proximal: float = 0.0,
+    linear: Callable[[Task], PyTree] | None = None,
     observe: Callable[[PyTree], PyTree] | None = None,
+    mean: bool = False,
 ) -> LocalUpdate:
     r"""Mini-batch training of the masked parameters from the given start.
 
@@ -221,8 +236,11 @@ def local_training(
         may be run in parts, which changes rounding only (`chunking.choose_parts`).
       proximal: factor mu of the proximal term of FedProx (Li et al. 2020); 0 means no term. The
         reported loss does not include the term.
-      observe: function of the masked gradients of the last step; its value becomes
+      linear: function of the task for the gradient of a linear term, in the structure of the
+        parameters; None for no term. The reported loss does not include it.
+      observe: function of the masked gradients of a step; its value in the last step becomes
         `ClientResult.aux`.
+      mean: whether that is the mean over the steps instead.
 
     Returns:
       Local update; `ClientResult.delta` is None at every leaf that the route does not train.
@@ -253,8 +271,10 @@ def local_training(
             data=data,
             task=task,
             observe=observe,
+            mean=mean,
             parts=parts,
             proximal=proximal,
+            linear=None if linear is None else masks.split(linear(task), route)[0],
         )
 
     return local

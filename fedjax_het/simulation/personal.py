@@ -59,6 +59,7 @@ class LocalTraining:
                 variables,
                 common,
                 slot=np.arange(len(chosen)),
+                merge=self._engine.begin(state, variables, plan),
                 capacity=_AT_ONCE,
             )
             # A plan may list the clients in another order.

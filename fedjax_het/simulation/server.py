@@ -106,10 +106,8 @@ class Server:
         if algorithm.overlaps:
             # While a refilling pace waits, the table holds arrived tasks as well as running ones.
             most = algorithm.cohort_size * (2 if algorithm.pace.refills else 1)
-            lone = algorithm.observe is None and algorithm.merge.buffers is None
-            self._table = DispatchTable(
-                self._engine, self._routes, self._round_key, most, lone=lone and not self._debug
-            )
+            parts = (self._engine, self._routes, self._round_key)
+            self._table = DispatchTable(*parts, most, algorithm)
 
     def look_ahead(self, ends: Ends, stops: Ends) -> None:
         """Plans ahead while the device computes, as far as this does not change the results.

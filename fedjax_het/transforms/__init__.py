@@ -1,6 +1,6 @@
 """Transformations of methods: each takes an algorithm and returns another."""
 
-from fedjax_het.transforms import compress, pace, select
+from fedjax_het.transforms import compress, pace, select, server
 from fedjax_het.transforms.compose import Transformation, compose
 from fedjax_het.transforms.nesting import Nested, nested
 from fedjax_het.transforms.plateau import on_plateau
@@ -14,4 +14,5 @@ __all__ = [
     "on_plateau",
     "pace",
     "select",
+    "server",
 ]

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from fedjax_het.transforms import compress, pace, select
+from fedjax_het.transforms import compress, pace, select, server
 from fedjax_het.transforms.compose import Transformation
 
 _KINDS = {
     "compress": compress.COMPRESSIONS,
     "pace": pace.PACES,
     "select": select.SELECTIONS,
+    "server": server.SERVER,
 }
 
 # Factories of transformations, e.g. "select.oort".

@@ -3,7 +3,14 @@
 from typing import Any, NamedTuple
 
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import Algorithm, Buffers, Merged, Report, Variables
+from fedjax_het.contract.algorithm import (
+    Algorithm,
+    Merged,
+    Report,
+    Schedule,
+    Variables,
+)
+from fedjax_het.contract.plan import Plan, Situation
 
 
 class Nested(NamedTuple):
@@ -19,15 +26,19 @@ class Nested(NamedTuple):
 
 
 def nested(algorithm: Algorithm) -> Algorithm:
-    """The method with its state in `Nested.inner`; the caller must replace `init` and `plan`.
+    """The method with its state in `Nested.inner`; the caller must replace `init`.
 
-    The merge, the server's step, buffers, observations, evaluated models and the preview are those
-    of the transformed method. With a new plan that depends on the state, rounds do not run in
-    batches.
+    The plan, the merge, the server's step, buffers, observations, evaluated models and the preview
+    are those of the transformed method. With a new plan that depends on the state, rounds do not
+    run in batches.
 
     Args:
       algorithm: method to transform.
     """
+
+    def plan(state: Nested, variables: Variables, situation: Situation) -> tuple[Plan, Nested]:
+        tasks, inner = algorithm.plan(state.inner, variables, situation)
+        return tasks, state._replace(inner=inner)
 
     def begin(state: Nested, variables: Variables, mask_shapes: PyTree) -> PyTree:
         return algorithm.merge.init(state.inner, variables, mask_shapes)
@@ -50,11 +61,13 @@ def nested(algorithm: Algorithm) -> Algorithm:
     merge, buffers = algorithm.merge._replace(init=begin), algorithm.merge.buffers
     if buffers is not None:
         put = buffers.put
-        inside = Buffers(
-            buffers.take, lambda state, kept: state._replace(inner=put(state.inner, kept))
+        inside = buffers._replace(
+            put=lambda state, kept: state._replace(inner=put(state.inner, kept))
         )
         merge = merge._replace(buffers=inside)
     return algorithm._replace(
+        # A schedule does not read the state.
+        plan=algorithm.plan if isinstance(algorithm.plan, Schedule) else plan,
         merge=merge,
         update=update,
         observe=None if algorithm.observe is None else observe,

@@ -16,6 +16,7 @@ from fedjax_het.contract.algorithm import (
     Schedule,
     Variables,
 )
+from fedjax_het.contract.checks import check_memory
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.contract.uploads import Upload
 from fedjax_het.transforms.compose import Transformation
@@ -91,7 +92,11 @@ def attached(algorithm: Algorithm, num_clients: int) -> Algorithm:
     Args:
       algorithm: method; without uploads it is returned as it is.
       num_clients: number n of clients.
+
+    Raises:
+      InputError: if clients have a memory that the pace does not permit.
     """
+    check_memory(algorithm)
     uploads = algorithm.uploads
     if not uploads:
         return algorithm

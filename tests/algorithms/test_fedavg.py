@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from methods import SETTINGS
 from problems import (
     NOW,
     assert_close,
@@ -286,3 +287,30 @@ def test_more_clients_than_there_are_cannot_be_sampled():
     setting = Problem(digits_problem(hidden=(8,)).model, digits(), fleet(8))
     with pytest.raises(InputError, match="clients_per_round = 9"):
         build("fedavg", setting, clients_per_round=9, **TRAINING)
+
+
+# ---- the proximal term of every method ---------------------------------------------------------
+
+
+def test_the_proximal_option_is_fedprox_and_adds_to_a_methods_own(problem):
+    options = {**TRAINING, "epochs": 2}
+    known = simulate(build("fedprox", problem, mu=0.5, **options), problem, rounds=1)
+    for name, more in (("fedavg", {"proximal": 0.5}), ("fedprox", {"mu": 0.2, "proximal": 0.3})):
+        same = simulate(build(name, problem, **options, **more), problem, rounds=1)
+        assert_close(same.variables, known.variables)
+
+
+@pytest.mark.parametrize("name", ["dtfl", "fedgkt"])
+def test_split_networks_are_pulled_after_their_first_step(name):
+    make, options = SETTINGS[name]
+    problem = make()
+
+    def models(**more):
+        method = build(name, problem, **{**options, "clients_per_round": 2, **more})
+        run = simulate(method, problem, rounds=1, execution="masked", eval_every=1)
+        return run.variables if name == "dtfl" else run.state.edge
+
+    one, pulled = models(local_steps=1), models(local_steps=1, proximal=5.0)
+    chex.assert_trees_all_equal(one, pulled)
+    two, near = models(local_steps=2), models(local_steps=2, proximal=5.0)
+    assert differ(two, near)

@@ -8,10 +8,10 @@ import pytest
 from problems import assert_close, differ, digits_problem, scalar_problem, scalars, values_of
 
 from fedjax_het.algorithms import build, fedopt
-from fedjax_het.algorithms.fedopt import scale_by_fedopt
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.algorithm import Merged
 from fedjax_het.simulation.simulate import simulate
+from fedjax_het.transforms.server import scale_by_fedopt
 
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
 

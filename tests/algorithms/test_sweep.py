@@ -211,6 +211,7 @@ def test_every_training_option_is_accepted(case):
         "client_optimizer": "sgd",
         "weight_decay": 1e-3,
         "clip_norm": None,  # the halves of dtfl cannot share a norm
+        "proximal": 0.1,
         "schedule": "cosine",
         "decay_rounds": 10.0,
         "decay_factor": 0.5,

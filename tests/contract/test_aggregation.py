@@ -216,7 +216,7 @@ def merged_value(aggregator, values, mask, steps=None, weight=None):
         weight or [1.0] * n,
         {"blocks": ({"w": delta},), "exits": ()},
         mask=stacked,
-        row={"steps": jnp.asarray(steps or [1.0] * n, jnp.float32)},
+        steps=jnp.asarray(steps or [1] * n, jnp.int32),
     )
     acc = aggregator.add(aggregator.init((), model, shapes), chunk)
     merged = aggregator.finalize(acc, model, None).variables

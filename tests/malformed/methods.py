@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 from malformed.case import BASE, Call, Case, changed, method, problem
 
-from fedjax_het import Problem, algorithms, experiment, models
+from fedjax_het import (
+    Algorithm,
+    Problem,
+    Simulation,
+    algorithms,
+    clock,
+    compose,
+    experiment,
+    models,
+    server,
+)
 from fedjax_het.algorithms.dtfl.profiles import Profile
 from fedjax_het.fleet import Fleet
 from fedjax_het.fleet import build as build_fleet
@@ -24,10 +34,10 @@ def cramped(here: Path) -> None:
 def with_heads(name: str, **options: Any) -> Call:
     """Makes an algorithm on the base problem with exit heads."""
 
-    def call(here: Path) -> None:
+    def call(here: Path) -> Algorithm:
         base = problem()
         headed = Problem(models.with_exits(base.model), base.data, base.fleet)
-        algorithms.build(name, headed, **{"learning_rate": 0.1, **options})
+        return algorithms.build(name, headed, **{"learning_rate": 0.1, **options})
 
     return call
 
@@ -339,4 +349,63 @@ COMPARISONS_AND_PROFILES: list[Case] = [
     (other_profile, "profile of 'm' | must match the table's blocks | same model"),
 ]
 
-CASES = [*METHODS, *SPLIT, *COMPARISONS_AND_PROFILES]
+
+def waiting(here: Path) -> None:
+    """Runs SCAFFOLD under a pace that leaves tasks waiting."""
+    made = algorithms.scaffold(problem(), learning_rate=0.1)._replace(pace=clock.window(1.0))
+    Simulation(made, problem(), rounds=1)
+
+
+def with_step(name: str, step: object, **options: Any) -> Call:
+    """Composes a method on the base problem with exit heads with a transformation."""
+
+    def call(here: Path) -> None:
+        compose(with_heads(name, **options)(here), step)
+
+    return call
+
+
+REMEMBERING: list[Case] = [
+    (
+        method("scaffold", memory_bytes=1e3),
+        "memory_bytes = 1000 | less than scaffold keeps of 4 clients | fewer clients",
+    ),
+    (method("feddyn", memory_bytes=0), "memory_bytes = 0 | less than feddyn keeps | raise it"),
+    (method("feddyn", alpha=0), "alpha = 0 | must be positive | try 0.01"),
+    (method("feddyn", alpha=float("nan")), "alpha = nan | must be positive | try 0.01"),
+    (
+        method("scaffold", server_learning_rate=0),
+        "server_learning_rate = 0 | must be positive | 1.0 for sgd",
+    ),
+    (waiting, "pace of scaffold | leaves tasks waiting | a barrier or a deadline"),
+    (method("fedavg", proximal=-1), "proximal = -1 | at least 0 | try 0.001 to 1"),
+]
+
+SERVERS: list[Case] = [
+    (
+        with_step("fedgkt", server.optimizer("sgd", learning_rate=1.0), client_blocks=1),
+        "server.optimizer of fedgkt | outside the merge | leave it out",
+    ),
+    (
+        with_step("dtfl", server.normalised()),
+        "server.normalised of dtfl | a rule of its own | by the mean (fedavg, fedpmt)",
+    ),
+    (
+        lambda here: server.optimizer("adam", learning_rate=float("inf")),
+        "server_learning_rate = inf | positive and finite | 0.01 for yogi",
+    ),
+    (
+        lambda here: server.optimizer(0.1),
+        "server_learning_rate = None | positive and finite | 0.01 for yogi",
+    ),
+    (
+        method("fedavg", compose=[{"name": "server.optimiser", "choice": "adam"}]),
+        "transformation 'server.optimiser' | must be one of | did you mean 'server.optimizer'?",
+    ),
+    (
+        method("fedavg", compose=[{"name": "server.optimizer", "choice": "adam", "rate": 1.0}]),
+        "'server.optimizer' 'rate' | must be one of choice, learning_rate | choose",
+    ),
+]
+
+CASES = [*METHODS, *REMEMBERING, *SERVERS, *SPLIT, *COMPARISONS_AND_PROFILES]

@@ -145,6 +145,7 @@ def dtfl(
         max_batch=min(options.batch_size, int(np.max(problem.data.sizes))),
         privacy=privacy,
         server_reset=server_opt_reset,
+        proximal=options.proximal,
     )
     algorithm = Algorithm(
         name="dtfl",

@@ -200,7 +200,6 @@ def fedel(
             rows={
                 "chosen": chosen,
                 "exit": hi.astype(np.int32),
-                "steps": steps.astype(np.float32),
             },
             notes={"budget_ratio": bill.ratio, "true_budget_ratio": bill.true_ratio},
         )

@@ -316,6 +316,7 @@ def _sub_models(
         observe=observe,
         pace=pace,
         cohort_size=training.cohort_size(problem),
+        replaces=recovery is not None and recovery.roll_back,
         sends="the weights of a pruned network",
         paces=Paces(replace="its windows, buffers and links are one rule, see its option `pace`"),
     )
