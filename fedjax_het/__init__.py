@@ -29,7 +29,7 @@ from fedjax_het.contract import (
 )
 from fedjax_het.problem import Problem
 from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model, simulate
-from fedjax_het.transforms import compose, select
+from fedjax_het.transforms import compose, privacy, select
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,7 @@ __all__ = [
     "masks",
     "models",
     "objectives",
+    "privacy",
     "report",
     "select",
     "selection",

@@ -22,7 +22,7 @@ from fedjax_het.contract.clock import Closing, Flight, Pace, Status
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
-from fedjax_het.contract.uploads import Upload
+from fedjax_het.contract.uploads import Draw, Upload
 
 __all__ = [
     "Aggregator",
@@ -32,6 +32,7 @@ __all__ = [
     "Chunk",
     "ClientResult",
     "Closing",
+    "Draw",
     "Flight",
     "Known",
     "Merged",

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from fedjax_het.transforms import select
+from fedjax_het.transforms import privacy, select
 from fedjax_het.transforms.compose import Transformation
 
-_KINDS = {"select": select.SELECTIONS}
+_KINDS = {"privacy": privacy.PRIVACY, "select": select.SELECTIONS}
 
 # Factories of transformations, e.g. "select.oort".
 TRANSFORMATIONS: dict[str, Callable[..., Transformation]] = {
