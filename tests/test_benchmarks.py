@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from problems import digits_problem
 
+import fedjax_het as fh
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import precision, rounds, selection, training, winograd
-from benchmarks.reproduce import dtfl_timing, fedel_energy
+from benchmarks.reproduce import dtfl_timing, fedel_energy, privacy
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
@@ -290,3 +291,13 @@ def test_sensor_study_cuts_an_nnx_network_by_the_speed_of_devices(tmp_path, monk
     assert (tmp_path / "report.html").exists()
     tasks = RunRecord.load(tmp_path / "fedpmt" / "seed0").clients
     assert [row["first_block"] for row in tasks] == [3, 1, 0]
+
+
+def test_the_privacy_study_takes_the_least_noise_for_an_epsilon():
+    noise = privacy.multiplier(3.0, 30, 207, 207)
+    spent = [fh.privacy.epsilon(z, 30, 207**-1.1) for z in (noise, noise / 1.002)]
+    assert spent[0] <= 3.0 < spent[1]
+    assert len(privacy.candidates(None)) == len(privacy.candidates(3.0))
+    cell = {"method": "fedavg", "epsilon": 2.999, "noise": noise, "clip": 1.0, "step": 0.5}
+    text = privacy.table([{**cell, "target": 3.0, "accuracy": [0.5, 0.6]}])
+    assert text.splitlines()[2] == "| fedavg | 3.00 | 10.36 | 1 | 0.5 | 55.0 ± 7.1 | 50.0, 60.0 |"

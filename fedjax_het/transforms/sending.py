@@ -176,7 +176,8 @@ def _plan(algorithm: Algorithm, draw: Draw) -> Any:
     """The method's plan with the prices of its uploads, and the numbers that they tell."""
 
     def amend(situation: Situation, plan: Plan) -> Plan:
-        info, count = dict(plan.info or {}), len(plan.clients)
+        # A selection may ask for the prices of more clients than it chooses.
+        info, count = dict(plan.info or {}), min(len(plan.clients), draw.size)
         for upload in algorithm.uploads:
             if upload.price is not None:
                 plan = plan._replace(timing=upload.price(plan.timing, count))
