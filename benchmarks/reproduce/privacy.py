@@ -6,8 +6,8 @@ The 207 writers are the clients, their images averaged to 14 x 14, the network h
 (8,350 parameters), and clients take 5 local steps of 20. Half of the devices have 0.6 of the speed
 of the others, for which FedPMT trains their last layer only. The noise of `privacy.gaussian` is set
 such that epsilon is 1, 3 or 10 after the last round, with delta = n^-1.1. Clipping norm and step
-size are searched on one seed, in as many runs for every arm, and reported on others. Cells are
-written when they are measured, so that an interrupted study continues.
+size are searched on one seed, in as many runs for every arm, and reported on others. An arm is
+written when it is measured, so that an interrupted study continues.
 """
 
 import functools
@@ -29,7 +29,7 @@ from fedjax_het.sweeps import sweep
 
 METHODS = ("fedavg", "fedpmt")
 TARGETS: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)  # None for the plain method
-CLIPS, STEPS = (0.3, 1.0, 3.0), (0.2, 0.5)
+CLIPS, STEPS = (0.1, 0.3, 1.0), (0.3, 0.8)
 # As many runs without privacy, where only the step size matters.
 PLAIN_STEPS = (0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
 SEARCH_SEED = 100
@@ -51,7 +51,7 @@ def setting() -> Problem:
         raw.y,
         small(raw.test_x),
         raw.test_y,
-        clients=np.unique(raw.clients, return_inverse=True)[1],
+        clients=np.unique(np.asarray(raw.clients), return_inverse=True)[1],
         num_classes=62,
     )
     fleet = presets.speed_groups(data.num_clients, relative_speeds=(0.6, 1.0))
@@ -69,26 +69,27 @@ def multiplier(target: float, rounds: int, size: int, clients: int) -> float:
     return high
 
 
-def measured(
-    method: str,
-    target: float | None,
-    chosen: Setting,
-    seeds: Sequence[int],
-    rounds: int,
-    size: int | None,
-) -> dict[str, Any]:
-    """Accuracies after the last round, one a seed.
+def candidates(target: float | None) -> list[Setting]:
+    """The settings that are searched for an arm."""
+    if target is None:
+        return [(float("inf"), step) for step in PLAIN_STEPS]
+    return list(itertools.product(CLIPS, STEPS))
+
+
+def accuracies(
+    method: str, noise: float, chosen: Setting, seeds: Sequence[int], rounds: int, size: int | None
+) -> tuple[list[float], float | None]:
+    """Accuracy of each seed after the last round, and the epsilon that its row tells.
 
     Args:
       method: name of the method.
-      target: epsilon after the last round, or None for the method without privacy.
+      noise: noise over the clipping norm; 0 for the method without privacy.
       chosen: clipping norm and step size.
       seeds: seeds of the runs.
       rounds: number of rounds.
       size: clients of a cohort; None for all of them in every round.
     """
-    began, problem = time.perf_counter(), setting()
-    clip, step = chosen
+    problem, (clip, step) = setting(), chosen
     algorithm = fh.algorithms.build(
         method,
         problem,
@@ -97,48 +98,62 @@ def measured(
         local_steps=5,
         weighting="uniform",
         clients_per_round=size,
+        compose=[fh.privacy.gaussian(clip=clip, noise=noise)],
     )
-    noise = 0.0
-    if target is not None:
-        n = problem.num_clients
-        noise = multiplier(target, rounds, size or n, n)
-        algorithm = fh.compose(algorithm, fh.privacy.gaussian(clip=clip, noise=noise))
     results = fh.simulate(algorithm, problem, seeds=seeds, rounds=rounds, eval_every=10**9)
-    last = results[0].record.metrics[-1]["info"]
+    # A run that diverged has no accuracy.
+    found = [result.record.final or 0.0 for result in results]
+    return found, results[0].record.metrics[-1]["info"].get("epsilon")
+
+
+def measured(
+    method: str, target: float | None, seeds: Sequence[int], rounds: int, size: int | None
+) -> dict[str, Any]:
+    """An arm of the study: the search, and the best setting on other seeds.
+
+    Args:
+      method: name of the method.
+      target: epsilon after the last round, or None for the method without privacy.
+      seeds: seeds of the reported runs.
+      rounds: number of rounds.
+      size: clients of a cohort; None for all of them in every round.
+    """
+    began, n = time.perf_counter(), setting().num_clients
+    noise = 0.0 if target is None else multiplier(target, rounds, size or n, n)
+    searched = {
+        chosen: accuracies(method, noise, chosen, [SEARCH_SEED], rounds, size)[0][0]
+        for chosen in candidates(target)
+    }
+    best = max(searched, key=searched.__getitem__)
+    accuracy, epsilon = accuracies(method, noise, best, seeds, rounds, size)
     return {
         "method": method,
         "target": target,
-        "clip": None if target is None else clip,
-        "step": step,
         "noise": noise,
-        "epsilon": last.get("epsilon"),
-        "accuracy": [result.record.final for result in results],
+        "clip": best[0],
+        "step": best[1],
+        "searched": [[*chosen, value] for chosen, value in searched.items()],
+        "epsilon": epsilon,
+        "accuracy": accuracy,
         "wall_s": time.perf_counter() - began,
     }
 
 
-def candidates(target: float | None) -> list[Setting]:
-    """The settings that are searched for an arm."""
-    if target is None:
-        return [(float("inf"), step) for step in PLAIN_STEPS]
-    return list(itertools.product(CLIPS, STEPS))
-
-
-def table(cells: Sequence[dict[str, Any]]) -> str:
-    """The reported cells in Markdown."""
+def table(arms: Sequence[dict[str, Any]]) -> str:
+    """The arms in Markdown."""
     lines = [
         "| method | epsilon | noise / clip | clip | step size | accuracy (%) | per seed |",
         "|---|---|---|---|---|---|---|",
     ]
-    for cell in cells:
-        values = 100 * np.asarray(cell["accuracy"], np.float64)
-        private = cell["target"] is not None
+    for arm in arms:
+        values = 100 * np.asarray(arm["accuracy"], np.float64)
+        private = arm["target"] is not None
         columns = [
-            cell["method"],
-            f"{cell['epsilon']:.2f}" if private else "-",
-            f"{cell['noise']:.2f}" if private else "-",
-            f"{cell['clip']:g}" if private else "-",
-            f"{cell['step']:g}",
+            arm["method"],
+            f"{arm['epsilon']:.2f}" if private else "-",
+            f"{arm['noise']:.2f}" if private else "-",
+            f"{arm['clip']:g}" if private else "-",
+            f"{arm['step']:g}",
             f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0:.1f}",
             ", ".join(f"{value:.1f}" for value in values),
         ]
@@ -147,43 +162,20 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def main(_: Sequence[str]) -> None:
-    """Searches, measures and prints the table."""
-    out, rounds, size = flags.FLAGS.out, flags.FLAGS.rounds, flags.FLAGS.cohort or None
-    arms = list(itertools.product(METHODS, TARGETS))
-
-    def label(method: str, target: float | None) -> str:
-        return f"{method}-{'plain' if target is None else f'{target:g}'}-{size or 'all'}-{rounds}"
-
-    def announce(name: str, cell: dict[str, Any]) -> None:
-        print(f"{name}: {cell['accuracy']}, {cell['wall_s']:.0f} s", flush=True)
-
-    tried = {
-        (method, target, chosen): f"{label(method, target)}-{chosen[0]:g}-{chosen[1]:g}"
-        for method, target in arms
-        for chosen in candidates(target)
-    }
-    searched = sweep(
-        {
-            name: functools.partial(measured, method, target, chosen, [SEARCH_SEED], rounds, size)
-            for (method, target, chosen), name in tried.items()
-        },
-        f"{out}/search",
-        announce,
-    )
-    best = {
-        (method, target): max(
-            candidates(target),
-            # A run that diverged has no accuracy.
-            key=lambda chosen: searched[tried[method, target, chosen]]["accuracy"][0] or 0.0,
-        )
-        for method, target in arms
-    }
+    """Measures the arms and prints the table."""
+    rounds, size = flags.FLAGS.rounds, flags.FLAGS.cohort or None
     seeds = [int(seed) for seed in flags.FLAGS.seeds]
     cells = {
-        label(*arm): functools.partial(measured, *arm, best[arm], seeds, rounds, size)
-        for arm in arms
+        f"{method}-{target or 'plain'}-{size or 'all'}-{rounds}": functools.partial(
+            measured, method, target, seeds, rounds, size
+        )
+        for target, method in itertools.product(TARGETS, METHODS)
     }
-    print(table(list(sweep(cells, f"{out}/reported", announce).values())))
+
+    def announce(name: str, arm: dict[str, Any]) -> None:
+        print(f"{name}: {arm['accuracy']}, {arm['wall_s']:.0f} s", flush=True)
+
+    print(table(list(sweep(cells, flags.FLAGS.out, announce).values())))
 
 
 if __name__ == "__main__":

@@ -58,12 +58,12 @@ def chunk_of(delta, *, mask=None, weight=None, seed=0):
 
 def test_updates_are_clipped_over_everything_that_a_client_sends():
     delta = {"a": jnp.array([[3.0, 0.0], [0.3, 0.0]]), "b": jnp.array([[4.0], [0.4]]), "c": None}
-    found, norms = mechanism.clipped(chunk_of(delta, weight=[7.0, 2.0]), 2.0)
+    found, norms = mechanism.clipped(chunk_of(delta, weight=[7.0, 0.0]), 2.0)
     np.testing.assert_allclose(norms, [5.0, 0.5])
     expected = {"a": jnp.array([[1.2, 0.0], [0.3, 0.0]]), "b": jnp.array([[1.6], [0.4]]), "c": None}
     chex.assert_trees_all_close(found.delta, expected, rtol=1e-6)
     np.testing.assert_array_equal(found.delta["a"][1], delta["a"][1])  # shorter ones stay exactly
-    np.testing.assert_array_equal(found.weight, [1.0, 1.0])
+    np.testing.assert_array_equal(mechanism.equal(found).weight, [1.0, 0.0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -354,6 +354,15 @@ def test_what_needs_a_mean_refuses_other_merges(step):
 
     with pytest.raises(InputError, match="and this method merges by a rule of its own"):
         simulation(FEDAVG, step, own)
+
+
+def test_weights_that_carry_a_rule_stay_with_local_noise_and_are_refused_with_central():
+    fedfix = functools.partial(fh.algorithms.fedfix, **OPTIONS, interval_s=0.12)
+    plain = trained(fedfix, rounds=1)
+    same = trained(fedfix, gaussian(clip=100.0, noise=0.0, central=False), rounds=1)
+    chex.assert_trees_all_close(same.variables, plain.variables, rtol=1e-6)
+    with pytest.raises(InputError, match="gives all clients equal weights in a mean"):
+        simulation(fedfix, gaussian(clip=100.0, noise=0.0))
 
 
 def test_running_statistics_are_refused_before_anything_compiles():

@@ -108,7 +108,7 @@ def _upload(
         return Limit(jnp.where(kept.sent > 0, moved, kept.clip), jnp.float32(0.0), jnp.float32(0.0))
 
     def change(kept: Limit, chunk: Chunk) -> tuple[Limit, Chunk]:
-        chunk, norms = mechanism.clipped(chunk, kept.clip)
+        chunk, norms = mechanism.clipped(mechanism.equal(chunk), kept.clip)
         within = jnp.sum(chunk.weight * (norms <= kept.clip).astype(jnp.float32))
         sent = kept.sent + jnp.sum(chunk.weight)
         return kept._replace(within=kept.within + within, sent=sent), chunk

@@ -19,12 +19,14 @@ def gaussian(
     r"""DP-FedAvg: updates of bounded norm, and Gaussian noise.
 
     Every update is scaled to the Euclidean norm C = `clip` at most, over all that the client sends;
-    coordinates that it does not train count as zero. All clients get equal weights, which no
-    client's number of samples moves. Then noise of the standard deviation `noise` C is added,
+    coordinates that it does not train count as zero. Then noise of the standard deviation `noise` C
+    is added,
 
-    * central: once to every coordinate of the sum of the updates, by a server that is trusted; the
-      mean is then taken as the method takes it, over the clients that train a coordinate.
-    * local: by each client to every coordinate that it trains, before it sends its update.
+    * central: once to every coordinate of the sum of the updates, by a server that is trusted. All
+      clients have equal weights, so that no number of samples moves the sum; the mean is taken as
+      the method takes it, over the clients that train a coordinate.
+    * local: by each client to every coordinate that it trains, before it sends its update; the
+      method merges as before.
 
     The step's row has `epsilon` after the step and `delta`. The unit of privacy is one client with
     all its samples; see `accounting.epsilon` for the neighbours. Amplification by sampling is
@@ -38,9 +40,11 @@ def gaussian(
 
     * masks that follow from data, as those of FedEL (importances);
     * whether an update was finite, because others are left out of the counts;
+    * with local noise, the numbers of samples by which a method weighs its clients;
     * what clients tell besides updates: losses for Oort, scores for TiFL, importances. A method
       that learns from any of these, and one whose plans look at its state, has `epsilon_updates` in
-      place of `epsilon`, which holds for the updates alone.
+      place of `epsilon`, which holds for the updates alone;
+    * the simulation itself: float32 noise of a generator that is not cryptographic.
 
     Args:
       clip: largest norm C of an update; inf for no limit, without noise only.
@@ -63,9 +67,9 @@ def gaussian(
 
     def change(kept: PyTree, chunk: Chunk) -> tuple[PyTree, Chunk]:
         chunk, _ = mechanism.clipped(chunk, clip)
-        if noise and not central:
-            chunk = mechanism.noised(chunk, noise * clip)
-        return kept, chunk
+        if central:
+            return kept, mechanism.equal(chunk)
+        return kept, mechanism.noised(chunk, noise * clip) if noise else chunk
 
     def noises(kept: PyTree, params: PyTree, key: jax.Array) -> PyTree:
         del kept

@@ -16,7 +16,7 @@ from fedjax_het.transforms.privacy.accounting import epsilon, require_accountant
 
 
 def clipped(chunk: Chunk, limit: jax.Array | float) -> tuple[Chunk, jax.Array]:
-    """Updates of at most this Euclidean norm over all that a client sends, with equal weights.
+    """Updates of at most this Euclidean norm over all that a client sends.
 
     An update so long that its square is not finite becomes zero.
 
@@ -25,7 +25,7 @@ def clipped(chunk: Chunk, limit: jax.Array | float) -> tuple[Chunk, jax.Array]:
       limit: largest norm, positive and finite.
 
     Returns:
-      The chunk, in which clients have the weights 1 or 0, and the norms before, float32[c].
+      The chunk, and the norms before, float32[c].
     """
     squares = [
         jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim)))
@@ -36,8 +36,12 @@ def clipped(chunk: Chunk, limit: jax.Array | float) -> tuple[Chunk, jax.Array]:
     delta = jax.tree.map(
         lambda leaf: leaf * scale.reshape((-1,) + (1,) * (leaf.ndim - 1)), chunk.delta
     )
-    weight = jnp.where(chunk.weight > 0, 1.0, 0.0)
-    return chunk._replace(delta=delta, weight=weight), norms
+    return chunk._replace(delta=delta), norms
+
+
+def equal(chunk: Chunk) -> Chunk:
+    """The chunk with the weight 1 for every client that counts."""
+    return chunk._replace(weight=jnp.where(chunk.weight > 0, 1.0, 0.0))
 
 
 def normal(params: PyTree, key: jax.Array, deviation: jax.Array | float) -> PyTree:
@@ -125,6 +129,12 @@ def checking(name: str, *, central: bool) -> Callable[[Algorithm, Problem], None
             f"{name} with the running statistics of model {model.name!r}",
             "protects updates only, and these averages of the samples are sent along with them",
             "build the model with norm='group', or with stats_policy='frozen'",
+        )
+        require(
+            algorithm.merge.mean or not central,
+            f"{name} of {algorithm.name}",
+            "gives all clients equal weights in a mean, and this method has another rule",
+            "use a method that merges by the mean (fedavg, fedpmt), or central=False",
         )
         require(
             not (central and pace.refills),
