@@ -29,7 +29,7 @@ from fedjax_het.contract import (
 )
 from fedjax_het.problem import Problem
 from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model, simulate
-from fedjax_het.transforms import compose, compress, pace, select, server
+from fedjax_het.transforms import compose, compress, pace, privacy, select, server
 
 __version__ = "0.1.0"
 
@@ -64,6 +64,7 @@ __all__ = [
     "models",
     "objectives",
     "pace",
+    "privacy",
     "report",
     "select",
     "selection",

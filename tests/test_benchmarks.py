@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from problems import digits_problem
 
+import fedjax_het as fh
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import precision, rounds, selection, training, winograd
-from benchmarks.reproduce import compression, dtfl_timing, fedel_energy, oort
+from benchmarks.reproduce import compression, dtfl_timing, fedel_energy, oort, privacy
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
@@ -329,3 +330,13 @@ def test_the_table_of_compressions_by_hand():
     assert plain.split(" | ")[2:8] == ["4.0", "50", "90 ± 14", "0.4 ± 0.0", "130 ± 42", "0.6 ± 0.3"]
     assert signs.split(" | ")[2:8] == ["0.5", "50", "20 ± 0", "0.1 ± 0.0", "", ""]
     assert signs.endswith(" | 33.3 ± 0.0 | 4.5, - |")
+
+
+def test_the_privacy_study_takes_the_least_noise_for_an_epsilon():
+    noise = privacy.multiplier(3.0, 30, 207, 207)
+    spent = [fh.privacy.epsilon(z, 30, 207**-1.1) for z in (noise, noise / 1.002)]
+    assert spent[0] <= 3.0 < spent[1]
+    assert len(privacy.candidates(None)) == len(privacy.candidates(3.0))
+    cell = {"method": "fedavg", "epsilon": 2.999, "noise": noise, "clip": 1.0, "step": 0.5}
+    text = privacy.table([{**cell, "target": 3.0, "accuracy": [0.5, 0.6]}])
+    assert text.splitlines()[2] == "| fedavg | 3.00 | 10.36 | 1 | 0.5 | 55.0 ± 7.1 | 50.0, 60.0 |"

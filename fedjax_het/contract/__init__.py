@@ -24,7 +24,7 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
-from fedjax_het.contract.uploads import Upload
+from fedjax_het.contract.uploads import Draw, Upload
 
 __all__ = [
     "Aggregator",
@@ -34,6 +34,7 @@ __all__ = [
     "Chunk",
     "ClientResult",
     "Closing",
+    "Draw",
     "Flight",
     "Interruptions",
     "Known",

@@ -14,6 +14,23 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.plan import Timing
 
 
+class Draw(NamedTuple):
+    """How the cohorts of a run are drawn.
+
+    Attributes:
+      size: number k of clients in a cohort.
+      clients: number n of all clients.
+      uniform: whether at every step every set of k of the n clients is equally likely.
+      learns: whether what clients tell besides their updates (losses, importances ...) has an
+        influence on later tasks or on the model.
+    """
+
+    size: int
+    clients: int
+    uniform: bool
+    learns: bool
+
+
 class Upload(NamedTuple):
     """One change of the updates of all clients (an attack, a compression, a limit of the norm).
 
@@ -25,25 +42,37 @@ class Upload(NamedTuple):
       keep: function `(variables, n) -> kept` for the first of the values that it keeps between the
         steps: a pytree of JAX arrays, e.g. with a row for each of the n clients. The merge then has
         buffers, see `Aggregator`. None keeps nothing, and `kept` is ().
-      renew: function `kept -> kept` at the start of every step; None changes nothing.
+      renew: function `(kept, key) -> kept` at the start of every step, with a typed key of this
+        step; None changes nothing.
       noise: function `(kept, params, key) -> noise` in the structure and shapes of the parameters,
         float32, which is added once to the sum of the updates; None adds nothing. It needs a merge
         that is a `mean` (`Aggregator`).
       price: function `(Timing, k) -> Timing` from the prices of the tasks to those with this
         upload, for a cohort of k clients; None if it costs nothing.
-      told: function `(round, k, n) -> numbers` to record with a step, from its number from 0, the
-        size of its cohort and the number of clients; None for none.
+      told: function `(round, Draw) -> numbers` to record with a step, from its number from 0;
+        None for none.
+      check: function `(Algorithm, Problem) -> None` that raises `InputError` if it cannot serve
+        this method on this problem; called before anything is compiled. None for no check.
       contracts: whether it makes no update longer, in the Euclidean norm.
+      bounds: whether it limits the norm of every update, so that what follows it must contract.
+      fills: whether it gives a value to every coordinate that a client trains, so that what an
+        earlier upload left out has to be sent after all.
+      hides: whether the server sees no update by itself, but only their sum. Nothing follows it,
+        and it needs a merge that is a `mean`.
     """
 
     name: str
     change: Callable[[PyTree, Any], tuple[PyTree, Any]]
     keep: Callable[[Any, int], PyTree] | None = None
-    renew: Callable[[PyTree], PyTree] | None = None
+    renew: Callable[[PyTree, jax.Array], PyTree] | None = None
     noise: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None
     price: Callable[[Timing, int], Timing] | None = None
-    told: Callable[[int, int, int], Mapping[str, Any]] | None = None
+    told: Callable[[int, Draw], Mapping[str, Any]] | None = None
+    check: Callable[[Any, Any], None] | None = None
     contracts: bool = True
+    bounds: bool = False
+    fills: bool = False
+    hides: bool = False
 
 
 def leaf_keys(key: jax.Array, tree: PyTree) -> PyTree:

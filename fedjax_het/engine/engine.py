@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(self, algorithm: Algorithm, resources: Resources):
         self._given, self.resources = algorithm, resources
-        self._algorithm = algorithm = attached(algorithm, resources.problem.num_clients)
+        self._algorithm = algorithm = attached(algorithm, resources.problem)
         kinds = {"train": training, "store": storing, "fetch": fetching}
         self._work = {kind: make(algorithm) for kind, make in kinds.items()}
         self._programs: dict[Any, Callable] = {}

@@ -10,7 +10,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.contract.plan import Timing
 from fedjax_het.fleet import jitter
 from fedjax_het.fleet.amounts import client_ids, device_column, device_groups, span, task_amount
-from fedjax_het.fleet.availability import Availability, always
+from fedjax_het.fleet.availability import Always, Availability, always
 from fedjax_het.fleet.bandwidth import TraceLink
 from fedjax_het.fleet.consistency import OnInterrupt, require_consistent
 from fedjax_het.fleet.membership import Membership
@@ -156,6 +156,11 @@ class Fleet:
     def has_batteries(self) -> bool:
         """Whether the charge of any device is limited."""
         return bool(np.isfinite(self.battery_joules).any())
+
+    @property
+    def always_on(self) -> bool:
+        """Whether every device takes part at all times."""
+        return isinstance(self.presence, Always) and not self.has_batteries
 
     @functools.cached_property
     def interrupts(self) -> bool:

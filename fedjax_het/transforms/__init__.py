@@ -1,6 +1,6 @@
 """Transformations of methods: each takes an algorithm and returns another."""
 
-from fedjax_het.transforms import compress, pace, select, server
+from fedjax_het.transforms import compress, pace, privacy, select, server
 from fedjax_het.transforms.compose import Transformation, compose
 from fedjax_het.transforms.nesting import Nested, nested
 from fedjax_het.transforms.plateau import on_plateau
@@ -13,6 +13,7 @@ __all__ = [
     "nested",
     "on_plateau",
     "pace",
+    "privacy",
     "select",
     "server",
 ]

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
-from fedjax_het.transforms import compress, pace, select, server
+from fedjax_het.transforms import compress, pace, privacy, select, server
 from fedjax_het.transforms.compose import Transformation
 
 _KINDS = {
     "compress": compress.COMPRESSIONS,
     "pace": pace.PACES,
+    "privacy": privacy.PRIVACY,
     "select": select.SELECTIONS,
     "server": server.SERVER,
 }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
+from fedjax_het.contract import selection
 from fedjax_het.contract.algorithm import (
     Aggregator,
     Algorithm,
@@ -18,7 +19,9 @@ from fedjax_het.contract.algorithm import (
 )
 from fedjax_het.contract.checks import check_memory
 from fedjax_het.contract.plan import Plan, Situation
-from fedjax_het.contract.uploads import Upload
+from fedjax_het.contract.selection import Selector
+from fedjax_het.contract.uploads import Draw, Upload
+from fedjax_het.problem import Problem
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.nesting import Nested, nested
 
@@ -68,12 +71,9 @@ def uploading(upload: Upload, option: str, **options: Any) -> Transformation:
             f"a method has one {option}",
             "leave one of them out",
         )
-        require(
-            upload.noise is None or algorithm.merge.mean,
-            f"{upload.name} of {algorithm.name}",
-            "adds its noise to a mean of the updates, and this method merges by a rule of its own",
-            "use a method that merges by the mean (fedavg, fedpmt)",
-        )
+        for earlier in algorithm.uploads:
+            _require_order(earlier, upload)
+        _require_mean(upload, algorithm)
         require(
             upload.keep is None or algorithm.merge.buffers is None,
             f"{upload.name} of {algorithm.name}",
@@ -86,20 +86,65 @@ def uploading(upload: Upload, option: str, **options: Any) -> Transformation:
     return transformation
 
 
-def attached(algorithm: Algorithm, num_clients: int) -> Algorithm:
+def _require_order(earlier: Upload, later: Upload) -> None:
+    """Raises `InputError` if an upload may not follow another one."""
+    require(
+        not earlier.hides,
+        f"{later.name} after {earlier.name}",
+        f"changes single updates, of which {earlier.name} shows the server only the sum",
+        f"put {earlier.name} last",
+    )
+    require(
+        later.contracts or not earlier.bounds,
+        f"{later.name} after {earlier.name}",
+        f"may make an update longer than {earlier.name} allows",
+        f"put {later.name} before {earlier.name}",
+    )
+    require(
+        not (later.fills and earlier.price is not None),
+        f"{later.name} after {earlier.name}",
+        f"gives a value to every coordinate, so that {earlier.name} would save no bytes",
+        "leave one of them out",
+    )
+
+
+def _require_mean(upload: Upload, algorithm: Algorithm) -> None:
+    """Raises `InputError` if an upload needs a mean of the updates and the merge is none."""
+    mean, what = algorithm.merge.mean, f"{upload.name} of {algorithm.name}"
+    remedy = "use a method that merges by the mean (fedavg, fedpmt), and no robust rule"
+    require(
+        upload.noise is None or mean,
+        what,
+        "adds its noise to a mean of the updates, and this method merges by a rule of its own",
+        remedy,
+    )
+    require(
+        not upload.hides or mean,
+        what,
+        "shows the server only sums of the updates, and this method merges by a rule of its own",
+        remedy,
+    )
+
+
+def attached(algorithm: Algorithm, problem: Problem) -> Algorithm:
     """The method with its uploads in its plan and merge; the engine runs this one.
 
     Args:
       algorithm: method; without uploads it is returned as it is.
-      num_clients: number n of clients.
+      problem: problem of the run.
 
     Raises:
-      InputError: if clients have a memory that the pace does not permit.
+      InputError: if an upload cannot serve this method on this problem, or if clients have a memory
+        that the pace does not permit.
     """
     check_memory(algorithm)
-    uploads = algorithm.uploads
+    uploads, num_clients = algorithm.uploads, problem.num_clients
     if not uploads:
         return algorithm
+    for upload in uploads:
+        _require_mean(upload, algorithm)
+        if upload.check is not None:
+            upload.check(algorithm, problem)
     outer = nested(algorithm)
 
     def init(variables: Variables, key: jax.Array) -> Nested:
@@ -114,19 +159,32 @@ def attached(algorithm: Algorithm, num_clients: int) -> Algorithm:
     attached = outer._replace(
         init=init, merge=_merge(algorithm, outer.merge), update=update, uploads=()
     )
-    return attached._replace(plan=_plan(algorithm, num_clients))
+    return attached._replace(plan=_plan(algorithm, draw_of(algorithm, problem)))
 
 
-def _plan(algorithm: Algorithm, num_clients: int) -> Any:
+def draw_of(algorithm: Algorithm, problem: Problem) -> Draw:
+    """The draw of the cohorts of a method on this problem."""
+    whole = not algorithm.pace.may_wait and problem.fleet.always_on
+    learns = (
+        isinstance(algorithm.select, Selector)
+        or algorithm.observe is not None
+        or not isinstance(algorithm.plan, Schedule)
+    )
+    uniform = whole and algorithm.select is selection.uniform
+    return Draw(algorithm.cohort_size, problem.num_clients, uniform, learns)
+
+
+def _plan(algorithm: Algorithm, draw: Draw) -> Any:
     """The method's plan with the prices of its uploads, and the numbers that they tell."""
 
     def amend(situation: Situation, plan: Plan) -> Plan:
-        info, count = dict(plan.info or {}), len(plan.clients)
+        # A selection may ask for the prices of more clients than it chooses.
+        info, count = dict(plan.info or {}), min(len(plan.clients), draw.size)
         for upload in algorithm.uploads:
             if upload.price is not None:
                 plan = plan._replace(timing=upload.price(plan.timing, count))
             if upload.told is not None:
-                info |= upload.told(situation.round, count, num_clients)
+                info |= upload.told(situation.round, draw)
         return plan._replace(info=info or None)
 
     inner = algorithm.plan
@@ -149,10 +207,11 @@ def _merge(algorithm: Algorithm, inner: Aggregator) -> Aggregator:
         sums, own = inner.init(state, variables, mask_shapes), state.own
         kept = []
         for i, (upload, before) in enumerate(zip(uploads, own.kept, strict=True)):
-            kept.append(before if upload.renew is None else upload.renew(before))
+            key = jax.random.fold_in(jax.random.fold_in(own.key, own.step), i)
+            renewing, noising = jax.random.split(key)
+            kept.append(before if upload.renew is None else upload.renew(before, renewing))
             if upload.noise is not None:
-                key = jax.random.fold_in(jax.random.fold_in(own.key, own.step), i)
-                noise = upload.noise(kept[i], variables.params, key)
+                noise = upload.noise(kept[i], variables.params, noising)
                 sums = sums._replace(num=jax.tree.map(jnp.add, sums.num, noise))
         return Passing(sums, tuple(kept))
 

@@ -145,7 +145,9 @@ def test_prices_and_numbers_of_uploads_reach_the_records():
         assert count == 4
         return timing.moving(bytes_up=timing.bytes_up // 4)
 
-    upload = scaling(1.0, price=price, told=lambda round, k, n: {"spent": round + k / n})
+    upload = scaling(
+        1.0, price=price, told=lambda round, draw: {"spent": round + draw.size / draw.clients}
+    )
     plain, found = trained(fh.algorithms.fedavg), trained(fh.algorithms.fedavg, upload)
     chex.assert_trees_all_equal(found.variables, plain.variables)
     before, after = plain.record.clients, found.record.clients
