@@ -29,7 +29,7 @@ from fedjax_het.contract import (
 )
 from fedjax_het.problem import Problem
 from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model, simulate
-from fedjax_het.transforms import compose, select
+from fedjax_het.transforms import attack, compose, robust, select
 
 __version__ = "0.1.0"
 
@@ -52,6 +52,7 @@ __all__ = [
     "__version__",
     "aggregation",
     "algorithms",
+    "attack",
     "clock",
     "compose",
     "contract",
@@ -63,6 +64,7 @@ __all__ = [
     "models",
     "objectives",
     "report",
+    "robust",
     "select",
     "selection",
     "simulate",

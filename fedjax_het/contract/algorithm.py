@@ -179,6 +179,10 @@ class Aggregator(NamedTuple):
       mean: whether it is the mean of the updates over the clients that train a coordinate, weighted
         by `Chunk.weight`, so that another rule may stand in its place. `init` then returns
         `aggregation.Sums`.
+      sized: function `(tasks, shapes) -> Aggregator` of a merge that keeps the updates of a step
+        apart: the merge for at most so many tasks of a model with these shapes of `Variables`. It
+        raises `InputError` if they need too much memory. The engine calls it, when the cohort and
+        the pace of the method are known. None for a merge that needs no such number.
     """
 
     init: Callable[..., PyTree]
@@ -186,6 +190,7 @@ class Aggregator(NamedTuple):
     finalize: Callable[[PyTree, Variables, PyTree], Merged]
     buffers: Buffers | None = None
     mean: bool = False
+    sized: "Callable[[int, Variables], Aggregator] | None" = None
 
 
 class Report(NamedTuple):
@@ -298,6 +303,12 @@ class Algorithm(NamedTuple):
         """Whether tasks may span merges: the pace leaves some waiting, or the merge has buffers."""
         kept = self.merge.buffers is not None or any(each.keep for each in self.uploads)
         return self.pace.may_wait or kept
+
+    @property
+    def most_tasks(self) -> int:
+        """Largest number of tasks that a merge may find, arrived or still at work."""
+        # While a refilling pace waits, there are arrived tasks as well as running ones.
+        return self.cohort_size * (2 if self.pace.refills else 1)
 
     @property
     def plans_ahead(self) -> bool:

@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(self, algorithm: Algorithm, resources: Resources):
         self._given, self.resources = algorithm, resources
-        self._algorithm = algorithm = attached(algorithm, resources.problem.num_clients)
+        self._algorithm = algorithm = attached(algorithm, resources.problem)
         self._work = {
             "train": training(algorithm),
             "store": storing(algorithm),

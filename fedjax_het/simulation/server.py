@@ -118,8 +118,7 @@ class Server:
         self._routes = self._engine.resources.routes(known)
         self._table: DispatchTable | None = None
         if algorithm.overlaps:
-            # While a refilling pace waits, the table holds arrived tasks as well as running ones.
-            most = algorithm.cohort_size * (2 if algorithm.pace.refills else 1)
+            most = algorithm.most_tasks
             lone = algorithm.observe is None and algorithm.merge.buffers is None
             self._table = DispatchTable(
                 self._engine, self._routes, self._round_key, most, lone=lone and not self._debug

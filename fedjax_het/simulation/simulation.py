@@ -77,7 +77,7 @@ class Simulation:
             f"must have been made for this {algorithm.name}, whose steps are in its programs",
             "leave it out, or make it with `make_engine(algorithm, problem)`",
         )
-        algorithm = attached(algorithm, problem.num_clients)
+        algorithm = attached(algorithm, problem)
         self._algorithm, self._problem = algorithm, problem
         self._assessment = Assessment(algorithm, problem, chosen)
         self._pending: tuple[PendingRecords, dict[str, Any]] | None = None

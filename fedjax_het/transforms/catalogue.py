@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
-from fedjax_het.transforms import select
+from fedjax_het.transforms import attack, robust, select
 from fedjax_het.transforms.compose import Transformation
 
-_KINDS = {"select": select.SELECTIONS}
+_KINDS = {
+    "attack": attack.ATTACKS,
+    "robust": robust.ROBUST,
+    "select": select.SELECTIONS,
+}
 
 # Factories of transformations, e.g. "select.oort".
 TRANSFORMATIONS: dict[str, Callable[..., Transformation]] = {

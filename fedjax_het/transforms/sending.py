@@ -18,6 +18,7 @@ from fedjax_het.contract.algorithm import (
 )
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.contract.uploads import Upload
+from fedjax_het.problem import Problem
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.nesting import Nested, nested
 
@@ -85,13 +86,20 @@ def uploading(upload: Upload, option: str, **options: Any) -> Transformation:
     return transformation
 
 
-def attached(algorithm: Algorithm, num_clients: int) -> Algorithm:
+def attached(algorithm: Algorithm, problem: Problem) -> Algorithm:
     """The method with its uploads in its plan and merge; the engine runs this one.
 
     Args:
-      algorithm: method; without uploads it is returned as it is.
-      num_clients: number n of clients.
+      algorithm: method; without uploads, and with a merge that only sums, it is returned as it is.
+      problem: its problem.
+
+    Raises:
+      InputError: if the merge needs too much memory; see `Aggregator.sized`.
     """
+    num_clients, merge = problem.num_clients, algorithm.merge
+    if merge.sized is not None:
+        merge = merge.sized(algorithm.most_tasks, problem.model.shapes)
+        algorithm = algorithm._replace(merge=merge)
     uploads = algorithm.uploads
     if not uploads:
         return algorithm
