@@ -125,7 +125,7 @@ def test_the_saved_configuration_is_resolved_and_says_where_it_ran(run):
         "clients_per_round": None,
         "weighting": "samples",
         "select": None,
-        "compose": (),
+        "compose": None,
     }
     assert (saved["run"]["rounds"], saved["run"]["eval_every"]) == (2, 1)
     assert saved["cost"]["parameters"] == 64 * 8 + 8 + 8 * 10 + 10

@@ -105,6 +105,7 @@ PUBLIC = {
         "Task",
         "Term",
         "Timing",
+        "Upload",
         "Variables",
         "aggregation",
         "clock",
@@ -228,7 +229,6 @@ PUBLIC = {
     "fedjax_het.transforms.robust": ["ROBUST", "krum", "median", "norm_bound", "trimmed_mean"],
     "fedjax_het.transforms.select": [
         "SELECTIONS",
-        "build",
         "fedcs",
         "oort",
         "power_of_choice",

@@ -37,7 +37,7 @@ class CompositionOptions:
     """
 
     select: Choice | None = None
-    compose: Sequence[Choice] = ()
+    compose: Sequence[Choice] | None = None
 
 
 # Options that a method of a comparison takes over from another one.
@@ -82,8 +82,10 @@ def _register(factory: _Made, options: type) -> _Made:
     )
 
     @functools.wraps(factory)
-    def recorded(*arguments: Any, select: Any = None, compose: Any = (), **given: Any) -> Algorithm:
-        steps = [named(each, TRANSFORMATIONS, "transformation") for each in compose]
+    def recorded(
+        *arguments: Any, select: Any = None, compose: Any = None, **given: Any
+    ) -> Algorithm:
+        steps = [named(each, TRANSFORMATIONS, "transformation") for each in compose or ()]
         selecting = [] if select is None else [named(select, SELECTIONS, "select")]
         algorithm = factory(*arguments, **given)
         known = parameters(*_signatures(name))

@@ -33,7 +33,7 @@ def named(
         isinstance(name, str),
         f"{what} without a name, {sorted(options)}",
         f"must have a name, one of {', '.join(factories)}",
-        f"e.g. {{'name': {next(iter(factories))!r}}}",
+        f"add it, e.g. 'name': {next(iter(factories))!r}",
     )
     require_known(name, factories, what)
     check_options(options, f"option of {what} {name!r}", factories[name])

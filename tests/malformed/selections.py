@@ -35,7 +35,7 @@ def without_owners(here: object) -> None:
 
 CASES: list[Case] = [
     (selected("ort"), "select 'ort' | must be one of fedcs, oort | did you mean 'oort'?"),
-    (selected({"cut": 0.7}), "without a name, ['cut'] | must have a name | 'name': 'oort'"),
+    (selected({"cut": 0.7}), "without a name, ['cut'] | must have a name | add it, e.g. 'name'"),
     (selected({"name": "oort", "cutoff": 1}), "select 'oort' 'cutoff' | must be one of | 'cut'"),
     (selected({"name": "oort", "cut": 2.0}), "cut = 2.0 | must lie in (0, 1] | 0.95"),
     (selected({"name": "oort", "exploration": -1}), "exploration = -1 | [0, 1] | leave it out"),
