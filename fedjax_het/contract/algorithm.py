@@ -29,6 +29,9 @@ from fedjax_het.contract.uploads import Upload
 
 Array = jax.Array
 
+# `Algorithm.sends` of a method whose clients send no parameters.
+LOGITS = "features and logits"
+
 
 class Variables(NamedTuple):
     """The parameters and running statistics of a model, in the order of its blocks.
@@ -274,7 +277,8 @@ class Algorithm(NamedTuple):
         for a method that plans nothing ahead.
       uploads: changes of the updates on their way to the merge, in their order.
       sends: what a client sends to the server; changes of updates are refused by a method whose
-        clients send something else than their "updates".
+        clients send something else than their "updates", and attacks on parameters by one whose
+        clients send `LOGITS`.
       options: resolved options of the method's factory in JSON types, which belong to the identity
         of a run; `algorithms.register` sets them. None for a method that nobody registered.
     """

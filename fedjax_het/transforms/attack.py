@@ -4,7 +4,7 @@ An attacker replaces the update of its parameters. Its loss, its running statist
 reports besides (importances ...) stay true. An attack therefore works with every method, pace and
 execution, and comes before all that happens to updates on their way. In split training the update
 includes the part that the server trains on the client's behalf: there an attack is worse than a
-client alone could mount.
+client alone could mount. FedGKT, whose clients send no parameters, refuses attacks.
 
 Wrong labels are an attack on the data: `fedjax_het.data.flip_labels`.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
-from fedjax_het.contract.algorithm import Algorithm, ClientResult, Task, Variables
+from fedjax_het.contract.algorithm import LOGITS, Algorithm, ClientResult, Task, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.uploads import leaf_keys
 from fedjax_het.data.attackers import chosen, require_chosen
@@ -143,6 +143,12 @@ def _attack(
     told = {"name": name, **options, "clients": ids, "share": share, "seed": seed}
 
     def transformation(algorithm: Algorithm) -> Algorithm:
+        require(
+            algorithm.sends != LOGITS,
+            f"attack.{name} of {algorithm.name}",
+            f"changes parameters, but its clients send {algorithm.sends}",
+            "flip labels instead (data.flip_labels)",
+        )
         honest = algorithm.local
 
         def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
