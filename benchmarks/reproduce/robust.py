@@ -2,10 +2,10 @@
 
     python -m benchmarks.reproduce.robust --out=runs/robust
 
-Ten clients, of which two attack (the same in all seeds), take part in every round with 5 local steps of 20. The data is
-scikit-learn's digits (Dirichlet 1.0) or FEMNIST (190 writers at 14 x 14, 19 writers a client), the
-network has two hidden layers of 64. Results are written to one JSON file per run; a run with a file
-is not repeated. The tables are printed from the files.
+Ten clients, of which two attack (the same in all seeds), take part in every round with 5 local
+steps of 20. The data is scikit-learn's digits (Dirichlet 1.0) or FEMNIST (190 writers at 14 x 14,
+19 writers a client), the network has two hidden layers of 64. Results are written to one JSON file
+per run; a run with a file is not repeated. The tables are printed from the files.
 """
 
 import functools

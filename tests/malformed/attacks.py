@@ -42,7 +42,7 @@ CASES: list[Case] = [
     (composed("robust.median", memory_bytes=0), "memory_bytes = 0 | must be positive | leave it"),
     (
         too_large,
-        "robust.median with | for the updates of 4 tasks | memory_bytes = 100 | norm_bound",
+        "bytes for the updates of 4 tasks | memory_bytes = 100 | norm_bound",
     ),
     (
         method("fednova", compose=["robust.median"]),
