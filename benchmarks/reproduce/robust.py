@@ -114,8 +114,7 @@ def tables(found: Mapping[str, Any]) -> list[str]:
         lines.append("|---" * (2 + len(ATTACKS)) + "|")
         for method, rules in STUDY[name].items():
             for rule in rules:
-                ends = [of(name, method, attacked, rule) for attacked in ATTACKS]
-                cells = [f"{np.mean(e):.1f} ± {np.std(e, ddof=1):.1f}" for e in ends]
+                cells = [_cell(of(name, method, attacked, rule)) for attacked in ATTACKS]
                 lines.append(f"| {method} | {rule} | {' | '.join(cells)} |")
         for method in STUDY[name]:
             whole = of(name, method, "none", "mean")
@@ -125,6 +124,11 @@ def tables(found: Mapping[str, Any]) -> list[str]:
                 each = ", ".join(f"{points:.1f}" for points in lost)
                 lines.append(f"check: {attacked} {verdict} the mean of {method}: {each} points")
     return lines
+
+
+def _cell(ends: np.ndarray) -> str:
+    """Mean and standard deviation over seeds; one seed has no deviation."""
+    return f"{np.mean(ends):.1f}" + (f" ± {np.std(ends, ddof=1):.1f}" if len(ends) > 1 else "")
 
 
 def main(_: Sequence[str]) -> None:

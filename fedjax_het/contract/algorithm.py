@@ -166,7 +166,7 @@ class Buffers(NamedTuple):
 
 
 class Aggregator(NamedTuple):
-    """A streaming merge: its memory does not grow with the cohort.
+    """A streaming merge: unless it is `sized`, its memory does not grow with the cohort.
 
     Attributes:
       init: function `(state, variables, mask_shapes) -> acc`; `mask_shapes` is one client's mask as

@@ -12,10 +12,9 @@ def krum(*, attackers: int, keep: int = 1, memory_bytes: float = MEMORY_BYTES) -
     r"""Krum: the update closest to its neighbours, in place of the mean of the updates.
 
     The score of a client is the sum of its squared distances to the m - f - 2 closest of the m
-    clients whose updates are merged. The clients of the smallest scores are kept (at equal scores
-    the first of the plan), and the new model is the plain mean of their updates, per coordinate
-    over those that train it. Weights have no effect. Running statistics get the mean of the same
-    clients.
+    clients whose updates are merged. The clients of the smallest scores are kept, and the new model
+    is the plain mean of their updates, per coordinate over those that train it. Weights have no
+    effect. Running statistics get the mean of the same clients.
 
     The distance of two clients that train different parts is the mean squared difference over the
     coordinates that both train: a sum would bring those close together that share little. Clients
