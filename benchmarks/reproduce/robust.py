@@ -35,7 +35,7 @@ LIMIT = 0.5
 # FedPMT's devices train the head, all but the first layer, or everything.
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {},
-    "fedpmt": {"capacity": np.resize([0.45, 0.75, 1.0], CLIENTS).tolist()},
+    "fedpmt": {"capacity": np.resize([0.55, 0.75, 1.0], CLIENTS).tolist()},
     "prfl": pr_fl.CONTROL,
 }
 RULES: dict[str, Callable[[], Transformation] | None] = {
