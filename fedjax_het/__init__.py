@@ -29,7 +29,16 @@ from fedjax_het.contract import (
 )
 from fedjax_het.problem import Problem
 from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model, simulate
-from fedjax_het.transforms import compose, compress, pace, privacy, select, server
+from fedjax_het.transforms import (
+    attack,
+    compose,
+    compress,
+    pace,
+    privacy,
+    robust,
+    select,
+    server,
+)
 
 __version__ = "0.1.0"
 
@@ -52,6 +61,7 @@ __all__ = [
     "__version__",
     "aggregation",
     "algorithms",
+    "attack",
     "clock",
     "compose",
     "compress",
@@ -66,6 +76,7 @@ __all__ = [
     "pace",
     "privacy",
     "report",
+    "robust",
     "select",
     "selection",
     "server",

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from malformed import (
+    attacks,
     configs,
     devices,
     files,
@@ -23,6 +24,7 @@ from malformed import (
 from fedjax_het.common.errors import InputError
 
 GROUPS = (
+    attacks,
     configs,
     samples,
     devices,

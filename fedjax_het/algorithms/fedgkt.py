@@ -13,6 +13,7 @@ from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import (
+    LOGITS,
     Aggregator,
     Algorithm,
     Chunk,
@@ -189,7 +190,7 @@ def fedgkt(
         ),
         evaluated=evaluated,
         replaces=True,
-        sends="features and logits",
+        sends=LOGITS,
     )
 
 

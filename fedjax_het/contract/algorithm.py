@@ -30,6 +30,9 @@ from fedjax_het.contract.uploads import Upload
 
 Array = jax.Array
 
+# `Algorithm.sends` of a method whose clients send no parameters.
+LOGITS = "features and logits"
+
 
 class Variables(NamedTuple):
     """The parameters and running statistics of a model, in the order of its blocks.
@@ -187,7 +190,7 @@ class Buffers(NamedTuple):
 
 
 class Aggregator(NamedTuple):
-    """A streaming merge: its memory does not grow with the cohort.
+    """A streaming merge: unless it is `sized`, its memory does not grow with the cohort.
 
     Attributes:
       init: function `(state, variables, mask_shapes) -> acc`; `mask_shapes` is one client's mask as
@@ -203,6 +206,10 @@ class Aggregator(NamedTuple):
       mean: whether it is the mean of the updates over the clients that train a coordinate, weighted
         by `Chunk.weight`, so that another rule may stand in its place. `init` then returns
         `aggregation.Sums`.
+      sized: function `(tasks, shapes) -> Aggregator` of a merge that keeps the updates of a step
+        apart: the merge for at most so many tasks of a model with these shapes of `Variables`. It
+        raises `InputError` if they need too much memory. The engine calls it, when the cohort and
+        the pace of the method are known. None for a merge that needs no such number.
     """
 
     init: Callable[..., PyTree]
@@ -210,6 +217,7 @@ class Aggregator(NamedTuple):
     finalize: Callable[[PyTree, Variables, PyTree], Merged]
     buffers: Buffers | None = None
     mean: bool = False
+    sized: "Callable[[int, Variables], Aggregator] | None" = None
 
     @property
     def memory(self) -> Memory | None:
@@ -305,7 +313,8 @@ class Algorithm(NamedTuple):
       uploads: changes of the updates on their way to the merge, in their order.
       replaces: whether `observe` may replace the model (a roll-back, training on the server).
       sends: what a client sends to the server; changes of updates are refused by a method whose
-        clients send something else than their "updates".
+        clients send something else than their "updates", and attacks on parameters by one whose
+        clients send `LOGITS`.
       options: resolved options of the method's factory in JSON types, which belong to the identity
         of a run; `algorithms.register` sets them. None for a method that nobody registered.
     """
@@ -336,6 +345,12 @@ class Algorithm(NamedTuple):
         """Whether tasks may span merges: the pace leaves some waiting, or the merge has buffers."""
         kept = self.merge.buffers is not None or any(each.keep for each in self.uploads)
         return self.pace.may_wait or kept
+
+    @property
+    def most_tasks(self) -> int:
+        """Largest number of tasks that a merge may find, arrived or still at work."""
+        # While a refilling pace waits, there are arrived tasks as well as running ones.
+        return self.cohort_size * (2 if self.pace.refills else 1)
 
     @property
     def plans_ahead(self) -> bool:

@@ -1,5 +1,6 @@
 """Federated data: sources, partitions, and mini-batches inside the compiled program."""
 
+from fedjax_het.data.attackers import flip_labels
 from fedjax_het.data.batches import Batch, DeviceData, Pipeline, gather, prepare, steps_per_epoch
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.load import load_federated
@@ -26,6 +27,7 @@ __all__ = [
     "RawData",
     "contiguous",
     "dirichlet",
+    "flip_labels",
     "from_arrays",
     "gather",
     "iid",

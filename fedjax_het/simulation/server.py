@@ -104,10 +104,8 @@ class Server:
         self._routes = self._engine.resources.routes(known)
         self._table: DispatchTable | None = None
         if algorithm.overlaps:
-            # While a refilling pace waits, the table holds arrived tasks as well as running ones.
-            most = algorithm.cohort_size * (2 if algorithm.pace.refills else 1)
             parts = (self._engine, self._routes, self._round_key)
-            self._table = DispatchTable(*parts, most, algorithm)
+            self._table = DispatchTable(*parts, algorithm.most_tasks, algorithm)
 
     def look_ahead(self, ends: Ends, stops: Ends) -> None:
         """Plans ahead while the device computes, as far as this does not change the results.

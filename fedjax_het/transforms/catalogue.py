@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 
-from fedjax_het.transforms import compress, pace, privacy, select, server
+from fedjax_het.transforms import attack, compress, pace, privacy, robust, select, server
 from fedjax_het.transforms.compose import Transformation
 
 _KINDS = {
+    "attack": attack.ATTACKS,
     "compress": compress.COMPRESSIONS,
     "pace": pace.PACES,
     "privacy": privacy.PRIVACY,
+    "robust": robust.ROBUST,
     "select": select.SELECTIONS,
     "server": server.SERVER,
 }

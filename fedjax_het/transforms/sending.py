@@ -130,15 +130,19 @@ def attached(algorithm: Algorithm, problem: Problem) -> Algorithm:
     """The method with its uploads in its plan and merge; the engine runs this one.
 
     Args:
-      algorithm: method; without uploads it is returned as it is.
+      algorithm: method; without uploads, and with a merge that only sums, it is returned as it is.
       problem: problem of the run.
 
     Raises:
-      InputError: if an upload cannot serve this method on this problem, or if clients have a memory
-        that the pace does not permit.
+      InputError: if an upload cannot serve this method on this problem, if clients have a memory
+        that the pace does not permit, or if the merge needs too much memory (`Aggregator.sized`).
     """
     check_memory(algorithm)
-    uploads, num_clients = algorithm.uploads, problem.num_clients
+    num_clients, merge = problem.num_clients, algorithm.merge
+    if merge.sized is not None:
+        merge = merge.sized(algorithm.most_tasks, problem.model.shapes)
+        algorithm = algorithm._replace(merge=merge)
+    uploads = algorithm.uploads
     if not uploads:
         return algorithm
     for upload in uploads:

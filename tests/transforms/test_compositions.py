@@ -26,6 +26,12 @@ from fedjax_het.transforms.named import named
 
 # Options of the transformations that need some, or that would do nothing on the small problems.
 OPTIONS = {
+    "attack.noise": {"deviation": 0.1, "share": 0.5},
+    "attack.scaled": {"factor": -2.0, "share": 0.5},
+    "attack.sign_flip": {"share": 0.5},
+    "robust.krum": {"attackers": 0, "keep": 2},
+    "robust.norm_bound": {"limit": 0.1},
+    "robust.trimmed_mean": {"share": 0.3},
     "select.fedcs": {"deadline_s": 1000.0},
     "select.power_of_choice": {"d": 6},
     "select.tifl": {"tiers": 2, "interval": 1},
