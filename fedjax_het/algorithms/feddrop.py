@@ -15,11 +15,11 @@ from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, ClientResult, Schedule, Task, Variables
+from fedjax_het.contract.algorithm import Algorithm, ClientResult, Task, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.data.batches import DeviceData
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.base import BlockModel

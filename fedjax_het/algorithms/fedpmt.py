@@ -13,10 +13,10 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Schedule
+from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.problem import Problem
 

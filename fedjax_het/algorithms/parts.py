@@ -9,11 +9,11 @@ from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Merged, Schedule, Variables
+from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
 from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.contract.plan import Plan, Schedule, Situation, Timing
 from fedjax_het.fleet.cost import price
 from fedjax_het.problem import Problem
 

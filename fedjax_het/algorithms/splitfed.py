@@ -7,10 +7,10 @@ import numpy as np
 from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
-from fedjax_het.contract.algorithm import Algorithm, Schedule
+from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.fleet import splits
 from fedjax_het.problem import Problem
 from fedjax_het.transforms.plateau import on_plateau

@@ -15,14 +15,13 @@ from fedjax_het.contract.algorithm import (
     Memory,
     Merged,
     Report,
-    Schedule,
     Task,
     Variables,
 )
 from fedjax_het.contract.clock import Closing, Flight, Interruptions, Pace, Status
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.contract.plan import Plan, Schedule, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
 from fedjax_het.contract.uploads import Draw, Upload
 

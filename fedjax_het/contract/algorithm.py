@@ -14,7 +14,6 @@ NumPy leaves are on the host, keep their precision and are changed by `plan` and
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ import numpy as np
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.preview import Preview
 from fedjax_het.contract.selection import Select, Selector, uniform
 from fedjax_het.contract.uploads import Upload
@@ -251,28 +250,6 @@ class Report(NamedTuple):
     staleness: np.ndarray
     client_info: PyTree
     info: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A plan that depends on nothing that is learned: not on the model, the state or a score.
-
-    If `Algorithm.plan` is a `Schedule`, `observe` is None and `select` is no `Selector`, batches of
-    rounds are planned first and then run in one program, without returning to the host in between.
-    A plan of any other type is called before every round.
-
-    Attributes:
-      tasks: function `(Situation) -> Plan`.
-    """
-
-    tasks: Callable[[Situation], Plan]
-
-    def __call__(
-        self, state: PyTree, variables: Variables, situation: Situation
-    ) -> tuple[Plan, PyTree]:
-        """The function `Algorithm.plan`."""
-        del variables
-        return self.tasks(situation), state
 
 
 # `(state, variables, Report) -> (state, variables, info)`; see `Algorithm.observe`.

@@ -1,6 +1,7 @@
 """A plan: the tasks of the clients of a round, and their prices on the virtual clock."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -124,3 +125,25 @@ class Situation(NamedTuple):
     key: jax.Array
     rng: np.random.Generator
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A plan that depends on nothing that is learned: not on the model, the state or a score.
+
+    If `Algorithm.plan` is a `Schedule`, `observe` is None and `select` is no `Selector`, batches of
+    rounds are planned first and then run in one program, without returning to the host in between.
+    A plan of any other type is called before every round.
+
+    Attributes:
+      tasks: function `(Situation) -> Plan`.
+    """
+
+    tasks: Callable[[Situation], Plan]
+
+    def __call__(
+        self, state: PyTree, variables: PyTree, situation: Situation
+    ) -> tuple[Plan, PyTree]:
+        """The function `Algorithm.plan`."""
+        del variables
+        return self.tasks(situation), state

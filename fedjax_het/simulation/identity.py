@@ -10,7 +10,8 @@ from absl import logging
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import jsonable
-from fedjax_het.contract.algorithm import Algorithm, Schedule
+from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.plan import Schedule
 from fedjax_het.contract.selection import Selector
 from fedjax_het.data.batches import Batch
 from fedjax_het.models.structure import structure

@@ -3,14 +3,8 @@
 from typing import Any, NamedTuple
 
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract.algorithm import (
-    Algorithm,
-    Merged,
-    Report,
-    Schedule,
-    Variables,
-)
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.algorithm import Algorithm, Merged, Report, Variables
+from fedjax_het.contract.plan import Plan, Schedule, Situation
 
 
 class Nested(NamedTuple):

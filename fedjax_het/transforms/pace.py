@@ -17,10 +17,10 @@ from typing import Any, Literal
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import clock
-from fedjax_het.contract.algorithm import Algorithm, Schedule, Variables
+from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.staleness import capped, discount, discounted
 from fedjax_het.transforms.compose import Transformation
 

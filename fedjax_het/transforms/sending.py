@@ -8,17 +8,9 @@ import jax.numpy as jnp
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import selection
-from fedjax_het.contract.algorithm import (
-    Aggregator,
-    Algorithm,
-    Buffers,
-    Chunk,
-    Merged,
-    Schedule,
-    Variables,
-)
+from fedjax_het.contract.algorithm import Aggregator, Algorithm, Buffers, Chunk, Merged, Variables
 from fedjax_het.contract.checks import check_memory
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.selection import Selector
 from fedjax_het.contract.uploads import Draw, Upload
 from fedjax_het.problem import Problem

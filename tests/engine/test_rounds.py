@@ -12,7 +12,8 @@ from problems import assert_close, digits_problem, fleet, one_by_one, scalar_pro
 
 from fedjax_het.algorithms import build, parts
 from fedjax_het.common.errors import InputError
-from fedjax_het.contract.algorithm import ClientResult, Schedule
+from fedjax_het.contract.algorithm import ClientResult
+from fedjax_het.contract.plan import Schedule
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.problem import Problem
 from fedjax_het.simulation import simulation

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from problems import differ, digits_problem, nudge
 
-from fedjax_het.contract.algorithm import Schedule
 from fedjax_het.contract.clock import arrivals
+from fedjax_het.contract.plan import Schedule
 from fedjax_het.simulation.simulate import simulate
 
 ROUNDS, SEED = 5, 3

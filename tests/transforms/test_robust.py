@@ -21,8 +21,9 @@ from problems import (
 
 import fedjax_het as fh
 from fedjax_het.common.errors import InputError
-from fedjax_het.contract.algorithm import Schedule, Variables
+from fedjax_het.contract.algorithm import Variables
 from fedjax_het.contract.clock import arrivals
+from fedjax_het.contract.plan import Schedule
 from fedjax_het.contract.uploads import Upload
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.simulation.evaluation import Evaluator

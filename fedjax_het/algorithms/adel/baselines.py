@@ -31,10 +31,10 @@ from fedjax_het.algorithms.adel.workload import (
 from fedjax_het.algorithms.registry import register
 from fedjax_het.common.errors import require
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Algorithm, Report, Schedule, Variables
+from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import barrier, deadline
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.preview import Preview
 from fedjax_het.problem import Problem
 
