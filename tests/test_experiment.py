@@ -126,6 +126,7 @@ def test_the_saved_configuration_is_resolved_and_says_where_it_ran(run):
         "weighting": "samples",
         "select": None,
         "compose": None,
+        "proximal": 0.0,
     }
     assert (saved["run"]["rounds"], saved["run"]["eval_every"]) == (2, 1)
     assert saved["cost"]["parameters"] == 64 * 8 + 8 + 8 * 10 + 10

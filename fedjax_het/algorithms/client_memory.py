@@ -9,6 +9,9 @@ from fedjax_het.contract.algorithm import Chunk
 from fedjax_het.fleet.flops import tree_bytes
 from fedjax_het.problem import Problem
 
+# Why tasks of such methods may not overlap, see `Paces`.
+LAST_STEP = "its clients read what the merge kept of them, which must be that of the last step"
+
 
 def require_room(problem: Problem, method: str, memory_bytes: float) -> None:
     """Raises `InputError` unless a row of the model's size per client fits into `memory_bytes`."""

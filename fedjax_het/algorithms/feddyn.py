@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.algorithms import parts
-from fedjax_het.algorithms.client_memory import added, no_rows, require_room, row_of
+from fedjax_het.algorithms.client_memory import LAST_STEP, added, no_rows, require_room, row_of
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require
@@ -24,6 +24,7 @@ from fedjax_het.contract.algorithm import (
     Variables,
 )
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.paces import Paces
 from fedjax_het.problem import Problem
 
 
@@ -105,7 +106,9 @@ def feddyn(
     relative = parts.relative_weights(problem, options)
     base = parts.full_model("feddyn", problem, options, pace=barrier(), kept=1, amend=relative)
     local = options.local_update(problem, proximal=alpha, linear=pull_back)
-    return base._replace(init=init, local=local, merge=_merge(like, alpha), update=update)
+    paces = Paces(overlap=LAST_STEP)
+    merge = _merge(like, alpha)
+    return base._replace(init=init, local=local, merge=merge, update=update, paces=paces)
 
 
 def _merge(like: PyTree, alpha: float) -> Aggregator:

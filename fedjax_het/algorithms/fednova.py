@@ -7,7 +7,6 @@ from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import barrier
-from fedjax_het.contract.paces import Paces
 from fedjax_het.problem import Problem
 from fedjax_het.transforms import server
 
@@ -24,4 +23,4 @@ def fednova(problem: Problem, **training: Unpack[TrainingKeywords]) -> Algorithm
       Wang et al., *Tackling the Objective Inconsistency Problem*, 2020, for plain SGD.
     """
     base = full_model("fednova", problem, TrainingOptions.parse(training), pace=barrier())
-    return server.normalised()(base._replace(paces=Paces(overlap=True)))
+    return server.normalised()(base)

@@ -15,10 +15,12 @@ from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_options
 from fedjax_het.common.types import PyTree
+from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean, plain_mean
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Report, Task, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Selector
 from fedjax_het.data.batches import DeviceData
@@ -152,7 +154,8 @@ def pyramidfl(
 
     def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
         result = train(route, start, data, task._replace(mask=None))
-        return result._replace(info={"norm": optax.tree.norm(result.delta)})
+        norm = optax.tree.norm(result.delta)
+        return result._replace(delta=masks.apply(task.mask, result.delta), info={"norm": norm})
 
     def observe(
         state: Utilities, variables: Variables, report: Report
@@ -178,6 +181,10 @@ def pyramidfl(
         plan=plan,
         mask=lambda row, shared: upload.mask(row["sent"]),
         local=local,
+        paces=Paces(
+            drop="the steps of a client follow from the slowest of its cohort, which must arrive",
+            overlap="the steps of a client follow from the slowest of its cohort",
+        ),
         merge=masked_mean() if left_out == "masked" else plain_mean(),
         observe=observe,
         select=knowing(selecting, lambda round: whole_tasks(problem.fleet.at(round))),

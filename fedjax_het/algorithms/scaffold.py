@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.algorithms import parts
-from fedjax_het.algorithms.client_memory import added, no_rows, require_room, row_of
+from fedjax_het.algorithms.client_memory import LAST_STEP, added, no_rows, require_room, row_of
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.types import PyTree
@@ -22,6 +22,7 @@ from fedjax_het.contract.algorithm import (
     Variables,
 )
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.fleet.flops import tree_bytes
 from fedjax_het.problem import Problem
@@ -68,7 +69,8 @@ def scaffold(
     r"""SCAFFOLD: local steps along $g_i(y) - c_i + c$, which do not drift to a client's optimum.
 
     After its local steps a client has $c_i^+ = c_i - c + \bar g_i$ with the mean $\bar g_i$ of its
-    corrected gradients, so $c_i^+$ is the mean of its plain gradients. For plain SGD without decay
+    corrected gradients, so $c_i^+$ is the mean of its own gradients, a proximal term included. For
+    plain SGD without decay
     $\bar g_i = (x - y_i) / (K \eta_l)$, which is the paper's option II; the mean defines the method
     for every optimiser of the clients as well. The server moves by $x \leftarrow x +
     \frac{\eta_g}{|S|} \sum_i \Delta y_i$ and $c \leftarrow c + \frac{1}{n} \sum_i (c_i^+ - c_i)$.
@@ -80,8 +82,9 @@ def scaffold(
       problem: model, data and fleet.
       server_learning_rate: step size $\eta_g$ of the server.
       memory_bytes: limit of the bytes of all clients' control variates.
-      **training: fields of `UniformTraining`; `weighting="samples"` weighs both sums by n_i over
-        the mean of all clients, so that c remains the weighted mean of the c_i.
+      **training: fields of `UniformTraining`; with `weighting="samples"` the model moves by the
+        weighted mean of the updates, and c by changes weighted with n_i over the mean of all
+        clients, so that it remains the weighted mean of the c_i.
 
     References:
       Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for Federated Learning*, 2020,
@@ -116,6 +119,7 @@ def scaffold(
             ),
             merge=_merge(like, n),
             sends="its update and the change of its control variate",
+            paces=Paces(overlap=LAST_STEP),
         )
     )
 

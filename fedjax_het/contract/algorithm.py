@@ -324,6 +324,12 @@ class Algorithm(NamedTuple):
         return self.pace.may_wait or kept
 
     @property
+    def most_merged(self) -> int:
+        """Largest number of tasks that a step merges."""
+        most = self.pace.most
+        return self.most_tasks if most is None else min(most, self.most_tasks)
+
+    @property
     def most_tasks(self) -> int:
         """Largest number of tasks that a merge may find, arrived or still at work."""
         # While a refilling pace waits, there are arrived tasks as well as running ones.

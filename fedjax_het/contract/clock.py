@@ -8,7 +8,7 @@ and leaves the others `WAITING` for a later merge.
 
 from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -134,6 +134,10 @@ class Pace(NamedTuple):
       max_staleness: largest number of server steps between the model from which a task started and
         the one that it is merged into, for tasks that overlap. A task that would be later is given
         up at the merge that makes it too late, see `staleness.give_up`; None for no limit.
+      most: largest number of tasks that it merges at once; None for all that are in flight.
+      discount: function from the staleness of updates, int32[c], to the factors float32[c] by which
+        they are multiplied before the merge, whatever the merge, see `staleness.scaled`; None for
+        no factor.
     """
 
     name: str
@@ -141,6 +145,8 @@ class Pace(NamedTuple):
     may_wait: bool = False
     refills: bool = False
     max_staleness: int | None = None
+    most: int | None = None
+    discount: Callable[[Any], Any] | None = None
 
 
 def dispatch(
@@ -252,7 +258,7 @@ def first(count: int) -> Pace:
         status = [Status.DROPPED if s is waits else s for s in closing.status]
         return Closing(closing.at_s, status, np.where(closing.merges, flight.steps, 0))
 
-    return Pace(f"first({count})", close)
+    return Pace(f"first({count})", close, most=count)
 
 
 def arrivals(count: int, *, refill: bool = False) -> Pace:
@@ -275,7 +281,7 @@ def arrivals(count: int, *, refill: bool = False) -> Pace:
         last = order[-1] if len(first) < count else first[-1]
         return take(flight, first, float(flight.ends_s[last]))._replace(short=short)
 
-    return Pace(f"arrivals({count})", close, may_wait=True, refills=refill)
+    return Pace(f"arrivals({count})", close, may_wait=True, refills=refill, most=count)
 
 
 def window(interval_s: float) -> Pace:

@@ -117,8 +117,8 @@ def mixing(late: Discount, alpha: float) -> Aggregator:
     return Aggregator(init, add, finalize)
 
 
-def discounted(merge: Aggregator, late: Discount) -> Aggregator:
-    r"""The merge with every update multiplied by its discount, $\Delta_i s(\tau_i)$.
+def scaled(chunk: Chunk, late: Discount) -> Chunk:
+    r"""The chunk with every update multiplied by its discount, $\Delta_i s(\tau_i)$.
 
     The weights stay as they are. A mean of updates therefore becomes $\sum_i a_i s(\tau_i) \Delta_i
     / \sum_i a_i$, in which a discount makes the step smaller, even that of a client that arrives
@@ -126,24 +126,20 @@ def discounted(merge: Aggregator, late: Discount) -> Aggregator:
     With equal weights and K arrivals a mean is the rule of FedBuff.
 
     Args:
-      merge: merge that sums updates (`Chunk.delta`).
-      late: discount s.
+      chunk: updates on their way to a merge.
+      late: discount s, see `Pace.discount`.
 
     References:
       Nguyen et al., *Federated Learning with Buffered Asynchronous Aggregation*, 2022, Algorithm 1.
     """
+    s = late(chunk.staleness)
 
-    def add(acc: PyTree, chunk: Chunk) -> PyTree:
-        s = late(chunk.staleness)
+    def of(update: jax.Array) -> jax.Array:
+        each = s.reshape(s.shape + (1,) * (update.ndim - 1)).astype(update.dtype)
+        return update * jnp.broadcast_to(each, update.shape)
 
-        def scaled(update: jax.Array) -> jax.Array:
-            each = s.reshape(s.shape + (1,) * (update.ndim - 1)).astype(update.dtype)
-            return update * jnp.broadcast_to(each, update.shape)
-
-        delta, stats_delta = jax.tree.map(scaled, (chunk.delta, chunk.stats_delta))
-        return merge.add(acc, chunk._replace(delta=delta, stats_delta=stats_delta))
-
-    return merge._replace(add=add)
+    delta, stats_delta = jax.tree.map(of, (chunk.delta, chunk.stats_delta))
+    return chunk._replace(delta=delta, stats_delta=stats_delta)
 
 
 def capped(pace: Pace, max_staleness: int | None) -> Pace:

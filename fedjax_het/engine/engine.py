@@ -57,9 +57,10 @@ class Engine:
         self._close: Callable | None = None
 
     def holds(self, algorithm: Algorithm) -> bool:
-        """Whether the programs are those of `algorithm`; they do not depend on plan and pace."""
+        """Whether the programs are those of `algorithm`; plan and pace are not in them."""
         parts = ("name", "local", "mask", "merge", "update", "uploads")
-        return all(getattr(algorithm, part) == getattr(self._given, part) for part in parts)
+        same = all(getattr(algorithm, part) == getattr(self._given, part) for part in parts)
+        return same and algorithm.pace.discount == self._given.pace.discount
 
     @property
     def programs(self) -> int:

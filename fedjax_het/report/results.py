@@ -161,14 +161,15 @@ def summarise(
 def wasted_shares(run: RunRecord) -> tuple[float, float]:
     """Shares of the FLOPs and of the bytes that were spent on tasks that were not merged.
 
-    A dropped task counts with its whole work and its download; its upload does not take place.
+    A dropped task counts with its whole work and its download; its upload does not take place. A
+    probe belongs to the whole, and is not lost.
     """
     status = np.asarray([row["status"] for row in run.clients])
     flops, down, up = (
         np.asarray([row[name] for row in run.clients], np.float64)
         for name in ("flops", "bytes_down", "bytes_up")
     )
-    lost = ~np.isin(status, ("merged", "partial"))
+    lost = ~np.isin(status, ("merged", "partial", "probed"))
     moved = down + np.where(status == "dropped", 0.0, up)
     return _part(flops, lost), _part(moved, lost)
 

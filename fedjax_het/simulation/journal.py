@@ -144,9 +144,7 @@ class Journal:
             self.totals[name] += metrics.get(name, 0)
         self.totals["nonfinite"] += len(metrics.get("nonfinite", []))
         self.totals["tasks"] += sum(row["status"] != "probed" for row in clients)
-        spent = ("failed", "probed")
-        worked = (row["flops"] for row in clients if row["steps"] or row["status"] in spent)
-        self.totals["flops"] += sum(worked)
+        self.totals["flops"] += sum(row["flops"] for row in clients)
         if self._groups is not None:
             for name in ("joules", "wasted_joules"):
                 self.totals[name] += metrics.get(name, 0.0)

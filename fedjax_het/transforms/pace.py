@@ -21,7 +21,7 @@ from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Schedule, Situation
-from fedjax_het.contract.staleness import capped, discount, discounted
+from fedjax_het.contract.staleness import capped, discount
 from fedjax_het.transforms.compose import Transformation
 
 __all__ = ["PACES", "arrivals", "barrier", "buffer", "deadline", "first", "window"]
@@ -115,7 +115,7 @@ def window(
     Args:
       interval_s: virtual seconds between merges.
       staleness: discount of late updates, "constant", "polynomial" or "hinge"; each update is
-        multiplied by it, see `staleness.discounted`.
+        multiplied by it, see `staleness.scaled`.
       a: exponent or slope of the discount.
       b: largest staleness without a discount by the hinge.
       max_staleness: largest staleness of an update in server steps; a client whose update would be
@@ -201,6 +201,8 @@ def _overlapping(
 ) -> Transformation:
     """The transformation to a pace under which tasks overlap; `options` are those of the pace."""
     late, pace = discount(staleness, a, b), capped(pace, max_staleness)
+    if staleness != "constant":
+        pace = pace._replace(discount=late)
     said = {**options, "staleness": staleness, "a": a, "b": b, "max_staleness": max_staleness}
 
     def transformation(algorithm: Algorithm) -> Algorithm:
@@ -211,10 +213,7 @@ def _overlapping(
             f"must be at most the {size} clients at work at a time",
             "try a tenth of them",
         )
-        paced = _paced(algorithm, name, pace, "overlap", **said)
-        if staleness == "constant":
-            return paced
-        return paced._replace(merge=discounted(algorithm.merge, late))
+        return _paced(algorithm, name, pace, "overlap", **said)
 
     return transformation
 

@@ -11,7 +11,7 @@ from fedjax_het.contract import selection
 from fedjax_het.contract.algorithm import Aggregator, Algorithm, Buffers, Chunk, Merged, Variables
 from fedjax_het.contract.checks import check_memory
 from fedjax_het.contract.plan import Plan, Schedule, Situation
-from fedjax_het.contract.selection import Selector
+from fedjax_het.contract.staleness import scaled
 from fedjax_het.contract.uploads import Draw, Upload
 from fedjax_het.problem import Problem
 from fedjax_het.transforms.compose import Transformation
@@ -122,7 +122,8 @@ def attached(algorithm: Algorithm, problem: Problem) -> Algorithm:
     """The method with its uploads in its plan and merge; the engine runs this one.
 
     Args:
-      algorithm: method; without uploads, and with a merge that only sums, it is returned as it is.
+      algorithm: method; without uploads, without a discount of late updates, and with a merge that
+        only sums, it is returned as it is.
       problem: problem of the run.
 
     Raises:
@@ -132,10 +133,10 @@ def attached(algorithm: Algorithm, problem: Problem) -> Algorithm:
     check_memory(algorithm)
     num_clients, merge = problem.num_clients, algorithm.merge
     if merge.sized is not None:
-        merge = merge.sized(algorithm.most_tasks, problem.model.shapes)
+        merge = merge.sized(algorithm.most_merged, problem.model.shapes)
         algorithm = algorithm._replace(merge=merge)
     uploads = algorithm.uploads
-    if not uploads:
+    if not uploads and algorithm.pace.discount is None:
         return algorithm
     for upload in uploads:
         _require_mean(upload, algorithm)
@@ -153,7 +154,11 @@ def attached(algorithm: Algorithm, problem: Problem) -> Algorithm:
         return state._replace(own=state.own._replace(step=state.own.step + 1)), variables
 
     attached = outer._replace(
-        init=init, merge=_merge(algorithm, outer.merge), update=update, uploads=()
+        init=init,
+        merge=_merge(algorithm, outer.merge),
+        update=update,
+        pace=algorithm.pace._replace(discount=None),
+        uploads=(),
     )
     return attached._replace(plan=_plan(algorithm, draw_of(algorithm, problem)))
 
@@ -161,24 +166,24 @@ def attached(algorithm: Algorithm, problem: Problem) -> Algorithm:
 def draw_of(algorithm: Algorithm, problem: Problem) -> Draw:
     """The draw of the cohorts of a method on this problem."""
     whole = not algorithm.pace.may_wait and problem.fleet.always_on
+    chance = algorithm.select is selection.uniform
     learns = (
-        isinstance(algorithm.select, Selector)
+        not chance
+        or algorithm.pace.may_wait
         or algorithm.observe is not None
         or not isinstance(algorithm.plan, Schedule)
     )
-    uniform = whole and algorithm.select is selection.uniform
-    return Draw(algorithm.cohort_size, problem.num_clients, uniform, learns)
+    return Draw(algorithm.cohort_size, problem.num_clients, whole and chance, learns)
 
 
 def _plan(algorithm: Algorithm, draw: Draw) -> Any:
     """The method's plan with the prices of its uploads, and the numbers that they tell."""
 
     def amend(situation: Situation, plan: Plan) -> Plan:
-        # A selection may ask for the prices of more clients than it chooses.
-        info, count = dict(plan.info or {}), min(len(plan.clients), draw.size)
+        info = dict(plan.info or {})
         for upload in algorithm.uploads:
             if upload.price is not None:
-                plan = plan._replace(timing=upload.price(plan.timing, count))
+                plan = plan._replace(timing=upload.price(plan.timing, draw.size))
             if upload.told is not None:
                 info |= upload.told(situation.round, draw)
         return plan._replace(info=info or None)
@@ -197,7 +202,7 @@ def _plan(algorithm: Algorithm, draw: Draw) -> Any:
 
 def _merge(algorithm: Algorithm, inner: Aggregator) -> Aggregator:
     """The merge of a method behind its uploads; `inner` is that of the nested method."""
-    uploads = algorithm.uploads
+    uploads, late = algorithm.uploads, algorithm.pace.discount
 
     def init(state: Nested, variables: Variables, mask_shapes: PyTree) -> Passing:
         sums, own = inner.init(state, variables, mask_shapes), state.own
@@ -217,6 +222,8 @@ def _merge(algorithm: Algorithm, inner: Aggregator) -> Aggregator:
             own = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)
             after, chunk = upload.change(before, chunk._replace(key=own))
             kept.append(after)
+        if late is not None:
+            chunk = scaled(chunk, late)
         return Passing(inner.add(acc.sums, chunk), tuple(kept))
 
     def finalize(acc: Passing, variables: Variables, shared: PyTree) -> Merged:

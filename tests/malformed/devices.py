@@ -138,7 +138,7 @@ AVAILABILITY: list[Case] = [
     (on([[0, 5], [4, 8]]), "on-intervals of device 0 | sorted, disjoint | merge"),
     (on([[0, 12]]), "on-intervals of device 0 | within 0..10.0 s | subtract the start"),
     (on([[3, 3]]), "device 0 is never on | positive length | leave the device out"),
-    (on([[0, 1]], [0.0]), "period 0.0 s | period positive | length of its record"),
+    (on([[0, 1]], [0.0]), "period 0.0 s | positive period | length of its record"),
     (on([[0, 1]], [1.0, 2.0]), "1 devices, 2 periods | equal in number | one period per device"),
     (lambda here: synthetic(3, 0, on_fraction=2), "on_fraction = 2 | in (0, 1) | 0.055"),
     (

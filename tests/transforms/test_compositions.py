@@ -8,19 +8,19 @@ import functools
 import shutil
 
 import chex
-import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from methods import DEFAULT, SETTINGS, choosing
-from problems import assert_close, differ
+from problems import assert_close, differ, digits_problem
 
 import fedjax_het as fh
 from fedjax_het.algorithms import ALGORITHMS
 from fedjax_het.common.errors import InputError
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.simulation.evaluation import Evaluator
+from fedjax_het.simulation.start import run_keys
 from fedjax_het.transforms.catalogue import TRANSFORMATIONS
 from fedjax_het.transforms.named import named
 
@@ -29,12 +29,24 @@ OPTIONS = {
     "attack.noise": {"deviation": 0.1, "share": 0.5},
     "attack.scaled": {"factor": -2.0, "share": 0.5},
     "attack.sign_flip": {"share": 0.5},
+    "compress.qsgd": {"levels": 4, "bucket": 16},
+    "compress.random_k": {"share": 0.3, "error_feedback": True},
+    "compress.top_k": {"share": 0.2},
+    "compress.uniform": {"bits": 4, "bucket": 16},
+    "pace.arrivals": {"count": 2},
+    "pace.buffer": {"count": 2, "staleness": "polynomial"},
+    "pace.deadline": {"deadline_s": 1.0},
+    "pace.first": {"count": 2},
+    "pace.window": {"interval_s": 0.12},
+    "privacy.adaptive_clip": {"noise": 0.1},
+    "privacy.gaussian": {"clip": 0.5, "noise": 0.1},
     "robust.krum": {"attackers": 0, "keep": 2},
     "robust.norm_bound": {"limit": 0.1},
     "robust.trimmed_mean": {"share": 0.3},
     "select.fedcs": {"deadline_s": 1000.0},
     "select.power_of_choice": {"d": 6},
     "select.tifl": {"tiers": 2, "interval": 1},
+    "server.optimizer": {"choice": "momentum", "learning_rate": 0.5},
 }
 KINDS = sorted({name.partition(".")[0] for name in TRANSFORMATIONS})
 
@@ -81,7 +93,8 @@ def check(algorithm, problem, evaluator, workdir):
 
     whole = run(2, workdir)
     assert whole.faults == []
-    assert differ(whole.variables.params, problem.model.init(jax.random.key(0)).params)
+    start = problem.model.init(run_keys(0)["model"])
+    assert differ(whole.variables.params, start.params)
     few = choosing(algorithm, lambda round, count: np.arange(count)[-3:])
     exact, fast = (run(1, method=few, execution=how) for how in ("debug", "routed"))
     assert_close(exact.variables, fast.variables, rtol=2e-5, atol=2e-6)
@@ -91,7 +104,7 @@ def check(algorithm, problem, evaluator, workdir):
     assert resumed.record.clients == whole.record.clients
 
 
-QUICK = {("fedavg", "select"), ("fedpmt", "select")}
+QUICK = {("fedavg", "compress"), ("fedpmt", "robust"), ("fedel", "select")}
 
 
 def turns():
@@ -127,6 +140,39 @@ def test_two_transformations_in_any_order_are_exact_or_refused(method, names, tm
     algorithm, problem, evaluator = composed(method, *names)
     if algorithm is not None:
         check(algorithm, problem, evaluator, tmp_path_factory.mktemp("run") / "run")
+
+
+# What does not change the model of FedAvg with uniform cohorts.
+KEEP = {"pace.barrier", "privacy.secure_aggregation", "select.uniform"}
+LATE = ("pace.buffer", {"count": 2, "staleness": "polynomial", "a": 2.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TRANSFORMATIONS))
+def test_a_transformation_is_not_lost_and_the_pace_stands_anywhere(name):
+    problem, evaluator = problem_of(digits_problem)
+    plain = fh.algorithms.fedavg(
+        problem, learning_rate=0.1, batch_size=4, clients_per_round=4, local_steps=2
+    )
+    late = named({"name": LATE[0], **LATE[1]}, TRANSFORMATIONS, "transformation")
+
+    def model(*transformations):
+        made = fh.compose(plain, *transformations)
+        return fh.simulate(made, problem, rounds=3, evaluator=evaluator).variables
+
+    own = transformation(name)
+    assert differ(model(own), model()) == (name not in KEEP)
+    if not name.startswith("pace."):
+        try:
+            first = fh.compose(plain, late, own)
+        except InputError:
+            with pytest.raises(InputError):
+                model(own, late)
+            return
+        before = fh.simulate(first, problem, rounds=3, evaluator=evaluator).variables
+        chex.assert_trees_all_equal(before, model(own, late))
+        if name not in KEEP and not name.startswith("select."):
+            assert differ(before, model(late))
 
 
 def test_options_name_transformations():

@@ -29,7 +29,7 @@ from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Aggregator, Buffers
 from fedjax_het.contract.clock import Status, dispatch
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.staleness import discount, discounted
+from fedjax_het.contract.staleness import discount, scaled
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.transforms.pace import PACES
@@ -234,11 +234,11 @@ def test_observations_see_only_tasks_that_count():
 
 
 def test_discounted_updates_by_hand():
-    merge = discounted(masked_mean(), discount("polynomial", 1.0))
+    merge = masked_mean()
     start = scalars([10.0])
     delta = {"blocks": ({"w": jnp.asarray([6.0, 6.0], jnp.float32)},), "exits": ()}
     chunk = make_chunk(start, [1.0, 3.0], delta)._replace(staleness=jnp.asarray([0, 2]))
-    acc = merge.add(merge.init((), start, None), chunk)
+    acc = merge.add(merge.init((), start, None), scaled(chunk, discount("polynomial", 1.0)))
     # (1 * 6 + 3 * 6 / 3) / (1 + 3)
     assert values_of(merge.finalize(acc, start, None).variables)[0] == pytest.approx(13.0)
 
@@ -270,14 +270,19 @@ ALLOWED = {
     "fedpmt": EVERY,
     "feddrop": EVERY,
     "adel_wait": EVERY,
-    "fednova": EVERY - {"partial"},
+    "fednova": EVERY,
+    "feddyn": {*WHOLE, "partial"},
+    "scaffold": {*WHOLE, "partial"},
+    "pyramidfl": {"barrier"},
     "splitfed": WHOLE,
     "fedel": WHOLE,
     "dtfl": {"barrier"},
     "fedgkt": {"barrier"},
 }
 REASONS = {
-    "fednova": "planned numbers of steps",
+    "feddyn": "of the last step",
+    "scaffold": "of the last step",
+    "pyramidfl": "the slowest of its cohort",
     "splitfed": "grows with the steps | the end of a round",
     "fedel": "begins with a measurement | last whole round",
     "dtfl": "scheduler must observe | clients of one round",

@@ -250,7 +250,7 @@ def test_rows_tell_epsilon_with_sampling_where_it_holds():
     assert told(FEDAVG, adaptive) == {"epsilon": one, "delta": 1e-3}
     local = gaussian(clip=1.0, noise=2.0, delta=1e-3, central=False)
     assert told(FEDAVG, local, round=1) == {"epsilon": whole[1], "delta": 1e-3}
-    assert told(FEDAVG, step, fh.select.weighted(), round=1)["epsilon"] == whole[1]
+    assert told(FEDAVG, step, fh.select.weighted(), round=1)["epsilon_updates"] == whole[1]
     assert told(FEDAVG, gaussian(clip=1.0, noise=2.0))["delta"] == N**-1.1
     assert told(FEDAVG, gaussian(clip=1.0, noise=0.0))["epsilon"] == math.inf
 

@@ -19,15 +19,16 @@ from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
-from fedjax_het.contract.aggregation import masked_mean, normalised_mean, plain_mean
+from fedjax_het.contract.aggregation import masked_mean, plain_mean
 from fedjax_het.contract.algorithm import Algorithm, Merged, Report, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.problem import Problem
+from fedjax_het.transforms import server
 
-_MERGES = {"masked": masked_mean, "nova": normalised_mean, "plain": plain_mean}
+_MERGES = ("masked", "nova", "plain")
 
 
 @dataclass(frozen=True)
@@ -229,13 +230,13 @@ def fedel(
     ) -> tuple[State, Variables, dict[str, Any]]:
         return state, variables, _books(report.plan, times, problem.fleet.groups)
 
-    return Algorithm(
+    algorithm = Algorithm(
         name="fedel",
         init=init,
         plan=plan,
         mask=mask,
         local=options.local_update(problem, proximal=mu),
-        merge=_MERGES[agg](),
+        merge=plain_mean() if agg == "plain" else masked_mean(),
         update=update,
         observe=observe,
         pace=barrier(),
@@ -245,6 +246,7 @@ def fedel(
             overlap="its global importance is the movement of the model in the last whole round",
         ),
     )
+    return server.normalised()(algorithm) if agg == "nova" else algorithm
 
 
 def mask_bias(chosen: np.ndarray) -> float:

@@ -44,6 +44,7 @@ def qsgd(*, levels: int, bucket: int = 512) -> Transformation:
         f"must be an integer from 1 to {most}",
         "use 7 for four bits per coordinate",
     )
+    levels = int(levels)
     return _rounding("qsgd", _norm, levels, bucket, levels=levels)
 
 
@@ -69,6 +70,7 @@ def uniform(*, bits: int, bucket: int = 512) -> Transformation:
         f"must be an integer from 2 to {_MAX_BITS}",
         "use 4 or 8, or compress.sign() for one bit",
     )
+    bits = int(bits)
     return _rounding("uniform", _most, 2 ** (bits - 1) - 1, bucket, bits=bits)
 
 

@@ -171,4 +171,4 @@ def _portion(share: float) -> Fraction:
         "must be from 2^-15 to 1",
         "use 0.1 to send a tenth of the coordinates",
     )
-    return Fraction(share).limit_denominator(_PARTS)
+    return Fraction(float(share)).limit_denominator(_PARTS)

@@ -53,7 +53,7 @@ def adaptive_clip(
       clip: first clipping norm.
       clip_learning_rate: step size eta of the norm's logarithm.
       bit_noise: standard deviation sigma_b of the noise in the number of bits, above z / 2; None
-        for a twentieth of the cohort.
+        for a twentieth of the cohort that the method has when this is composed.
       delta: probability for which epsilon holds; None for n^-1.1 with n clients.
 
     References:

@@ -23,7 +23,7 @@ def gaussian(
     is added,
 
     * central: once to every coordinate of the sum of the updates, by a server that is trusted. All
-      clients have equal weights, so that no number of samples moves the sum; the mean is taken as
+      clients have equal weights, which bounds what one adds to the sum; the mean is taken as
       the method takes it, over the clients that train a coordinate.
     * local: by each client to every coordinate that it trains, before it sends its update; the
       method merges as before.
@@ -31,12 +31,16 @@ def gaussian(
     The step's row has `epsilon` after the step and `delta`. The unit of privacy is one client with
     all its samples; see `accounting.epsilon` for the neighbours. Amplification by sampling is
     claimed for the sum only, and only if cohorts are drawn uniformly from all clients, who are
-    always available. Otherwise every client counts as taking part in every step. No noise has
-    infinite epsilon, and without limit and noise the method stays as it is, with its own weights.
+    always available. Otherwise every client counts as taking part in every step. A method whose
+    cohorts, tasks or arrivals follow from what clients hold or tell (a selection other than the
+    uniform one, `observe`, overlapping tasks) has `epsilon_updates` in its place, which says
+    nothing of what those reveal. No noise has infinite epsilon, None in the records, and without
+    limit and noise the method stays as it is, with its own weights.
 
     What it covers: the model and everything computed from the updates. The counts by which a sum
     over sub-models is divided are public, because masks and routes follow from devices and
-    schedules. Not covered:
+    schedules; so are the numbers of samples, from which durations and with them the arrivals before
+    a deadline follow. Not covered:
 
     * masks that follow from data, as those of FedEL (importances);
     * whether an update was finite, because others are left out of the counts;

@@ -30,7 +30,7 @@ def median(*, memory_bytes: float = MEMORY_BYTES) -> Transformation:
     return replacing(Rule("robust.median", _trimmed(lambda m: (m - 1) // 2)), memory_bytes)
 
 
-def trimmed_mean(*, share: float, memory_bytes: float = MEMORY_BYTES) -> Transformation:
+def trimmed_mean(share: float, *, memory_bytes: float = MEMORY_BYTES) -> Transformation:
     r"""The mean of each coordinate without its extremes, in place of the mean of the updates.
 
     Of the m clients that train the coordinate and whose update is merged, the $\lfloor \beta m

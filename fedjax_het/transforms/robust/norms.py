@@ -39,4 +39,4 @@ def norm_bound(*, limit: float) -> Transformation:
 
         return kept, chunk._replace(delta=jax.vmap(bounded)(chunk.delta))
 
-    return uploading(Upload("robust.norm_bound", change), "norm_bound", limit=limit)
+    return uploading(Upload("robust.norm_bound", change, bounds=True), "norm_bound", limit=limit)

@@ -75,9 +75,9 @@ def replacing(rule: Rule, memory_bytes: float, **options: Any) -> Transformation
     def transformation(algorithm: Algorithm) -> Algorithm:
         _require_mean(rule.name, algorithm)
         if rule.check is not None:
-            rule.check(algorithm.cohort_size)
+            rule.check(algorithm.most_merged)
         said = {**(algorithm.options or {}), "robust": {"name": rule.name, **options}}
-        merge = stacked(rule, algorithm.most_tasks, memory_bytes)
+        merge = stacked(rule, algorithm.most_merged, memory_bytes)
         return algorithm._replace(merge=merge, options=said)
 
     return transformation
@@ -100,9 +100,13 @@ def _require_mean(name: str, algorithm: Algorithm) -> None:
         f"takes the place of the mean of the updates, {reason}",
         "use it once, with a method that merges by the mean (fedavg, fedpmt)",
     )
-    # An upload that hides single updates from the server (secure aggregation) is to be refused here
-    # as well.
     for upload in algorithm.uploads:
+        require(
+            not upload.hides,
+            f"{name} of {algorithm.name} with {upload.name}",
+            f"compares single updates, of which {upload.name} shows the server only the sum",
+            "leave one of them out",
+        )
         require(
             upload.noise is None,
             f"{name} of {algorithm.name} with {upload.name}",
@@ -198,6 +202,8 @@ def stacked(rule: Rule, tasks: int, memory_bytes: float) -> Aggregator:
         return Merged(Variables(params, stats), {"merged_weight": jnp.sum(live, axis=0), **info})
 
     def sized(tasks: int, shapes: Variables) -> Aggregator:
+        if rule.check is not None:
+            rule.check(tasks)
         _require_memory(rule.name, tasks, shapes, memory_bytes)
         return stacked(rule, tasks, memory_bytes)._replace(sized=None)
 

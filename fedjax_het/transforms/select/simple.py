@@ -52,7 +52,8 @@ def power_of_choice(*, d: int, fresh: bool = False) -> Transformation:
     def choose(candidates: Candidates) -> np.ndarray:
         assert candidates.known is not None
         clients = candidates.clients
-        count = min(max(d, candidates.wanted), len(clients))
+        _require_compared(d, candidates.wanted)
+        count = min(d, len(clients))
         compared = drawn(candidates.rng, clients, candidates.samples[clients], count)
         loss = candidates.known.loss[compared]
         if fresh:
@@ -65,12 +66,16 @@ def power_of_choice(*, d: int, fresh: bool = False) -> Transformation:
     transformation = selecting("power_of_choice", selector, d=d, fresh=fresh)
 
     def checked(algorithm: Algorithm) -> Algorithm:
-        require(
-            d >= algorithm.cohort_size,
-            f"d = {d} of power_of_choice",
-            f"must be at least the cohort of {algorithm.cohort_size} clients",
-            "use twice the cohort size",
-        )
+        _require_compared(d, algorithm.cohort_size)
         return transformation(algorithm)
 
     return checked
+
+
+def _require_compared(d: int, wanted: int) -> None:
+    require(
+        d >= wanted,
+        f"d = {d} of power_of_choice",
+        f"must be at least the cohort of {wanted} clients",
+        "use twice the cohort size",
+    )
