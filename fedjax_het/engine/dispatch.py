@@ -125,7 +125,7 @@ class DispatchTable:
             working = int(np.sum(held))
             same = (flight.version == step) & ~flight.failed
             idle = np.setdiff1d(idle, flight.client[held | same])
-        size = sampler.algorithm.cohort_size - working
+        size, pace = sampler.algorithm.cohort_size - working, sampler.algorithm.pace
         if size <= 0 or idle.size == 0:
             return state
         clients, start_s = sampler.draw(
@@ -135,7 +135,7 @@ class DispatchTable:
             now_s,
             clients=idle,
             size=size,
-            least=0 if self.size else 1,
+            least=0 if self.size else (1 if pace.may_wait else sampler.algorithm.cohort_size),
             turn=turn,
         )
         if clients.size:

@@ -29,6 +29,22 @@ _PROBE_BYTES = 4
 fold_in = jax.jit(jax.random.fold_in)
 
 
+class Unseen:
+    """The score of an evaluation, see `Situation.score`, until a plan has seen it.
+
+    Attributes:
+      score: the score; None if there is none that no plan has seen.
+    """
+
+    def __init__(self) -> None:
+        self.score: float | None = None
+
+    def take(self) -> float | None:
+        """The score, which is then seen."""
+        score, self.score = self.score, None
+        return score
+
+
 class Sampler(NamedTuple):
     """Selects cohorts and plans for them with the functions of an algorithm.
 
@@ -44,6 +60,7 @@ class Sampler(NamedTuple):
       losses: function from a model and ids to the mean losses of these clients, float64[k], for
         selections that ask for them.
       batteries: charge of the clients; None if it has no limits.
+      unseen: score for the next plan; None for no scores.
     """
 
     algorithm: Algorithm
@@ -53,6 +70,7 @@ class Sampler(NamedTuple):
     selection: Selection | None = None
     losses: Callable[[Variables, np.ndarray], np.ndarray] | None = None
     batteries: Batteries | None = None
+    unseen: Unseen | None = None
 
     def ready(
         self, now_s: float, *, clients: np.ndarray | None, size: int, least: int
@@ -214,7 +232,6 @@ class Sampler(NamedTuple):
         start_s: float,
         *,
         turn: int = 0,
-        score: float | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Plan, PyTree]:
         """The algorithm's plan for these clients, and its new state.
@@ -226,7 +243,6 @@ class Sampler(NamedTuple):
           clients: ids of the cohort, int64[k].
           start_s: virtual time of dispatch in seconds.
           turn: number of the draw within the step.
-          score: value of the target metric, see `Situation`.
           key: key of the step, if it was computed before; None computes it.
         """
         situation = Situation(
@@ -235,7 +251,7 @@ class Sampler(NamedTuple):
             clients=clients,
             key=self.step_key(step) if key is None else key,
             rng=np.random.default_rng([self.seed, step, 2 * turn + 1]),
-            score=score,
+            score=None if self.unseen is None else self.unseen.take(),
         )
         return self.algorithm.plan(state, variables, situation)
 
@@ -268,4 +284,4 @@ def require_selectable(algorithm: Algorithm, problem: Problem) -> None:
     )
     selection = Selection(algorithm, problem.data.sizes)
     sampler = Sampler(algorithm, problem, seed=0, selection=selection)
-    sampler.ready(0.0, clients=None, size=size, least=1 if algorithm.overlaps else size)
+    sampler.ready(0.0, clients=None, size=size, least=1 if algorithm.pace.may_wait else size)

@@ -52,7 +52,7 @@ class Selection:
             self._kept = nothing_known(n), algorithm.select.init(n)
             self.scored = algorithm.select.scored
             require(
-                not (algorithm.select.probes and algorithm.overlaps),
+                not (algorithm.select.probes and algorithm.pace.may_wait),
                 f"select of {algorithm.name}: asks clients for losses before every round",
                 "needs rounds that end before the next begins; its rounds overlap",
                 "use a selection by last known losses, or a method with a barrier or deadline",

@@ -29,13 +29,14 @@ from fedjax_het.engine.packing import Packed, unstack
 from fedjax_het.engine.probing import LossProbe
 from fedjax_het.engine.programs import Outputs
 from fedjax_het.engine.rounds import RoundOutputs
-from fedjax_het.engine.sampling import Sampler, fold_in
+from fedjax_het.engine.sampling import Sampler, Unseen, fold_in
 from fedjax_het.engine.selecting import Selection
 from fedjax_het.engine.steps import Now
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import outcome_of, seen_of
 from fedjax_het.simulation.journal import PendingRecords, Record
 from fedjax_het.simulation.planned import PlannedRound
+from fedjax_het.simulation.probes import probe_rows
 from fedjax_het.simulation.rows import client_rows, round_record, step_row
 from fedjax_het.simulation.start import run_keys
 
@@ -64,8 +65,7 @@ class Server:
       variables: global model.
       state: state of the algorithm.
       selection: selection of the run.
-      unseen_score: score of an evaluation that was not passed to a plan yet, see `Situation`, or
-        None.
+      unseen: score of an evaluation that was not passed to a plan yet.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class Server:
         self._batteries = charge = Batteries(fleet) if fleet.has_batteries else None
         losses = LossProbe(engine.resources)
         parts = (algorithm, problem, seed, keys["plan"], self.selection)
-        self._sampler = Sampler(*parts, losses, charge)
+        self.unseen = Unseen()
+        self._sampler = Sampler(*parts, losses, charge, self.unseen)
         self._capacity, self._debug = capacity, engine.resources.execution == "debug"
         ends_s = fleet.presence.off_after(np.arange(problem.num_clients))
         self._may_end = bool(np.isfinite(np.minimum(ends_s, fleet.battery_joules)).all())
@@ -94,7 +95,6 @@ class Server:
         self._planned: deque[PlannedRound] = deque()
         self._closing: Closing | None = None
         self.step, self.now_s = 0, 0.0
-        self.unseen_score: float | None = None
         self.variables = problem.model.init(keys["model"]) if initial is None else initial
         self.state = algorithm.init(self.variables, keys["state"])
 
@@ -157,10 +157,8 @@ class Server:
     def _plan_round(self, step: int, now_s: float) -> PlannedRound:
         """Plans a round at whose end no client is at work, and closes it in virtual time."""
         clients, start_s = self._sampler.draw(self.state, self.variables, step, now_s)
-        plan, self.state = self._sampler.plan(
-            self.state, self.variables, step, clients, start_s, score=self.unseen_score
-        )
-        flight, self.unseen_score = self._sampler.dispatch(plan, step, start_s), None
+        plan, self.state = self._sampler.plan(self.state, self.variables, step, clients, start_s)
+        flight = self._sampler.dispatch(plan, step, start_s)
         closing = self._algorithm.pace.close(flight)
         spent = None if self._batteries is None else self._batteries.ran(flight, closing)
         return PlannedRound(step, plan, flight, closing, self.selection.probes, spent)
@@ -262,14 +260,15 @@ class Server:
         self.now_s = closing.at_s
         self.step += 1
         step, now_s, in_flight = self.step, self.now_s, table.size
-        released = self._algorithm.pace.refills
+        released, probes = self._algorithm.pace.refills, self.selection.probes
         if self._batteries is not None:
             self._batteries.settled(flight, closing, released)
             self._spent = self._batteries.spent
 
         def records() -> list[Record]:
             told = {**jax.device_get(info), **(plan.info or {})}
-            rows = client_rows(step, flight, closing, plan, self._problem, outcome(), released)
+            rows = probe_rows(step, probes, self._problem)
+            rows += client_rows(step, flight, closing, plan, self._problem, outcome(), released)
             metrics = {**step_row(rows), "info": told, "in_flight": in_flight}
             return [Record(step, now_s, metrics, rows)]
 
@@ -314,7 +313,7 @@ class Server:
         meta: dict[str, Any] = {
             "step": self.step,
             "now_s": self.now_s,
-            "unseen_score": self.unseen_score,
+            "unseen_score": self.unseen.score,
             "routes": self._routes.known,
         }
         arrays = self._arrays
@@ -343,4 +342,4 @@ class Server:
             self._batteries.spent = self._spent = rest.pop()
         self.selection.restore(tuple(rest))
         self.step, self.now_s = meta["step"], meta["now_s"]
-        self.unseen_score = meta["unseen_score"]
+        self.unseen.score = meta["unseen_score"]

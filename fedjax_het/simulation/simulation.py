@@ -280,7 +280,7 @@ class Simulation:
                 self._trained,
                 last=self._is_last(),
             )
-            server.unseen_score = self._assessment.score
+            server.unseen.score = self._assessment.score
             if server.selection.scored:
                 model = server.state, server.variables
                 server.selection.score(self._assessment.scores(self._evaluate, *model))

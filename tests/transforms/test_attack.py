@@ -64,7 +64,8 @@ def test_noise_has_its_deviation_where_the_client_trains():
     np.testing.assert_allclose(partial[2], first[2], atol=1e-6)  # whatever the route
 
 
-@pytest.mark.parametrize("name", ["prfl", pytest.param("dtfl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prfl", "dtfl"])
 def test_attacks_work_with_methods_that_send_no_updates(name):
     make, options = SETTINGS[name]
     problem = make()

@@ -268,6 +268,7 @@ def stepped(algorithm, rounds=1, **run):
     return fh.simulate(algorithm, PROBLEM, rounds=rounds, **run)
 
 
+@pytest.mark.slow
 def test_rules_agree_in_every_execution_and_when_resumed(tmp_path):
     plain = fh.algorithms.fedpmt(PROBLEM, **TRAINING, depths=(1, 3), clients_per_round=3)
     steps = fh.attack.noise(deviation=0.5, clients=[2]), fh.robust.norm_bound(limit=2.0)

@@ -101,7 +101,12 @@ METHODS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "upload"), [("fedavg", counting), ("fedbuff", noisy), ("fedpmt", noisy)]
+    ("name", "upload"),
+    [
+        ("fedavg", counting),
+        pytest.param("fedbuff", noisy, marks=pytest.mark.slow),
+        pytest.param("fedpmt", noisy, marks=pytest.mark.slow),
+    ],
 )
 def test_uploads_agree_in_every_execution_and_when_resumed(name, upload, tmp_path):
     method, options = METHODS[name]

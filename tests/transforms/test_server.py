@@ -49,6 +49,7 @@ def test_fedopt_and_fednova_are_fedavg_with_these_steps():
     assert known.name == "fednova"
 
 
+@pytest.mark.slow
 def test_fedpmt_with_yogi_agrees_in_every_execution_and_when_resumed(tmp_path):
     problem = digits_problem((3, 5, 8), hidden=(8,))
     options = {"learning_rate": 0.1, "local_steps": 1, "depths": (1, 2)}
