@@ -14,6 +14,7 @@ from fedjax_het.config import methods, named, section
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.resources import Resources
 from fedjax_het.models import saving
+from fedjax_het.transforms.catalogue import TRANSFORMATIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("*.md"))
@@ -88,6 +89,23 @@ def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):
     for method in names["methods"]:
         assert method in printed
     assert (elsewhere / "runs" / "mine" / "report.html").exists()
+
+
+def test_the_composed_method_of_the_documentation_runs(capsys):
+    page = ROOT / "docs" / "composing.md"
+    names: dict = {"__name__": "composing"}
+    ((code, _),) = blocks(page, "python")
+    exec(compile(code, str(page), "exec"), names)
+    assert "bytes_up" in capsys.readouterr().out
+    rows = names["result"].record.metrics[1:]
+    assert all({"epsilon_updates", "delta"} <= set(row["info"]) for row in rows)
+    assert sum(row["failed"] for row in rows) > 0
+    # A tenth of the values, with four bytes each and the bits of its place.
+    every = names["problem"].cost.upload_bytes()
+    assert all(0 < row["bytes_up"] < 0.2 * every for row in names["result"].record.clients)
+    named_ones = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)`", page.read_text()))
+    kinds = {name.partition(".")[2] for name in TRANSFORMATIONS}
+    assert kinds <= {name.rpartition(".")[2] for name in named_ones}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
