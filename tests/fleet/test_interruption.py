@@ -9,7 +9,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Timing
 from fedjax_het.fleet.availability import from_intervals
-from fedjax_het.fleet.battery import joules_until, part_joules
+from fedjax_het.fleet.battery import part_joules
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.interruption import interruptions
 
@@ -40,7 +40,7 @@ def devices(**columns):
 
 def asked(fleet, tasks, now_s, seed=0):
     found = interruptions(fleet, tasks, now_s, np.random.default_rng(seed))
-    return [column.tolist() for column in found]
+    return [column.tolist() for column in found[:3]]
 
 
 def test_nothing_is_interrupted_if_all_finish():
@@ -146,8 +146,20 @@ def test_a_task_fails_when_the_charge_is_spent():
     expected = np.array([0.5, 1.0, 2.5, 3.0, 3.75, np.inf, np.inf])
     np.testing.assert_allclose(found.fails_s - 100.0, expected)
     joules = part_joules(fleet, np.arange(k), tasks.timing)
-    spent = joules_until(joules, tasks.timing, np.minimum(expected, 4.0))
-    np.testing.assert_allclose(spent, np.minimum(left, 22.0))
+    np.testing.assert_allclose((joules * found.done.T).sum(axis=0), np.minimum(left, 22.0))
+
+
+def test_parts_without_a_price_take_no_charge():
+    for price, done in (
+        ("joules_per_byte_down", [0.5, 0.0, 0.0]),
+        ("joules_per_flop", [1.0, 0.5, 0.0]),
+        ("joules_per_byte_up", [1.0, 1.0, 0.5]),
+    ):
+        fleet = Fleet(np.ones(1), battery_joules=5.0, **{price: 10.0})
+        tasks = plan(4.0, clients=[0])
+        found = interruptions(fleet, tasks, 0.0, np.random.default_rng(0), np.array([5.0]))
+        assert found.done.tolist() == [done]
+        assert found.fails_s.tolist() == [np.dot(done, [1.0, 2.0, 1.0])]
 
 
 def test_a_pause_spends_no_charge():

@@ -1,5 +1,7 @@
 """How long devices stay on: against lists of intervals in plain Python; joining and leaving."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ def devices(draw):
     ends = draw(st.sampled_from([set(), {0}, {160}, {0, 160}]))
     edges = sorted(ends | draw(st.sets(st.integers(0, 160), min_size=2, max_size=8)))
     # Some intervals touch, in a cycle or across its end.
-    spans = list(zip(edges, edges[1:], strict=False))
+    spans = list(itertools.pairwise(edges))
     chosen = draw(st.sets(st.integers(0, len(spans) - 1), min_size=1))
     on = np.asarray([spans[i] for i in sorted(chosen)]) / 16
     repeats = draw(st.booleans())
