@@ -20,12 +20,14 @@ def interruptions(
 
     A task fails with the probability `failure_rate`, at a moment drawn uniformly from the seconds
     for which its device works on it; when its client leaves; and when the charge of its device is
-    spent. If its device goes off, it goes on, fails or pauses by `on_interrupt`.
+    spent. If its device goes off, it goes on, fails or pauses by `on_interrupt`. If its device is
+    off at the dispatch, because a selection has asked clients meanwhile, it goes on, fails at once
+    or waits until the device is on; if the client has left, it fails at once.
 
     Args:
       fleet: fleet in the round of the dispatch.
       plan: tasks with their prices.
-      now_s: virtual time of dispatch in seconds, at which all clients are on.
+      now_s: virtual time of dispatch in seconds.
       rng: generator of the failures; a client's draw does not depend on its place in the plan.
       left_joules: charge of each device, float64[k]; None for no limits.
 
@@ -46,19 +48,20 @@ def interruptions(
     presence, deadline_s = fleet.presence, now_s + plan.deadline_s
     if fleet.on_interrupt == "pause":
         fails_s, paused_s, works_s = _paused(presence, clients, now_s, total_s, works_s)
-        usable_s = np.full(len(clients), np.inf)
+        until_s, usable_s = presence.off_after(clients), np.full(len(clients), np.inf)
         if np.isfinite(deadline_s):
             usable_s = presence.on_between(clients, now_s, deadline_s)
     else:
         until_s = fleet.leaves_s[clients]
         if fleet.on_interrupt == "lose":
-            until_s = presence.on_until(clients, now_s)
+            on = presence.next_available(clients, now_s) <= now_s
+            until_s = np.where(on, presence.on_until(clients, now_s), now_s)
         fails = np.isfinite(works_s) | (until_s < now_s + total_s)
         fails_s = np.where(fails, np.minimum(now_s + works_s, until_s), np.inf)
         works_s = np.minimum(works_s, until_s - now_s)
         paused_s = np.zeros(len(clients))
         usable_s = np.full(len(clients), deadline_s - now_s)
-    done = np.minimum(_done_after(plan.timing, works_s), enough)
+    done = np.minimum(_done_after(plan.timing, works_s), enough) * (until_s > now_s)
     done = np.where(np.isfinite(fails_s), done, 1.0).T
     # A task takes some time, so that a run goes on however soon its tasks fail.
     fails_s = np.maximum(fails_s, np.nextafter(now_s, np.inf))
@@ -84,7 +87,8 @@ def work_ends(
     """
     ends_s = now_s + works_s
     # Exact for work whose device does not go off.
-    whole = presence.on_until(clients, now_s) >= ends_s
+    whole = presence.next_available(clients, now_s) <= now_s
+    whole &= presence.on_until(clients, now_s) >= ends_s
     ends_s = np.where(whole, ends_s, presence.spent_at(clients, now_s, works_s))
     return ends_s, np.where(whole, 0.0, np.maximum(ends_s - now_s - works_s, 0.0))
 

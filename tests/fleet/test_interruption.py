@@ -76,6 +76,28 @@ def test_a_client_that_leaves_gives_its_task_up(how):
     assert asked(fleet, plan(5.0), 2.0)[0][2] == np.inf
 
 
+def test_devices_may_be_off_already_when_tasks_begin():
+    """The device of client 0 is off at 1 s until 50 s, client 1 has left, and 2 is on until 60."""
+    on = [np.array([[0.0, 0.045], [50.0, 52.0], [53.0, 1e3]]), np.array([[0.0, 1e3]])]
+    when = from_intervals([*on, np.array([[0.0, 60.0]])], [2e3] * 3)
+    leaves = np.array([np.inf, 0.5, np.inf])
+    at_once = np.nextafter(1.0, 2.0)
+    for how, fails_s, paused_s, usable_s in (
+        ("finish", [np.inf, at_once, np.inf], [0.0] * 3, [54.0] * 3),
+        ("lose", [at_once, at_once, np.inf], [0.0] * 3, [54.0] * 3),
+        ("pause", [np.inf, at_once, np.inf], [50.0, 0.0, 0.0], [4.0, 0.0, 54.0]),
+    ):
+        fleet = Fleet(np.ones(3), availability=when, leaves_s=leaves, on_interrupt=how)
+        tasks = plan(3.5, deadline_s=54.0)
+        # A download that takes no time does not take place either.
+        instant = tasks._replace(timing=tasks.timing._replace(download_s=np.zeros(3)))
+        assert asked(fleet, tasks, 1.0) == [fails_s, paused_s, usable_s], how
+        found = interruptions(fleet, instant, 1.0, np.random.default_rng(0))
+        assert found.fails_s.tolist() == fails_s
+        gone = np.isfinite(fails_s)
+        assert found.done.tolist() == [[0.0] * 3 if each else [1.0] * 3 for each in gone]
+
+
 @pytest.mark.parametrize("how", ["finish", "lose", "pause"])
 def test_failures_are_as_frequent_as_they_should_be_and_uniform(how):
     n = 20_000

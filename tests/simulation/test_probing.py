@@ -102,6 +102,35 @@ def test_answers_are_those_of_the_current_model():
         start = result.variables
 
 
+@pytest.mark.parametrize(
+    "pace", [fh.pace.barrier(), fh.pace.deadline(60.0), fh.pace.first(1, of=2)]
+)
+@pytest.mark.parametrize(
+    ("how", "status", "rests_s"),
+    [("finish", "merged", 0.0), ("lose", "failed", 0.0), ("pause", "merged", 50.0)],
+)
+def test_devices_may_go_off_while_others_answer(pace, how, status, rests_s):
+    """All devices are on for 45 ms, in which not all answers arrive, and from 50 s on."""
+    plain = digits_problem()
+    when = fh.fleet.from_intervals([np.array([[0.0, 0.045], [50.0, 1e3]])] * 8, [2e3] * 8)
+    problem = fh.Problem(plain.model, plain.data, fleet(8, availability=when, on_interrupt=how))
+    result = fh.simulate(fh.compose(asking(problem), pace), problem, rounds=1, seed=1)
+    assert result.faults == []
+    probes = [task for task in result.record.clients if task["status"] == "probed"]
+    tasks = [task for task in result.record.clients if task["status"] not in ("probed", "dropped")]
+    answered_s = max(task["arrived_s"] for task in probes)
+    assert 0.045 < answered_s < 0.1
+    for task in tasks:
+        assert (task["dispatched_s"], task["status"]) == (answered_s, status)
+        lasts_s = task["download_s"] + task["compute_s"] + task["upload_s"]
+        if status == "failed":
+            assert lasts_s == task["bytes_down"] == task["flops"] == 0
+            assert task["arrived_s"] == np.nextafter(answered_s, 1.0)
+        else:
+            ends_s = max(rests_s, answered_s) + lasts_s
+            assert task["arrived_s"] == pytest.approx(ends_s, rel=1e-12)
+
+
 def test_records_with_probes_are_read_back_and_drawn(tmp_path):
     problem = priced_problem()
     result = fh.simulate(asking(problem), problem, rounds=2, workdir=tmp_path / "run")
