@@ -91,7 +91,8 @@ def joules_of(fleet: Fleet, flight: Flight, effort: Effort) -> np.ndarray:
     """Joules that devices spent on tasks, float64[k], see `task_joules`.
 
     A transfer that a failure cut short costs in proportion to what was done of it, and not by whole
-    bytes.
+    bytes. A task takes no more than the charge that its device had: one that waits on, or whose
+    task counts as a whole one because it was dropped, spends what is left.
 
     Args:
       fleet: devices in round 0.
@@ -104,7 +105,10 @@ def joules_of(fleet: Fleet, flight: Flight, effort: Effort) -> np.ndarray:
     def of(now: Fleet, i: np.ndarray) -> np.ndarray:
         return task_joules(now, flight.client[i], flops[i], down[i], up[i], effort.wait_s[i])
 
-    return at_dispatch(fleet, flight, of)
+    joules = at_dispatch(fleet, flight, of)
+    if flight.interruptions is None:
+        return joules
+    return np.minimum(joules, flight.interruptions.left_joules)
 
 
 def at_dispatch(

@@ -41,7 +41,9 @@ def interruptions(
     # Seconds of work until the failure; inf for none.
     works_s = np.where(fails, chance[:, 1] * total_s, np.inf)
     enough = np.ones((3, len(clients)))
-    if left_joules is not None:
+    if left_joules is None:
+        left_joules = np.full(len(clients), np.inf)
+    else:
         enough = covered(part_joules(fleet, clients, plan.timing), left_joules)
         lasts_s = np.sum(enough * _parts_s(plan.timing), axis=0)
         works_s = np.where((enough < 1).any(axis=0), np.minimum(works_s, lasts_s), works_s)
@@ -65,7 +67,7 @@ def interruptions(
     done = np.where(np.isfinite(fails_s), done, 1.0).T
     # A task takes some time, so that a run goes on however soon its tasks fail.
     fails_s = np.maximum(fails_s, np.nextafter(now_s, np.inf))
-    return Interruptions(fails_s, paused_s, usable_s, done)
+    return Interruptions(fails_s, paused_s, usable_s, done, left_joules)
 
 
 def work_ends(
