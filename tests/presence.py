@@ -18,7 +18,16 @@ class Listed:
         shift = lambda cycle: (cycle * period if cycle else 0.0) - phase
         of = range(-1, cycles) if np.isfinite(period) else [0]
         every = [(a + shift(c), b + shift(c)) for c in of for a, b in on]
-        every = [(max(a, joins), min(b, leaves)) for a, b in every]
+        # Intervals that touch are one, across cycles as well.
+        whole = [every[0]]
+        for a, b in every[1:]:
+            if a == whole[-1][1]:
+                whole[-1] = whole[-1][0], b
+            else:
+                whole.append((a, b))
+        if len(whole) == 1 < len(every) and on[-1][1] - on[0][0] == period:
+            whole = [(whole[0][0], np.inf)]
+        every = [(max(a, joins), min(b, leaves)) for a, b in whole]
         self.on = [(a, b) for a, b in every if b > max(a, 0.0)]
 
     def next(self, now):
@@ -26,7 +35,7 @@ class Listed:
         return next((max(now, a) for a, b in self.on if b > now), np.inf)
 
     def until(self, now):
-        """End of the first interval that ends later; None if there is none."""
+        """End of the first time on that ends later; None if there is none."""
         return next((b for _, b in self.on if b > now), None)
 
     def between(self, start, end):

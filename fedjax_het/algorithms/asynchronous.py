@@ -126,7 +126,8 @@ def fedfix(
     A task of duration $T_i$ arrives once in $\lceil T_i / \Delta t \rceil$ windows, so $d_i = p_i
     \lceil T_i / \Delta t \rceil$ gives every client the mean weight $p_i$ per window at any speed.
     With $\Delta t$ above all $T_i$ this is FedAvg. If not all clients are at work at a time, d_i is
-    multiplied by the number of clients over the number at work.
+    multiplied by the number of clients over the number at work. $T_i$ is the planned duration,
+    without pauses and failures of devices: clients that pause or fail get less than $p_i$.
 
     Args:
       problem: model, data and fleet.

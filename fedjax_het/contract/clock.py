@@ -35,11 +35,16 @@ class Interruptions(NamedTuple):
         is suspended, float64[k].
       usable_s: seconds between dispatch and the plan's deadline for which it is not suspended,
         float64[k]; inf without a deadline.
+      done: share of download, computation and upload that is done by the end of the task,
+        float64[k, 3]; ones for tasks that arrive.
+      left_joules: charge of the device at dispatch, float64[k]; inf without a limit.
     """
 
     fails_s: np.ndarray
     paused_s: np.ndarray
     usable_s: np.ndarray
+    done: np.ndarray
+    left_joules: np.ndarray
 
 
 class Flight(NamedTuple):

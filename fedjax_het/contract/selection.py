@@ -50,7 +50,10 @@ class Candidates(NamedTuple):
       losses: function from ids int64[k] to the mean losses of the current model on the training
         samples of these clients, float64[k], at most once in a draw. Each of them downloads the
         model, runs it forward over its samples and uploads a number, and the tasks of the cohort
-        begin when the slowest has answered. None for a selection that does not `probe`.
+        begin when the slowest has answered. A client that leaves before it could answer, or whose
+        charge is not enough for it, is not asked, and its loss is NaN; apart from that, all answer:
+        questions never fail at random, nor because a device goes off. None for a selection that
+        does not `probe`.
     """
 
     round: int

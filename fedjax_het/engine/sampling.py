@@ -13,6 +13,7 @@ from fedjax_het.contract.clock import Flight, dispatch
 from fedjax_het.contract.plan import Plan, Situation, Timing
 from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.selecting import Probes, Selection
+from fedjax_het.fleet.battery import part_joules
 from fedjax_het.fleet.cost import price as priced
 from fedjax_het.fleet.interruption import interruptions
 from fedjax_het.problem import Problem
@@ -178,7 +179,7 @@ class Sampler(NamedTuple):
         )
         probes = self.selection.probes
         if probes is not None:
-            start_s = float(np.max(probes.flight.arrives_s))
+            start_s = float(np.max(probes.flight.arrives_s, initial=start_s))
             if self.batteries is not None:
                 self.batteries.dispatched(probes.flight)
         return chosen, start_s
@@ -191,14 +192,19 @@ class Sampler(NamedTuple):
         clients: np.ndarray,
         rng: np.random.Generator,
     ) -> Probes:
-        """Asks clients for the losses of a model; the arguments are those of `draw`."""
+        """Asks clients for the losses of a model, except those that could not answer.
+
+        A client cannot if it leaves before, or if its charge is not enough. The arguments are those
+        of `draw`.
+        """
         assert self.losses is not None
         cost, k = self.problem.cost, len(clients)
+        fleet = self.problem.fleet.at(step)
         samples = self.problem.data.sizes[clients]
         last = cost.num_blocks - 1
         timing = priced(
             cost,
-            self.problem.fleet.at(step),
+            fleet,
             clients,
             last,
             last,
@@ -208,15 +214,20 @@ class Sampler(NamedTuple):
             flops=cost.forward_pass_flops() * samples,
             bytes_up=np.full(k, _PROBE_BYTES),
         )
+        answers = start_s + timing.total_s <= fleet.leaves_s[clients]
+        if self.batteries is not None:
+            joules = part_joules(fleet, clients, timing).sum(axis=0)
+            answers &= joules <= self.batteries.left(clients)
+        asked, k = clients[answers], int(np.sum(answers))
         flight = Flight(
-            client=clients,
+            client=asked,
             version=np.full(k, step),
             dispatched_s=np.full(k, start_s),
             deadline_s=np.full(k, np.inf),
             steps=np.zeros(k, np.int64),
-            timing=timing,
+            timing=jax.tree.map(lambda column: column[answers], timing),
         )
-        return Probes(flight, self.losses(variables, clients))
+        return Probes(flight, self.losses(variables, asked) if k else np.zeros(0))
 
     def step_key(self, step: int) -> jax.Array:
         """The key of all plans of a step."""

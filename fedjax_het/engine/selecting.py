@@ -17,7 +17,8 @@ class Probes(NamedTuple):
     """What a selection asked of clients before it chose among them.
 
     Attributes:
-      flight: the questions as tasks without steps, which end when the answers arrive.
+      flight: the questions as tasks without steps, which end when the answers arrive; only those
+        to clients that can answer.
       loss: answers, float64[k].
     """
 
@@ -99,7 +100,9 @@ class Selection:
             )
             assert probe is not None
             self.probes = probe(asked)
-            return self.probes.loss
+            found = np.full(len(asked), np.nan)
+            found[np.isin(asked, self.probes.flight.client)] = self.probes.loss
+            return found
 
         asks = losses if self._select.probes else None
         candidates = candidates._replace(known=known, price=price, losses=asks)

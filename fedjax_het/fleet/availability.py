@@ -30,9 +30,9 @@ class Availability(Protocol):
         """
 
     def on_until(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
-        """End of the interval in which each client is on, float64[k]; inf if it has no end.
+        """Time until which each client stays on, float64[k]; inf if it has no end.
 
-        For a client that is off, it is the end of the next interval.
+        For a client that is off, it is the end of the next time for which it is on.
         """
 
     def on_between(
@@ -105,7 +105,7 @@ def from_intervals(
     Args:
       on_s: intervals (start, end), one float array `[m_k, 2]` per device, in seconds from the start
         of its cycle, sorted and disjoint, within `[0, period_s[k]]`. Intervals of length 0 are
-        dropped.
+        dropped. Intervals that touch are one, at the ends of a cycle that repeats as well.
       period_s: length of each device's cycle; inf if it is never on again after its intervals.
       phase_s: position of each device in its cycle at virtual time 0; 0 if None.
 
@@ -148,7 +148,9 @@ def from_intervals(
             "needs an on-interval of positive length, or the run would wait for ever",
             "leave the device out",
         )
-        kept.append(pairs)
+        apart = pairs[1:, 0] > pairs[:-1, 1]
+        starts, ends = np.append(True, apart), np.append(apart, True)
+        kept.append(np.stack([pairs[starts, 0], pairs[ends, 1]], axis=1))
     stacked = np.concatenate(kept)
     offsets = np.append(0, np.cumsum([len(pairs) for pairs in kept]))
     return Intervals(stacked[:, 0].copy(), stacked[:, 1].copy(), offsets, period, phase)

@@ -16,6 +16,13 @@ def require_consistent(fleet: Any) -> None:
         fleet.compute_distribution, fleet.compute_stages, float(fleet.compute_jitter.max())
     )
     _require_interruptions(fleet.on_interrupt, fleet.failure_rate, fleet.joins_s, fleet.leaves_s)
+    least_joules = fleet.battery_joules.min()
+    require(
+        bool(np.isinf(least_joules)) or fleet.prices_energy,
+        f"battery_joules = {least_joules} without a price of energy",
+        "would never be spent",
+        "set it after fh.fleet.with_energy, or give prices such as joules_per_flop",
+    )
     links = (fleet.downlink_trace, fleet.uplink_trace)
     require(
         not fleet.link_jitter.any() or links == (None, None),

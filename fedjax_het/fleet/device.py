@@ -76,7 +76,7 @@ class Fleet:
         merge.
       battery_joules: float64[n], usable charge at the start, which is never renewed; inf for no
         limit. A task for which too little is left fails when it is spent, and a device without
-        charge is never available again.
+        charge is never available again. It needs prices of energy.
       availability: times at which devices are on.
       on_interrupt: treatment of a task whose device goes off. `"finish"`: it goes on all the same.
         `"lose"`: it fails at that moment. `"pause"`: it goes on when the device is on again, and

@@ -43,19 +43,25 @@ class Intervals:
         return now + np.where(start_s > _ROUNDING_S, start_s, 0.0)
 
     def on_until(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
-        """End of the interval in which each client is on; see `Availability`."""
+        """Time until which each client stays on; see `Availability`."""
         now = np.broadcast_to(np.asarray(now_s, np.float64), np.shape(clients))
         return now + self._next(clients, now)[1]
 
     def _next(self, clients: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds until the first interval that ends after `now` starts, and until it ends."""
+        """Seconds until the first interval that ends after `now` starts, and until it ends.
+
+        An interval that lasts until the end of a cycle goes on with the next one.
+        """
         period_s = self.period_s[clients]
         local_s = np.mod(now + self.phase_s[clients], period_s)
         first, stop = self.offsets[clients], self.offsets[clients + 1]
         i = searchsorted_runs(self.end_s, first, stop, local_s, "right")
         over = i == stop  # nothing left in this cycle: wait for the first interval of the next
         i, rest_s = np.where(over, first, i), np.where(over, period_s, 0.0)
-        return self.start_s[i] - local_s + rest_s, self.end_s[i] - local_s + rest_s
+        wraps = (self.start_s[first] == 0) & (self.end_s[i] == period_s)
+        longer_s = np.where(i == first, np.inf, self.end_s[first])
+        end_s = self.end_s[i] + np.where(wraps, longer_s, 0.0)
+        return self.start_s[i] - local_s + rest_s, end_s - local_s + rest_s
 
     def on_between(
         self, clients: np.ndarray, start_s: float | np.ndarray, end_s: float | np.ndarray

@@ -33,7 +33,7 @@ class Membership:
         return np.where(on_s < self.leaves_s[clients], on_s, np.inf)
 
     def on_until(self, clients: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:
-        """End of the interval in which each client is on; see `Availability`."""
+        """Time until which each client stays on; see `Availability`."""
         until_s = self.within.on_until(clients, np.maximum(now_s, self.joins_s[clients]))
         return np.minimum(until_s, self.leaves_s[clients])
 

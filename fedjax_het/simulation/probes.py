@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_het.engine.efforts import promised
 from fedjax_het.engine.selecting import Probes
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.device_columns import joules, speeds
@@ -36,7 +37,7 @@ def probe_rows(step: int, probes: Probes | None, problem: Problem) -> list[dict[
         "bytes_down": timing.bytes_down,
         "bytes_up": timing.bytes_up,
         "flops": timing.flops,
-        **joules(problem, flight, timing.flops, timing.bytes_down, timing.bytes_up, np.zeros(k)),
+        **joules(problem, flight, promised(flight)),
         "device_flops_per_s": speeds(problem, flight),
         "first_block": np.full(k, last),
         "exit_block": np.full(k, last),

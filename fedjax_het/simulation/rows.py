@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.contract.clock import Closing, Flight, Status
+from fedjax_het.contract.clock import Closing, Flight
 from fedjax_het.contract.plan import Plan
+from fedjax_het.engine.efforts import effort_of
 from fedjax_het.problem import Problem
-from fedjax_het.simulation.clients import statuses, work_of
+from fedjax_het.simulation.clients import statuses
 from fedjax_het.simulation.device_columns import joules, speeds
 from fedjax_het.simulation.journal import Record
 from fedjax_het.simulation.planned import PlannedRound
@@ -42,28 +43,23 @@ def client_rows(
     """
     timing, merges = flight.timing, closing.merges
     fleet, last = problem.fleet, problem.model.num_blocks - 1
-    work = work_of(flight, closing, fleet.presence)
-    # A dropped task arrives after the merge, and a failed one never, so they do not wait.
-    wait_s = np.maximum(closing.at_s - flight.dispatched_s - work.lasts_s, 0.0)
-    wait_s = wait_s * (merges & (not released))
-    flops = timing.flops * work.compute
-    bytes_down = _share(timing.bytes_down, work.download)
-    bytes_up = _share(timing.bytes_up, work.upload)
-    dropped = np.asarray([status is Status.DROPPED for status in closing.status])
+    effort = effort_of(flight, closing, fleet.presence, released)
+    bytes_down = _share(timing.bytes_down, effort.download)
+    bytes_up = _share(timing.bytes_up, effort.upload)
     columns = {
         "client": flight.client,
         "version": flight.version,
         "staleness": step - 1 - flight.version,
         "dispatched_s": flight.dispatched_s,
-        "arrived_s": flight.dispatched_s + work.lasts_s,
-        "download_s": timing.download_s * work.download,
-        "compute_s": timing.compute_s * work.compute,
-        "upload_s": timing.upload_s * work.upload,
-        **({"paused_s": work.paused_s} if fleet.on_interrupt == "pause" else {}),
+        "arrived_s": flight.dispatched_s + effort.lasts_s,
+        "download_s": timing.download_s * effort.download,
+        "compute_s": timing.compute_s * effort.compute,
+        "upload_s": timing.upload_s * effort.upload,
+        **({"paused_s": effort.paused_s} if fleet.on_interrupt == "pause" else {}),
         "bytes_down": bytes_down,
         "bytes_up": bytes_up,
-        "flops": flops,
-        **joules(problem, flight, flops, bytes_down, np.where(dropped, 0, bytes_up), wait_s),
+        "flops": timing.flops * effort.compute,
+        **joules(problem, flight, effort),
         "device_flops_per_s": speeds(problem, flight),
         "first_block": [route.first for route in plan.routes],
         "exit_block": [last if route.exit is None else route.exit for route in plan.routes],

@@ -9,7 +9,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Timing
 from fedjax_het.fleet.availability import from_intervals
-from fedjax_het.fleet.battery import joules_until, part_joules
+from fedjax_het.fleet.battery import part_joules
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.interruption import interruptions
 
@@ -40,7 +40,7 @@ def devices(**columns):
 
 def asked(fleet, tasks, now_s, seed=0):
     found = interruptions(fleet, tasks, now_s, np.random.default_rng(seed))
-    return [column.tolist() for column in found]
+    return [column.tolist() for column in found[:3]]
 
 
 def test_nothing_is_interrupted_if_all_finish():
@@ -74,6 +74,28 @@ def test_a_client_that_leaves_gives_its_task_up(how):
     fleet = devices(on_interrupt=how, leaves_s=np.array([np.inf, np.inf, 7.0]))
     assert asked(fleet, plan(6.0), 2.0)[0][2] == 7.0
     assert asked(fleet, plan(5.0), 2.0)[0][2] == np.inf
+
+
+def test_devices_may_be_off_already_when_tasks_begin():
+    """The device of client 0 is off at 1 s until 50 s, client 1 has left, and 2 is on until 60."""
+    on = [np.array([[0.0, 0.045], [50.0, 52.0], [53.0, 1e3]]), np.array([[0.0, 1e3]])]
+    when = from_intervals([*on, np.array([[0.0, 60.0]])], [2e3] * 3)
+    leaves = np.array([np.inf, 0.5, np.inf])
+    at_once = np.nextafter(1.0, 2.0)
+    for how, fails_s, paused_s, usable_s in (
+        ("finish", [np.inf, at_once, np.inf], [0.0] * 3, [54.0] * 3),
+        ("lose", [at_once, at_once, np.inf], [0.0] * 3, [54.0] * 3),
+        ("pause", [np.inf, at_once, np.inf], [50.0, 0.0, 0.0], [4.0, 0.0, 54.0]),
+    ):
+        fleet = Fleet(np.ones(3), availability=when, leaves_s=leaves, on_interrupt=how)
+        tasks = plan(3.5, deadline_s=54.0)
+        # A download that takes no time does not take place either.
+        instant = tasks._replace(timing=tasks.timing._replace(download_s=np.zeros(3)))
+        assert asked(fleet, tasks, 1.0) == [fails_s, paused_s, usable_s], how
+        found = interruptions(fleet, instant, 1.0, np.random.default_rng(0))
+        assert found.fails_s.tolist() == fails_s
+        gone = np.isfinite(fails_s)
+        assert found.done.tolist() == [[0.0] * 3 if each else [1.0] * 3 for each in gone]
 
 
 @pytest.mark.parametrize("how", ["finish", "lose", "pause"])
@@ -146,8 +168,20 @@ def test_a_task_fails_when_the_charge_is_spent():
     expected = np.array([0.5, 1.0, 2.5, 3.0, 3.75, np.inf, np.inf])
     np.testing.assert_allclose(found.fails_s - 100.0, expected)
     joules = part_joules(fleet, np.arange(k), tasks.timing)
-    spent = joules_until(joules, tasks.timing, np.minimum(expected, 4.0))
-    np.testing.assert_allclose(spent, np.minimum(left, 22.0))
+    np.testing.assert_allclose((joules * found.done.T).sum(axis=0), np.minimum(left, 22.0))
+
+
+def test_parts_without_a_price_take_no_charge():
+    for price, done in (
+        ("joules_per_byte_down", [0.5, 0.0, 0.0]),
+        ("joules_per_flop", [1.0, 0.5, 0.0]),
+        ("joules_per_byte_up", [1.0, 1.0, 0.5]),
+    ):
+        fleet = Fleet(np.ones(1), battery_joules=5.0, **{price: 10.0})
+        tasks = plan(4.0, clients=[0])
+        found = interruptions(fleet, tasks, 0.0, np.random.default_rng(0), np.array([5.0]))
+        assert found.done.tolist() == [done]
+        assert found.fails_s.tolist() == [np.dot(done, [1.0, 2.0, 1.0])]
 
 
 def test_a_pause_spends_no_charge():

@@ -1,5 +1,7 @@
 """How long devices stay on: against lists of intervals in plain Python; joining and leaving."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,10 +18,14 @@ ONE = np.zeros(1, np.int64)
 def devices(draw):
     """A device with times in sixteenths, which are exact, as an availability and as a list."""
     sixteenths = lambda low, high: draw(st.integers(low, high)) / 16
-    edges = draw(st.lists(st.integers(0, 160), min_size=2, max_size=8, unique=True))
-    on = np.sort(edges[: len(edges) // 2 * 2]).reshape(-1, 2) / 16
+    ends = draw(st.sampled_from([set(), {0}, {160}, {0, 160}]))
+    edges = sorted(ends | draw(st.sets(st.integers(0, 160), min_size=2, max_size=8)))
+    # Some intervals touch, in a cycle or across its end.
+    spans = list(itertools.pairwise(edges))
+    chosen = draw(st.sets(st.integers(0, len(spans) - 1), min_size=1))
+    on = np.asarray([spans[i] for i in sorted(chosen)]) / 16
     repeats = draw(st.booleans())
-    period = 10.0 + sixteenths(0, 32) if repeats else np.inf
+    period = 10.0 + draw(st.sampled_from([0, sixteenths(0, 32)])) if repeats else np.inf
     phase = sixteenths(0, 80)
     joins, leaves = 0.0, np.inf
     when = from_intervals([on], [period], [phase])
@@ -58,6 +64,19 @@ def test_many_devices_are_asked_at_once():
     assert when.spent_at(who, now, 2.5).tolist() == [np.inf, 7.5, 17.0, 30.5]
     assert when.off_after(who).tolist() == [3.0, np.inf, np.inf, np.inf]
     assert when.describe()["devices_that_end"] == 1
+
+
+def test_intervals_that_touch_are_one():
+    """From 22 to 6 o'clock, cut at midnight; all day, in two parts; twice, once."""
+    on = [np.array(hours) for hours in ([[0, 6], [22, 24]], [[0, 9], [9, 24]], [[1, 2], [2, 5]])]
+    when = from_intervals(on, [24.0, 24.0, np.inf])
+    who = np.array([0, 0, 0, 1, 2])
+    now = np.array([3.0, 12.0, 47.0, 100.0, 1.0])
+    assert when.on_until(who, now).tolist() == [6.0, 30.0, 54.0, np.inf, 5.0]
+    assert when.next_available(who, now).tolist() == [3.0, 22.0, 47.0, 100.0, 1.0]
+    assert when.describe()["on_median_s"] == 5.0
+    within = Membership(when, np.zeros(3), np.array([np.inf, 200.0, np.inf]))
+    assert within.on_until(who, now).tolist() == [6.0, 30.0, 54.0, 200.0, 5.0]
 
 
 def test_devices_that_are_always_on():

@@ -52,6 +52,10 @@ FLEETS: list[Case] = [
         "joules_per_byte_down of shape (2,) | shape (3,) | per device",
     ),
     (devices(idle_watts=np.inf), "idle_watts = [inf] | >= 0 and finite | usable value"),
+    (
+        devices(battery_joules=[np.inf, 50.0, np.inf]),
+        "battery_joules = 50.0 without a price of energy | never be spent | with_energy",
+    ),
     (devices(idle_watts="low"), "idle_watts = 'low' | must be numbers | per device"),
     (fleet_of("uniform", energy="phone"), "energy 'phone' | phone_lte, phone_wifi | did you mean"),
     (fleet_of("uniform", energy=5.0), "energy 5.0 | must be one of | choose one"),

@@ -267,7 +267,8 @@ def test_the_row_of_a_failed_task_has_what_was_spent_until_then():
         assert row["arrived_s"] == pytest.approx(leaves[c], rel=1e-12)
         moved = [round(whole * shares[0]), round(whole * shares[2])]
         assert [row["bytes_down"], row["bytes_up"]] == moved
-        joules = 1e-6 * flops[c] * shares[1] + 1e-3 * moved[0] + 2e-3 * moved[1]
+        # Half a byte costs half as much.
+        joules = 1e-6 * flops[c] * shares[1] + whole * (1e-3 * shares[0] + 2e-3 * shares[2])
         assert row["joules"] == pytest.approx(joules, rel=1e-9)
         assert (row["steps"], row["samples"], row["loss"]) == (0, 0, None)
     totals, step = result.record.summary, result.record.metrics[1]

@@ -102,6 +102,94 @@ def test_answers_are_those_of_the_current_model():
         start = result.variables
 
 
+@pytest.mark.parametrize(
+    "pace", [fh.pace.barrier(), fh.pace.deadline(60.0), fh.pace.first(1, of=2)]
+)
+@pytest.mark.parametrize(
+    ("how", "status", "rests_s"),
+    [("finish", "merged", 0.0), ("lose", "failed", 0.0), ("pause", "merged", 50.0)],
+)
+def test_devices_may_go_off_while_others_answer(pace, how, status, rests_s):
+    """All devices are on for 45 ms, in which not all answers arrive, and from 50 s on."""
+    plain = digits_problem()
+    when = fh.fleet.from_intervals([np.array([[0.0, 0.045], [50.0, 1e3]])] * 8, [2e3] * 8)
+    problem = fh.Problem(plain.model, plain.data, fleet(8, availability=when, on_interrupt=how))
+    result = fh.simulate(fh.compose(asking(problem), pace), problem, rounds=1, seed=1)
+    assert result.faults == []
+    probes = [task for task in result.record.clients if task["status"] == "probed"]
+    tasks = [task for task in result.record.clients if task["status"] not in ("probed", "dropped")]
+    answered_s = max(task["arrived_s"] for task in probes)
+    assert 0.045 < answered_s < 0.1
+    for task in tasks:
+        assert (task["dispatched_s"], task["status"]) == (answered_s, status)
+        lasts_s = task["download_s"] + task["compute_s"] + task["upload_s"]
+        if status == "failed":
+            assert lasts_s == task["bytes_down"] == task["flops"] == 0
+            assert task["arrived_s"] == np.nextafter(answered_s, 1.0)
+        else:
+            ends_s = max(rests_s, answered_s) + lasts_s
+            assert task["arrived_s"] == pytest.approx(ends_s, rel=1e-12)
+
+
+def test_clients_that_cannot_answer_are_not_asked():
+    """Clients 0 to 2 leave at 10 ms, and 3 and 4 have charge for a part of the question only."""
+    plain = priced_problem()
+    cost, sizes = plain.cost, plain.data.sizes
+    question = 1e-6 * cost.forward_pass_flops() * sizes
+    question = question + 1e-3 * 4 + 2e-3 * cost.download_bytes()
+    leaves, charge = np.full(8, np.inf), np.full(8, np.inf)
+    leaves[:3], charge[3:5] = 0.01, 0.9 * question[3:5]
+    charge[5] = 1.5 * question[5]
+    limits = {"leaves_s": leaves, "battery_joules": charge}
+    problem = fh.Problem(plain.model, plain.data, fleet(8, **PRICES, **limits))
+    heard = []
+
+    def choose(state, candidates):
+        heard.append(candidates.losses(candidates.clients))
+        return candidates.clients[-3:], state
+
+    method = fh.algorithms.fedavg(problem, **SGD, clients_per_round=3)
+    asks = Selector(lambda n: (), choose, lambda state, seen: state, probes=True)
+    result = fh.simulate(method._replace(select=asks), problem, rounds=1)
+    assert result.faults == []
+    probes = [row for row in result.record.clients if row["status"] == "probed"]
+    assert [row["client"] for row in probes] == [5, 6, 7]
+    assert np.isnan(heard[0]).tolist() == [True] * 5 + [False] * 3
+    assert [row["loss"] for row in probes] == heard[0][5:].tolist()
+    own = [row["joules"] for row in result.record.clients if row["client"] == 5]
+    assert own[0] == pytest.approx(question[5])
+    assert sum(own) == pytest.approx(charge[5], rel=1e-12)
+
+
+@pytest.mark.parametrize("limit", [{"leaves_s": 0.01}, {"battery_joules": 0.5}])
+def test_nobody_answers(limit):
+    """The cohort begins at once; no client spends more than it has."""
+    plain = priced_problem()
+    problem = fh.Problem(plain.model, plain.data, fleet(8, **PRICES, **limit))
+    result = fh.simulate(asking(problem), problem, rounds=9, seed=1)
+    assert result.faults == []
+    rows = result.record.clients
+    assert {row["status"] for row in rows} == {"failed"}
+    assert [row["dispatched_s"] for row in rows[:2]] == [0.0, 0.0]
+    if "battery_joules" in limit:
+        assert result.record.summary["ended"] == "no clients"
+        assert sorted(row["client"] for row in rows) == list(range(8))
+        np.testing.assert_allclose([row["joules"] for row in rows], 0.5, rtol=1e-12)
+    else:
+        assert max(row["arrived_s"] for row in rows) == 0.01
+
+
+def test_who_cannot_answer_comes_last():
+    """Of eight clients, all of which are compared, six leave before they could answer."""
+    plain = digits_problem()
+    leaves = np.where(np.isin(np.arange(8), [2, 5]), np.inf, 0.01)
+    problem = fh.Problem(plain.model, plain.data, fleet(8, leaves_s=leaves))
+    method = fh.algorithms.fedavg(problem, **SGD, clients_per_round=2)
+    method = fh.select.power_of_choice(d=8, fresh=True)(method)
+    rows = fh.simulate(method, problem, rounds=1).record.clients
+    assert [(row["client"], row["status"]) for row in rows[2:]] == [(2, "merged"), (5, "merged")]
+
+
 def test_records_with_probes_are_read_back_and_drawn(tmp_path):
     problem = priced_problem()
     result = fh.simulate(asking(problem), problem, rounds=2, workdir=tmp_path / "run")

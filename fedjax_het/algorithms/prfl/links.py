@@ -58,7 +58,10 @@ class Links:
 
 
 class Traffic(NamedTuple):
-    """The last task of each of n clients on the server's link.
+    """The last task of each of n clients on the server's link, as planned.
+
+    The upload of a task that fails or pauses keeps its planned place on the link, so that later
+    uploads make room for it all the same.
 
     Attributes:
       sent_s: float64[n, 2], times of dispatch and of arrival; -1 before the first task.

@@ -41,7 +41,8 @@ def power_of_choice(*, d: int, fresh: bool = False) -> Transformation:
       fresh: whether the clients are asked for the loss of the current model on all their samples
         (cpow-d). The tasks begin when the slowest has downloaded the model, run it forward and
         answered; the time, FLOPs, bytes and joules are in the records, as rows "probed". The cohort
-        then downloads what the method plans, although it holds the model already.
+        then downloads what the method plans, although it holds the model already. A client that
+        cannot answer, because it leaves or its charge is too low, comes last.
 
     References:
       Cho, Wang and Joshi, *Client Selection in Federated Learning: Convergence Analysis and
@@ -55,11 +56,11 @@ def power_of_choice(*, d: int, fresh: bool = False) -> Transformation:
         _require_compared(d, candidates.wanted)
         count = min(d, len(clients))
         compared = drawn(candidates.rng, clients, candidates.samples[clients], count)
-        loss = candidates.known.loss[compared]
+        loss, unknown = candidates.known.loss[compared], np.inf
         if fresh:
             assert candidates.losses is not None
-            loss = candidates.losses(compared)
-        order = np.argsort(-np.where(np.isnan(loss), np.inf, loss), kind="stable")
+            loss, unknown = candidates.losses(compared), -np.inf
+        order = np.argsort(-np.where(np.isnan(loss), unknown, loss), kind="stable")
         return compared[order[: candidates.wanted]]
 
     selector = stateless(choose)._replace(probes=fresh)
