@@ -191,10 +191,14 @@ def times(runs: Mapping[str, Sequence[Mapping[str, Any]]], targets: Sequence[flo
             every = np.asarray([reached_s(one, target) for one in group])
             found = every[np.isfinite(every)]
             missed = len(every) - len(found)
-            spread = f"{np.mean(found):.0f} ± {np.std(found):.0f} s" if not missed else ""
+            spread = (
+                f"{np.mean(found):.0f} ± {np.std(found, ddof=len(found) > 1):.0f} s"
+                if not missed
+                else ""
+            )
             row.append(spread or f"not by {missed} of {len(every)}")
         last = [100 * one["accuracy"][-1] for one in group]
-        rows.append((*row, f"{np.mean(last):.1f} ± {np.std(last):.1f} %"))
+        rows.append((*row, f"{np.mean(last):.1f} ± {np.std(last, ddof=len(last) > 1):.1f} %"))
     heads = [f"{100 * target:g} %" for target in targets]
     return harness.table(("arm", "step size", *heads, "at the end"), rows)
 

@@ -1,4 +1,4 @@
-"""Robust merges under attack, at a size for a quarter of an hour; see docs/results/robust.md.
+"""Robust merges under attack, at a size for an hour; see docs/results/robust.md.
 
     python -m benchmarks.reproduce.robust --out=runs/robust
 
