@@ -76,7 +76,17 @@ class Case:
         return self.run(rounds=1)
 
 
-@pytest.fixture(scope="module", params=sorted(ALGORITHMS))
+# Methods that differ from another one in an option or a transformation: for the long tests.
+VARIANTS = {"adel_drop", "adel_wait", "drop_stragglers", "fedadam", "fednova", "fedyogi"}
+VARIANTS |= {"prfl_fedasyn", "prfl_fedfix"}
+
+
+def every_method():
+    for name in sorted(ALGORITHMS):
+        yield pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ())
+
+
+@pytest.fixture(scope="module", params=list(every_method()))
 def case(request):
     yield Case(request.param)
     # With its engines go some thousand memory maps; a process may have 65,530 on Linux.
