@@ -160,9 +160,9 @@ def test_every_execution_agrees_and_a_resumed_run_is_the_same(method, step, tmp_
     trained(method, step, rounds=1, **half)
     resumed = trained(method, step, **half)
     chex.assert_trees_all_equal(resumed.variables, found.variables)
-    assert (
-        resumed.record.metrics[2]["info"]["epsilon"] == found.record.metrics[2]["info"]["epsilon"]
-    )
+    told = found.record.metrics[2]["info"]
+    assert {"epsilon", "epsilon_updates"} & set(told)
+    assert resumed.record.metrics[2]["info"] == told
 
 
 # ---- the clipping norm that adapts -----------------------------------------------------------
@@ -381,7 +381,7 @@ def test_paces_that_a_promise_does_not_fit_are_refused():
     with pytest.raises(InputError, match="a protocol among the clients of one round"):
         simulation(FEDAVG, SECURE, paced(fh.clock.arrivals(2)))
     waiting = told(FEDAVG, CENTRAL, paced(fh.clock.arrivals(2)), round=1)
-    assert waiting["epsilon"] == epsilon(1.0, 2, N**-1.1)
+    assert waiting["epsilon_updates"] == epsilon(1.0, 2, N**-1.1)
     on = fh.fleet.from_intervals([np.array([[0.0, 1.0]])] * N, [1.0] * N)
     problem = dataclasses.replace(PROBLEM, fleet=fleet(len(SIZES), availability=on))
     with pytest.raises(InputError, match="here a step may send none"):
