@@ -26,6 +26,7 @@ from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.preview import Preview
 from fedjax_het.contract.selection import Select, Selector, uniform
 from fedjax_het.contract.uploads import Upload
+from fedjax_het.contract.widths import Widths
 
 Array = jax.Array
 
@@ -60,6 +61,8 @@ class Task(NamedTuple):
       mask: pytree that broadcasts against the parameters, or None if everything trains.
       row, shared: this client's row of `Plan.rows`, and `Plan.shared`.
       kept: what the client's training reads of the buffers of the merge (`Memory`), or None.
+      width: level of the client's sub-network (`width` of its planned route), int32; that of the
+        route that is compiled in may be wider if it is `padded`.
     """
 
     client: Array
@@ -73,6 +76,7 @@ class Task(NamedTuple):
     row: PyTree
     shared: PyTree
     kept: PyTree = None
+    width: Any = None
 
 
 class ClientResult(NamedTuple):
@@ -292,6 +296,9 @@ class Algorithm(NamedTuple):
       sends: what a client sends to the server; changes of updates are refused by a method whose
         clients send something else than their "updates", and attacks on parameters by one whose
         clients send `LOGITS`.
+      widths: sub-networks by width of which clients train one, or None if all train the complete
+        network. `local` then gets the tensors of the sub-network of its route, and its results are
+        put back into their places before the merge.
       options: resolved options of the method's factory in JSON types, which belong to the identity
         of a run; `algorithms.register` sets them. None for a method that nobody registered.
     """
@@ -315,6 +322,7 @@ class Algorithm(NamedTuple):
     uploads: tuple[Upload, ...] = ()
     replaces: bool = False
     sends: str = "updates"
+    widths: Widths | None = None
     options: Mapping[str, Any] | None = None
 
     @property

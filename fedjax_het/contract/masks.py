@@ -6,6 +6,7 @@ masks define the result. A *route* is a small hashable value that lets the compi
 must cover the mask, and all covering routes give the same numbers.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from fedjax_het.common.types import PyTree
 
 
 class Route(NamedTuple):
-    """The blocks that need a gradient, the block whose exit gives the loss, and the cut.
+    """The static part of a client's work, which decides what the compiler may leave out.
 
     Attributes:
       first: shallowest block that may train; blocks before it run forward only.
@@ -24,16 +25,41 @@ class Route(NamedTuple):
       cut: block after which no gradient flows back (split training with local losses): the blocks
         up to it learn from the head after it, the deeper blocks from the loss at `exit`. None for
         training from end to end, and if `exit` is None, because then every client has its own exit.
+      width: level of the method's `Widths`, whose sub-network is computed at its size; 0 is the
+        complete network.
+      padded: whether clients of narrower levels also run on this route: their units come first, and
+        the parameters of the others are zero and do not train.
+      heads: blocks before `exit` whose exit heads also train, for losses at several depths.
     """
 
     first: int
     exit: int | None
     cut: int | None = None
+    width: int = 0
+    padded: bool = False
+    heads: tuple[int, ...] = ()
 
     def covers(self, other: "Route") -> bool:
         """Whether work planned for `other` may run on this route with the same result."""
-        same = (self.exit, self.cut) == (other.exit, other.cut)
-        return self.first <= other.first and (self.exit is None or same)
+        same = (self.exit, self.cut, self.heads) == (other.exit, other.cut, other.heads)
+        wide = self.width == other.width and (self.padded or not other.padded)
+        wide = wide or (self.padded and self.width < other.width)
+        return wide and self.first <= other.first and (self.exit is None or same)
+
+    @property
+    def code(self) -> tuple[int, ...]:
+        """The route as six integers, for tables and checkpoints; inverse of `decoded`."""
+        places = (-1 if place is None else place for place in (self.exit, self.cut))
+        heads = sum(1 << block for block in self.heads)
+        return (self.first, *places, self.width, int(self.padded), heads)
+
+
+def decoded(code: Sequence[int]) -> Route:
+    """The route of a `Route.code`."""
+    first, exit, cut, width, padded, heads = (int(number) for number in code)
+    places = (None if place < 0 else place for place in (exit, cut))
+    blocks = tuple(block for block in range(heads.bit_length()) if heads >> block & 1)
+    return Route(first, *places, width, bool(padded), blocks)
 
 
 def full_route(num_blocks: int, has_exits: bool) -> Route:
@@ -89,7 +115,7 @@ def split(tree: PyTree, route: Route) -> tuple[PyTree, PyTree]:
     blocks, exits = tree["blocks"], tree["exits"]
     last = len(blocks) - 1
     deepest = last if route.exit is None else route.exit
-    heads = [block for block in (route.exit, route.cut) if block is not None]
+    heads = [block for block in (route.exit, route.cut, *route.heads) if block is not None]
 
     def part(keep: bool) -> PyTree:
         def of(value: PyTree, trained: bool) -> PyTree:

@@ -66,6 +66,7 @@ def pack(
         batch=plan.batch.astype(np.int32)[source],
         weight=plan.weight.astype(np.float32)[source],
         exit=exits[source],
+        width=np.asarray([route.width for route in plan.routes], np.int32)[source],
         row=jax.tree.map(lambda a: np.asarray(a)[source], plan.rows),
         staleness=late[source],
         place=(np.arange(len(exits)) if place is None else place).astype(np.int32)[source],

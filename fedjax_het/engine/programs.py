@@ -38,6 +38,7 @@ class Rows(NamedTuple):
       valid: whether a row is a client and not padding, bool[b].
       client, steps, batch, weight: columns of the plan, int32[b]; the weight is float32[b].
       exit: block after which the loss is taken, int32[b].
+      width: level of the planned route, int32[b].
       row: rows of `Plan.rows`, a pytree with leading axis b.
       staleness: server steps since the model from which the client starts was made, int32[b].
       place: number of the task among those of its merge, int32[b].
@@ -51,6 +52,7 @@ class Rows(NamedTuple):
     batch: Any
     weight: Any
     exit: Any
+    width: Any
     row: Any
     staleness: Any
     place: Any
@@ -158,6 +160,7 @@ def train_one(
         row=rows.row,
         shared=common.shared,
         kept=kept,
+        width=rows.width,
     )
     result = algorithm.local(route, start, data, task)
     check_result(algorithm.name, route, result, start)

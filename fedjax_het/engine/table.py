@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Flight
-from fedjax_het.contract.masks import Route
+from fedjax_het.contract.masks import decoded
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.programs import Outputs
 
@@ -17,7 +17,7 @@ class Tasks(NamedTuple):
 
     Attributes:
       flight: client, version, times and steps of each task.
-      first, exit, cut: planned route, int64[m]; -1 for None.
+      route: `Route.code` of the planned route, int64[m, 6].
       batch, weight, rows, notes: columns of the `Plan`.
       slot: slot of the result, int64[m]; -1 while the task is not trained.
       loss, square_loss, samples, finite: values that training reported; NaN, NaN, 0 and True before
@@ -26,9 +26,7 @@ class Tasks(NamedTuple):
     """
 
     flight: Flight
-    first: np.ndarray
-    exit: np.ndarray
-    cut: np.ndarray
+    route: np.ndarray
     batch: np.ndarray
     weight: np.ndarray
     rows: PyTree
@@ -62,10 +60,7 @@ class Tasks(NamedTuple):
         """The tasks as a plan, without `Plan.shared`, which depends on the version."""
         return Plan(
             clients=self.flight.client,
-            routes=[
-                Route(int(first), *(None if place < 0 else int(place) for place in rest))
-                for first, *rest in zip(self.first, self.exit, self.cut, strict=True)
-            ],
+            routes=[decoded(code) for code in self.route],
             steps=self.flight.steps,
             batch=self.batch,
             weight=self.weight,
@@ -86,9 +81,7 @@ def table_of(plan: Plan, flight: Flight, info: PyTree) -> Tasks:
     k = len(plan.clients)
     return Tasks(
         flight=flight._replace(timing=jax.tree.map(np.asarray, flight.timing)),
-        first=np.asarray([route.first for route in plan.routes], np.int64),
-        exit=np.asarray([-1 if r.exit is None else r.exit for r in plan.routes], np.int64),
-        cut=np.asarray([-1 if r.cut is None else r.cut for r in plan.routes], np.int64),
+        route=np.asarray([route.code for route in plan.routes], np.int64).reshape(k, -1),
         batch=np.asarray(plan.batch),
         weight=np.asarray(plan.weight),
         rows=jax.tree.map(np.asarray, plan.rows),

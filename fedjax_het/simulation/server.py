@@ -20,7 +20,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import Closing, Flight
-from fedjax_het.contract.masks import Route
+from fedjax_het.contract.masks import Route, decoded
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.dispatch import DispatchTable
@@ -314,7 +314,7 @@ class Server:
             "step": self.step,
             "now_s": self.now_s,
             "unseen_score": self.unseen.score,
-            "routes": self._routes.known,
+            "routes": [route.code for route in self._routes.known],
         }
         arrays = self._arrays
         if self._table is not None:
@@ -334,7 +334,7 @@ class Server:
 
     def restore(self, arrays: PyTree, meta: Mapping[str, Any]) -> None:
         """Restores the server from the result of `saved`."""
-        self._begin(tuple(Route(*route) for route in meta["routes"]))
+        self._begin(tuple(map(decoded, meta["routes"])))
         self.variables, self.state, *rest = arrays
         if self._table is not None:
             self._table.restore(rest.pop(), meta["flight"])
