@@ -13,17 +13,9 @@ from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import (
-    Aggregator,
-    Algorithm,
-    Buffers,
-    Chunk,
-    Memory,
-    Merged,
-    Task,
-    Variables,
-)
+from fedjax_het.contract.algorithm import Aggregator, Algorithm, Chunk, Merged, Task, Variables
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
 from fedjax_het.problem import Problem
 

@@ -11,17 +11,9 @@ from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean, weighted_sum
-from fedjax_het.contract.algorithm import (
-    Aggregator,
-    Algorithm,
-    Buffers,
-    Chunk,
-    Memory,
-    Merged,
-    Task,
-    Variables,
-)
+from fedjax_het.contract.algorithm import Aggregator, Algorithm, Chunk, Merged, Task, Variables
 from fedjax_het.contract.clock import barrier
+from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.fleet.flops import tree_bytes

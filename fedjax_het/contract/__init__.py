@@ -9,10 +9,8 @@ from fedjax_het.contract.aggregation import Term, masked_mean, normalised_mean, 
 from fedjax_het.contract.algorithm import (
     Aggregator,
     Algorithm,
-    Buffers,
     Chunk,
     ClientResult,
-    Memory,
     Merged,
     Report,
     Task,
@@ -20,6 +18,7 @@ from fedjax_het.contract.algorithm import (
 )
 from fedjax_het.contract.clock import Closing, Flight, Interruptions, Pace, Status
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Schedule, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector

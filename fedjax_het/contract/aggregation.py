@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import Aggregator, Chunk, Merged, Variables
+from fedjax_het.contract.placing import Placed
 
 # `(row, shared) -> factor` of one client's weight, float32, traced: a scalar, or a pytree whose
 # leaves have the shapes of the mask's leaves.
@@ -46,14 +47,16 @@ class Sums(NamedTuple):
       terms: sums of weights by name, float32. A masked term has the shapes of the mask's leaves
         (`()` per tensor without a mask), an unmasked term is float32[]. `weight` always exists.
       stats_num: sum for the running statistics, float32, in their structure and shapes.
-      stats_den: weight of the clients that trained each block, float32[L]. Exit heads have no
-        running statistics.
+      stats_den: weight of the clients that trained the block of a statistic and hold it, float32,
+        in the same structure. Exit heads have no running statistics.
+      blocks: weight of the clients that trained each block, float32[L].
     """
 
     num: PyTree
     terms: dict[str, PyTree]
     stats_num: PyTree
-    stats_den: jax.Array
+    stats_den: PyTree
+    blocks: jax.Array
 
 
 def weighted_sum(coefficient: jax.Array, values: jax.Array) -> jax.Array:
@@ -70,9 +73,7 @@ def weighted_sum(coefficient: jax.Array, values: jax.Array) -> jax.Array:
     if coefficient.ndim == 1:
         # Highest precision, because an accelerator would round the updates to TF32 or bfloat16.
         return jnp.tensordot(coefficient, values, axes=1, precision=jax.lax.Precision.HIGHEST)
-    missing = values.ndim - coefficient.ndim
-    shape = coefficient.shape[:1] + (1,) * missing + coefficient.shape[1:]
-    return jnp.sum(jnp.broadcast_to(coefficient.reshape(shape), values.shape) * values, axis=0)
+    return jnp.sum(rows_like(coefficient, values) * values, axis=0)
 
 
 @jax.jit
@@ -136,6 +137,7 @@ def masked_mean(
             jax.tree.map(empty, params),
             {name: start(term) for name, term in summed.items()},
             jax.tree.map(empty, stats),
+            jax.tree.map(empty, stats),
             jnp.zeros((len(params["blocks"]),), jnp.float32),
         )
 
@@ -152,10 +154,7 @@ def masked_mean(
             return jax.tree.map(lambda _: values, acc.num) if single else values
 
         def coefficient(mask: jax.Array | None, factor: jax.Array | None) -> jax.Array:
-            weight = chunk.weight
-            if mask is not None:
-                weight = weight.reshape((-1,) + (1,) * (mask.ndim - 1))
-                weight = jnp.broadcast_to(weight, mask.shape) * mask.astype(jnp.float32)
+            weight = chunk.weight if mask is None else coefficients(chunk.weight, mask)
             if factor is None:
                 return weight
             if factor.ndim < weight.ndim:
@@ -185,22 +184,14 @@ def masked_mean(
                 factors(term.factor),
             )
 
-        if chunk.mask is None:
-            live = jnp.ones((chunk.weight.shape[0], len(acc.num["blocks"])), jnp.float32)
-        else:
-            live = jax.vmap(masks.live_blocks)(mask).astype(jnp.float32)
-        live = live * chunk.weight[:, None]
-        stats_num = {
-            part: tuple(
-                jax.tree.map(lambda s, d, b=b: s + weighted_sum(live[:, b], d), total, delta)
-                for b, (total, delta) in enumerate(
-                    zip(acc.stats_num[part], chunk.stats_delta[part], strict=True)
-                )
-            )
-            for part in acc.stats_num
-        }
+        live = weights_by_block(chunk)
+        over = stats_weights(chunk, live)
+        stats_num = jax.tree.map(
+            lambda s, w, d: s + weighted_sum(w, d), acc.stats_num, over, chunk.stats_delta
+        )
+        stats_den = jax.tree.map(lambda s, w: s + align(jnp.sum(w, axis=0), s), acc.stats_den, over)
         found = {name: total(term, acc.terms[name]) for name, term in summed.items()}
-        return Sums(num, found, stats_num, acc.stats_den + jnp.sum(live, axis=0))
+        return Sums(num, found, stats_num, stats_den, acc.blocks + jnp.sum(live, axis=0))
 
     def finalize(acc: Sums, variables: Variables, shared: PyTree) -> Merged:
         def mean(
@@ -216,19 +207,71 @@ def masked_mean(
         if isinstance(over, jax.Array):
             over = jax.tree.map(lambda _: over, acc.num)
         params = jax.tree.map(mean, variables.params, acc.num, weight, over)
-        stats = {
-            part: tuple(
-                jax.tree.map(lambda o, n, b=b: mean(o, n, acc.stats_den[b]), old, num)
-                for b, (old, num) in enumerate(
-                    zip(variables.stats[part], acc.stats_num[part], strict=True)
-                )
-            )
-            for part in variables.stats
-        }
-        return Merged(Variables(params, stats), {"merged_weight": acc.stats_den})
+        stats = jax.tree.map(mean, variables.stats, acc.stats_num, acc.stats_den)
+        return Merged(Variables(params, stats), {"merged_weight": acc.blocks})
 
     plain = factor is None and terms is None and divide_by is None
-    return Aggregator(init, add, finalize, mean=plain)
+    return Aggregator(init, add, finalize, mean=plain, narrow=(add, _add_narrow) if plain else None)
+
+
+def weights_by_block(chunk: Chunk) -> jax.Array:
+    """The weight of each client at the blocks that it trains, float32[c, L]."""
+    if chunk.mask is None:
+        live = jnp.ones((chunk.weight.shape[0], len(chunk.delta["blocks"])), jnp.float32)
+    else:
+        live = jax.vmap(masks.live_blocks)(chunk.mask).astype(jnp.float32)
+    return live * chunk.weight[:, None]
+
+
+def coefficients(weight: jax.Array, keep: jax.Array) -> jax.Array:
+    """Weights [c] of clients where `keep`, bool[c, ...], holds, float32[c, ...]."""
+    weight = weight.reshape((-1,) + (1,) * (keep.ndim - 1))
+    return jnp.broadcast_to(weight, keep.shape) * keep.astype(jnp.float32)
+
+
+def stats_weights(chunk: Chunk, live: jax.Array) -> PyTree:
+    """The weight of each client at every running statistic, float32[c, ...], in their structure.
+
+    Args:
+      chunk: clients.
+      live: weight of each client at the blocks that it trains, float32[c, L].
+    """
+    weights = {
+        part: tuple(
+            jax.tree.map(lambda _, b=b: live[:, b], block) for b, block in enumerate(blocks)
+        )
+        for part, blocks in chunk.stats_delta.items()
+    }
+    if chunk.stats_mask is None:
+        return weights
+    return jax.tree.map(coefficients, weights, chunk.stats_mask)
+
+
+def _add_narrow(acc: Sums, chunk: Chunk, placed: Placed) -> Sums:
+    """The `add` of the plain mean for updates at the sizes of a sub-network."""
+    live = weights_by_block(chunk)
+    keep = placed.everything(len(chunk.weight)) if chunk.mask is None else chunk.mask
+    over = jax.tree.map(
+        lambda d, k: None if d is None else coefficients(chunk.weight, k),
+        chunk.delta,
+        keep,
+        is_leaf=lambda leaf: leaf is None,
+    )
+    over_stats = jax.tree.map(rows_like, stats_weights(chunk, live), chunk.stats_delta)
+    weights = Variables(over, over_stats)
+    values = jax.tree.map(
+        lambda w, v: rows_like(w, v) * v, weights, Variables(chunk.delta, chunk.stats_delta)
+    )
+    num, stats_num = placed.add(Variables(acc.num, acc.stats_num), values)
+    den, stats_den = placed.add(Variables(acc.terms["weight"], acc.stats_den), weights)
+    return Sums(num, {"weight": den}, stats_num, stats_den, acc.blocks + jnp.sum(live, axis=0))
+
+
+def rows_like(weight: jax.Array, values: jax.Array) -> jax.Array:
+    """Weights [c, ...] broadcast to values [c, ...], from the right after the client axis."""
+    missing = values.ndim - weight.ndim
+    shape = weight.shape[:1] + (1,) * missing + weight.shape[1:]
+    return jnp.broadcast_to(weight.reshape(shape), values.shape)
 
 
 def plain_mean() -> Aggregator:

@@ -21,6 +21,7 @@ import numpy as np
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Pace
+from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.preview import Preview
@@ -127,6 +128,8 @@ class Chunk(NamedTuple):
       place: number of each task among those of the merge, from 0, int32[c]; that of padding, which
         has weight 0, is one of them again.
       key: typed PRNG keys [c] of the uploads of each task, which differ from those of the training.
+      stats_mask: whether each client holds a running statistic, bool[c, ...] in their structure;
+        None if every client holds all of them.
     """
 
     client: Array
@@ -142,6 +145,7 @@ class Chunk(NamedTuple):
     steps: Any = None
     place: Any = None
     key: Any = None
+    stats_mask: PyTree = None
 
 
 class Merged(NamedTuple):
@@ -159,37 +163,6 @@ class Merged(NamedTuple):
     info: Mapping[str, Any] = {}
     round: Any = None
     key: Any = None
-
-
-class Memory(NamedTuple):
-    """What the training of a client reads of the buffers of a merge (its control variate ...).
-
-    Tasks that are at work during a merge would read what depends on the time of their training, so
-    a method with a memory needs a pace that leaves none waiting.
-
-    Attributes:
-      read: function `(buffers, client) -> kept`, traced, for one client: the value of `Task.kept`.
-        Within a step, the `add` of other clients must not change it.
-      like: value of `read` as `ShapeDtypeStruct`s.
-    """
-
-    read: Callable[[PyTree, Array], PyTree]
-    like: PyTree
-
-
-class Buffers(NamedTuple):
-    """Access to buffers that a merge keeps between steps (the latest upload of every client).
-
-    Attributes:
-      take: function `acc -> buffers` that reads them from an accumulator without computation.
-      put: function `(state, buffers) -> state` that writes them to the state of the method; with
-        None it removes them from the state.
-      memory: what clients read of the buffers; None if they read nothing.
-    """
-
-    take: Callable[[PyTree], PyTree]
-    put: Callable[[PyTree, PyTree], PyTree]
-    memory: Memory | None = None
 
 
 class Aggregator(NamedTuple):
@@ -213,6 +186,9 @@ class Aggregator(NamedTuple):
         apart: the merge for at most so many tasks of a model with these shapes of `Variables`. It
         raises `InputError` if they need too much memory. The engine calls it, when the cohort and
         the pace of the method are known. None for a merge that needs no such number.
+      narrow: pair of `add` and of a function `(acc, Chunk, Placed) -> acc` that is equal to it for
+        updates at the sizes of sub-networks by width and saves putting every update into its place.
+        The engine uses it as long as `add` is still the first of the pair.
     """
 
     init: Callable[..., PyTree]
@@ -221,6 +197,12 @@ class Aggregator(NamedTuple):
     buffers: Buffers | None = None
     mean: bool = False
     sized: "Callable[[int, Variables], Aggregator] | None" = None
+    narrow: tuple[Callable[..., PyTree], Callable[..., PyTree]] | None = None
+
+    @property
+    def add_narrow(self) -> Callable[..., PyTree] | None:
+        """The function of `narrow`, or None if there is none or `add` is another one."""
+        return None if self.narrow is None or self.narrow[0] is not self.add else self.narrow[1]
 
     @property
     def memory(self) -> Memory | None:

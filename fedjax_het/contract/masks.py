@@ -57,9 +57,9 @@ class Route(NamedTuple):
 def decoded(code: Sequence[int]) -> Route:
     """The route of a `Route.code`."""
     first, exit, cut, width, padded, heads = (int(number) for number in code)
-    places = (None if place < 0 else place for place in (exit, cut))
+    last, after = (None if place < 0 else place for place in (exit, cut))
     blocks = tuple(block for block in range(heads.bit_length()) if heads >> block & 1)
-    return Route(first, *places, width, bool(padded), blocks)
+    return Route(first, last, after, width, bool(padded), blocks)
 
 
 def full_route(num_blocks: int, has_exits: bool) -> Route:

@@ -66,6 +66,11 @@ class Layout:
     sizes: Mapping[str, int]
     axes: PyTree
 
+    @property
+    def params(self) -> "Layout":
+        """The layout of the parameters alone."""
+        return Layout(self.sizes, self.axes.params)
+
 
 class Widths(NamedTuple):
     """The sub-networks by width of a method.
@@ -106,7 +111,8 @@ def take(layout: Layout, counts: Counts, tree: PyTree, orders: Orders | None) ->
     Args:
       layout: groups of the model.
       counts: number of units to hold, by group, static.
-      tree: tensors of the model in (a part of) the structure of `Variables`; None leaves stay None.
+      tree: tensors of the model, or arrays of as many axes that broadcast against them, in the
+        structure of the layout's axes; None leaves stay None.
       orders: orders of the units; None for the first ones.
     """
 
@@ -114,10 +120,12 @@ def take(layout: Layout, counts: Counts, tree: PyTree, orders: Orders | None) ->
         if value is None:
             return None
         for axis, spans in enumerate(axes.spans):
-            value = _along(axis, spans, layout.sizes, value, functools.partial(held, counts, orders))
+            if value.shape[axis] == 1 < size_of(spans, layout.sizes):
+                continue  # a mask that holds for the whole axis
+            value = along(axis, spans, layout.sizes, value, functools.partial(held, counts, orders))
         return value
 
-    return _mapped(layout, of, tree)
+    return mapped(layout, of, tree)
 
 
 def held(
@@ -153,10 +161,10 @@ def put(layout: Layout, counts: Counts, tree: PyTree, orders: Orders | None) -> 
         if value is None:
             return None
         for axis, spans in enumerate(axes.spans):
-            value = _along(axis, spans, counts, value, placed, layout.sizes)
+            value = along(axis, spans, counts, value, placed, layout.sizes)
         return value
 
-    return _mapped(layout, of, tree)
+    return mapped(layout, of, tree)
 
 
 def members(layout: Layout, counts: Counts, orders: Orders | None) -> PyTree:
@@ -189,72 +197,17 @@ def live(layout: Layout, level: Counts, counts: Counts) -> PyTree:
     return _inside(layout, {g: ranks[g] < counts[g] for g in layout.sizes})
 
 
-def add(
-    layout: Layout,
-    counts: Counts,
-    total: PyTree,
-    tree: PyTree,
-    orders: Orders | None,
-) -> PyTree:
-    """`total + put(tree)`, which touches only the places of the sub-network.
-
-    Args:
-      layout: groups of the model.
-      counts: number of units that the sub-network holds by group, static.
-      total: tensors in (a part of) the structure of `Variables`, at the model's shapes.
-      tree: tensors of the sub-network; leaves of None add nothing.
-      orders: orders of the units; None for the first ones.
-    """
-
-    def of(axes: Axes, total: Any, value: Any) -> Any:
-        if value is None:
-            return total
-        if orders is None and all(len(spans) == 1 and spans[0].outer == 1 for spans in axes.spans):
-            return total.at[tuple(slice(0, size) for size in value.shape)].add(value)
-        cut = [a for a, spans in enumerate(axes.spans) if any(s.group for s in spans)]
-        if not cut:
-            return total + value
-        # All axes but the first are completed; the rows along the first are added in place.
-        rest = Axes(tuple(() if a == cut[0] else s for a, s in enumerate(axes.spans)))
-        value = put(Layout(layout.sizes, rest), counts, value, orders)
-        places = positions(axes.spans[cut[0]], layout.sizes, counts, orders)
-        at = (slice(None),) * cut[0] + (places,)
-        return total.at[at].add(value, unique_indices=True, mode="promise_in_bounds")
-
-    return _mapped(layout, of, total, tree)
-
-
-def positions(
-    spans: tuple[Span, ...], sizes: Mapping[str, int], counts: Counts, orders: Orders | None
-) -> Any:
-    """Positions along an axis that a sub-network holds, int32, in the order of its own tensors."""
-    found, base = [], 0
-    for span in spans:
-        if span.group is None:
-            found.append(np.arange(base, base + span.outer * span.inner, dtype=np.int32))
-            base += span.outer * span.inner
-            continue
-        size, count = sizes[span.group], counts[span.group]
-        first = np.arange(count, dtype=np.int32) if orders is None else orders[span.group][:count]
-        outer = np.arange(span.outer, dtype=np.int32)[:, None, None] * np.int32(size)
-        places = (outer + first[None, :, None]) * np.int32(span.inner)
-        places = places + np.arange(span.inner, dtype=np.int32)[None, None, :]
-        found.append(np.int32(base) + places.reshape(-1))
-        base += span.outer * size * span.inner
-    return jnp.concatenate(found)
-
-
 def size_of(spans: tuple[Span, ...], counts: Counts) -> int:
     """Number of positions along an axis whose groups have these numbers of units."""
     return sum(s.outer * s.inner * (1 if s.group is None else counts[s.group]) for s in spans)
 
 
-def _mapped(layout: Layout, of: Callable[..., Any], *trees: PyTree) -> PyTree:
-    """`of(axes, *leaves)` over trees that have the structure of the layout, None being a leaf."""
-    return jax.tree.map(of, layout.axes, *trees, is_leaf=lambda leaf: leaf is None)
+def mapped(layout: Layout, of: Callable[..., Any], *trees: PyTree) -> PyTree:
+    """`of(axes, *leaves)` over trees that have the structure of the layout; leaves may be None."""
+    return jax.tree.map(of, layout.axes, *trees)
 
 
-def _along(
+def along(
     axis: int,
     spans: tuple[Span, ...],
     present: Counts,

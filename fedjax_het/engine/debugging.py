@@ -14,7 +14,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.packing import collect, pack
-from fedjax_het.engine.programs import Outputs, Round, Work
+from fedjax_het.engine.work import Outputs, Round, Work
 
 
 class ClientError(RuntimeError):
@@ -62,7 +62,7 @@ def one_by_one(
                 result, mask = work.produce(route, start, data, one, one.steps, common, kept)
                 stage = "merge"
                 row, result, mask = jax.tree.map(lambda a: a[None], (one, result, mask))
-                acc, out = work.consume(acc, start, row, result, mask, common)
+                acc, out = work.consume(acc, route, start, row, result, mask, common)
         except InputError:
             raise
         except Exception as error:

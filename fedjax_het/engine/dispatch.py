@@ -21,13 +21,13 @@ from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, ne
 from fedjax_het.contract.plan import Plan
 from fedjax_het.contract.staleness import give_up
 from fedjax_het.engine.engine import Engine
-from fedjax_het.engine.programs import Outputs, Round
 from fedjax_het.engine.results import Origin
 from fedjax_het.engine.routes import Routes
 from fedjax_het.engine.sampling import Sampler, fold_in
 from fedjax_het.engine.slots import Slots
 from fedjax_het.engine.steps import Now, Step
 from fedjax_het.engine.table import Tasks, table_of
+from fedjax_het.engine.work import Outputs, Round
 
 # A step waits no longer for enough results when this many tasks per client at work have failed.
 _MOST_FAILURES = 10

@@ -18,15 +18,17 @@ from fedjax_het.contract.algorithm import Algorithm, ClientResult, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.debugging import one_by_one
+from fedjax_het.engine.narrowing import mask_shapes
 from fedjax_het.engine.packing import Packed, collect, pack, stack
 from fedjax_het.engine.placement import Placement
-from fedjax_het.engine.programs import Outputs, Round, group_program, train_one, training
+from fedjax_het.engine.programs import group_program
 from fedjax_het.engine.resources import ResourceKeywords, Resources
 from fedjax_het.engine.results import Results, fetching, storing
 from fedjax_het.engine.rounds import RoundOutputs, rounds_program
 from fedjax_het.engine.routes import Routes, members
 from fedjax_het.engine.state import StateSplit
 from fedjax_het.engine.steps import Now, close_program, lone_program
+from fedjax_het.engine.work import Outputs, Round, train_one, training
 from fedjax_het.problem import Problem
 from fedjax_het.transforms.sending import attached
 
@@ -49,8 +51,11 @@ class Engine:
     def __init__(self, algorithm: Algorithm, resources: Resources):
         self._given, self.resources = algorithm, resources
         self._algorithm = algorithm = attached(algorithm, resources.problem)
-        kinds = {"train": training, "store": storing, "fetch": fetching}
-        self._work = {kind: make(algorithm) for kind, make in kinds.items()}
+        self._work = {
+            "train": training(algorithm, narrow=resources.execution != "debug"),
+            "store": storing(algorithm),
+            "fetch": fetching(algorithm),
+        }
         self._programs: dict[Any, Callable] = {}
         self._groups: set[tuple[Route, int]] = set()
         self._shapes: ClientResult | None = None
@@ -58,7 +63,7 @@ class Engine:
 
     def holds(self, algorithm: Algorithm) -> bool:
         """Whether the programs are those of `algorithm`; plan and pace are not in them."""
-        parts = ("name", "local", "mask", "merge", "update", "uploads")
+        parts = ("name", "local", "mask", "merge", "update", "uploads", "widths")
         same = all(getattr(algorithm, part) == getattr(self._given, part) for part in parts)
         return same and algorithm.pace.discount == self._given.pace.discount
 
@@ -316,10 +321,8 @@ class Engine:
         return rounds
 
     def _mask_shapes(self, plan: Plan) -> PyTree:
-        if self._algorithm.mask is None:
-            return None
         row = jax.tree.map(lambda a: jnp.asarray(a[0]), plan.rows)
-        return jax.eval_shape(self._algorithm.mask, row, jax.tree.map(jnp.asarray, plan.shared))
+        return mask_shapes(self._algorithm, row, jax.tree.map(jnp.asarray, plan.shared))
 
     def _program(
         self,

@@ -20,7 +20,7 @@ import numpy as np
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Variables
 from fedjax_het.contract.masks import Route
-from fedjax_het.engine.programs import (
+from fedjax_het.engine.work import (
     Outputs,
     Round,
     Rows,
@@ -96,12 +96,14 @@ def storing(algorithm: Algorithm) -> Work:
 
     def store_chunk(
         acc: Results,
+        route: Route,
         start: Variables,
         rows: Rows,
         result: ClientResult,
         mask: PyTree,
         common: Round,
     ) -> tuple[Results, Outputs]:
+        del route
         chunk, finite = clean_chunk(start, rows, result, mask, common, checked=False)
         # Padding and updates that are not finite are dropped.
         slot = jnp.where(rows.valid & finite, rows.slot, acc.slots)

@@ -25,10 +25,12 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.masks import Route
+from fedjax_het.engine.narrowing import mask_shapes
 from fedjax_het.engine.placement import AXIS
-from fedjax_het.engine.programs import Outputs, Round, Rows, group_loop, training
+from fedjax_het.engine.programs import group_loop
 from fedjax_het.engine.state import Leaves, StateSplit
 from fedjax_het.engine.steps import Now, server_step
+from fedjax_het.engine.work import Outputs, Round, Rows, training
 from fedjax_het.models.autotune import Tuner, choosing
 
 
@@ -105,8 +107,9 @@ def rounds_program(
             lambda a: jax.lax.dynamic_index_in_dim(a, r, keepdims=False), batch[1:]
         )
         common = Round(jax.random.fold_in(key, step), scale, shared)
-        mask_shapes = _mask_shapes(algorithm, rows[0], shared)
-        acc = algorithm.merge.init(split.traced(leaves), variables, mask_shapes)
+        row = jax.tree.map(lambda a: a[0], rows[0].row)
+        shapes = mask_shapes(algorithm, row, shared)
+        acc = algorithm.merge.init(split.traced(leaves), variables, shapes)
         if mesh is None:
             acc, outputs = train(acc, variables, data, rows, common)
         else:
@@ -152,13 +155,6 @@ def rounds_program(
         out_specs=whole,
         check_vma=False,
     )
-
-
-def _mask_shapes(algorithm: Algorithm, rows: Rows, shared: PyTree) -> PyTree:
-    """One client's mask as `ShapeDtypeStruct`s, or None."""
-    if algorithm.mask is None:
-        return None
-    return jax.eval_shape(algorithm.mask, jax.tree.map(lambda a: a[0], rows.row), shared)
 
 
 def _require_same(name: str, before: PyTree, after: PyTree) -> None:

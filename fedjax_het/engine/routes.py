@@ -35,30 +35,33 @@ class Routes:
 
     def execute(self, planned: Sequence[Route]) -> list[Route]:
         """The route on which each task runs, from the route planned for it."""
+        full = self._full
+        if any(route.width for route in (*planned, *self.known)):
+            full = full._replace(padded=True)
         if self._bound == 0:
-            return [self._full] * len(planned)
+            return [full] * len(planned)
         taken = set(self.known)
         chosen: dict[Route, Route] = {}
         for route in sorted(set(planned), key=self._price):
             # The last place is reserved for the full route, which covers all later routes.
-            free = self._bound - len(taken | {self._full})
-            if route in taken or route == self._full or free > 0:
+            free = self._bound - len(taken | {full})
+            if route in taken or route == full or free > 0:
                 chosen[route] = route
             else:
-                covering = (r for r in taken | {self._full} if r.covers(route))
+                covering = (r for r in taken | {full} if r.covers(route))
                 chosen[route] = min(covering, key=self._price)
             taken.add(chosen[route])
         self.known += sorted(taken - set(self.known), key=self._price)
         return [chosen[route] for route in planned]
 
-    def _price(self, route: Route) -> tuple[float, int]:
-        """Sort key of a route: its FLOPs per sample, then its cut."""
-        cut = -1 if route.cut is None else route.cut
+    def _price(self, route: Route) -> tuple[float, ...]:
+        """Sort key of a route: its FLOPs per sample at full width, its level, cut and heads."""
+        rest = -route.width, *route.code[2:]
         if route.exit is not None:
-            return float(self._cost.step_flops(route.first, route.exit)), cut
+            return float(self._cost.step_flops(route.first, route.exit)), *rest
         # All exits are computed, which is more work than any single exit.
         exits = np.arange(self._cost.num_blocks)
-        return float(np.sum(self._cost.step_flops(np.zeros_like(exits), exits))), cut
+        return float(np.sum(self._cost.step_flops(np.zeros_like(exits), exits))), *rest
 
 
 def members(routes: Sequence[Route]) -> dict[Route, list[int]]:

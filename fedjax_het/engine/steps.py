@@ -10,8 +10,8 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.checks import check_merged
 from fedjax_het.contract.masks import Route
-from fedjax_het.engine.programs import Outputs, Round, Rows, merge_chunk, train_one
 from fedjax_het.engine.state import Leaves, StateSplit
+from fedjax_het.engine.work import Outputs, Round, Rows, merge_chunk, train_one
 
 # Data of the server's key in a round, which is no client's id.
 _SERVER = np.uint32(2**32 - 1)
@@ -137,7 +137,7 @@ def lone_program(
         row = jax.tree.map(lambda a: a[0], rows)
         result, mask = train_one(algorithm, route, start, data, row, row.steps, common)
         result, mask = jax.tree.map(lambda a: a[None], (result, mask))
-        acc, outputs = merge_chunk(algorithm, acc, start, rows, result, mask, common)
+        acc, outputs = merge_chunk(algorithm, acc, route, start, rows, result, mask, common)
         return *server_step(algorithm, split, acc, leaves, variables, shared, now), outputs
 
     return run

@@ -27,11 +27,11 @@ from fedjax_het.engine.dispatch import DispatchTable
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.packing import Packed, unstack
 from fedjax_het.engine.probing import LossProbe
-from fedjax_het.engine.programs import Outputs
 from fedjax_het.engine.rounds import RoundOutputs
 from fedjax_het.engine.sampling import Sampler, Unseen, fold_in
 from fedjax_het.engine.selecting import Selection
 from fedjax_het.engine.steps import Now
+from fedjax_het.engine.work import Outputs
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import outcome_of, seen_of
 from fedjax_het.simulation.journal import PendingRecords, Record

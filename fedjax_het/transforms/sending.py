@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import selection
-from fedjax_het.contract.algorithm import Aggregator, Algorithm, Buffers, Chunk, Merged, Variables
+from fedjax_het.contract.algorithm import Aggregator, Algorithm, Chunk, Merged, Variables
 from fedjax_het.contract.checks import check_memory
+from fedjax_het.contract.memory import Buffers
 from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.staleness import scaled
 from fedjax_het.contract.uploads import Draw, Upload

@@ -26,8 +26,9 @@ from fedjax_het.algorithms import ALGORITHMS, build
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract import clock
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import Aggregator, Buffers
+from fedjax_het.contract.algorithm import Aggregator
 from fedjax_het.contract.clock import Status, dispatch
+from fedjax_het.contract.memory import Buffers
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.staleness import discount, scaled
 from fedjax_het.engine.engine import make_engine

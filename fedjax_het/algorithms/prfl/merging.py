@@ -22,7 +22,8 @@ from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import zeros
-from fedjax_het.contract.algorithm import Aggregator, Buffers, Chunk, Merged, Variables
+from fedjax_het.contract.algorithm import Aggregator, Chunk, Merged, Variables
+from fedjax_het.contract.memory import Buffers
 from fedjax_het.contract.staleness import Discount, discount
 
 
