@@ -75,7 +75,11 @@ def plan_tasks(
 
 
 def require_memory(
-    problem: Problem, training: TrainingOptions, first: np.ndarray | int, kept: int = 0
+    problem: Problem,
+    training: TrainingOptions,
+    first: np.ndarray | int,
+    kept: int = 0,
+    clients: np.ndarray | None = None,
 ) -> None:
     """Raises `InputError` if a device has too little memory for its sub-model.
 
@@ -84,6 +88,7 @@ def require_memory(
       training: options of the clients.
       first: shallowest trained block of each client, int64[n] or one value.
       kept: number of arrays per parameter that the method keeps beside those of the optimiser.
+      clients: ids of the clients to check, int64[m]; None for all.
     """
     n = problem.num_clients
     last = problem.model.num_blocks - 1
@@ -93,9 +98,14 @@ def require_memory(
         first, np.full(n, last), batch, training.optimizer_slots + kept
     )
     short = np.flatnonzero(need > problem.fleet.memory_bytes)
+    if clients is not None:
+        short = np.intersect1d(short, clients)
     require(
         short.size == 0,
-        f"clients {short[:5].tolist()} (of {short.size}) with {np.max(need):.4g} bytes to hold",
+        lambda: (
+            f"clients {short[:5].tolist()} (of {short.size}) with "
+            f"{np.max(need[short]):.4g} bytes to hold"
+        ),
         f"exceed the memory of their devices, {problem.fleet.memory_bytes[short[:5]]} bytes",
         "use smaller batches, or a method that trains sub-models (fedpmt)",
     )

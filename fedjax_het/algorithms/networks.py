@@ -1,0 +1,302 @@
+"""Sub-networks by width of a problem: their levels, who trains which, their prices and training."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het.algorithms import parts
+from fedjax_het.algorithms.training import TrainingOptions
+from fedjax_het.common.errors import require
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract import widths
+from fedjax_het.contract.algorithm import ClientResult, Task, Variables
+from fedjax_het.contract.masks import Route
+from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.widths import Counts, Layout, Orders, Widths
+from fedjax_het.data.batches import DeviceData
+from fedjax_het.fleet.cost import CostTable, cost_table
+from fedjax_het.local.training import LocalUpdate
+from fedjax_het.models.base import BlockModel
+from fedjax_het.models.narrow import sub_network
+from fedjax_het.models.units import layout_of
+from fedjax_het.problem import Problem
+
+# Tolerance for rounding in rates and capacities, so that the last digit excludes no level.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """The levels of a method and what they cost; `networks` makes them.
+
+    Attributes:
+      problem: model, data and fleet.
+      layout: groups of the model's hidden units.
+      rates: share of the units of every group that each level holds; 1 at level 0, descending.
+      allowed: levels that clients may have.
+      counts: number of units of each level, by group.
+    """
+
+    problem: Problem
+    layout: Layout
+    rates: tuple[float, ...]
+    allowed: tuple[int, ...]
+    counts: tuple[Counts, ...]
+
+    @functools.cached_property
+    def models(self) -> tuple[BlockModel, ...]:
+        """The network of each level."""
+        return tuple(sub_network(self.problem.model, self.layout, each) for each in self.counts)
+
+    @functools.cached_property
+    def costs(self) -> tuple[CostTable, ...]:
+        """Prices of each level; measured prices are scaled like the analytic ones."""
+        whole, given = cost_table(self.problem.model), self.problem.cost_override
+        own = tuple(cost_table(model) for model in self.models)
+        return own if given is None else tuple(_scaled(given, each, whole) for each in own)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """FLOPs of a training step of each level relative to level 0, float64."""
+        flops = np.asarray([float(cost.step_flops()) for cost in self.costs])
+        return flops / flops[0]
+
+    def widths(self, order: Callable[[PyTree, PyTree], Orders] | None = None) -> Widths:
+        """The sub-networks with these orders, see `Widths`."""
+        return Widths(self.layout, self.counts, order)
+
+    def assignment(
+        self,
+        training: TrainingOptions,
+        *,
+        levels: Sequence[int] | None,
+        shares: Sequence[float] | None,
+        dynamic: bool,
+    ) -> Callable[[Situation], np.ndarray]:
+        """The rule for the level of each client of a cohort, int64[k].
+
+        Args:
+          training: options of the clients, for the check of their memory.
+          levels: index into the method's rates of every client.
+          shares: share of the clients at each rate. A client keeps its level for the whole run, and
+            the fastest clients have the widest ones.
+          dynamic: whether clients draw their level anew in every round instead, with these shares,
+            by default equal ones.
+
+        Without any of them, clients train the widest level that they afford: that costs, relative to
+        the complete network, at most the speed of their device relative to the fastest of the round.
+
+        Raises:
+          InputError: if the options do not fit each other or the fleet, or a device has too little
+            memory for a level that it may have.
+        """
+        n, allowed = self.problem.num_clients, np.asarray(self.allowed)
+        require(
+            levels is None or (shares is None and not dynamic),
+            f"levels with shares = {shares}, dynamic = {dynamic}",
+            "each says which rates clients have",
+            "leave out shares and dynamic",
+        )
+        if levels is not None:
+            given = np.asarray(levels)
+            require(
+                given.shape == (n,)
+                and given.dtype.kind in "iu"
+                and bool(((given >= 0) & (given < len(allowed))).all()),
+                f"levels of shape {given.shape} from {given.min(initial=0)} to "
+                f"{given.max(initial=0)}",
+                f"must be an index into the {len(allowed)} rates for each of the {n} clients",
+                "use 0 for the first rate",
+            )
+            return self._fixed(training, allowed[given])
+        parts_of = np.full(len(allowed), 1 / len(allowed)) if shares is None else np.asarray(shares)
+        require(
+            parts_of.shape == allowed.shape
+            and bool((parts_of >= 0).all())
+            and abs(float(parts_of.sum()) - 1) < 1e-6,
+            f"shares = {shares}",
+            f"must be {len(allowed)} numbers >= 0 with the sum 1, one for each rate",
+            "leave it out",
+        )
+        if dynamic:
+            for level in allowed[parts_of > 0].tolist():
+                self.require_memory(training, np.full(n, level))
+            chances = parts_of / parts_of.sum()
+            return lambda s: allowed[s.rng.choice(len(allowed), size=n, p=chances)[s.clients]]
+        if shares is not None:
+            ends = np.round(np.cumsum(parts_of) * n)
+            rank = np.empty(n, np.int64)
+            speed = self.problem.fleet.at(0).flops_per_s
+            rank[np.argsort(-speed, kind="stable")] = np.arange(n)
+            return self._fixed(training, allowed[np.searchsorted(ends, rank, side="right")])
+
+        def by_speed(situation: Situation) -> np.ndarray:
+            speed = self.problem.fleet.at(situation.round).flops_per_s
+            return self.affordable(speed / np.max(speed))[situation.clients]
+
+        speed = self.problem.fleet.at(0).flops_per_s
+        self.require_memory(training, self.affordable(speed / np.max(speed)))
+        return by_speed
+
+    def _fixed(
+        self, training: TrainingOptions, level: np.ndarray
+    ) -> Callable[[Situation], np.ndarray]:
+        self.require_memory(training, level)
+        return lambda situation: level[situation.clients]
+
+    def affordable(self, capacity: np.ndarray) -> np.ndarray:
+        """The widest allowed level whose training costs at most a share of the full network's.
+
+        Args:
+          capacity: shares, float64[n].
+
+        Returns:
+          Levels int64[n]; the narrowest one where none is affordable.
+        """
+        allowed = np.asarray(self.allowed)
+        fits = self.shares[allowed][None, :] <= capacity[:, None] * (1 + _SLACK)
+        return allowed[np.where(fits.any(axis=1), np.argmax(fits, axis=1), len(allowed) - 1)]
+
+    def require_memory(self, training: TrainingOptions, level: np.ndarray) -> None:
+        """Raises `InputError` if a device has too little memory for its level, int64[n]."""
+        for each in np.unique(level).tolist():
+            own = replace(self.problem, cost_override=self.costs[each])
+            parts.require_memory(own, training, 0, clients=np.flatnonzero(level == each))
+
+    def plan(
+        self,
+        training: TrainingOptions,
+        situation: Situation,
+        level: np.ndarray,
+        *,
+        rows: PyTree = None,
+        shared: PyTree = None,
+    ) -> Plan:
+        """The plan of a cohort that trains these levels.
+
+        Args:
+          training: options of the clients.
+          situation: cohort and time of dispatch.
+          level: level of each client of the cohort, int64[k].
+          rows: values for the clients' programs, see `Plan.rows`.
+          shared: values that they share, see `Plan.shared`.
+        """
+        clients, problem = situation.clients, self.problem
+        sizes = problem.data.sizes[clients]
+        step = np.asarray([float(cost.step_flops()) for cost in self.costs])
+        down = np.asarray([cost.download_bytes() for cost in self.costs])
+        up = np.asarray([int(cost.upload_bytes(0, None)) for cost in self.costs])
+        timing = problem.fleet.at(situation.round).timing(
+            clients,
+            step[level] * training.samples(sizes, training.steps(sizes)),
+            down[level],
+            up[level],
+            situation.now_s,
+            situation.rng,
+        )
+        plan = parts.plan_tasks(problem, training, situation, rows=rows, timing=timing)
+        last = problem.model.num_blocks - 1
+        routes = [Route(0, last, width=int(each)) for each in level]
+        return plan._replace(routes=routes, shared=shared)
+
+    def local_update(
+        self,
+        training: TrainingOptions,
+        *,
+        scaled: bool = False,
+        wrapped: Callable[[BlockModel, Task], BlockModel] | None = None,
+    ) -> LocalUpdate:
+        """Training of the sub-network of a client.
+
+        Args:
+          training: options of the clients.
+          scaled: whether hidden layers divide their outputs by the rate in training.
+          wrapped: function that changes the network of a task.
+        """
+
+        def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
+            model = self.network(route, task.width, scaled=scaled)
+            if wrapped is not None:
+                model = wrapped(model, task)
+            train = training.local_update(self.problem, model=model)
+            return train(route, start, data, task)
+
+        return local
+
+    def network(self, route: Route, level: jax.Array, *, scaled: bool) -> BlockModel:
+        """The network that a client of a traced level trains on a route."""
+        counts = self.counts[route.width]
+        if not route.padded:
+            scale = 1.0 / self.rates[route.width] if scaled else 1.0
+            return sub_network(self.problem.model, self.layout, counts, scale=scale)
+        scales = jnp.asarray([1.0 / rate for rate in self.rates], jnp.float32)
+        return sub_network(
+            self.problem.model,
+            self.layout,
+            counts,
+            live=self.widths().counts_of(level),
+            scale=scales[level] if scaled else 1.0,
+        )
+
+    def submodels(self, variables: Variables) -> Mapping[str, tuple[BlockModel, Variables]]:
+        """The networks of the allowed levels with the first units of the model, by name."""
+        return {
+            self.name(level): (
+                self.models[level],
+                widths.take(self.layout, self.counts[level], variables, None),
+            )
+            for level in self.allowed
+        }
+
+    def name(self, level: int) -> str:
+        """The name of a level in records."""
+        return f"width_{self.rates[level]:g}"
+
+
+def networks(problem: Problem, rates: Sequence[float]) -> Networks:
+    """The sub-networks of a problem's model that hold these shares of its hidden units.
+
+    A group of K units keeps `ceil(rate K)`.
+
+    Args:
+      problem: model, data and fleet.
+      rates: rates in (0, 1].
+
+    Raises:
+      InputError: if a rate is not usable, or the model cannot be cut by width.
+    """
+    given = tuple(float(rate) for rate in rates)
+    require(
+        bool(given)
+        and all(0 < rate <= 1 for rate in given)
+        and all(a > b for a, b in zip(given, given[1:])),
+        f"rates = {given}",
+        "must be numbers in (0, 1], the largest first",
+        "use (1.0, 0.5, 0.25)",
+    )
+    layout = layout_of(problem.model)
+    every = tuple(sorted({1.0, *given}, reverse=True))
+    counts = tuple(
+        {group: int(np.ceil(rate * size - _SLACK)) for group, size in layout.sizes.items()}
+        for rate in every
+    )
+    allowed = tuple(level for level, rate in enumerate(every) if rate in given)
+    return Networks(problem, layout, every, allowed, counts)
+
+
+def _scaled(given: CostTable, own: CostTable, whole: CostTable) -> CostTable:
+    """Measured prices `given` of the complete network, scaled by the analytic ones of a level."""
+
+    def of(name: str) -> Any:
+        value, a, b = (getattr(table, name) for table in (given, own, whole))
+        if not isinstance(value, np.ndarray):
+            return value
+        ratio = np.where(b > 0, a / np.maximum(b, 1), 1.0)
+        return (value * ratio).astype(value.dtype)
+
+    return CostTable(**{column.name: of(column.name) for column in fields(CostTable)})
