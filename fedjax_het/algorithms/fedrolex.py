@@ -35,9 +35,9 @@ def fedrolex(
 ) -> Algorithm:
     r"""FedRolex: a client trains a window of the hidden units, which rolls by one unit a round.
 
-    In round t a client of rate r trains the units $\{(t + i) \bmod K : 0 \le i < \lceil rK \rceil\}$
-    of every group of K units, so that over K rounds every unit is trained equally often. Layers
-    that share a residual stream share their window. A coordinate becomes the mean over the clients
+    In round t a client of rate r trains the units $(t + i) \bmod K$, $0 \le i < \lceil rK \rceil$, of
+    every group of K units, so that over K rounds every unit is trained equally often. Layers that
+    share a residual stream share their window. A coordinate becomes the mean over the clients
     that hold it, and keeps its value if there is none.
 
     Args:
@@ -47,7 +47,8 @@ def fedrolex(
       shares: share of the clients at each rate, fastest clients first; see `Networks.assignment`.
       dynamic: whether clients draw their rate anew in every round, with these shares.
       direction: direction of the window; -1 as in the authors' code, which rolls backwards.
-      scaler: whether hidden layers divide their outputs by the rate in training, as the authors' code.
+      scaler: whether hidden layers divide their outputs by the rate in training, as the authors'
+        code does.
       **training: fields of `UniformTraining`. The authors use lr 2e-4 for ResNet-18, momentum 0.9.
 
     Returns:

@@ -88,8 +88,8 @@ class Networks:
           dynamic: whether clients draw their level anew in every round instead, with these shares,
             by default equal ones.
 
-        Without any of them, clients train the widest level that they afford: that costs, relative to
-        the complete network, at most the speed of their device relative to the fastest of the round.
+        Without any of them, clients train the widest level that they afford: that costs, relative
+        to the complete network, at most the speed of their device relative to the fastest one.
 
         Raises:
           InputError: if the options do not fit each other or the fleet, or a device has too little
@@ -274,7 +274,7 @@ def networks(problem: Problem, rates: Sequence[float]) -> Networks:
     require(
         bool(given)
         and all(0 < rate <= 1 for rate in given)
-        and all(a > b for a, b in zip(given, given[1:])),
+        and list(given) == sorted(set(given), reverse=True),
         f"rates = {given}",
         "must be numbers in (0, 1], the largest first",
         "use (1.0, 0.5, 0.25)",
