@@ -35,7 +35,7 @@ def fedrolex(
 ) -> Algorithm:
     r"""FedRolex: a client trains a window of the hidden units, which rolls by one unit a round.
 
-    In round t a client of rate r trains the units $(t + i) \bmod K$, $0 \le i < \lceil rK \rceil$, of
+    In round t a client of rate r trains the units $(t + i) \bmod K$ with $i < \lceil rK \rceil$ of
     every group of K units, so that over K rounds every unit is trained equally often. Layers that
     share a residual stream share their window. A coordinate becomes the mean over the clients
     that hold it, and keeps its value if there is none.

@@ -82,8 +82,6 @@ def test_put_is_the_transpose_of_take(orders):
     want = jax.tree.map(
         lambda keep, a: jnp.where(jnp.broadcast_to(keep, a.shape), a, 0), held, tree
     )
-        lambda keep, a: jnp.where(jnp.broadcast_to(keep, a.shape), a, 0), held, tree
-    )
     assert_close(back, want, rtol=0, atol=0)
     assert_close(widths.take(LAYOUT, COUNTS, back, orders), own, rtol=0, atol=0)
 
