@@ -68,7 +68,7 @@ class Networks:
 
     def widths(self, order: Callable[[PyTree, PyTree], Orders] | None = None) -> Widths:
         """The sub-networks with these orders, see `Widths`."""
-        return Widths(self.layout, self.counts, order)
+        return Widths(self.layout, self.counts, tuple(self.shares.tolist()), order)
 
     def assignment(
         self,

@@ -79,12 +79,14 @@ class Widths(NamedTuple):
       layout: groups of the model.
       counts: units that each level holds, by group. Level 0 is the complete network, and every
         level holds at most as many units of a group as the level before.
+      shares: FLOPs of a training step of each level relative to the complete network.
       order: function `(row, shared) -> Orders`, traced, for one client; None if all sub-networks
         hold the first units. A client of level 0 holds everything in its natural order.
     """
 
     layout: Layout
     counts: tuple[Counts, ...]
+    shares: tuple[float, ...]
     order: Callable[[PyTree, PyTree], Orders] | None = None
 
     def orders(self, level: Array, row: PyTree, shared: PyTree) -> Orders | None:

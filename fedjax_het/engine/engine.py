@@ -18,6 +18,7 @@ from fedjax_het.contract.algorithm import Algorithm, ClientResult, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.debugging import one_by_one
+from fedjax_het.engine.groups import kinds_of, share_of
 from fedjax_het.engine.narrowing import mask_shapes
 from fedjax_het.engine.packing import Packed, collect, pack, stack
 from fedjax_het.engine.placement import Placement
@@ -161,7 +162,8 @@ class Engine:
         versions = 0 if version is None else len(jax.tree.leaves(common)[0])
         packed, outputs = [], []
         for route, own in members(plan.routes if routes is None else routes).items():
-            chunk = shared.chunk_for(plan.batch, len(own), varied=capacity > 1)
+            share = share_of(self._algorithm, route)
+            chunk = shared.chunk_for(plan.batch, len(own), varied=capacity > 1, share=share)
             most = max(len(own), capacity, self._algorithm.cohort_size)
             size = shared.rows_for(chunk, most, devices.size)
             places, rows = pack(plan, own, size, shared.last, devices.size, **columns)
@@ -272,10 +274,11 @@ class Engine:
           The state and the model after the rounds, and the two arguments of `packing.unstack`.
         """
         shared = self.resources
-        rounds = self._kinds(plans, routes)
+        rounds = kinds_of(self._algorithm, shared, plans, routes)
         if not all(self._groups.issuperset(groups) for groups in rounds):
             # Routes of the next rounds are compiled into the same program.
-            self._groups = self._groups.union(*rounds, *self._kinds(ahead, routes.copy()))
+            later = kinds_of(self._algorithm, shared, ahead, routes.copy())
+            self._groups = self._groups.union(*rounds, *later)
         # Sorted, because the order of their discovery would change the rounding of sums.
         kinds = sorted(self._groups, key=repr)
         most = max(self._algorithm.cohort_size, *(len(plan.clients) for plan in plans))
@@ -303,22 +306,6 @@ class Engine:
         leaves, variables, outputs = program(*arguments)
         leaves, variables = shared.place.local((leaves, variables))
         return split.joined(state, leaves), variables, outputs, packed
-
-    def _kinds(
-        self, plans: Sequence[Plan], routes: Routes
-    ) -> list[dict[tuple[Route, int], list[int]]]:
-        """The tasks of every plan by route and chunk.
-
-        The chunk is chosen for groups of equal size. It does not depend on the actual sizes, which
-        keeps the number of programs small.
-        """
-        rounds = []
-        for plan in plans:
-            groups = members(routes.execute(plan.routes))
-            share = -(-self._algorithm.cohort_size // max(len(routes.known), 1))
-            chunk = self.resources.chunk_for(plan.batch, share)
-            rounds.append({(route, chunk): own for route, own in groups.items()})
-        return rounds
 
     def _mask_shapes(self, plan: Plan) -> PyTree:
         row = jax.tree.map(lambda a: jnp.asarray(a[0]), plan.rows)

@@ -112,22 +112,30 @@ class Resources:
         bound = 0 if self.execution == "masked" else self._max_routes
         return Routes(bound, self.full, self.problem.cost, known)
 
-    def side_by_side(self, batch: np.ndarray) -> int:
-        """Largest useful number of clients side by side, for mini-batches of sizes int64[k]."""
+    def side_by_side(self, batch: np.ndarray, share: float = 1.0) -> int:
+        """Largest useful number of clients side by side.
+
+        Args:
+          batch: samples per mini-batch, int64[k].
+          share: FLOPs of their network relative to the complete model.
+        """
         if self._chunk is not None:
             return self._chunk
-        step_flops = self._sample_flops * float(np.max(batch))
+        step_flops = share * self._sample_flops * float(np.max(batch))
         return choose_chunk(jax.default_backend(), step_flops, self._param_bytes)
 
-    def chunk_for(self, batch: np.ndarray, members: int, *, varied: bool = False) -> int:
+    def chunk_for(
+        self, batch: np.ndarray, members: int, *, varied: bool = False, share: float = 1.0
+    ) -> int:
         """Number of clients of a group to train side by side on each device.
 
         Args:
           batch: samples per mini-batch, int64[k].
           members: number of clients in the group.
           varied: whether later groups will have many different sizes, as with asynchronous clients.
+          share: FLOPs of their network relative to the complete model.
         """
-        chunk = self.side_by_side(batch)
+        chunk = self.side_by_side(batch, share)
         if self._chunk is not None:
             return chunk
         members = -(-members // self.place.size)

@@ -104,7 +104,7 @@ def method(*, rolled=True, pace=None, first=False, by_row=False, **training):
         update=parts.replace,
         pace=pace or barrier(),
         cohort_size=options.cohort_size(problem()),
-        widths=Widths(LAYOUT, LEVELS, order if rolled else None),
+        widths=Widths(LAYOUT, LEVELS, (1.0, 0.5, 0.25), order if rolled else None),
     )
 
 
