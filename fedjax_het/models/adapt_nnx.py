@@ -14,7 +14,7 @@ from jax import lax
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
-from fedjax_het.models import norm
+from fedjax_het.models import norm, stand_ins
 from fedjax_het.models.block import Block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.cutting import (
@@ -272,7 +272,8 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
     for _, child in list(nnx.iter_modules(module)):
         if isinstance(child, nnx.Conv) and child.conv_general_dilated is lax.conv_general_dilated:
             child.conv_general_dilated = _convolution
-        if id(child) in names or isinstance(child, nnx.BatchNorm):
+        watched = id(child) in names or isinstance(child, nnx.BatchNorm)
+        if watched or stand_ins.replaces(child):
             child.__class__ = _watched(type(child))
     count, inside = 0, False
 
@@ -280,6 +281,8 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
         nonlocal count, inside
         if isinstance(child, nnx.BatchNorm) and weight is not None:
             kwargs = norm.masked(weight, args, kwargs)
+        if stand_ins.replaces(child):
+            call = functools.partial(stand_ins.called, child, call)
         # Copies that a transformation makes inside a run are no submodules of the network.
         if inside or id(child) not in names:
             return call(*args, **kwargs)
