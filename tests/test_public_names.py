@@ -77,6 +77,7 @@ PUBLIC = {
         "fedopt",
         "fedpmt",
         "fedprox",
+        "fiarse",
         "fedyogi",
         "nested_mask_sync",
         "option_names",

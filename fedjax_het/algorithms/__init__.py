@@ -12,6 +12,7 @@ from fedjax_het.algorithms.fedgkt import fedgkt
 from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedopt, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
+from fedjax_het.algorithms.fiarse import fiarse
 from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
 from fedjax_het.algorithms.pyramidfl import pyramidfl
 from fedjax_het.algorithms.registry import (
@@ -53,6 +54,7 @@ __all__ = [
     "fedpmt",
     "fedprox",
     "fedyogi",
+    "fiarse",
     "nested_mask_sync",
     "option_names",
     "prfl",

@@ -245,6 +245,7 @@ class TrainingOptions:
         model: BlockModel | None = None,
         observe: Callable[[PyTree], PyTree] | None = None,
         mean: bool = False,
+        effective: Callable[[PyTree, Task], PyTree] | None = None,
     ) -> LocalUpdate:
         """Masked training on the problem's data.
 
@@ -256,6 +257,8 @@ class TrainingOptions:
           model: network to train in place of the problem's, with the same parameters.
           observe: function of the masked gradients, see `local_training`.
           mean: whether its mean over the steps is reported.
+          effective: function of the parameters with which the network computes, see
+            `local_training`.
         """
         return local_training(
             problem.model if model is None else model,
@@ -267,6 +270,7 @@ class TrainingOptions:
             linear=linear,
             observe=observe,
             mean=mean,
+            effective=effective,
         )
 
 

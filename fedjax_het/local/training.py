@@ -220,6 +220,7 @@ def local_training(
     linear: Callable[[Task], PyTree] | None = None,
     observe: Callable[[PyTree], PyTree] | None = None,
     mean: bool = False,
+    effective: Callable[[PyTree, Task], PyTree] | None = None,
 ) -> LocalUpdate:
     r"""Mini-batch training of the masked parameters from the given start.
 
@@ -241,6 +242,9 @@ def local_training(
       observe: function of the masked gradients of a step; its value in the last step becomes
         `ClientResult.aux`.
       mean: whether that is the mean over the steps instead.
+      effective: function `(parameters, task) -> parameters` of those with which the network
+        computes, through which gradients flow; it gets the trained leaves, and None for the others.
+        None computes with the parameters themselves.
 
     Returns:
       Local update; `ClientResult.delta` is None at every leaf that the route does not train.
@@ -255,7 +259,8 @@ def local_training(
         def loss(
             params: PyTree, stats: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]:
-            variables = Variables(masks.join(params, frozen), stats)
+            used = params if effective is None else effective(params, task)
+            variables = Variables(masks.join(used, frozen), stats)
             outputs, stats = _outputs(model, route, variables, batch, key, live, task.exit)
             return objective.mean(outputs, batch), (stats, {})
 

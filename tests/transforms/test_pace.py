@@ -270,6 +270,7 @@ ALLOWED = {
     "drop_stragglers": EVERY,
     "fedpmt": EVERY,
     "feddrop": EVERY,
+    "fiarse": EVERY,
     "adel_wait": EVERY,
     "fednova": EVERY,
     "feddyn": {*WHOLE, "partial"},
