@@ -147,9 +147,8 @@ class BlockModel:
     ) -> tuple[Array, PyTree]:
         """Outputs of several heads in one pass; the other arguments are those of `apply`.
 
-        Args:
-          exits: blocks whose heads give the outputs (static); L-1 is the network's own head. Blocks
-            after the deepest do not run. None for all of 0..L-1.
+        The heads are those after the blocks `exits` (static; None for all of 0..L-1); L-1 is the
+        network's own. Blocks after the deepest do not run.
 
         Returns:
           `(outputs float32[len(exits), batch, ..., num_classes], stats)`.

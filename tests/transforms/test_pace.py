@@ -271,6 +271,7 @@ ALLOWED = {
     "feddrop": EVERY,
     "adel_wait": EVERY,
     "fednova": EVERY,
+    "depthfl": {*WHOLE, "partial"},
     "feddyn": {*WHOLE, "partial"},
     "scaffold": {*WHOLE, "partial"},
     "pyramidfl": {"barrier"},
@@ -280,6 +281,7 @@ ALLOWED = {
     "fedgkt": {"barrier"},
 }
 REASONS = {
+    "depthfl": "of the last step",
     "feddyn": "of the last step",
     "scaffold": "of the last step",
     "pyramidfl": "the slowest of its cohort",
