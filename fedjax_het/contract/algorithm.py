@@ -25,6 +25,7 @@ from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.preview import Preview
 from fedjax_het.contract.selection import Select, Selector, uniform
+from fedjax_het.contract.submodels import SubModels
 from fedjax_het.contract.uploads import Upload
 from fedjax_het.contract.widths import Widths
 
@@ -283,14 +284,11 @@ class Algorithm(NamedTuple):
       observe: function `(state, variables, Report) -> (state, variables, info)`, on the host, after
         every step. It updates host state and may replace the model (a roll-back); `info` is
         recorded. If None, rounds need not return to the host.
-      select: selection of the cohort, a function or a `Selector`; see
-        `fedjax_het.contract.selection`.
+      select: selection of the cohort, a function or a `Selector`; see `contract.selection`.
       evaluated: function `(state, variables) -> [Variables]` for the models whose mean metrics
         count as those of the method; None for the global model only.
-      paces: what another pace in the place of `pace` may do to the tasks; see
-        `fedjax_het.contract.paces`.
-      preview: function `() -> Preview`, on the host, which describes a run without training; None
-        for a method that plans nothing ahead.
+      paces: what another pace in the place of `pace` may do to the tasks; see `contract.paces`.
+      preview: function `() -> Preview`, on the host, which describes a run ahead; None for none.
       uploads: changes of the updates on their way to the merge, in their order.
       replaces: whether `observe` may replace the model (a roll-back, training on the server).
       sends: what a client sends to the server; changes of updates are refused by a method whose
@@ -299,6 +297,7 @@ class Algorithm(NamedTuple):
       widths: sub-networks by width of which clients train one, or None if all train the complete
         network. `local` then gets the tensors of the sub-network of its route, and its results are
         put back into their places before the merge.
+      submodels: models of the kinds of clients, which are evaluated beside the global one, or None.
       options: resolved options of the method's factory in JSON types, which belong to the identity
         of a run; `algorithms.register` sets them. None for a method that nobody registered.
     """
@@ -323,6 +322,7 @@ class Algorithm(NamedTuple):
     replaces: bool = False
     sends: str = "updates"
     widths: Widths | None = None
+    submodels: SubModels | None = None
     options: Mapping[str, Any] | None = None
 
     @property

@@ -11,6 +11,7 @@ from fedjax_het.report.clients import ClientSummary, client_summary
 from fedjax_het.report.metric import MetricInfo
 from fedjax_het.report.optimisers import training_of
 from fedjax_het.report.records import RunRecord, time_to
+from fedjax_het.report.submodels import final_local, final_submodels
 from fedjax_het.report.units import Spread, quantity, spread
 
 TARGET_COLUMNS = ("virtual_s", "wall_s", "step", "bytes_up", "joules")
@@ -80,6 +81,9 @@ class MethodResult:
       failed_share: share of the tasks that failed on their devices.
       wasted_flops_share, wasted_bytes_share: share of the devices' FLOPs, and of the bytes sent in
         both directions, that was spent on tasks that were not merged.
+      submodels: final values of the target metric of the sub-models by name.
+      local: final mean over the clients of the target metric of their own kind of sub-model; None
+        if not recorded.
     """
 
     name: str
@@ -97,6 +101,8 @@ class MethodResult:
     failed_share: Spread | None = None
     wasted_flops_share: Spread | None = None
     wasted_bytes_share: Spread | None = None
+    submodels: Mapping[str, Spread | None] = field(default_factory=dict)
+    local: Spread | None = None
 
     @property
     def priced(self) -> bool:
@@ -153,6 +159,8 @@ def summarise(
                 nonfinite=sum(run.summary["nonfinite"] for run in runs),
                 clients=client_summary(runs),
                 training=training_of(runs[0].config),
+                submodels=final_submodels(runs),
+                local=final_local(runs),
             )
         )
     return tuple(results)

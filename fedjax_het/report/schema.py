@@ -96,6 +96,7 @@ _SUMMARY = {
     "block_names": "l",
     "data": "d",
     "metric?": "d",
+    "submodels?": "d",
 }
 _METRIC = {"name": "t", "higher_is_better": "b", "share": "b"}
 _KINDS = {
@@ -184,6 +185,10 @@ def _check_summary(summary: Any, where: str) -> None:
     metric = MetricInfo.of(summary)
     value = "f" if metric.share else "g"
     _check_row(summary, {f"final_{metric.name}": value, f"best_{metric.name}": value}, where)
+    _check_values(summary, [f"final_local_{metric.name}"], metric.share, where)
+    for name, values in summary.get("submodels", {}).items():
+        _check_row(values, {}, f"{where}, submodels.{name}")
+        _check_values(values, [metric.name], metric.share, f"{where}, submodels.{name}")
     for i, target in enumerate(summary["targets"]):
         _check_row(target, {metric.name: "n" if metric.share else "r"}, f"{where}, targets[{i}]")
     groups = summary["device_groups"]
@@ -242,8 +247,9 @@ def _check_metrics(metrics: Sequence[Any], metric: MetricInfo, where: str) -> No
             f"must come after step {step} at {now_s} s",
             "the rows of two runs are mixed; " + _REDO,
         )
-        forms = ("{}", "val_{}", "client_{}_mean", "client_{}_worst_decile")
+        forms = ("{}", "val_{}", "client_{}_mean", "client_{}_worst_decile", "local_{}")
         names = [form.format(metric.name) for form in forms]
+        names += [name for name in row if name.startswith(f"{metric.name}[")]
         _check_values(row, names, metric.share, f"{where}, line {i}")
         step, now_s = row["step"], row["virtual_s"]
     require(

@@ -1,10 +1,11 @@
 """Tables of the results of several methods, as rows, text and JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedjax_het.report.optimisers import training_notes
 from fedjax_het.report.results import TARGET_COLUMNS, MethodResult
+from fedjax_het.report.submodels import submodel_rows
 from fedjax_het.report.units import Spread, percent, quantity, smallest, spread_data, times
 
 _COLUMNS_PER_BLOCK = 4
@@ -34,6 +35,7 @@ def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
         (f"best {metric.label}", [metric.text(r.best) for r in results]),
         (f"worst-decile client {metric.label}", [metric.text(r.worst_decile) for r in results]),
         *_client_rows(results),
+        *submodel_rows(metric, [r.submodels for r in results], [r.local for r in results]),
         ("tasks dropped", [percent(r.dropped_share, 1) for r in results]),
     ]
     if any(r.failed_share is not None and r.failed_share.mean > 0 for r in results):
@@ -139,6 +141,10 @@ def text_table(results: Sequence[MethodResult]) -> str:
     return "\n\n".join([*blocks, "\n".join(table_notes(results))]) + "\n"
 
 
+def _spreads(values: Mapping[str, Spread | None]) -> dict[str, dict[str, Any] | None]:
+    return {name: spread_data(value) for name, value in values.items()}
+
+
 def table_data(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
     """The entries of `comparison.json`, one per method; spreads with all their values."""
     return [
@@ -169,6 +175,8 @@ def table_data(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
             "nonfinite": r.nonfinite,
             **{key: spread_data(value) for key, value in r.totals.items()},
             **({} if r.clients is None else {"clients": r.clients.data()}),
+            **({} if r.local is None else {f"local_{r.metric.name}": spread_data(r.local)}),
+            **({"submodels": _spreads(r.submodels)} if r.submodels else {}),
         }
         for r in results
     ]

@@ -80,12 +80,16 @@ class Assessment:
           last: whether the run ends here, unless it does not matter.
 
         Returns:
-          The metrics of the evaluation, see `Evaluator.__call__`, and the rows of the clients, if
-          they are asked for.
+          The metrics of the evaluation, see `Evaluator.__call__` and `Evaluator.submodels`, and the
+          rows of the clients, if they are asked for.
         """
         models = self._judged(state, variables)
         measured = evaluator.mean(models, self.metric.name)
         self._see(measured, variables)
+        submodels = self._algorithm.submodels
+        if submodels is not None:
+            kinds = submodels.models(state, variables), submodels.of_client
+            measured |= evaluator.submodels(*kinds, variables, self.metric.name)
         wanted = self._options.client_eval
         if wanted == "always" or (wanted == "last" and (last or self.over is not None)):
             groups = np.asarray(self._problem.fleet.groups).tolist()
@@ -163,6 +167,13 @@ def require_judgeable(algorithm: Algorithm, problem: Problem, options: RunOption
         "leave it out",
     )
     data = problem.data
+    kinds = None if algorithm.submodels is None else algorithm.submodels.of_client
+    require(
+        kinds is None or len(kinds) == data.num_clients,
+        f"of_client of length {len(kinds or ())} in the sub-models of {algorithm.name}",
+        f"must name the kind of each of the {data.num_clients} clients",
+        "leave it out if clients have no fixed kind",
+    )
     require(
         options.client_eval == "never" or data.test_client is not None or classes_of(data),
         f"client_eval = {options.client_eval!r} with test samples of no client",

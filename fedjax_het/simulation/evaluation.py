@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_het.common.errors import require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
+from fedjax_het.contract.submodels import GLOBAL
 from fedjax_het.data.batches import Batch, in_batches, prepare
+from fedjax_het.models.base import BlockModel
 from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.runtime.compiling import Compiler
@@ -29,7 +32,7 @@ def metrics_of(problem: Problem) -> dict[str, Metric]:
 
 
 class Evaluator:
-    """Metrics of a model on the test and the validation set; compiled once.
+    """Metrics of a model on the test and the validation set; compiled once for each model.
 
     Args:
       problem: model, data and objective.
@@ -48,30 +51,34 @@ class Evaluator:
         self._sets = {"": in_batches(data.test_x, data.test_y)}
         if data.val_y is not None:
             self._sets["val_"] = in_batches(data.val_x, data.val_y)
-        self._programs: dict[str, Any] = {}
+        self._programs: dict[tuple[str, BlockModel], Any] = {}
         self._spread = Spread(data)
 
-    def _measure(self, variables: Variables, samples: Batch) -> PyTree:
+    def _measure(self, model: BlockModel, variables: Variables, samples: Batch) -> PyTree:
         """The measurements of all metrics, leaves [m, b, ...]; traced."""
 
         def one(batch: Batch) -> PyTree:
             batch = batch._replace(x=prepare(batch.x, self._problem.data.pipeline))
-            outputs, _ = self._problem.model.apply(variables, batch.x)
+            outputs, _ = model.apply(variables, batch.x)
             return {name: metric.measure(outputs, batch) for name, metric in self.metrics.items()}
 
         return jax.lax.map(one, samples)
 
-    def measured(self, variables: Variables, prefix: str = "") -> dict[str, PyTree]:
+    def measured(
+        self, variables: Variables, prefix: str = "", model: BlockModel | None = None
+    ) -> dict[str, PyTree]:
         """The measurements of every sample by metric, NumPy arrays with a leading axis.
 
         Args:
           variables: model to evaluate.
           prefix: set of samples, "" for the test set and "val_" for the validation set.
+          model: model that `variables` belong to; None for that of the problem.
         """
-        samples = self._sets[prefix]
-        if prefix not in self._programs:
-            self._programs[prefix] = self.compiler.compile(self._measure, variables, samples)
-        found = jax.device_get(self._programs[prefix](variables, samples))
+        samples, model = self._sets[prefix], model or self._problem.model
+        if (prefix, model) not in self._programs:
+            measure = functools.partial(self._measure, model)
+            self._programs[prefix, model] = self.compiler.compile(measure, variables, samples)
+        found = jax.device_get(self._programs[prefix, model](variables, samples))
         data = self._problem.data
         count = len(data.val_y if prefix else data.test_y)  # type: ignore[arg-type]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], found)
@@ -103,6 +110,54 @@ class Evaluator:
         """The mean of the results of `__call__` over several models."""
         rows = [self(variables, target) for variables in models]
         return {name: _mean([row[name] for row in rows]) for name in rows[0]}
+
+    def submodels(
+        self,
+        models: Mapping[str, tuple[BlockModel, Variables]],
+        of_client: Sequence[str] | None,
+        variables: Variables,
+        target: str,
+    ) -> dict[str, Any]:
+        """Evaluates the models of the kinds of clients, see `contract.submodels.SubModels`.
+
+        Args:
+          models: models and their variables by name.
+          of_client: name of each client's kind, of length n; None for unknown kinds.
+          variables: global model, which clients of the kind `GLOBAL` hold.
+          target: name of the metric whose mean over clients is computed.
+
+        Returns:
+          `<metric>[<name>]` of the test set, `val_<metric>[<name>]` of the validation set, if there
+          is one, and, if the kinds are known, `local_<target>`: the mean over the clients of the
+          target of their kind on their own test samples (see `Spread`), None if it cannot be known.
+
+        Raises:
+          InputError: for a kind of a client without a model.
+        """
+        kinds = dict.fromkeys(of_client or ())
+        for kind in kinds:
+            require_known(kind, [*models, GLOBAL], "of_client")
+        row: dict[str, Any] = {}
+        own: dict[str, list[Any] | None] = {}
+        for kind, (model, part) in models.items():
+            for prefix in self._sets:
+                measured = self.measured(part, prefix, model)
+                for name, metric in self.metrics.items():
+                    row[f"{prefix}{name}[{kind}]"] = metric.over(measured[name])
+                if not prefix and kind in kinds:
+                    own[kind] = self._spread.values(self.metrics[target], measured[target])
+        if of_client is None:
+            return row
+        if GLOBAL in kinds:
+            own[GLOBAL] = self._spread.values(
+                self.metrics[target], self.measured(variables)[target]
+            )
+        known = []
+        for i, client in enumerate(self._spread.columns()["client"]):
+            values = own[of_client[client]] if client < len(of_client) else None
+            if values is not None and values[i] is not None:
+                known.append(values[i])
+        return {**row, f"local_{target}": float(np.mean(known)) if known else None}
 
     def scores(self, models: Sequence[Variables], target: str) -> np.ndarray:
         """The metric of every client that trains, negative if lower is better, float64[n].
@@ -167,10 +222,11 @@ class Evaluator:
         # Padded to one size, so that all clients share a program.
         most = self._spread.most
         padded = np.resize(places, most)
-        if "own" not in self._programs:
+        key = ("own", self._problem.model)
+        if key not in self._programs:
             arguments = (variables, self._sets[""], padded)
-            self._programs["own"] = self.compiler.compile(self._measure_some, *arguments)
-        found = jax.device_get(self._programs["own"](variables, self._sets[""], padded))
+            self._programs[key] = self.compiler.compile(self._measure_some, *arguments)
+        found = jax.device_get(self._programs[key](variables, self._sets[""], padded))
         own = jax.tree.map(lambda a: a[: len(places)], found)
         return {f"personal_{name}": self.metrics[name].over(own[name]) for name in names}
 
@@ -183,7 +239,7 @@ class Evaluator:
         def gathered(a: jax.Array) -> jax.Array:
             return a.reshape(-1, *a.shape[2:])[chosen]
 
-        found = self._measure(variables, jax.tree.map(gathered, samples))
+        found = self._measure(self._problem.model, variables, jax.tree.map(gathered, samples))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: len(places)], found)
 
 

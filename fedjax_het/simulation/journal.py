@@ -16,7 +16,9 @@ from fedjax_het.fleet.device import Fleet
 from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord, RunWriter
+from fedjax_het.report.submodels import submodel_values
 from fedjax_het.simulation.assessment import reaches
+from fedjax_het.simulation.evaluation import metrics_of
 from fedjax_het.simulation.identity import require_same
 from fedjax_het.simulation.sinks import TensorBoard
 
@@ -227,6 +229,7 @@ class Journal:
             },
             f"final_{metric.name}": values[-1] if values else None,
             f"best_{metric.name}": best(values, default=None),
+            **_submodels(metrics, problem, metric),
             "targets": reached,
             **self.totals,
             "ended": ended,
@@ -251,3 +254,14 @@ class Journal:
             return RunRecord(self._config, metrics, clients, summary, str(self._workdir))
         self._writer.write_summary(summary)
         return RunRecord.load(self._workdir)
+
+
+def _submodels(metrics: list[dict[str, Any]], problem: Problem, metric: Metric) -> dict[str, Any]:
+    """The metrics of sub-models at the last evaluation, for the summary of a run that has them."""
+    last = next(row for row in reversed(metrics) if metric.name in row)
+    known = metrics_of(problem)
+    found = submodel_values(last, [*known, *(f"val_{name}" for name in known)])
+    told: dict[str, Any] = {"submodels": found} if found else {}
+    if f"local_{metric.name}" in last:
+        told[f"final_local_{metric.name}"] = last[f"local_{metric.name}"]
+    return told

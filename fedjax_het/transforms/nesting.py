@@ -22,9 +22,9 @@ class Nested(NamedTuple):
 def nested(algorithm: Algorithm) -> Algorithm:
     """The method with its state in `Nested.inner`; the caller must replace `init`.
 
-    The plan, the merge, the server's step, buffers, observations, evaluated models and the preview
-    are those of the transformed method. With a new plan that depends on the state, rounds do not
-    run in batches.
+    The plan, the merge, the server's step, buffers, observations, evaluated models, sub-models and
+    the preview are those of the transformed method. With a new plan that depends on the state,
+    rounds do not run in batches.
 
     Args:
       algorithm: method to transform.
@@ -52,6 +52,12 @@ def nested(algorithm: Algorithm) -> Algorithm:
         assert algorithm.evaluated is not None
         return algorithm.evaluated(state.inner, variables)
 
+    submodels = algorithm.submodels
+    if submodels is not None:
+        models = submodels.models
+        submodels = submodels._replace(
+            models=lambda state, variables: models(state.inner, variables)
+        )
     merge, buffers = algorithm.merge._replace(init=begin), algorithm.merge.buffers
     if buffers is not None:
         put = buffers.put
@@ -66,4 +72,5 @@ def nested(algorithm: Algorithm) -> Algorithm:
         update=update,
         observe=None if algorithm.observe is None else observe,
         evaluated=None if algorithm.evaluated is None else evaluated,
+        submodels=submodels,
     )

@@ -91,6 +91,28 @@ def test_evaluations_of_clients_are_checked(make_run, change, message):
         RunRecord(*parts)
 
 
+@pytest.mark.parametrize(
+    ("column", "summary", "message"),
+    [
+        ({"accuracy[w]": 90.0}, {}, r"metrics.jsonl, line 3: accuracy\[w\] = 90.0 must be a share"),
+        ({"local_accuracy": 90.0}, {}, r"line 3: local_accuracy = 90.0 must be a share"),
+        ({}, {"final_local_accuracy": "x"}, r"summary.json: final_local_accuracy = 'x' must be"),
+        ({}, {"submodels": {"w": 1}}, r"summary.json, submodels.w: must be a mapping"),
+        ({}, {"submodels": {"w": {"accuracy": 2.0}}}, r"submodels.w: accuracy = 2.0 must be a sh"),
+        ({"loss[w]": 90.0}, {"submodels": {"w": {"accuracy": None, "loss": 9.0}}}, None),
+    ],
+)
+def test_values_of_sub_models_are_checked(make_run, column, summary, message):
+    record = make_run(steps=2)
+    metrics = [*record.metrics[:-1], {**record.metrics[-1], **column}]
+    parts = (record.config, metrics, record.clients, {**record.summary, **summary}, record.source)
+    if message is None:
+        assert RunRecord(*parts).summary["submodels"]["w"]["loss"] == 9.0
+        return
+    with pytest.raises(InputError, match=message):
+        RunRecord(*parts)
+
+
 def test_memory_and_disk_agree_on_numpy_values_and_nan(make_run):
     record = make_run(deadline_s=10.0)
     assert record.clients[-1]["status"] == "dropped"
