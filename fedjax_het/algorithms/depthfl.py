@@ -1,6 +1,6 @@
 """DepthFL: every device trains as many of the first blocks as it affords, with several exits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -21,6 +21,7 @@ from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Schedule, Situation
+from fedjax_het.contract.submodels import SubModels
 from fedjax_het.fleet.cost import CostTable, price
 from fedjax_het.local.exits import exits_training
 from fedjax_het.models.base import BlockModel
@@ -59,21 +60,26 @@ def exit_blocks(cost: CostTable, levels: int = 4) -> tuple[int, ...]:
 
 
 def submodels(
-    problem: Problem, exits: Sequence[int]
-) -> Callable[[PyTree, Variables], Mapping[str, tuple[BlockModel, Variables]]]:
-    """The networks that DepthFL is judged by, as a function of the state and the global model.
+    problem: Problem, exits: Sequence[int], levels: Sequence[int] | None = None
+) -> SubModels:
+    """The networks by which DepthFL is judged.
 
     They are `depth_1` to `depth_D`, the network that ends at each exit, and `ensemble`, the mean of
     the outputs of all exits, which is the prediction of the paper.
+
+    Args:
+      problem: model, data and fleet.
+      exits: exit blocks of the levels 1..D.
+      levels: level of every client, if it has the same in every round.
     """
     networks = {f"depth_{i}": truncated(problem.model, b) for i, b in enumerate(exits, 1)}
     networks["ensemble"] = ensemble(problem.model, exits)
 
-    def of(state: PyTree, variables: Variables) -> dict[str, tuple[BlockModel, Variables]]:
+    def models(state: PyTree, variables: Variables) -> dict[str, tuple[BlockModel, Variables]]:
         del state
         return {name: (model, own(variables)) for name, (model, own) in networks.items()}
 
-    return of
+    return SubModels(models, None if levels is None else tuple(f"depth_{d}" for d in levels))
 
 
 @register(options=UniformTraining)
@@ -107,9 +113,10 @@ def depthfl(
     one array per parameter of its sub-model more, the simulation n models.
 
     The heads are those of `with_exits`, a mean over positions and a linear layer; those of the
-    authors are attention bottlenecks. The paper predicts by the mean of the logits of all heads;
-    the metrics of a run are those of the last head. As the model may have more blocks
-    than levels, the exits are a choice, and so is the level of a device, which the authors draw.
+    authors are attention bottlenecks. The paper predicts by the mean of the logits of all heads,
+    which evaluations record as `<metric>[ensemble]`, beside `<metric>[depth_<d>]` of every exit;
+    the metrics of a run are those of the last head. A model may have more blocks than levels, so
+    the exits are a choice here, and the level of a device follows from its speed.
 
     Args:
       problem: model, data and fleet; the model needs exit heads.
@@ -163,7 +170,9 @@ def depthfl(
         parts.require_memory(problem, options, 0, int(alpha > 0), **kept)
         return level, infeasible
 
-    levels_at(0)
+    start, _ = levels_at(0)
+    # Clients of one level in every round can be judged by the network that they have.
+    changing = fixed is None and (callable(capacity) or problem.fleet.redraw is not None)
 
     def tasks(situation: Situation) -> Plan:
         level, infeasible = levels_at(situation.round)
@@ -215,6 +224,7 @@ def depthfl(
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
         paces=Paces(overlap=True),
+        submodels=submodels(problem, ends.tolist(), None if changing else (start + 1).tolist()),
     )
     return regularised(base, problem, alpha) if alpha else base
 
