@@ -61,6 +61,7 @@ PUBLIC = {
         "adel_wait",
         "build",
         "default_options",
+        "depthfl",
         "drop_stragglers",
         "dtfl",
         "fedadam",

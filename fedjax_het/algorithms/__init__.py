@@ -2,6 +2,7 @@
 
 from fedjax_het.algorithms.adel import adel, adel_drop, adel_wait, salf
 from fedjax_het.algorithms.asynchronous import fedasync, fedbuff, fedfix
+from fedjax_het.algorithms.depthfl import depthfl
 from fedjax_het.algorithms.dtfl import dtfl
 from fedjax_het.algorithms.fedat import fedat
 from fedjax_het.algorithms.fedavg import drop_stragglers, fedavg, fedprox
@@ -37,6 +38,7 @@ __all__ = [
     "adel_wait",
     "build",
     "default_options",
+    "depthfl",
     "drop_stragglers",
     "dtfl",
     "fedadam",

@@ -96,7 +96,7 @@ def fedpmt(
     )
 
     def depths_at(round: int) -> tuple[np.ndarray, np.ndarray]:
-        kappa = _capacities(problem, capacity, round)
+        kappa = parts.capacities(problem, capacity, round)
         depth, feasible = assign_depths(problem.cost, kappa, allowed)
         parts.require_memory(problem, options, blocks - depth)
         return depth, feasible
@@ -133,19 +133,3 @@ def fedpmt(
         cohort_size=options.cohort_size(problem),
         paces=Paces(overlap=True),
     )
-
-
-def _capacities(
-    problem: Problem, capacity: Sequence[float] | Callable[[int], np.ndarray] | None, round: int
-) -> np.ndarray:
-    """Share of the full model's cost that each client affords in a round, float64[n]."""
-    n, speed = problem.num_clients, problem.fleet.at(round).flops_per_s
-    given = capacity(round) if callable(capacity) else capacity
-    kappa = np.asarray(speed / np.max(speed) if given is None else given, np.float64)
-    require(
-        kappa.shape == (n,) and bool(np.all((kappa > 0) & (kappa <= 1))),
-        f"capacity of shape {kappa.shape} from {np.min(kappa)} to {np.max(kappa)}",
-        f"must be one value in (0, 1] for each of the {n} clients",
-        "divide the devices' speeds by the speed that affords the full model",
-    )
-    return kappa

@@ -1,6 +1,6 @@
 """Parts that methods share: priced plans, checks of memory and deadlines, the plain server step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,12 +74,41 @@ def plan_tasks(
     )
 
 
+def capacities(
+    problem: Problem, capacity: Sequence[float] | Callable[[int], np.ndarray] | None, round: int
+) -> np.ndarray:
+    """Share of the full model's cost that each client affords in a round, float64[n].
+
+    Args:
+      problem: model, data and fleet.
+      capacity: shares in (0, 1], n of them, or a function of the round; None for each device's
+        speed relative to the fastest.
+      round: number of the round.
+
+    Raises:
+      InputError: if the shares are not such.
+    """
+    n, speed = problem.num_clients, problem.fleet.at(round).flops_per_s
+    given = capacity(round) if callable(capacity) else capacity
+    kappa = np.asarray(speed / np.max(speed) if given is None else given, np.float64)
+    require(
+        kappa.shape == (n,) and bool(np.all((kappa > 0) & (kappa <= 1))),
+        f"capacity of shape {kappa.shape} from {np.min(kappa)} to {np.max(kappa)}",
+        f"must be one value in (0, 1] for each of the {n} clients",
+        "divide the devices' speeds by the speed that affords the full model",
+    )
+    return kappa
+
+
 def require_memory(
     problem: Problem,
     training: TrainingOptions,
     first: np.ndarray | int,
     kept: int = 0,
+    *,
     clients: np.ndarray | None = None,
+    exit: np.ndarray | None = None,
+    heads: np.ndarray | None = None,
 ) -> None:
     """Raises `InputError` if a device has too little memory for its sub-model.
 
@@ -89,14 +118,15 @@ def require_memory(
       first: shallowest trained block of each client, int64[n] or one value.
       kept: number of arrays per parameter that the method keeps beside those of the optimiser.
       clients: ids of the clients to check, int64[m]; None for all.
+      exit: block whose head gives the loss of each client, int64[n]; None for the last.
+      heads: blocks whose heads also give a loss, bool[n, L]; None for no further heads.
     """
     n = problem.num_clients
-    last = problem.model.num_blocks - 1
+    exit = np.full(n, problem.model.num_blocks - 1) if exit is None else exit
     first = np.broadcast_to(np.asarray(first, np.int64), (n,))
     batch = np.minimum(training.batch_size, problem.data.sizes)
-    need = problem.cost.memory_bytes(
-        first, np.full(n, last), batch, training.optimizer_slots + kept
-    )
+    slots = training.optimizer_slots + kept
+    need = problem.cost.memory_bytes(first, exit, batch, slots, heads)
     short = np.flatnonzero(need > problem.fleet.memory_bytes)
     if clients is not None:
         short = np.intersect1d(short, clients)

@@ -6,8 +6,9 @@ the head after block `exit` gives the loss, and deeper blocks do not run. Its co
     sum_{b <= exit} forward_b  +  sum_{first <= b <= exit} weight_grad_b
       +  sum_{first < b <= exit} input_grad_b  +  head_exit
 
-A larger `first` or a smaller `exit` is always cheaper. The forward pass of the frozen blocks is
-always paid: the cost of a step is at least its share, about one third.
+The heads of blocks before `exit` may give further losses (`heads`), each at its price. A larger
+`first` or a smaller `exit` is always cheaper. The forward pass of the frozen blocks is always paid:
+the cost of a step is at least its share, about one third.
 """
 
 from dataclasses import dataclass, fields
@@ -87,15 +88,18 @@ class CostTable:
         """L, the number of blocks."""
         return len(self.names)
 
-    def step_flops(self, first: Any = 0, exit: Any = None) -> np.ndarray:
+    def step_flops(self, first: Any = 0, exit: Any = None, heads: Any = None) -> np.ndarray:
         """FLOPs per sample of one training step of the sub-models `(first, exit)`.
 
         Args:
           first: shallowest trained block, int or int array.
           exit: block whose head gives the loss, int or int array; None for the last.
+          heads: blocks among `first..exit - 1` whose heads also give a loss, bool[..., L]; its
+            leading axes broadcast against `first` and `exit`. None for no further heads.
 
         Returns:
-          The FLOPs, float64 of the broadcast shape of `first` and `exit`.
+          The FLOPs, float64 of the broadcast shape of `first`, `exit` and the leading axes of
+          `heads`.
         """
         first, exit = self._sub_model(first, exit)
         head = self.exit_forward_flops + self.exit_weight_grad_flops + self.exit_input_grad_flops
@@ -103,7 +107,7 @@ class CostTable:
             _running(self.forward_flops)[exit + 1]
             + _between(self.weight_grad_flops, first, exit + 1)
             + _between(self.input_grad_flops, first + 1, exit + 1)
-            + head[exit]
+            + self._of_heads(head, first, exit, heads)
         )
 
     def forward_pass_flops(self, exit: Any = None) -> np.ndarray:
@@ -111,27 +115,43 @@ class CostTable:
         _, exit = self._sub_model(0, exit)
         return _running(self.forward_flops)[exit + 1] + self.exit_forward_flops[exit]
 
-    def upload_bytes(self, first: Any = 0, exit: Any = None) -> np.ndarray:
-        """Bytes that a client uploads: the trained blocks, their statistics and the exit head.
+    def upload_bytes(self, first: Any = 0, exit: Any = None, heads: Any = None) -> np.ndarray:
+        """Bytes that a client uploads: the trained blocks, their statistics and the exit heads.
 
         Args:
           first: shallowest trained block, as in `step_flops`.
           exit: block whose head gives the loss, as in `step_flops`.
+          heads: blocks whose heads also give a loss, as in `step_flops`.
 
         Returns:
           The bytes, int64 of the broadcast shape.
         """
         first, exit = self._sub_model(first, exit)
         sent = self.param_bytes + (self.stats_bytes if self.uploads_stats else 0)
-        return _between(sent, first, exit + 1) + self.exit_param_bytes[exit]
+        return _between(sent, first, exit + 1) + self._head_bytes(first, exit, heads)
 
     def download_bytes(self) -> int:
         """Bytes of the whole model: parameters, running statistics and all heads."""
         heads = self.exit_param_bytes.max() if self.shared_exit else self.exit_param_bytes.sum()
         return int((self.param_bytes + self.stats_bytes).sum() + heads)
 
+    def held_bytes(self, exit: Any, heads: Any = None) -> np.ndarray:
+        """Bytes of a sub-model, which is all that a client needs to download if it has no more.
+
+        Args:
+          exit: block whose head gives the loss, as in `step_flops`.
+          heads: blocks before it whose heads also do, as in `step_flops`.
+
+        Returns:
+          The bytes of parameters and statistics of the blocks `0..exit` and of the parameters of
+          the heads, int64 of the broadcast shape.
+        """
+        first, exit = self._sub_model(0, exit)
+        blocks = _running(self.param_bytes + self.stats_bytes)[exit + 1]
+        return blocks + self._head_bytes(first, exit, heads)
+
     def memory_bytes(
-        self, first: Any, exit: Any, batch: Any, optimizer_slots: int = 0
+        self, first: Any, exit: Any, batch: Any, optimizer_slots: int = 0, heads: Any = None
     ) -> np.ndarray:
         """Memory that a device needs to train the sub-model, in bytes; a lower bound.
 
@@ -145,6 +165,7 @@ class CostTable:
           batch: samples per step, int or int array.
           optimizer_slots: number of arrays per parameter that the client's optimiser keeps: 0 for
             SGD, 1 with momentum, 2 for Adam.
+          heads: blocks whose heads also give a loss, as in `step_flops`.
 
         Returns:
           The bytes, int64 of the broadcast shape.
@@ -157,10 +178,40 @@ class CostTable:
             "batch must be an integer >= 1 and optimizer_slots >= 0",
             "use the local batch size, and 0 slots for SGD",
         )
-        held = _running(self.param_bytes + self.stats_bytes)[exit + 1] + self.exit_param_bytes[exit]
-        trained = _between(self.param_bytes, first, exit + 1) + self.exit_param_bytes[exit]
-        stored = _between(self.stored_bytes, first, exit + 1) + self.exit_stored_bytes[exit]
+        held = self.held_bytes(exit, heads)
+        trained = _between(self.param_bytes, first, exit + 1)
+        trained = trained + self._head_bytes(first, exit, heads)
+        stored = _between(self.stored_bytes, first, exit + 1)
+        stored = stored + self._of_heads(self.exit_stored_bytes, first, exit, heads)
         return held + (1 + optimizer_slots) * trained + batch * stored
+
+    def _of_heads(
+        self, values: np.ndarray, first: np.ndarray, exit: np.ndarray, heads: Any
+    ) -> np.ndarray:
+        """The sum of `values` over the heads of the sub-models."""
+        if heads is None:
+            return values[exit]
+        return values[exit] + np.sum(self._further(first, exit, heads) * values, axis=-1)
+
+    def _head_bytes(self, first: np.ndarray, exit: np.ndarray, heads: Any) -> np.ndarray:
+        """Bytes of the parameters of the heads of the sub-models; a shared head counts once."""
+        values = self.exit_param_bytes
+        if heads is None or not self.shared_exit:
+            return self._of_heads(values, first, exit, heads)
+        further = np.max(self._further(first, exit, heads) * values, axis=-1)
+        return np.maximum(values[exit], further)
+
+    def _further(self, first: np.ndarray, exit: np.ndarray, heads: Any) -> np.ndarray:
+        heads, blocks = np.asarray(heads), np.arange(self.num_blocks)
+        inside = (blocks >= first[..., None]) & (blocks < exit[..., None])
+        shaped = heads.dtype == bool and heads.shape[-1:] == blocks.shape and self.has_exits
+        require(
+            shaped and bool((inside | ~heads).all()),
+            lambda: f"heads = {heads}, first = {first}, exit = {exit}",
+            f"must be bool[..., {self.num_blocks}] and mark trained blocks before the exit only",
+            "leave out the exit itself, and use a model with exit heads",
+        )
+        return heads
 
     def _sub_model(self, first: Any, exit: Any) -> tuple[np.ndarray, np.ndarray]:
         last = self.num_blocks - 1
@@ -254,6 +305,7 @@ def price(
     now_s: float | np.ndarray,
     rng: np.random.Generator | None,
     *,
+    heads: Any = None,
     flops: np.ndarray | None = None,
     bytes_down: np.ndarray | None = None,
     bytes_up: np.ndarray | None = None,
@@ -269,6 +321,7 @@ def price(
       samples: samples processed in the task (steps x batch), int or int[k], >= 1.
       now_s: virtual time of dispatch in seconds, a number or float64[k].
       rng: generator that draws the jitter of the durations; None for expected durations.
+      heads: blocks whose heads also give a loss, bool[k, L]; None for no further heads.
       flops: work of each task, float64[k], in place of `samples * step_flops` (for splits, widths,
         densities).
       bytes_down: bytes of each download, int64[k], in place of the whole model.
@@ -285,9 +338,9 @@ def price(
         "give every task at least one sample",
     )
     if flops is None:
-        flops = samples * table.step_flops(first, exit)
+        flops = samples * table.step_flops(first, exit, heads)
     if bytes_down is None:
         bytes_down = np.asarray(table.download_bytes())
     if bytes_up is None:
-        bytes_up = table.upload_bytes(first, exit)
+        bytes_up = table.upload_bytes(first, exit, heads)
     return fleet.timing(clients, flops, bytes_down, bytes_up, now_s, rng)

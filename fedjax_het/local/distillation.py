@@ -56,8 +56,9 @@ def distillation(
     r"""$T^2 KL(\mathrm{softmax}(t / T) \| \mathrm{softmax}(s / T))$, a weighted mean over samples.
 
     Args:
-      student: logits s of the trained network, float32[n, classes].
-      teacher: logits t of the other network, float32[n, classes].
+      student: logits s of the trained network, float32[n, ..., classes]; a sample with several
+        positions counts with their mean.
+      teacher: logits t of the other network, in the same shape.
       weight: weight of each sample, float32[n], 0 for padding.
       temperature: temperature T of both softmaxes.
 
@@ -66,6 +67,7 @@ def distillation(
     """
     wanted = jax.nn.softmax(teacher / temperature)
     losses = optax.losses.kl_divergence(jax.nn.log_softmax(student / temperature), wanted)
+    losses = jnp.mean(losses.reshape(losses.shape[0], -1), axis=1)
     return temperature**2 * jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 

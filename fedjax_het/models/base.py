@@ -5,7 +5,7 @@ layers (or the order of dictionaries) do not affect the depth of a block.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -143,25 +143,30 @@ class BlockModel:
         first: int = 0,
         live: Array | None = None,
         weight: Array | None = None,
+        exits: Sequence[int] | None = None,
     ) -> tuple[Array, PyTree]:
-        """Outputs of every head in one pass; the arguments are those of `apply`.
+        """Outputs of several heads in one pass; the other arguments are those of `apply`.
+
+        The heads are those after the blocks `exits` (static; None for all of 0..L-1); L-1 is the
+        network's own. Blocks after the deepest do not run.
 
         Returns:
-          `(outputs float32[L, batch, ..., num_classes], stats)`; entry L-1 is the
-          network's own head.
+          `(outputs float32[len(exits), batch, ..., num_classes], stats)`.
         """
-        self._check(x, first, 0)
-        outputs: list[Array] = []
+        chosen = range(self.num_blocks) if exits is None else exits
+        for block in chosen:
+            self._check(x, first, block)
+        outputs: dict[int, Array] = {}
 
         def visit(b: int, z: Array) -> Array:
-            head = z if b == self.num_blocks - 1 else self._head(variables, z, b, train, key)
-            outputs.append(head.astype(jnp.float32))
+            if b in chosen:
+                head = z if b == self.num_blocks - 1 else self._head(variables, z, b, train, key)
+                outputs[b] = head.astype(jnp.float32)
             return z
 
-        _, stats = self._run(
-            variables, x, range(self.num_blocks), train, key, first, live, weight, visit
-        )
-        return jnp.stack(outputs), stats
+        which = range(max(chosen) + 1)
+        _, stats = self._run(variables, x, which, train, key, first, live, weight, visit)
+        return jnp.stack([outputs[b] for b in chosen]), stats
 
     def walk(
         self,

@@ -89,6 +89,17 @@ def test_split_trains_what_suffix_masks(params, route):
             assert kept == (wanted or head), (part, b)
 
 
+def test_further_heads_of_a_route_train(params):
+    trained, frozen = masks.split(params, Route(0, 2, heads=(0,)))
+    assert [bool(jax.tree.leaves(head)) for head in trained["exits"]] == [True, False]
+    chex.assert_trees_all_equal(masks.join(trained, frozen), params)
+    route = Route(1, 2, heads=(0, 1))
+    assert masks.decoded(route.code) == route
+    assert full_route(L, has_exits=True).covers(route)
+    assert not Route(0, 2, heads=(0,)).covers(route)
+    assert Route(0, 2, heads=(0, 1)).covers(route)
+
+
 def test_covering_is_a_partial_order_with_the_full_route_on_top():
     routes = _routes()
     full = full_route(L, has_exits=True)

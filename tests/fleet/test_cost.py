@@ -115,6 +115,41 @@ def test_step_is_the_sum_of_its_parts(exits):
     assert t.download_bytes() == t.param_bytes.sum() + 4 * (330 + 650 + 170)
 
 
+def test_further_heads_are_added_to_the_sub_model(exits):
+    t, heads = exits, np.array([True, True, False, False])
+    # Three contractions each, of 32 and of 64 channels with 10 classes.
+    assert t.step_flops(0, 2, heads) == t.step_flops(0, 2) + 3 * (640 + 1280)
+    assert t.upload_bytes(0, 2, heads) == t.upload_bytes(0, 2) + 4 * (330 + 650)
+    assert t.held_bytes(2, heads) == t.param_bytes[:3].sum() + 4 * (330 + 650 + 170)
+    assert t.held_bytes(0) == t.param_bytes[0] + 4 * 330
+    assert t.held_bytes(3, np.array([True, True, True, False])) == t.download_bytes()
+    more = t.exit_stored_bytes[:2].sum()
+    assert t.memory_bytes(0, 2, 8, 1, heads) == (
+        t.memory_bytes(0, 2, 8, 1) + 3 * 4 * (330 + 650) + 8 * more
+    )
+    # One row of heads for each sub-model.
+    rows = np.array([[False] * 4, [True, False, False, False]])
+    np.testing.assert_array_equal(
+        t.step_flops(0, np.array([0, 3]), rows),
+        [t.step_flops(0, 0), t.step_flops(0, 3) + 3 * 640],
+    )
+    with pytest.raises(InputError, match="before the exit only"):
+        t.step_flops(0, 1, heads)
+    with pytest.raises(InputError, match="before the exit only"):
+        t.step_flops(1, 2, heads)
+    with pytest.raises(InputError, match="with exit heads"):
+        cost_table(mlp((4,), 2, hidden=(3,))).upload_bytes(0, 1, np.array([True, False]))
+
+
+def test_further_heads_of_one_shared_head_weigh_nothing():
+    t = cost_table(with_exits(mlp((4,), 2, hidden=(3, 3, 3)), shared=True))
+    heads = np.array([True, True, False, False])
+    assert t.upload_bytes(0, 2, heads) == t.upload_bytes(0, 2)
+    own = t.held_bytes(3) + 4 * (3 * 2 + 2)  # the network's own head is in its last block
+    assert t.held_bytes(3, heads) == own == t.download_bytes()
+    assert t.step_flops(0, 2, heads) == t.step_flops(0, 2) + 2 * 3 * (2 * 3 * 2)
+
+
 def test_running_statistics_travel_unless_frozen():
     mean, frozen = cost_table(normed()), cost_table(normed("frozen"))
     np.testing.assert_array_equal(mean.stats_bytes, [4 * 12, 0, 0])

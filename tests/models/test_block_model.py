@@ -142,6 +142,21 @@ def test_exits_of_one_pass_equal_exits_one_by_one(variables, train):
         identical(stats_b["blocks"][b + 1 :], variables.stats["blocks"][b + 1 :])
 
 
+def test_only_the_blocks_of_the_chosen_exits_run(variables):
+    model, how = small(), {"train": True, "key": jax.random.key(1)}
+    some, stats = model.apply_exits(variables, X, exits=(0, 2), **how)
+    assert some.shape == (2, 4, 3)
+    for found, exit in zip(some, (0, 2), strict=True):
+        alone, stats_of_exit = model.apply(variables, X, exit=exit, **how)
+        same(found, alone)
+    same(stats, stats_of_exit)
+    identical(stats["blocks"][3:], variables.stats["blocks"][3:])
+    run = jax.make_jaxpr(lambda v: model.apply_exits(v, X, exits=(0,))[0])(variables)
+    assert str(run).count("dot_general") < str(
+        jax.make_jaxpr(lambda v: model.apply_exits(v, X, exits=(0, 3))[0])(variables)
+    ).count("dot_general")
+
+
 @pytest.mark.parametrize("boundary", [0, 1, 2])
 def test_split_equals_whole_in_training_with_dropout(variables, boundary):
     model, key = small(), jax.random.key(1)

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_het.common.errors import InputError
 from fedjax_het.models.adapt import from_flax
-from fedjax_het.models.exits import ExitHead, with_exits
+from fedjax_het.models.exits import ExitHead, ensemble, truncated, with_exits
+from fedjax_het.models.mlp import mlp
 from fedjax_het.models.precision import with_compute_dtype
 
 KEY = jax.random.key(0)
@@ -59,3 +61,38 @@ def test_all_heads_have_the_shape_of_the_outputs(dtype):
     x = jax.ShapeDtypeStruct((5, 8, 6, 1), jnp.float32)
     every = jax.eval_shape(lambda v, x: model.apply_exits(v, x)[0], model.shapes, x)
     assert every.shape == (3, 5, 8, 6, 2)
+
+
+def deep(shared, dtype="float32"):
+    return with_compute_dtype(with_exits(mlp((5,), 3, hidden=(4, 4, 4)), shared=shared), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_truncated_network_is_the_network_up_to_its_exit(shared, dtype):
+    model, x = deep(shared, dtype), jax.random.normal(KEY, (6, 5))
+    variables = model.init(KEY)
+    for block in range(4):
+        small, own = truncated(model, block)
+        assert small.num_blocks == min(block + 2, 4)
+        assert not small.exits
+        assert jax.tree.map(jnp.shape, own(variables)) == jax.tree.map(jnp.shape, small.shapes)
+        outputs, _ = small.apply(own(variables), x)
+        np.testing.assert_array_equal(outputs, model.apply(variables, x, exit=block)[0])
+
+
+def test_an_ensemble_has_the_mean_of_the_outputs():
+    model, x = deep(False), jax.random.normal(KEY, (6, 5))
+    variables = model.init(KEY)
+    whole, own = ensemble(model, (0, 2, 3))
+    outputs, _ = whole.apply(own(variables), x)
+    each = [model.apply(variables, x, exit=b)[0] for b in (0, 2, 3)]
+    np.testing.assert_allclose(outputs, np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
+    assert jax.tree.map(jnp.shape, own(variables)) == jax.tree.map(jnp.shape, whole.shapes)
+
+
+def test_truncation_needs_a_block_of_the_model_and_its_head():
+    with pytest.raises(InputError, match="last block to keep"):
+        truncated(deep(False), 4)
+    with pytest.raises(InputError, match="with_exits"):
+        truncated(mlp((5,), 3, hidden=(4,)), 0)

@@ -273,6 +273,7 @@ ALLOWED = {
     "fiarse": EVERY,
     "adel_wait": EVERY,
     "fednova": EVERY,
+    "depthfl": {*WHOLE, "partial"},
     "feddyn": {*WHOLE, "partial"},
     "scaffold": {*WHOLE, "partial"},
     "pyramidfl": {"barrier"},
@@ -282,6 +283,7 @@ ALLOWED = {
     "fedgkt": {"barrier"},
 }
 REASONS = {
+    "depthfl": "of the last step",
     "feddyn": "of the last step",
     "scaffold": "of the last step",
     "pyramidfl": "the slowest of its cohort",
