@@ -89,6 +89,7 @@ PUBLIC = {
         "salf",
         "scaffold",
         "splitfed",
+        "timelyfl",
     ],
     "fedjax_het.contract": [
         "Aggregator",

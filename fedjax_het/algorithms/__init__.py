@@ -26,6 +26,7 @@ from fedjax_het.algorithms.registry import (
 )
 from fedjax_het.algorithms.scaffold import scaffold
 from fedjax_het.algorithms.splitfed import splitfed
+from fedjax_het.algorithms.timelyfl import timelyfl
 
 __all__ = [
     "ALGORITHMS",
@@ -64,4 +65,5 @@ __all__ = [
     "salf",
     "scaffold",
     "splitfed",
+    "timelyfl",
 ]
