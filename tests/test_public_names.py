@@ -89,6 +89,7 @@ PUBLIC = {
         "salf",
         "scaffold",
         "splitfed",
+        "sub_fedavg",
         "timelyfl",
     ],
     "fedjax_het.contract": [

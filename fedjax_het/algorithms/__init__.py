@@ -26,6 +26,7 @@ from fedjax_het.algorithms.registry import (
 )
 from fedjax_het.algorithms.scaffold import scaffold
 from fedjax_het.algorithms.splitfed import splitfed
+from fedjax_het.algorithms.sub_fedavg import sub_fedavg
 from fedjax_het.algorithms.timelyfl import timelyfl
 
 __all__ = [
@@ -65,5 +66,6 @@ __all__ = [
     "salf",
     "scaffold",
     "splitfed",
+    "sub_fedavg",
     "timelyfl",
 ]

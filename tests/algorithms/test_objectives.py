@@ -38,8 +38,11 @@ METRICS = {
     "next_token": ("accuracy", "perplexity"),
     "segmentation": ("mean_iou", "accuracy"),
 }
-# Methods that distil from logits of classes, one label per sample.
-REFUSED = {"fedgkt": "no logits of classes|one label a sample"}
+# Methods that distil from logits of classes, one label per sample, or decide by an accuracy.
+REFUSED = {
+    ("fedgkt", objective): "no logits of classes|one label a sample" for objective in METRICS
+}
+REFUSED |= {("sub_fedavg", name): "has no accuracy" for name in ("regression", "multilabel")}
 
 
 class Step(nn.Module):
@@ -132,8 +135,8 @@ def pairs():
 def test_it_trains_exactly_or_is_refused(name, objective, tmp_path):
     make_problem, options = SETTINGS.get(name, DEFAULT)
     problem = problem_of(objective, make_problem())
-    if name in REFUSED:
-        with pytest.raises(InputError, match=REFUSED[name]):
+    if (name, objective) in REFUSED:
+        with pytest.raises(InputError, match=REFUSED[name, objective]):
             build(name, problem, **options)
         return
     algorithm = build(name, problem, **options)
