@@ -91,6 +91,8 @@ PUBLIC = {
         "salf",
         "scaffold",
         "splitfed",
+        "sub_fedavg",
+        "timelyfl",
     ],
     "fedjax_het.contract": [
         "Aggregator",

@@ -28,6 +28,8 @@ from fedjax_het.algorithms.registry import (
 )
 from fedjax_het.algorithms.scaffold import scaffold
 from fedjax_het.algorithms.splitfed import splitfed
+from fedjax_het.algorithms.sub_fedavg import sub_fedavg
+from fedjax_het.algorithms.timelyfl import timelyfl
 
 __all__ = [
     "ALGORITHMS",
@@ -68,4 +70,6 @@ __all__ = [
     "salf",
     "scaffold",
     "splitfed",
+    "sub_fedavg",
+    "timelyfl",
 ]

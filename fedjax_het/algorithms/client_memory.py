@@ -13,9 +13,18 @@ from fedjax_het.problem import Problem
 LAST_STEP = "its clients read what the merge kept of them, which must be that of the last step"
 
 
-def require_room(problem: Problem, method: str, memory_bytes: float) -> None:
-    """Raises `InputError` unless a row of the model's size per client fits into `memory_bytes`."""
-    n, each = problem.num_clients, tree_bytes(problem.model.shapes.params)
+def require_room(
+    problem: Problem, method: str, memory_bytes: float, each: int | None = None
+) -> None:
+    """Raises `InputError` unless the rows of all clients fit into `memory_bytes`.
+
+    Args:
+      problem: model and clients.
+      method: name of the method.
+      memory_bytes: limit of the bytes of all rows.
+      each: bytes of a row; None for those of the model's parameters.
+    """
+    n, each = problem.num_clients, tree_bytes(problem.model.shapes.params) if each is None else each
     require(
         n * each <= memory_bytes,
         f"memory_bytes = {memory_bytes:.4g}",

@@ -38,9 +38,11 @@ METRICS = {
     "next_token": ("accuracy", "perplexity"),
     "segmentation": ("mean_iou", "accuracy"),
 }
-# Methods that distil from logits of classes, one of them for one label per sample.
+# Methods that distil from logits of classes, one of them for one label per sample, or decide by an
+# accuracy.
 REFUSED = {("fedgkt", name): "no logits of classes|one label a sample" for name in METRICS}
 REFUSED |= {("depthfl", name): "no logits of classes" for name in ("regression", "multilabel")}
+REFUSED |= {("sub_fedavg", name): "has no accuracy" for name in ("regression", "multilabel")}
 
 
 class Step(nn.Module):
