@@ -17,16 +17,8 @@ import jax.numpy as jnp
 from fedjax_het.algorithms.client_memory import LAST_STEP, added, no_rows, row_of
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import Sums, masked_mean
-from fedjax_het.contract.algorithm import (
-    Aggregator,
-    Algorithm,
-    Buffers,
-    Chunk,
-    Memory,
-    Merged,
-    Task,
-    Variables,
-)
+from fedjax_het.contract.algorithm import Aggregator, Algorithm, Chunk, Merged, Task, Variables
+from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
 from fedjax_het.problem import Problem
 

@@ -12,7 +12,6 @@ from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import barrier
-from fedjax_het.contract.paces import Paces
 from fedjax_het.problem import Problem
 
 

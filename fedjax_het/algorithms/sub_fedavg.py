@@ -19,10 +19,8 @@ from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import (
     Aggregator,
     Algorithm,
-    Buffers,
     Chunk,
     ClientResult,
-    Memory,
     Merged,
     Report,
     Task,
@@ -30,6 +28,7 @@ from fedjax_het.contract.algorithm import (
 )
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
+from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.data.batches import DeviceData, gather, steps_per_epoch
