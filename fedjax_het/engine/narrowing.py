@@ -49,7 +49,8 @@ class Network(NamedTuple):
             lambda axes, keep: _ranked(keep, len(axes.spans)), layout.axes.params, mask
         )
         own = widths.take(layout.params, self.counts, ranked, self.orders)
-        return own if self.live is None else jax.tree.map(both, own, self.live.params)
+        live = self.live or widths.live(layout, self.counts, self.counts)
+        return jax.tree.map(both, own, live.params)
 
     def completed(self, result: ClientResult, start: Variables, own: Variables) -> ClientResult:
         """The result in the shapes of the model.

@@ -71,7 +71,7 @@ def problem():
     return dataclasses.replace(digits_problem(), model=MODEL)
 
 
-def method(*, rolled=True, pace=None, first=False, by_row=False, **training):
+def method(*, rolled=True, pace=None, masked=None, by_row=False, **training):
     """Clients train levels 0, 1, 2 in turn, with units that roll if `rolled`."""
     options = TrainingOptions(learning_rate=0.1, batch_size=4, weighting="uniform", **training)
 
@@ -80,7 +80,7 @@ def method(*, rolled=True, pace=None, first=False, by_row=False, **training):
         rows = {"shift": (now.clients * 5).astype(np.int32)} if by_row else None
         plan = parts.plan_tasks(problem(), options, now, rows=rows)
         shared = {"round": np.int32(now.round)}
-        front = 1 if first else 0
+        front = 1 if masked == "front" else 0
         routes = [Route(front, 1, width=int(each)) for each in level]
         return plan._replace(routes=routes, shared=shared)
 
@@ -90,7 +90,8 @@ def method(*, rolled=True, pace=None, first=False, by_row=False, **training):
 
     def mask(row, shared):
         del row, shared
-        frozen = {"bias": jnp.asarray(False), "kernel": jnp.asarray(False)}
+        whole = jnp.asarray(masked == "rows")  # of one scalar, which holds for every unit
+        frozen = {"bias": whole, "kernel": whole}
         rows = {"bias": jnp.arange(10) < 7, "kernel": jnp.arange(10) < 7}
         return {"blocks": (frozen, rows), "exits": ()}
 
@@ -98,7 +99,7 @@ def method(*, rolled=True, pace=None, first=False, by_row=False, **training):
         name="narrow",
         init=parts.stateless,
         plan=Schedule(tasks),
-        mask=mask if first else None,
+        mask=mask if masked else None,
         local=options.local_update(problem()),
         merge=masked_mean(),
         update=parts.replace,
@@ -117,7 +118,9 @@ KINDS = {
     "first units": {"rolled": False},
     "rolled": {},
     "rolled by client": {"by_row": True},
-    "frozen front": {"first": True},
+    "frozen front": {"masked": "front"},
+    "some classes": {"masked": "rows", "rolled": False},
+    "some classes, rolled": {"masked": "rows"},
     "momentum and decay": {"momentum": 0.9, "weight_decay": 0.01},
 }
 
