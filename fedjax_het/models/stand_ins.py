@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from fedjax_het.common.errors import InputError
+from fedjax_het.common.errors import require
 from fedjax_het.models import norm
 
 # Classes of flax.linen and of flax.nnx by name: importing nnx takes a fifth of a second.
@@ -23,6 +23,10 @@ _ATTENTION = ("MultiHeadAttention", "MultiHeadDotProductAttention")
 _TRACED: contextvars.ContextVar[str | None] = contextvars.ContextVar("traced", default=None)
 
 
+# The interceptor of linen calls that acts, which is the innermost.
+_ACTING: contextvars.ContextVar[object] = contextvars.ContextVar("acting", default=None)
+
+
 @contextlib.contextmanager
 def elementwise_norms(where: str) -> Iterator[None]:
     """Inside, norms are traced as `x * scale + bias`, and attention layers of flax are refused.
@@ -30,23 +34,45 @@ def elementwise_norms(where: str) -> Iterator[None]:
     Args:
       where: description of the block that is traced, for errors.
     """
-
-    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if context.method_name != "__call__" or not replaces(context.module):
-            return call(*args, **kwargs)
-        return called(context.module, call, *args, **kwargs)
-
     token = _TRACED.set(where)
     try:
-        with nn.intercept_methods(intercept):
+        with innermost():
             yield
     finally:
         _TRACED.reset(token)
 
 
+@contextlib.contextmanager
+def innermost() -> Iterator[None]:
+    """Lets stand-ins of linen layers take the arguments that other interceptors pass on.
+
+    The interceptor that was added last is the one next to the layer, so whoever changes arguments
+    by an interceptor enters this after it. Outside of `elementwise_norms` it changes nothing.
+    """
+    if _TRACED.get() is None:
+        yield
+        return
+    own = object()
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        acts = _ACTING.get() is own and context.method_name == "__call__"
+        if not acts or not replaces(context.module):
+            return call(*args, **kwargs)
+        return called(context.module, call, *args, **kwargs)
+
+    token = _ACTING.set(own)
+    try:
+        with nn.intercept_methods(intercept):
+            yield
+    finally:
+        _ACTING.reset(token)
+
+
 def replaces(module: Any) -> bool:
     """Whether `called` has to run a module, linen or nnx, in place of its own call."""
-    return _TRACED.get() is not None and (_is(module, _ATTENTION) or _is_norm(module))
+    if _TRACED.get() is None:
+        return False
+    return _class_of(module, _ATTENTION) is not None or _is_norm(module)
 
 
 def called(module: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -61,12 +87,13 @@ def called(module: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     Raises:
       InputError: if the layer is an attention layer of flax.
     """
-    if _is(module, _ATTENTION):
-        raise InputError(
-            f"{type(module).__name__} in {_TRACED.get()}: cannot be cut by width, because its size "
-            "is part of the layer; use models.build('transformer'), or a method without "
-            "sub-networks by width"
-        )
+    attention = _class_of(module, _ATTENTION)
+    require(
+        attention is None,
+        f"{attention} in {_TRACED.get()}",
+        "cannot be cut by width, because its size is part of the layer",
+        "use models.build('transformer'), or a method without sub-networks by width",
+    )
     # Nothing uses the values of the norm itself, only their dtype, so that it is not followed.
     y = call(*args, **kwargs)
     x = args[0] if args else kwargs["x"]
@@ -84,15 +111,18 @@ def called(module: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 def _parameter(module: Any, name: str) -> Any:
     if isinstance(module, nn.Module):
         return module.get_variable("params", name)
-    variable = getattr(module, name)
+    variable = getattr(module, name, None)  # nnx.RMSNorm has no bias
     return None if variable is None else variable[...]
 
 
 def _is_norm(module: Any) -> bool:
-    return isinstance(module, (norm.GroupNorm, norm.LayerNorm)) or _is(module, _NORMS)
+    own = isinstance(module, (norm.GroupNorm, norm.LayerNorm))
+    return own or _class_of(module, _NORMS) is not None
 
 
-def _is(module: Any, names: tuple[str, ...]) -> bool:
-    """Whether a module is of one of these classes of flax, or of a class made of one."""
-    kinds = type(module).__mro__
-    return any(kind.__name__ in names and kind.__module__.startswith("flax.") for kind in kinds)
+def _class_of(module: Any, names: tuple[str, ...]) -> str | None:
+    """The name of the class of flax among `names` of which a module is, or None."""
+    for kind in type(module).__mro__:
+        if kind.__name__ in names and kind.__module__.startswith("flax."):
+            return kind.__name__
+    return None
