@@ -1,4 +1,4 @@
-"""FIARSE, check by check. Checks of methods/baselines.md, section 11."""
+"""FIARSE, check by check."""
 
 import chex
 import jax
