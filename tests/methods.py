@@ -23,7 +23,7 @@ SETTINGS = {
     "adel": (small_adel, BUDGET),
     "adel_drop": (small_adel, BUDGET),
     "adel_wait": (small_adel, {"learning_rate": 1.0}),
-    "depthfl": (exits_problem, TRAINING),
+    "depthfl": (exits_problem, {**TRAINING, "levels": "even"}),
     "drop_stragglers": (digits_problem, DEADLINE),
     "dtfl": (exits_problem, TRAINING),
     "fedat": (digits_problem, {**TRAINING, "tiers": 2}),
