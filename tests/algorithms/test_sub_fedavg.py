@@ -15,6 +15,7 @@ from fedjax_het.algorithms.sub_fedavg import State, candidate, distance
 from fedjax_het.common.errors import InputError
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.engine.engine import make_engine
+from fedjax_het.engine.resources import Resources
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
@@ -330,6 +331,25 @@ def test_the_prices_are_those_of_the_weights_left():
     forward = held * problem.cost.forward_pass_flops()
     forward[[1, 3]] = 0
     np.testing.assert_allclose(plan.timing.flops, 2 * held * problem.cost.step_flops() + forward)
+
+
+def test_the_masks_of_all_clients_are_changed_in_place(monkeypatch):
+    n, programs = 800, []
+    problem = digits_problem((2,) * n, hidden=(8,))
+    compiled = Resources.compile
+
+    def compile(self, *arguments, **options):
+        programs.append(compiled(self, *arguments, **options))
+        return programs[-1]
+
+    monkeypatch.setattr(Resources, "compile", compile)
+    method = build("sub_fedavg", problem, **TRAINING, clients_per_round=2)
+    fh.simulate(method, problem, rounds=1, chunk=2)
+    masks = n * (64 * 8 + 8 * 10)
+    found = [program.memory_analysis() for program in programs]
+    (train,) = [each for each in found if each.argument_size_in_bytes > masks]
+    assert train.alias_size_in_bytes > masks
+    assert train.temp_size_in_bytes < masks / 2
 
 
 def test_clients_side_by_side_decide_by_themselves():
