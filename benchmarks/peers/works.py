@@ -227,7 +227,9 @@ def record(setting: Setting, folder: Path, blocks: int) -> Work:
             return jnp.where((drawn.weight > 0) & (step < task.steps), drawn.x, -1)
 
         rows = jax.vmap(batch)(jnp.arange(most, dtype=jnp.int32))
-        still = jax.tree.map(jnp.zeros_like, start.params)
+        # Not constants: of several clients side by side, XLA sums those into a wrong buffer on a CPU
+        # (JAX 0.10.2).
+        still = jax.tree.map(lambda a: 0.0 * a, start.params)
         return ClientResult(still, start.stats, jnp.float32(0), jnp.int32(0), info=rows)
 
     def note(state: Any, variables: Variables, report: Report) -> Any:
