@@ -21,6 +21,7 @@ from fedjax_het.contract.widths import Counts, Layout, Orders, Widths
 from fedjax_het.data.batches import DeviceData
 from fedjax_het.fleet.cost import CostTable, cost_table
 from fedjax_het.local.training import LocalUpdate
+from fedjax_het.models.agreement import require_agreement
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.narrow import sub_network
 from fedjax_het.models.units import layout_of
@@ -286,6 +287,7 @@ def networks(problem: Problem, rates: Sequence[float]) -> Networks:
         for rate in every
     )
     allowed = tuple(level for level, rate in enumerate(every) if rate in given)
+    require_agreement(problem.model, layout, counts[-1])
     return Networks(problem, layout, every, allowed, counts)
 
 
