@@ -10,7 +10,7 @@ from fedjax_het.common.options import check_options
 from fedjax_het.models.adapt import from_flax
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block, flax_block
-from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
+from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, heterofl_cnn, leaf_cnn, pfl_cnn
 from fedjax_het.models.conv1d import conv1d
 from fedjax_het.models.exits import with_exits
 from fedjax_het.models.frozen import freeze
@@ -30,6 +30,7 @@ MODELS: dict[str, Callable[..., BlockModel]] = {
     "char_lstm": char_lstm,
     "cifar_cnn": cifar_cnn,
     "conv1d": conv1d,
+    "heterofl_cnn": heterofl_cnn,
     "leaf_cnn": leaf_cnn,
     "logistic": logistic,
     "mlp": mlp,

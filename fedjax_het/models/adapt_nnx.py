@@ -27,6 +27,7 @@ from fedjax_het.models.cutting import (
     run_part,
     shapes_of,
 )
+from fedjax_het.models.narrow_layers import HOOK
 
 Array = jax.Array
 
@@ -167,8 +168,9 @@ class _Share:
         """A state with these arrays; all others are shapes, which cannot be used."""
         flat = traverse_util.flatten_dict(arrays)
         expected = {p: s.shape for p, s, held in zip(self._paths, self._shapes, self._held) if held}
+        found = {path: jnp.shape(a) for path, a in flat.items()}
         require(
-            {path: jnp.shape(a) for path, a in flat.items()} == expected,
+            found == expected or (HOOK.get() is not None and found.keys() == expected.keys()),
             lambda: f"parameters of block {name!r} {['/'.join(path) for path in flat]}",
             f"do not fit its module, which has {['/'.join(path) for path in expected]}",
             "take them from init() of this same model",
@@ -269,11 +271,15 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
     names: dict[int, str] = {}
     for name, child in _children(module):
         names.setdefault(id(child), name)
-    for _, child in list(nnx.iter_modules(module)):
+    mode = mode_of(type(module).__call__, train)
+    hook, paths = HOOK.get(), dict[int, tuple[str, ...]]()
+    for path, child in list(nnx.iter_modules(module)):
+        paths.setdefault(id(child), tuple(map(str, path)))
         if isinstance(child, nnx.Conv) and child.conv_general_dilated is lax.conv_general_dilated:
             child.conv_general_dilated = _convolution
-        watched = id(child) in names or isinstance(child, nnx.BatchNorm)
-        if watched or stand_ins.replaces(child):
+        watched = hook is not None and not isinstance(child, (nnx.List, nnx.Dict))
+        watched = watched or isinstance(child, nnx.BatchNorm) or stand_ins.replaces(child)
+        if id(child) in names or watched:
             child.__class__ = _watched(type(child))
     count, inside = 0, False
 
@@ -283,6 +289,8 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
             kwargs = norm.masked(weight, args, kwargs)
         if stand_ins.replaces(child):
             call = functools.partial(stand_ins.called, child, call)
+        if hook is not None and id(child) in paths:
+            call = _hooked(hook, child, paths[id(child)], call)
         # Copies that a transformation makes inside a run are no submodules of the network.
         if inside or id(child) not in names:
             return call(*args, **kwargs)
@@ -292,7 +300,6 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
         finally:
             inside = False
 
-    mode = mode_of(type(module).__call__, train)
     if not mode:
         (module.train if train else module.eval)()
     token = _HANDLER.set(handle)
@@ -300,6 +307,12 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
         return module(x, **mode)
     finally:
         _HANDLER.reset(token)
+
+
+def _hooked(
+    hook: Callable[..., Any], child: nnx.Module, path: tuple[str, ...], call: Callable[..., Any]
+) -> Callable[..., Any]:
+    return lambda *args, **kwargs: hook(child, path, call, args, kwargs)
 
 
 def _convolution(*args: Any, out_sharding: Any = None, **kwargs: Any) -> Array:

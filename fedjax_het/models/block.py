@@ -15,6 +15,8 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.models import norm
 
 Array = jax.Array
+# Lengths of the spans along every axis of a parameter, by its path; see `narrow_layers`.
+Lengths = Callable[..., tuple[tuple[int, ...], ...]]
 
 
 class Block(NamedTuple):

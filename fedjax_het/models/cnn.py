@@ -1,16 +1,20 @@
 """Small convolutional networks of the federated literature, one block per layer."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from fedjax_het.common.errors import require
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.mlp import Dense
+from fedjax_het.models.norm import Norm, Normalize
 from fedjax_het.models.pooling import max_pool
+from fedjax_het.models.product import dot_general
 
 
 class Conv(nn.Module):
@@ -40,6 +44,32 @@ class Conv(nn.Module):
         )(x)
         x = nn.relu(x)
         return max_pool(x, 2) if self.pool else x
+
+
+class ConvNorm(nn.Module):
+    """3x3 convolution with bias, norm, ReLU, then 2x2 max pooling or the mean over space.
+
+    Attributes:
+      features: number of output channels.
+      norm: name of the norm.
+      last: whether the mean over space follows in place of the pooling.
+    """
+
+    features: int
+    norm: Norm
+    last: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool | jax.Array) -> jax.Array:
+        """`[batch, H, W, channels]` to `[batch, H / 2, W / 2, features]` or `[batch, features]`."""
+        x = nn.Conv(
+            self.features,
+            (3, 3),
+            kernel_init=nn.initializers.he_normal(),
+            conv_general_dilated=conv_general_dilated,
+        )(x)
+        x = nn.relu(Normalize(self.norm)(x, train=train))
+        return jnp.mean(x, axis=(1, 2)) if self.last else max_pool(x, 2)
 
 
 def _require_images(input_shape: tuple[int, ...]) -> None:
@@ -136,3 +166,46 @@ def adel_cnn2(input_shape: tuple[int, ...] = (28, 28, 1), num_classes: int = 10)
         flax_block("fc2", Dense(num_classes)),
     )
     return BlockModel("adel_cnn2", blocks, input_shape, num_classes)
+
+
+def heterofl_cnn(
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    num_classes: int = 10,
+    *,
+    channels: Sequence[int] = (64, 128, 256, 512),
+    norm: Norm = "group",
+) -> BlockModel:
+    """The CNN of HeteroFL (Diao et al., 2021): 3x3 convolutions with norm, mean, linear layer.
+
+    1,556,874 parameters for 28x28x1 and 10 classes (768 + 74,112 + 295,680 + 1,181,184 + 5,130).
+
+    Args:
+      input_shape: shape of one image; every convolution but the last halves its sides.
+      num_classes: number of outputs.
+      channels: channels of the convolutions.
+      norm: name of the norm after every convolution, `"group"` or `"batch"` as in the paper.
+
+    Returns:
+      The model with the blocks conv1..N, fc.
+    """
+    _require_images(input_shape)
+    require_known(norm, ("group", "batch", "none"), "norm")
+    require(
+        len(channels) >= 1 and min(channels) >= 1,
+        f"channels = {tuple(channels)}",
+        "must be positive",
+        "use (64, 128, 256, 512)",
+    )
+    require(
+        min(input_shape[:2]) >= 2 ** (len(channels) - 1),
+        f"input_shape = {tuple(input_shape)}",
+        f"{len(channels) - 1} poolings need sides of at least {2 ** (len(channels) - 1)}",
+        "enlarge the images, or give fewer channels",
+    )
+    last = len(channels) - 1
+    blocks = [
+        flax_block(f"conv{i + 1}", ConvNorm(width, norm, i == last), traced_train=True)
+        for i, width in enumerate(channels)
+    ]
+    blocks.append(flax_block("fc", nn.Dense(num_classes, dot_general=dot_general)))
+    return BlockModel("heterofl_cnn", tuple(blocks), tuple(input_shape), num_classes)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.models.base import BlockModel
-from fedjax_het.models.block import flax_block
+from fedjax_het.models.block import Lengths, flax_block
 from fedjax_het.models.product import dot_general
 from fedjax_het.models.recurrence import recurrence
 
@@ -33,6 +33,10 @@ class Vectors(nn.Module):
         table = self.param("symbol", nn.initializers.normal(0.05), shape)
         return jnp.take(table, tokens, axis=0, mode="clip")
 
+    def at_width(self, lengths: Lengths) -> dict[str, int]:
+        """Attributes at another width, see `narrow_layers`."""
+        return {"width": sum(lengths("symbol")[1])}
+
 
 class Lstm(nn.Module):
     """LSTM layer; Glorot input matrix, orthogonal state matrix, forget gates that start open.
@@ -55,6 +59,10 @@ class Lstm(nn.Module):
         )(x)
         orthogonal = nn.initializers.orthogonal()
         return recurrence(gates, self.param("states", orthogonal, (self.units, 4 * self.units)))
+
+    def at_width(self, lengths: Lengths) -> dict[str, int]:
+        """Attributes at another width, see `narrow_layers`."""
+        return {"units": sum(lengths("states")[0])}
 
 
 def _open(key: Array, shape: tuple[int], dtype: Any = jnp.float32) -> Array:

@@ -21,34 +21,91 @@ from fedjax_het.common.types import PyTree
 Array = jax.Array
 Norm = Literal["group", "batch", "none"]
 
+# Groups of a group norm, if that many divide the channels; a power of two.
+_GROUPS = 8
+
 
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He, 2018): zero mean and unit variance per sample and group.
 
     Attributes:
-      groups: number of groups of adjacent channels; must divide the number of channels.
+      groups: number of groups of adjacent channels, which must divide the number of channels; None
+        for at most 8, as many as divide the channels.
       eps: small number added to the variance.
     """
 
-    groups: int
+    groups: int | None = None
     eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Normalised `x`, same shape `[batch, ..., channels]`."""
+    def __call__(self, x: Array, *, live: Array | None = None) -> Array:
+        """Normalised `x`, same shape `[batch, ..., channels]`.
+
+        Args:
+          x: values `[batch, ..., channels]`.
+          live: number of channels, int32[], that form the groups; the others become zero. None for
+            all channels.
+        """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
+        if live is not None:
+            return live_group_norm(x, scale, bias, self.groups, self.eps, live)
+        groups = math.gcd(channels, _GROUPS) if self.groups is None else self.groups
+
         def over_group(moment: Array) -> Array:
-            grouped = moment.reshape(-1, self.groups, channels // self.groups)
-            return jnp.repeat(jnp.mean(grouped, -1), channels // self.groups, axis=-1)
+            grouped = moment.reshape(-1, groups, channels // groups)
+            return jnp.repeat(jnp.mean(grouped, -1), channels // groups, axis=-1)
 
         first, second = _moments(x, tuple(range(1, x.ndim - 1)))
         mean = over_group(first)
         var = jnp.maximum(over_group(second) - jnp.square(mean), 0.0)
         gain = jax.lax.rsqrt(var + self.eps) * scale.astype(jnp.float32)[None]
         return _affine(x, gain, bias.astype(jnp.float32)[None] - mean * gain)
+
+
+def live_group_norm(
+    x: Array, scale: Array | None, bias: Array | None, groups: int | None, eps: float, live: Array
+) -> Array:
+    """Group normalisation of the first channels; the other channels become zero.
+
+    Args:
+      x: values `[batch, ..., channels]`.
+      scale: factor of every channel, `[channels]`, or None.
+      bias: summand of every channel, `[channels]`, or None.
+      groups: number of groups, which must divide `live`; None as in `GroupNorm`.
+      eps: small number added to the variance.
+      live: number of channels that form the groups, int32[], may be traced.
+
+    Returns:
+      Normalised `x`, same shape and dtype.
+    """
+    channels = x.shape[-1]
+    # The lowest bit is the largest power of two that divides a number.
+    number = jnp.minimum(live & -live, _GROUPS) if groups is None else jnp.int32(groups)
+    place = jnp.arange(channels, dtype=jnp.int32)
+    inside = (place < live)[None]
+    slots = jnp.arange(_GROUPS if groups is None else groups, dtype=jnp.int32)
+    member = ((place // (live // number))[:, None] == slots[None]) & inside.T
+    member = member.astype(jnp.float32)
+    share = number.astype(jnp.float32) / live.astype(jnp.float32)
+
+    def over_group(moment: Array) -> Array:
+        exact = jax.lax.Precision.HIGHEST
+        mean = jnp.matmul(moment, member, precision=exact) * share
+        return jnp.matmul(mean, member.T, precision=exact)
+
+    first, second = _moments(x, tuple(range(1, x.ndim - 1)))
+    mean = over_group(first)
+    gain = jax.lax.rsqrt(jnp.maximum(over_group(second) - jnp.square(mean), 0.0) + eps)
+    if scale is not None:
+        gain = gain * scale.astype(jnp.float32)[None]
+    gain = jnp.where(inside, gain, 0.0)
+    shift = -mean * gain
+    if bias is not None:
+        shift = shift + jnp.where(inside, bias.astype(jnp.float32)[None], 0.0)
+    return _affine(x, gain, shift)
 
 
 class LayerNorm(nn.Module):
@@ -63,14 +120,21 @@ class LayerNorm(nn.Module):
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Normalised `x`, same shape `[..., channels]`."""
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Normalised `x`, same shape `[..., channels]`.
+
+        Args:
+          x: values `[..., channels]`.
+          mask: whether a channel enters the moments, bool of the rank of `x` with axes of length 1
+            before the last; None for all channels.
+        """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         wide = x.astype(jnp.float32).reshape(-1, channels)
-        mean = jnp.mean(wide, axis=-1, keepdims=True)
-        var = jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean)
+        where = None if mask is None else mask.reshape(1, channels)
+        mean = jnp.mean(wide, axis=-1, keepdims=True, where=where)
+        var = jnp.mean(jnp.square(wide), axis=-1, keepdims=True, where=where) - jnp.square(mean)
         gain = jax.lax.rsqrt(jnp.maximum(var, 0.0) + self.eps) * scale.astype(jnp.float32)[None]
         y = (wide - mean) * gain + bias.astype(jnp.float32)[None]
         return y.astype(x.dtype).reshape(x.shape)
@@ -222,5 +286,5 @@ class Normalize(nn.Module):
         if self.kind == "batch":
             return BatchNorm(name="batch_norm")(x, train=train)
         if self.kind == "group":
-            return GroupNorm(math.gcd(x.shape[-1], 8), name="group_norm")(x)
+            return GroupNorm(name="group_norm")(x)
         return x

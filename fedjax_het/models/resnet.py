@@ -95,7 +95,8 @@ class Unit(nn.Module):
         else:
             y = nn.relu(layer(self.planes, 3, self.stride)(x, train=train))
             y = layer(self.planes, 3, 1)(y, train=train)
-        if x.shape != y.shape:
+        # At another width the shapes of two stages may agree by chance.
+        if x.shape != y.shape or self.has_variable("params", "shortcut"):
             x = layer(y.shape[-1], 1, self.stride, name="shortcut")(x, train=train)
         return nn.relu(x + y)
 

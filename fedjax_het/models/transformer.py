@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from fedjax_het.common.errors import require
 from fedjax_het.models.base import BlockModel
-from fedjax_het.models.block import flax_block
+from fedjax_het.models.block import Lengths, flax_block
 from fedjax_het.models.norm import LayerNorm
 
 Array = jax.Array
@@ -31,6 +31,10 @@ class Embedding(nn.Module):
         place = self.param("position", scale, (tokens.shape[1], self.width))
         x = jnp.take(table, tokens, axis=0, mode="clip")
         return x + jnp.broadcast_to(place[None], x.shape)
+
+    def at_width(self, lengths: Lengths) -> dict[str, int]:
+        """Attributes at another width, see `narrow_layers`."""
+        return {"width": sum(lengths("symbol")[1])}
 
 
 class Encoder(nn.Module):
@@ -65,6 +69,10 @@ class Encoder(nn.Module):
         x = x + nn.Dense(self.width, name="out")(mixed.reshape(batch, length, self.width))
         z = nn.Dense(self.hidden, name="expand")(LayerNorm()(x))
         return x + nn.Dense(self.width, name="contract")(nn.gelu(z))
+
+    def at_width(self, lengths: Lengths) -> dict[str, int]:
+        """Attributes at another width, see `narrow_layers`: `width` is that inside the heads."""
+        return {"width": sum(lengths("query", "kernel")[1])}
 
 
 class Output(nn.Module):

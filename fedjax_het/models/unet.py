@@ -12,13 +12,16 @@ import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.models.base import BlockModel
-from fedjax_het.models.block import Block, flax_block
+from fedjax_het.models.block import Block, Lengths, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.norm import Norm, Normalize
 from fedjax_het.models.pooling import max_pool
 from fedjax_het.models.product import dot_general
 
 Array = jax.Array
+
+# The kernel that reads all channels of a block.
+_FIRST = ("Twice_0", "Conv_0", "kernel")
 
 
 def fold(x: Array) -> Array:
@@ -86,6 +89,10 @@ class Down(nn.Module):
         kept = fold(jnp.concatenate([y, x[..., self.channels :]], axis=-1))
         return jnp.concatenate([max_pool(y), kept], axis=-1)
 
+    def at_width(self, lengths: Lengths) -> dict[str, int]:
+        """Attributes at another width, see `narrow_layers`."""
+        return {"channels": sum(lengths(*_FIRST)[2])}
+
 
 class Middle(nn.Module):
     """Two convolutions at the lowest resolution; the attributes are those of `Down`."""
@@ -99,6 +106,10 @@ class Middle(nn.Module):
         """`[batch, H, W, channels + k] -> [batch, H, W, features + k]`."""
         y = Twice(self.features, self.norm)(x[..., : self.channels], train=train)
         return jnp.concatenate([y, x[..., self.channels :]], axis=-1)
+
+    def at_width(self, lengths: Lengths) -> dict[str, int]:
+        """Attributes at another width, see `narrow_layers`."""
+        return {"channels": sum(lengths(*_FIRST)[2])}
 
 
 class Up(nn.Module):
@@ -118,6 +129,11 @@ class Up(nn.Module):
         inputs = [enlarge(x[..., : self.channels]), kept[..., : self.features]]
         y = Twice(self.features, self.norm)(jnp.concatenate(inputs, axis=-1), train=train)
         return jnp.concatenate([y, kept[..., self.features :]], axis=-1)
+
+    def at_width(self, lengths: Lengths) -> dict[str, int]:
+        """Attributes at another width, see `narrow_layers`: `features` is that of what was kept."""
+        channels, features = lengths(*_FIRST)[2]
+        return {"channels": channels, "features": features}
 
 
 def unet(
