@@ -277,9 +277,9 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
         paths.setdefault(id(child), tuple(map(str, path)))
         if isinstance(child, nnx.Conv) and child.conv_general_dilated is lax.conv_general_dilated:
             child.conv_general_dilated = _convolution
-        watched = hook is not None and not isinstance(child, (nnx.List, nnx.Dict))
-        watched = watched or isinstance(child, nnx.BatchNorm) or stand_ins.replaces(child)
-        if id(child) in names or watched:
+        hooked = hook is not None and not isinstance(child, (nnx.List, nnx.Dict))
+        watched = id(child) in names or isinstance(child, nnx.BatchNorm)
+        if watched or hooked or stand_ins.replaces(child):
             child.__class__ = _watched(type(child))
     count, inside = 0, False
 
