@@ -90,6 +90,7 @@ PUBLIC = {
         "resolved_options",
         "salf",
         "scaffold",
+        "scalefl",
         "splitfed",
         "sub_fedavg",
         "timelyfl",

@@ -271,6 +271,7 @@ ALLOWED = {
     "fedpmt": EVERY,
     "feddrop": EVERY,
     "fiarse": EVERY,
+    "scalefl": EVERY,
     "adel_wait": EVERY,
     "fednova": EVERY,
     "depthfl": {*WHOLE, "partial"},
