@@ -1,7 +1,7 @@
 """Sub-networks by width of a problem: their levels, who trains which, their prices and training."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -152,9 +152,25 @@ class Networks:
         Returns:
           Levels int64[n]; the narrowest one where none is affordable.
         """
-        allowed = np.asarray(self.allowed)
-        fits = self.shares[allowed][None, :] <= capacity[:, None] * (1 + _SLACK)
-        return allowed[np.where(fits.any(axis=1), np.argmax(fits, axis=1), len(allowed) - 1)]
+        own = self.shares[list(self.allowed)]
+        return self._widest(own[None, :] <= capacity[:, None] * (1 + _SLACK))
+
+    def widest(self, rates: np.ndarray) -> np.ndarray:
+        """The widest allowed level of at most these rates.
+
+        Args:
+          rates: rates, float64[n].
+
+        Returns:
+          Levels int64[n]; the narrowest one where none is so narrow.
+        """
+        own = np.asarray(self.rates)[list(self.allowed)]
+        return self._widest(own[None, :] <= rates[:, None] * (1 + _SLACK))
+
+    def _widest(self, fits: np.ndarray) -> np.ndarray:
+        """The first allowed level that fits, bool[n, levels], else the last one."""
+        index = np.where(fits.any(axis=1), np.argmax(fits, axis=1), fits.shape[1] - 1)
+        return np.asarray(self.allowed)[index]
 
     def require_memory(self, training: TrainingOptions, level: np.ndarray) -> None:
         """Raises `InputError` if a device has too little memory for its level, int64[n]."""
@@ -280,7 +296,11 @@ class Networks:
 
 
 def networks(
-    problem: Problem, rates: Sequence[float], *, static_norm: bool | None = None
+    problem: Problem,
+    rates: Sequence[float],
+    *,
+    static_norm: bool | None = None,
+    kept: Collection[str] = (),
 ) -> Networks:
     """The sub-networks of a problem's model that hold these shares of its hidden units.
 
@@ -291,6 +311,7 @@ def networks(
       rates: rates in (0, 1].
       static_norm: whether clients neither use nor send running statistics (`StaticNorm`); None for
         True if the model has any that are trained.
+      kept: names of groups of which every sub-network holds all units, see `units.layout_of`.
 
     Raises:
       InputError: if a rate is not usable, the model cannot be cut by width, or it has no statistics
@@ -306,6 +327,13 @@ def networks(
         "use (1.0, 0.5, 0.25)",
     )
     layout = layout_of(problem.model)
+    require(
+        set(kept) < set(layout.sizes),
+        f"kept = {sorted(kept)}",
+        f"must be some, but not all, of the groups {sorted(layout.sizes)}",
+        "leave it out, so that no group is complete",
+    )
+    layout = widths.complete(layout, kept)
     every = tuple(sorted({1.0, *given}, reverse=True))
     counts = tuple(
         {group: int(np.ceil(rate * size - _SLACK)) for group, size in layout.sizes.items()}
