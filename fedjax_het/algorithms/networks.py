@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from fedjax_het.contract.submodels import SubModels
 from fedjax_het.contract.widths import Counts, Layout, Orders, Widths
 from fedjax_het.data.batches import DeviceData
 from fedjax_het.fleet.cost import CostTable, cost_table
+from fedjax_het.fleet.measured import scaled_like
 from fedjax_het.local.training import LocalUpdate
 from fedjax_het.models.agreement import require_agreement
 from fedjax_het.models.base import BlockModel
@@ -70,7 +71,7 @@ class Networks:
             unsent: Any = {"stats_bytes": np.zeros_like(whole.stats_bytes), "uploads_stats": False}
             own = tuple(replace(cost, **unsent) for cost in own)
             given = None if given is None else replace(given, **unsent)
-        return own if given is None else tuple(_scaled(given, each, whole) for each in own)
+        return own if given is None else tuple(scaled_like(given, each, whole) for each in own)
 
     @property
     def shares(self) -> np.ndarray:
@@ -343,16 +344,3 @@ def networks(
     require_agreement(problem.model, layout, counts[-1])
     static = StaticNorm(problem) if has_static_norm(problem, static_norm) else None
     return Networks(problem, layout, every, allowed, counts, static)
-
-
-def _scaled(given: CostTable, own: CostTable, whole: CostTable) -> CostTable:
-    """Measured prices `given` of the complete network, scaled by the analytic ones of a level."""
-
-    def of(name: str) -> Any:
-        value, a, b = (getattr(table, name) for table in (given, own, whole))
-        if not isinstance(value, np.ndarray):
-            return value
-        ratio = np.where(b > 0, a / np.maximum(b, 1), 1.0)
-        return (value * ratio).astype(value.dtype)
-
-    return CostTable(**{column.name: of(column.name) for column in fields(CostTable)})
