@@ -135,7 +135,7 @@ def test_without_static_norm_clients_send_statistics_and_nothing_is_calibrated()
 
 def test_models_without_statistics_have_no_static_norm():
     assert method(problem=digits_problem()).calibrate is None
-    with pytest.raises(InputError, match="static_norm = True .* no running statistics"):
+    with pytest.raises(InputError, match=r"static_norm = True .* no running statistics"):
         method(problem=digits_problem(), static_norm=True)
 
 
