@@ -45,6 +45,7 @@ SETTINGS = {
     "nested_mask_sync": (digits_problem, {**TRAINING, "density": {"interval": 1}}),
     "prfl": (digits_problem, PRUNING),
     "salf": (small_adel, BUDGET),
+    "scalefl": (exits_problem, {**TRAINING, "levels": "even", "gamma": 0.5}),
     "sub_fedavg": (digits_problem, {**TRAINING, "epochs": 2, "least_accuracy": 0.0}),
 }
 DEFAULT = (digits_problem, TRAINING)

@@ -30,6 +30,7 @@ from fedjax_het.algorithms.registry import (
     resolved_options,
 )
 from fedjax_het.algorithms.scaffold import scaffold
+from fedjax_het.algorithms.scalefl import scalefl
 from fedjax_het.algorithms.splitfed import splitfed
 from fedjax_het.algorithms.sub_fedavg import sub_fedavg
 from fedjax_het.algorithms.timelyfl import timelyfl
@@ -75,6 +76,7 @@ __all__ = [
     "resolved_options",
     "salf",
     "scaffold",
+    "scalefl",
     "splitfed",
     "sub_fedavg",
     "timelyfl",

@@ -1,8 +1,8 @@
 """Sub-networks by width of a problem: their levels, who trains which, their prices and training."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,7 +23,9 @@ from fedjax_het.contract.submodels import SubModels
 from fedjax_het.contract.widths import Counts, Layout, Orders, Widths
 from fedjax_het.data.batches import DeviceData
 from fedjax_het.fleet.cost import CostTable, cost_table
+from fedjax_het.fleet.measured import scaled_like
 from fedjax_het.local.training import LocalUpdate
+from fedjax_het.models.agreement import require_agreement
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.narrow import sub_network
 from fedjax_het.models.units import layout_of
@@ -69,7 +71,7 @@ class Networks:
             unsent: Any = {"stats_bytes": np.zeros_like(whole.stats_bytes), "uploads_stats": False}
             own = tuple(replace(cost, **unsent) for cost in own)
             given = None if given is None else replace(given, **unsent)
-        return own if given is None else tuple(_scaled(given, each, whole) for each in own)
+        return own if given is None else tuple(scaled_like(given, each, whole) for each in own)
 
     @property
     def shares(self) -> np.ndarray:
@@ -151,9 +153,25 @@ class Networks:
         Returns:
           Levels int64[n]; the narrowest one where none is affordable.
         """
-        allowed = np.asarray(self.allowed)
-        fits = self.shares[allowed][None, :] <= capacity[:, None] * (1 + _SLACK)
-        return allowed[np.where(fits.any(axis=1), np.argmax(fits, axis=1), len(allowed) - 1)]
+        own = self.shares[list(self.allowed)]
+        return self._widest(own[None, :] <= capacity[:, None] * (1 + _SLACK))
+
+    def widest(self, rates: np.ndarray) -> np.ndarray:
+        """The widest allowed level of at most these rates.
+
+        Args:
+          rates: rates, float64[n].
+
+        Returns:
+          Levels int64[n]; the narrowest one where none is so narrow.
+        """
+        own = np.asarray(self.rates)[list(self.allowed)]
+        return self._widest(own[None, :] <= rates[:, None] * (1 + _SLACK))
+
+    def _widest(self, fits: np.ndarray) -> np.ndarray:
+        """The first allowed level that fits, bool[n, levels], else the last one."""
+        index = np.where(fits.any(axis=1), np.argmax(fits, axis=1), fits.shape[1] - 1)
+        return np.asarray(self.allowed)[index]
 
     def require_memory(self, training: TrainingOptions, level: np.ndarray) -> None:
         """Raises `InputError` if a device has too little memory for its level, int64[n]."""
@@ -279,7 +297,11 @@ class Networks:
 
 
 def networks(
-    problem: Problem, rates: Sequence[float], *, static_norm: bool | None = None
+    problem: Problem,
+    rates: Sequence[float],
+    *,
+    static_norm: bool | None = None,
+    kept: Collection[str] = (),
 ) -> Networks:
     """The sub-networks of a problem's model that hold these shares of its hidden units.
 
@@ -290,6 +312,7 @@ def networks(
       rates: rates in (0, 1].
       static_norm: whether clients neither use nor send running statistics (`StaticNorm`); None for
         True if the model has any that are trained.
+      kept: names of groups of which every sub-network holds all units, see `units.layout_of`.
 
     Raises:
       InputError: if a rate is not usable, the model cannot be cut by width, or it has no statistics
@@ -305,24 +328,19 @@ def networks(
         "use (1.0, 0.5, 0.25)",
     )
     layout = layout_of(problem.model)
+    require(
+        set(kept) < set(layout.sizes),
+        f"kept = {sorted(kept)}",
+        f"must be some, but not all, of the groups {sorted(layout.sizes)}",
+        "leave it out, so that no group is complete",
+    )
+    layout = widths.complete(layout, kept)
     every = tuple(sorted({1.0, *given}, reverse=True))
     counts = tuple(
         {group: int(np.ceil(rate * size - _SLACK)) for group, size in layout.sizes.items()}
         for rate in every
     )
     allowed = tuple(level for level, rate in enumerate(every) if rate in given)
+    require_agreement(problem.model, layout, counts[-1])
     static = StaticNorm(problem) if has_static_norm(problem, static_norm) else None
     return Networks(problem, layout, every, allowed, counts, static)
-
-
-def _scaled(given: CostTable, own: CostTable, whole: CostTable) -> CostTable:
-    """Measured prices `given` of the complete network, scaled by the analytic ones of a level."""
-
-    def of(name: str) -> Any:
-        value, a, b = (getattr(table, name) for table in (given, own, whole))
-        if not isinstance(value, np.ndarray):
-            return value
-        ratio = np.where(b > 0, a / np.maximum(b, 1), 1.0)
-        return (value * ratio).astype(value.dtype)
-
-    return CostTable(**{column.name: of(column.name) for column in fields(CostTable)})

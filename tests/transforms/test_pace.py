@@ -271,6 +271,7 @@ ALLOWED = {
     "fedpmt": EVERY,
     "feddrop": EVERY,
     "fiarse": EVERY,
+    "scalefl": EVERY,
     "fedrolex": EVERY,
     "fjord": EVERY,
     "heterofl": EVERY,
