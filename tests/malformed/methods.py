@@ -295,12 +295,15 @@ METHODS: list[Case] = [
         "latency_s = 1.0 with scope = 'all_hidden' | fully connected | scope='fc'",
     ),
     (method("feddrop", scope="fc", latency_s=-1), "latency_s = -1 | must exceed | allow more time"),
+    (method("feddrop", merge="mean"), "'mean' | must be one of | choose"),
+    (method("feddrop", rate=0.5, capacity=(1.0,) * 4), "rate = 0.5 | one rate | leave out rate"),
+    (method("feddrop", rates=(0.5, 1.0)), "rates = (0.5, 1.0) | the largest first | (1.0, 0.5"),
     (
         lambda here: algorithms.feddrop(
             Problem(models.build("logistic", (8, 8, 1), 10), problem().data, problem().fleet),
             learning_rate=0.1,
         ),
-        "model 'logistic' | no hidden layer | hidden layers",
+        "model 'logistic' | no hidden units | hidden layer",
     ),
     (
         lambda here: algorithms.register(algorithms.fedavg),
