@@ -11,6 +11,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.cutting import Network, Visit, cut, mode_of, run_part
+from fedjax_het.models.narrow_layers import innermost
 
 Array = jax.Array
 
@@ -147,5 +148,5 @@ def _with_calls(
         finally:
             current = None
 
-    with nn.intercept_methods(intercept):
+    with nn.intercept_methods(intercept), innermost():
         return module(x, **mode_of(type(module).__call__, train))
