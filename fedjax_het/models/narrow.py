@@ -63,8 +63,8 @@ def sub_network(
       The sub-network.
 
     Raises:
-      InputError: if the counts do not fit the layout; when it runs, if a layer cannot run at another
-        width or mixes channels in a way that is not known. The message names the block.
+      InputError: if the counts do not fit the layout; when it runs, if a layer cannot run at
+        another width or mixes channels in a way that is not known, with the name of the block.
     """
     require_complete(model, "take its sub-networks")
     for name, given in (("counts", counts), ("live", live)):

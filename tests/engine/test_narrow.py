@@ -202,3 +202,8 @@ def test_one_program_per_level():
     engine = make_engine(algorithm, problem())
     simulate(algorithm, problem(), rounds=3, engine=engine)
     assert engine.programs == 1  # a batch of rounds, with a loop for each of three levels
+
+
+def test_the_log_has_the_level_of_every_client():
+    rows = run(method(), rounds=1).record.clients
+    assert [row["width_level"] for row in rows] == [row["client"] % 3 for row in rows]
