@@ -25,7 +25,7 @@ PAPER = {
 # Least share of positive importances at which a probe by whole steps is valid.
 LEAST_POSITIVE = 0.8
 # Evaluations at the end that are averaged.
-LAST = 3
+LAST = 2
 # The target is this share of FedAvg's accuracy at the end.
 TARGET = 0.9
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
