@@ -14,7 +14,17 @@ import fedjax_het as fh
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import precision, rounds, selection, training, winograd
-from benchmarks.reproduce import compression, dtfl_timing, fedel_energy, heterofl, oort, privacy
+from benchmarks.reproduce import (
+    compression,
+    dtfl_timing,
+    fedel_energy,
+    fedel_table1,
+    fedel_table1_plans,
+    fedel_table1_report,
+    heterofl,
+    oort,
+    privacy,
+)
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
@@ -338,6 +348,78 @@ def test_the_tables_of_heterofl_by_hand():
     rows = heterofl.accuracies(runs).splitlines()[2:]
     assert rows[0].split()[:9] == ["a-e", "40", "2", "80.00", "±", "0.00", "70.00", "±", "0.00"]
     assert rows[1].split() == ["e", "alone", "40", "1", "50.00", "50.00", "90.00", "-"]
+
+
+@pytest.fixture
+def small_images(monkeypatch):
+    """Noise in the place of CIFAR-10, for a network of four layers."""
+    monkeypatch.setattr(fedel_table1, "CHANNELS", (4, 4, 8, 8))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((460, 16, 16, 3), np.float32)
+    y = np.arange(460, dtype=np.int32) % 10
+    return x[:400], y[:400], x[400:], y[400:]
+
+
+def test_the_table_of_fedel_prices_what_each_method_leaves_out(small_images):
+    problem = fedel_table1.setting(0, small_images)
+    training = fedel_table1.TRAINING
+    plans = {
+        label: fedel_table1_plans.planned(
+            fedel_table1.build(label, problem, 0.01), problem, training, rounds=4
+        )
+        for label in ("FedAvg", "TimelyFL", "FIARSE", fedel_table1.IDEAL, "FedEL, small probe")
+    }
+    faster = {label: plans["FedAvg"]["round_s"] / plan["round_s"] for label, plan in plans.items()}
+    # The rest of a round of FedAvg are transfers, of which FIARSE makes half on slow devices.
+    # Last batches of an epoch are smaller, so slow devices have at most 80 samples.
+    fast_s = fedel_table1_plans.fast_step_s(problem, training)
+    slowest_s = 2 * fast_s / (1 - fedel_table1.COMMUNICATION)
+    assert 0.9 * slowest_s < plans["FedAvg"]["round_s"] <= slowest_s
+    assert 1.0 < faster["FIARSE"] < 1 / (1 - fedel_table1.COMMUNICATION)
+    assert 1.8 < faster[fedel_table1.IDEAL] <= 2.0
+    assert 1.8 < faster["TimelyFL"] <= 2.0
+    whole, ideal = (np.asarray(plans[label]["work"]) for label in ("FIARSE", fedel_table1.IDEAL))
+    np.testing.assert_allclose(whole, plans["FedAvg"]["work"])
+    np.testing.assert_allclose(ideal / whole, [1.0, 0.5])
+    assert plans["TimelyFL"]["blocks"][1] == [0.0, 0.0, 0.0, 1.0]
+    assert np.all(np.asarray(plans["FedEL, small probe"]["work"]) <= [1.0, 0.5])
+    text = fedel_table1_plans.activity(plans)
+    assert text.count("slow") == len(plans)
+    # Conv 4 to 8 and 8 to 8 channels at a quarter of the pixels of the first two.
+    assert fedel_table1_plans.pyramid(problem).count("[10, 14]") == 1
+
+
+def test_the_table_of_fedel_is_made_from_its_cells(small_images, tmp_path):
+    size = {"rounds": 2, "seeds": (0,), "rates": (0.01, 0.02), "images": small_images}
+    size["labels"] = ("FedAvg", "FedEL", "FIARSE")
+    runs = fedel_table1.study(str(tmp_path), **size)
+    assert len(list(tmp_path.iterdir())) == 3 * (2 + 1)
+    assert fedel_table1.study(str(tmp_path), **size) == runs  # from the files
+    round_s = runs["FedAvg"][0]["virtual_s"][-1] / 4
+    [ideal] = fedel_table1_report.repriced(runs["FIARSE"], "ideal", round_s)
+    assert ideal["accuracy"] == runs["FIARSE"][0]["accuracy"]
+    assert ideal["virtual_s"] == [0.0, round_s, 2 * round_s]
+    lines = fedel_table1_report.table({**runs, "ideal": [ideal]}).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["FedAvg", "FedEL", "FIARSE", "ideal"]
+    assert " 2.00 " in lines[-1]
+    # Every device is charged for what it does in each of two rounds.
+    assert np.all(np.asarray(runs["FedEL"][0]["kernels"]) <= 2 * 5)
+    assert "FedEL, slow" in fedel_table1_report.signs(runs)
+
+
+def test_step_sizes_at_which_the_importances_are_negative_are_not_chosen():
+    def tuned(rate, accuracy, positive):
+        return {"rate": rate, "accuracy": [accuracy], "positive": [positive]}
+
+    cells = [tuned(0.01, 0.3, 0.9), tuned(0.03, 0.4, 0.8), tuned(0.1, 0.5, 0.6)]
+    assert fedel_table1_report.best_rate(cells) == 0.03
+    assert fedel_table1_report.best_rate(cells[2:]) == 0.1
+    one = {"virtual_s": [0, 5, 9], "accuracy": [0.1, 0.4, 0.8], "fast_step_s": 2.0}
+    assert [fedel_table1_report.reached(one, target) for target in (40, 50, 90)] == [
+        2.5,
+        4.5,
+        np.inf,
+    ]
 
 
 def test_the_table_of_compressions_by_hand():
