@@ -37,6 +37,7 @@ def feddrop(
     scope: str = "all_hidden",
     scaler: bool = True,
     merge: str = "complete",
+    static_norm: bool = False,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Federated dropout: random sub-networks by width, re-drawn by every client in every round.
@@ -63,6 +64,8 @@ def feddrop(
         so that a dropped coordinate counts as unchanged: $w \leftarrow w - \sum_k \rho_k (m_k
         \odot \Delta_k)$; or "holders", the mean over the clients that hold a coordinate. Running
         statistics are always the mean over those that hold them.
+      static_norm: whether batch norms use statistics of the batch in training and those of all
+        training samples in evaluations instead, see `heterofl`.
       **training: fields of `TrainingOptions`.
 
     References:
@@ -98,7 +101,7 @@ def feddrop(
         "use scope='all_hidden'",
     )
     kept = () if scope == "all_hidden" else set(layout.sizes) - set(dense)
-    own = networks(problem, rates if rate is None else (rate,), kept=kept)
+    own = networks(problem, rates if rate is None else (rate,), static_norm=static_norm, kept=kept)
 
     def levels(round: int) -> np.ndarray:
         if rate is not None:
@@ -106,7 +109,7 @@ def feddrop(
         if latency_s is None:
             return own.affordable(parts.capacities(problem, capacity, round))
         first = min(dense.values())
-        return own.widest(latency_rates(problem, options, first, latency_s, round))
+        return own.widest(latency_rates(own, options, first, latency_s, round))
 
     own.require_memory(options, levels(0))
 
@@ -130,6 +133,7 @@ def feddrop(
         update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        calibrate=own.calibrate,
         paces=Paces(overlap=True),
         widths=own.widths(_order(own)),
     )
@@ -180,7 +184,7 @@ def dense_groups(model: BlockModel, layout: Layout) -> dict[str, int]:
 
 
 def latency_rates(
-    problem: Problem, training: TrainingOptions, first: int, latency_s: float, round: int
+    own: Networks, training: TrainingOptions, first: int, latency_s: float, round: int
 ) -> np.ndarray:
     r"""The largest rates r that meet a round latency: $T_{fix} + r^2 T_{scaled} \le T$, float64[n].
 
@@ -188,7 +192,7 @@ def latency_rates(
     connected layers. The links' latency does not.
 
     Args:
-      problem: model, data and fleet.
+      own: sub-networks.
       training: options of the clients.
       first: first block of which units are dropped.
       latency_s: latency T of a round in seconds.
@@ -200,7 +204,7 @@ def latency_rates(
     Raises:
       InputError: if T does not exceed the fixed part of a client.
     """
-    cost, fleet, sizes = problem.cost, problem.fleet.at(round), problem.data.sizes
+    cost, fleet, sizes = own.costs[0], own.problem.fleet.at(round), own.problem.data.sizes
     samples = training.samples(sizes, training.steps(sizes))
     flops = cost.forward_flops + cost.weight_grad_flops + cost.input_grad_flops
     flops = flops - np.eye(len(flops))[0] * cost.input_grad_flops
