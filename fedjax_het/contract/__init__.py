@@ -22,11 +22,14 @@ from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Schedule, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
+from fedjax_het.contract.submodels import SubModels
 from fedjax_het.contract.uploads import Draw, Upload
+from fedjax_het.contract.widths import Axes, Layout, Span, Widths
 
 __all__ = [
     "Aggregator",
     "Algorithm",
+    "Axes",
     "Buffers",
     "Candidates",
     "Chunk",
@@ -36,6 +39,7 @@ __all__ = [
     "Flight",
     "Interruptions",
     "Known",
+    "Layout",
     "Memory",
     "Merged",
     "Pace",
@@ -47,12 +51,15 @@ __all__ = [
     "Seen",
     "Selector",
     "Situation",
+    "Span",
     "Status",
+    "SubModels",
     "Task",
     "Term",
     "Timing",
     "Upload",
     "Variables",
+    "Widths",
     "aggregation",
     "clock",
     "masked_mean",

@@ -12,17 +12,19 @@ from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, heterofl_cnn, leaf_cnn, pfl_cnn
 from fedjax_het.models.conv1d import conv1d
-from fedjax_het.models.exits import with_exits
+from fedjax_het.models.exits import ensemble, truncated, with_exits
 from fedjax_het.models.frozen import freeze
 from fedjax_het.models.inputs import as_shapes, is_shape
 from fedjax_het.models.low_rank import lora
 from fedjax_het.models.lstm import char_lstm
 from fedjax_het.models.mlp import logistic, mlp
+from fedjax_het.models.narrow import sub_network
 from fedjax_het.models.precision import with_compute_dtype
 from fedjax_het.models.resnet import resnet, resnet20, resnet56, resnet110
 from fedjax_het.models.start import check_start, started
 from fedjax_het.models.transformer import transformer
 from fedjax_het.models.unet import unet
+from fedjax_het.models.units import layout_of
 from fedjax_het.models.vgg import vgg11, vgg13, vgg16
 
 MODELS: dict[str, Callable[..., BlockModel]] = {
@@ -125,10 +127,14 @@ __all__ = [
     "Block",
     "BlockModel",
     "build",
+    "ensemble",
     "flax_block",
     "freeze",
     "from_flax",
+    "layout_of",
     "lora",
+    "sub_network",
+    "truncated",
     "with_compute_dtype",
     "with_exits",
 ]

@@ -37,7 +37,8 @@ from fedjax_het.models.transformer import Embedding, Encoder
 Array = jax.Array
 Path: TypeAlias = tuple[str, ...]
 
-# Runs a call of a layer of an nnx network, `(layer, path, call, args, kwargs) -> result`.
+# Runs a call of a layer of a network of nnx, or of linen in parts: `(layer, path, call, args,
+# kwargs) -> result`.
 HOOK: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar(
     "hook", default=None
 )
@@ -73,10 +74,16 @@ class AtWidth:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the layers of the block run at the width of the parameters."""
+        parted = False
 
         def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            nonlocal parted
             layer = context.module
+            # Parts of a network replace arguments of calls, and run the hook with the real ones.
+            parted = parted or getattr(layer, "runs_hook", False)
             if context.method_name == "__call__":
+                if parted:
+                    return call(*args, **kwargs)
                 return self.run(layer, layer.scope.path, call, args, kwargs)
             if context.method_name != "at_width":
                 self._resize(layer, layer.scope.path)

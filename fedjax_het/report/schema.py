@@ -52,6 +52,7 @@ _CLIENTS = {
     "first_block": "i",
     "exit_block": "i",
     "cut_block?": "g",
+    "width_level?": "i",
     "samples": "i",
     "steps": "i",
     "loss?": "g",

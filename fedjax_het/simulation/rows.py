@@ -44,6 +44,7 @@ def client_rows(
     timing, merges = flight.timing, closing.merges
     fleet, last = problem.fleet, problem.model.num_blocks - 1
     effort = effort_of(flight, closing, fleet.presence, released)
+    levels = [route.width for route in plan.routes]
     bytes_down = _share(timing.bytes_down, effort.download)
     bytes_up = _share(timing.bytes_up, effort.upload)
     columns = {
@@ -64,6 +65,8 @@ def client_rows(
         "first_block": [route.first for route in plan.routes],
         "exit_block": [last if route.exit is None else route.exit for route in plan.routes],
         "cut_block": [route.cut for route in plan.routes],
+        # Level of the sub-network; absent in a step in which all train the complete network.
+        **({"width_level": levels} if any(levels) else {}),
         "samples": np.where(merges, outcome["samples"], 0),
         "steps": np.where(merges, closing.steps, 0),
         "loss": np.where(merges, outcome["loss"].astype(np.float64), None),

@@ -74,6 +74,7 @@ def replacing(rule: Rule, memory_bytes: float, **options: Any) -> Transformation
 
     def transformation(algorithm: Algorithm) -> Algorithm:
         _require_mean(rule.name, algorithm)
+        _require_whole_stats(rule.name, algorithm)
         if rule.check is not None:
             rule.check(algorithm.most_merged)
         said = {**(algorithm.options or {}), "robust": {"name": rule.name, **options}}
@@ -113,6 +114,17 @@ def _require_mean(name: str, algorithm: Algorithm) -> None:
             "has no sum of the updates to which its noise could be added",
             "leave one of them out",
         )
+
+
+def _require_whole_stats(name: str, algorithm: Algorithm) -> None:
+    """Raises `InputError` if clients hold different running statistics."""
+    widths = algorithm.widths
+    require(
+        widths is None or not jax.tree.leaves(widths.layout.axes.stats),
+        f"{name} of {algorithm.name} with running statistics",
+        "compares statistics of all clients, of which a sub-network holds a part",
+        "use a model with group norm",
+    )
 
 
 def stacked(rule: Rule, tasks: int, memory_bytes: float) -> Aggregator:
