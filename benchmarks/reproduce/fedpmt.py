@@ -141,7 +141,9 @@ def run(
     )
     seen = [
         {
-            column: [row[column] for row in result.record.metrics if row.get("accuracy") is not None]
+            column: [
+                row[column] for row in result.record.metrics if row.get("accuracy") is not None
+            ]
             for column in result.record.metrics[0]
             if column in ("step", "virtual_s") or column.startswith("accuracy")
         }
