@@ -212,3 +212,14 @@ def test_measured_prices_hold_without_statistics():
         np.testing.assert_allclose(b.forward_flops, 2 * a.forward_flops)
         assert b.upload_bytes(0, None) == a.upload_bytes(0, None)
         assert not b.stats_bytes.any()
+
+
+def test_a_pass_runs_the_network_once():
+    """The second run, with other old statistics, must vanish in the compiled program."""
+    problem = problem_of((40, 30))
+    variables = problem.model.init(jax.random.key(1))
+    static = StaticNorm(problem)
+    static(problem.model, variables)
+    text = static._programs[problem.model].as_text()
+    # The last layer has no statistics after it.
+    assert text.count(" dot(") + text.count(" custom-call(") == 1
