@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks import harness
 from fedjax_het.algorithms.heterofl import heterofl
@@ -262,6 +262,7 @@ def study(
 def main(_: Sequence[str]) -> None:
     """Runs the study and prints its tables."""
     chosen = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)  # checkpoints report every step
     print(harness.describe(harness.machine()), flush=True)
     runs = study(
         chosen.out,
