@@ -317,12 +317,14 @@ def test_the_study_of_oort_reaches_targets_and_says_what_is_active(tmp_path):
 
 
 def test_the_study_of_heterofl_says_who_trains_what(tmp_path):
-    size = heterofl.Size(share=0.01, divide=32, epochs=1, users=10, data="digits")
+    size = heterofl.Size(share=0.01, divide=32, epochs=1, users=10, data="digits", norm="group")
     labels = ("e alone", "a-e, two labels")
     runs = heterofl.study(str(tmp_path), size, seeds=(0,), labels=labels)
     narrow, drawn = (runs[label][0] for label in labels)
     assert (narrow["rounds"], drawn["rounds"]) == (2, 4)
     assert narrow["tasks"] == narrow["seen"] == [0, 0, 0, 0, 1]
+    assert narrow["by_width"][:4] == [None] * 4
+    assert heterofl.by_width(runs).splitlines()[2].split()[:6] == ["e", "alone", *["-"] * 4]
     assert sum(drawn["tasks"]) == pytest.approx(1)
     assert max(drawn["tasks"]) < 1
     # Among two classes of ten, half of the guesses are right.
