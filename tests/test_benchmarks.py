@@ -13,7 +13,6 @@ from problems import digits_problem
 import fedjax_het as fh
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
-from benchmarks.micro import precision, rounds, selection, training, winograd
 from benchmarks.reproduce import (
     compression,
     dtfl_timing,
@@ -54,6 +53,8 @@ def test_ratios_are_taken_within_a_round():
     assert harness.ratios(a, b) == harness.Spread(1.0, 0.5, 3.0)
     assert str(harness.Spread(1.0, 0.5, 3.0)) == "1 (0.5-3)"
     assert a.compile_s == 6.0
+    busy, idle = (harness.Timed(9.0, [1.0], processors) for processors in ([3.0], [2.0]))
+    assert harness.ratios(busy, idle, processors=True).median == 1.5
 
 
 def test_table_aligns_columns():
@@ -277,6 +278,34 @@ def test_rounds_run_in_batches_and_one_by_one(monkeypatch):
     assert found["programs"] == {"batches": 1, "batches of one": 1, "one by one": 1}
     assert all(np.all(np.asarray(taken) > 0) for taken in found["seconds"].values())
     assert "batches of one" in rounds.report({"works": [found], "machine": harness.machine()})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_widths_are_measured_over_their_flops(monkeypatch):
+    monkeypatch.setattr(widths, "RATES", (1.0, 0.5))
+    results = widths.measure("mlp", clients=2, samples=6, repeats=1, memory=False)
+    rows = {(row["way"], row["rate"]): row for row in results["rows"]}
+    assert set(rows) == {
+        ("FedAvg", 1.0),
+        *((way, 1.0) for way in ("first units", "rolled")),
+        *((way, 0.5) for way in (*widths.WAYS, "small")),
+    }
+    half = rows["rolled", 0.5]
+    # Inputs and classes stay: (784 x 100 + 100 x 100 + 100 x 62) / (784 x 200 + 200 x 200 + ...).
+    assert half["flop_share"] == pytest.approx(0.45, abs=0.02)
+    assert half["time"]["median"] == pytest.approx(
+        half["time_over_fedavg"]["median"] / half["flop_share"]
+    )
+    assert rows["first units", 1.0]["products"] == 1.0
+    assert all(row["programs"] == 1 for row in rows.values())
+    text = widths.report(results)
+    assert "CPU over FLOP share" in text
+    assert widths.peak("mlp", 2, 6, None, "masked", 0.5) > 0
+
+
+def test_products_know_the_bytes_that_they_read_and_write():
+    one = roofline.Product("dot_general", (5, 2, 3), (5, 3, 7), ((((2,), (1,)), ((0,), (0,))),))
+    assert one.bytes == 4 * (5 * 2 * 3 + 5 * 3 * 7 + 5 * 2 * 7)
 
 
 def test_selections_are_measured_against_the_uniform_one():
