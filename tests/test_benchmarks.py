@@ -21,6 +21,7 @@ from benchmarks.reproduce import (
     fedel_table1,
     fedel_table1_plans,
     fedel_table1_report,
+    heterofl,
     oort,
     privacy,
 )
@@ -313,6 +314,42 @@ def test_the_study_of_oort_reaches_targets_and_says_what_is_active(tmp_path):
     assert [line.split(": ")[1] for line in oort.checks(runs)] == ["yes"] * 4
     assert oort.times(runs, (0.05, 2.0)).count("not by 1 of 1") == 3
     assert oort.study("digits", str(tmp_path), **size) == runs  # from the files
+
+
+def test_the_study_of_heterofl_says_who_trains_what(tmp_path):
+    size = heterofl.Size(share=0.01, divide=32, epochs=1, users=10, data="digits", norm="group")
+    labels = ("e alone", "a-e, two labels")
+    runs = heterofl.study(str(tmp_path), size, seeds=(0,), labels=labels)
+    narrow, drawn = (runs[label][0] for label in labels)
+    assert (narrow["rounds"], drawn["rounds"]) == (2, 4)
+    assert narrow["tasks"] == narrow["seen"] == [0, 0, 0, 0, 1]
+    assert narrow["by_width"][:4] == [None] * 4
+    assert heterofl.by_width(runs).splitlines()[2].split()[:6] == ["e", "alone", *["-"] * 4]
+    assert sum(drawn["tasks"]) == pytest.approx(1)
+    assert max(drawn["tasks"]) < 1
+    # Among two classes of ten, half of the guesses are right.
+    assert drawn["own_classes"] > drawn["accuracy"][-1]
+    assert heterofl.study(str(tmp_path), size, seeds=(0,), labels=labels) == runs  # from the files
+
+
+def test_the_tables_of_heterofl_by_hand():
+    def run(label, tasks, seen, accuracy):
+        same = {"rounds": 40, "own_classes": 0.9, "accuracy": accuracy}
+        return {"label": label, "tasks": tasks, "seen": seen, **same}
+
+    every = [0.2] * 5
+    runs = {
+        "a-e": [run("a-e", every, [0.9] * 5, [0.1, 0.8, 0.7]) for _ in range(2)],
+        "e alone": [run("e alone", [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0.1, 0.5])],
+    }
+    assert heterofl.activity(runs).splitlines()[2].split() == ["a-e", *["0.20", "(0.90)"] * 5]
+    assert heterofl.checks(runs) == [
+        "a-e: every level trains: yes",
+        "a-e: the outermost units train in 90 % of the rounds: yes",
+    ]
+    rows = heterofl.accuracies(runs).splitlines()[2:]
+    assert rows[0].split()[:9] == ["a-e", "40", "2", "80.00", "±", "0.00", "70.00", "±", "0.00"]
+    assert rows[1].split() == ["e", "alone", "40", "1", "50.00", "50.00", "90.00", "-"]
 
 
 @pytest.fixture
