@@ -1,9 +1,10 @@
 """What the plans of `benchmarks.reproduce.fedel_table1` do, without training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
@@ -42,8 +43,8 @@ def planned(
       `upload` of a task (both over those of FedAvg on the same device), and `blocks`, the share of
       the tasks in which a kernel of each block trains.
     """
-    fleet, structure = problem.fleet, problem.model.shapes.params["blocks"]
-    variables = problem.model.init(jax.random.key(0))
+    fleet, masks = problem.fleet, _kernels(algorithm, problem)
+    variables = jax.jit(problem.model.init)(jax.random.key(0))
     state = algorithm.init(variables, jax.random.key(1))
     everyone, now_s = np.arange(problem.num_clients), 0.0
     tasks = []
@@ -51,15 +52,13 @@ def planned(
         key, rng = jax.random.fold_in(jax.random.key(2), round), np.random.default_rng(round)
         plan, state = algorithm.plan(state, variables, Situation(round, now_s, everyone, key, rng))
         now_s = algorithm.pace.close(dispatch(plan, now_s, round)).at_s
-        for i in everyone:
-            blocks = np.ones(problem.model.num_blocks, bool)
-            if algorithm.mask is not None:
-                row = jax.tree.map(lambda leaf, i=i: leaf[i], plan.rows)
-                kept = algorithm.mask(row, plan.shared)["blocks"]
-                blocks = np.asarray([_kernel(*each) for each in zip(structure, kept, strict=True)])
-            steps = training["local_steps"] if plan.steps is None else int(plan.steps[i])
-            tasks.append((steps, plan.timing.compute_s[i], plan.timing.bytes_up[i], blocks))
-    steps, compute_s, bytes_up, blocks = (np.asarray(column) for column in zip(*tasks, strict=True))
+        kept = np.ones((len(everyone), problem.model.num_blocks), bool)
+        if masks is not None:
+            kept = np.asarray(masks(plan.rows, plan.shared))
+        steps = np.full(len(everyone), training["local_steps"])
+        steps = steps if plan.steps is None else plan.steps
+        tasks.append((steps, plan.timing.compute_s, plan.timing.bytes_up, kept))
+    steps, compute_s, bytes_up, blocks = map(np.concatenate, zip(*tasks, strict=True))
     slowdown = np.max(fleet.flops_per_s) / fleet.flops_per_s
     whole_s = np.tile(fast_step_s(problem, training) * slowdown, rounds)
     group = np.tile(fleet.groups[everyone], rounds)
@@ -71,19 +70,29 @@ def planned(
         "round_s": now_s / rounds,
         "steps": by_type(steps),
         "work": by_type(compute_s / whole_s),
-        "upload": by_type(bytes_up / _whole_bytes(problem)),
+        "upload": by_type(bytes_up / float(problem.cost.upload_bytes())),
         "blocks": by_type(blocks),
     }
 
 
-def _whole_bytes(problem: Problem) -> float:
-    return float(problem.cost.upload_bytes())
+def _kernels(algorithm: Algorithm, problem: Problem) -> Callable[..., jax.Array] | None:
+    """Function from rows and shared values of a plan to the blocks with a kernel that trains.
 
+    A kernel trains if any of its coordinates does; bool[k, B]. None if everything trains.
+    """
+    mask, structure = algorithm.mask, problem.model.shapes.params["blocks"]
+    if mask is None:
+        return None
 
-def _kernel(shapes: Any, kept: Any) -> bool:
-    """Whether any coordinate of a kernel of a block trains."""
-    pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(kept), strict=True)
-    return any(bool(np.any(keep)) for shape, keep in pairs if len(shape.shape) > 1)
+    def of_block(shapes: Any, kept: Any) -> jax.Array:
+        pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(kept), strict=True)
+        return jnp.any(jnp.stack([jnp.any(keep) for leaf, keep in pairs if leaf.ndim > 1]))
+
+    def of_client(row: Any, shared: Any) -> jax.Array:
+        kept = mask(row, shared)["blocks"]
+        return jnp.stack([of_block(*each) for each in zip(structure, kept, strict=True)])
+
+    return jax.jit(jax.vmap(of_client, in_axes=(0, None)))
 
 
 def _chain(cost: np.ndarray, through: np.ndarray) -> tuple[np.ndarray, list[int], float, float]:
