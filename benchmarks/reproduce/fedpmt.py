@@ -13,9 +13,9 @@ Communication is free, and the work of the whole network takes the fastest devic
 second.
 
 Pruned weights cost nothing on FIARSE's clock here; "dense" reads the same run on a clock that
-charges the whole network, as on devices that cannot skip single weights. FedAvg gives everyone the
-whole network, whatever the device affords. Every arm has the same grid of step sizes on a seed of
-its own, and the best by the mean of the accuracies over the rounds.
+charges the whole network, as on devices that cannot skip single weights. FedAvg and "DepthFL,
+everyone whole" give everyone the whole network, whatever the device affords. Every arm has the same
+grid of step sizes on a seed of its own, and the best by the mean of the accuracies over the rounds.
 
 Every cell is written when it has run; a cell with a file is not repeated. Prints the work of a
 client of each group before the runs, and the accuracies after as many rounds, and as many seconds.
@@ -60,7 +60,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "dirichlet": {"name": "dirichlet", "alpha": 0.5},
     "shards": {"name": "shards", "shards_per_client": 2},
 }
-# Blocks at which DepthFL's sub-models end, depths of FedPMT's, and rates of HeteroFL's.
+# Blocks at which DepthFL's sub-models end, depths of FedPMT's, and rates of widths.
 EXITS, DEPTHS, WIDTHS = (1, 2, 5), (2, 4, 6), (1.0, 0.8, 0.61)
 # Label -> method and options.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,9 +69,11 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "FedPMT": ("fedpmt", {"depths": DEPTHS}),
     "DepthFL": ("depthfl", {"exits": EXITS}),
     "DepthFL, plain mean": ("depthfl", {"exits": EXITS, "alpha": 0.0}),
-    "FedDrop": ("feddrop", {}),
+    "FedDrop": ("feddrop", {"rates": WIDTHS}),
+    "FedDrop, holders": ("feddrop", {"rates": WIDTHS, "merge": "holders"}),
     "HeteroFL": ("heterofl", {"rates": WIDTHS}),
     "HeteroFL, plain loss": ("heterofl", {"rates": WIDTHS, "masked_loss": False}),
+    "DepthFL, everyone whole": ("depthfl", {"exits": EXITS, "levels": (len(EXITS),) * CLIENTS}),
     "FIARSE": ("fiarse", {"sizes": SPEEDS[::-1], "flops": "ideal"}),
 }
 DENSE = "FIARSE"
@@ -296,7 +298,7 @@ def study(
 def main(_: Sequence[str]) -> None:
     """Prints the capacities, runs the study and prints its tables."""
     chosen = flags.FLAGS
-    labels = chosen.arms or tuple(ARMS)
+    labels = tuple(chosen.arm) or tuple(ARMS)
     studies = {}
     for split in chosen.splits:
         print(capacities(chosen.data, split, labels), flush=True)
@@ -322,6 +324,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("rounds", 60, "Rounds of a run.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds that are reported.")
     flags.DEFINE_list("rates", ["0.03", "0.1", "0.3"], "Step sizes to choose from.")
-    flags.DEFINE_list("arms", [], "Labels; all if empty.")
+    flags.DEFINE_multi_string("arm", [], "Label of an arm to run; all if none is given.")
     flags.DEFINE_string("figure", None, "Where to draw accuracies against virtual time.")
     app.run(main)
