@@ -13,6 +13,7 @@ from problems import digits_problem
 import fedjax_het as fh
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
+from benchmarks.micro import precision, rounds, selection, training, widths, winograd
 from benchmarks.reproduce import (
     compression,
     dtfl_timing,
