@@ -1,7 +1,7 @@
 """Sub-networks by width of a problem: their levels, who trains which, their prices and training."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -279,9 +279,7 @@ class Networks:
           assigned: levels of the clients.
         """
 
-        def models(
-            state: PyTree, variables: Variables
-        ) -> Mapping[str, tuple[BlockModel, Variables]]:
+        def models(state: PyTree, variables: Variables) -> dict[str, tuple[BlockModel, Variables]]:
             del state
             return {self.name(level): self._first_units(level, variables) for level in self.allowed}
 
@@ -289,11 +287,10 @@ class Networks:
         return SubModels(models, None if fixed is None else tuple(map(self.name, fixed.tolist())))
 
     def _first_units(self, level: int, variables: Variables) -> tuple[BlockModel, Variables]:
-        if level == 0:  # the statistics of the global model are known
-            model = self.problem.model
-            return model, variables if self.static is None else self.static(model, variables)
-        own = widths.take(self.layout, self.counts[level], variables, None)
-        model = self.models[level]
+        model, own = self.problem.model, variables
+        if level > 0:
+            model = self.models[level]
+            own = widths.take(self.layout, self.counts[level], variables, None)
         return model, own if self.static is None else self.static(model, own)
 
     def name(self, level: int) -> str:
