@@ -1,4 +1,4 @@
-"""FjORD: golden numbers of its specification, and its draws of widths."""
+"""FjORD (methods/widths.md 4, check 4): ordered dropout, check by check."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""HeteroFL: golden numbers of its specification, and what its options do."""
+"""HeteroFL (methods/widths.md 2, check 2): sub-networks by width, check by check."""
 
 import dataclasses
 import functools
