@@ -395,12 +395,8 @@ def small_images(monkeypatch):
 def test_the_table_of_fedel_prices_what_each_method_leaves_out(small_images):
     problem = fedel_table1.setting(0, small_images)
     training = fedel_table1.TRAINING
-    plans = {
-        label: fedel_table1_plans.planned(
-            fedel_table1.build(label, problem, 0.01), problem, training, rounds=4
-        )
-        for label in ("FedAvg", "TimelyFL", "FIARSE", fedel_table1.IDEAL, "FedEL, small probe")
-    }
+    labels = ("FedAvg", "TimelyFL", "FIARSE", fedel_table1.IDEAL, "FedEL, small probe")
+    plans = fedel_table1.plans_by_arm(problem, labels, rounds=4)
     faster = {label: plans["FedAvg"]["round_s"] / plan["round_s"] for label, plan in plans.items()}
     # The rest of a round of FedAvg are transfers, of which FIARSE makes half on slow devices.
     # Last batches of an epoch are smaller, so slow devices have at most 80 samples.

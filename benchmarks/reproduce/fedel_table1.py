@@ -64,7 +64,7 @@ _SIZES: dict[str, Any] = {"sizes": (1.0, 0.5)}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "FedAvg": ("fedavg", {}),
     "ElasticTrainer": ("fedel", {"variant": "elastic_only", "probe": Probe(step=1.0)}),
-    "HeteroFL": ("heterofl", {"rates": (1.0, 0.75, 0.7, 0.65, 0.6, 0.5, 0.25)}),
+    "HeteroFL": ("heterofl", {"rates": (1.0, 0.66, 0.5)}),
     "DepthFL": ("depthfl", {"exits": (1, 3, 4, 6)}),
     "PyramidFL": ("pyramidfl", {}),
     "TimelyFL": ("timelyfl", {}),
@@ -249,6 +249,15 @@ def run(
     return found
 
 
+def plans_by_arm(problem: Problem, labels: Sequence[str], rounds: int) -> dict[str, Any]:
+    """What the plans of the arms do with the model as it is drawn, see `planned`."""
+    variables = jax.jit(problem.model.init)(jax.random.key(0))
+    return {
+        label: plans_of.planned(build(label, problem, 0.1), problem, variables, TRAINING, rounds)
+        for label in labels
+    }
+
+
 def study(
     out: str,
     *,
@@ -285,10 +294,7 @@ def main(_: Sequence[str]) -> None:
     """Prints what the plans do, runs what is missing, and prints the tables."""
     chosen = flags.FLAGS
     problem = setting(TUNING_SEED)
-    plans = {
-        label: plans_of.planned(build(label, problem, 0.1), problem, TRAINING, rounds=6)
-        for label in _PRICED
-    }
+    plans = plans_by_arm(problem, tuple(_PRICED), rounds=6)
     print(harness.describe(harness.machine()), end="\n\n")
     print(plans_of.pyramid(problem), plans_of.activity(plans), sep="\n\n", end="\n\n", flush=True)
     if chosen.plan_only:

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks import harness
 from fedjax_het.algorithms.fedel import windows
 from fedjax_het.algorithms.fedel.tensors import tensor_times
-from fedjax_het.contract.algorithm import Algorithm
+from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import dispatch
 from fedjax_het.contract.plan import Situation
 from fedjax_het.problem import Problem
@@ -28,13 +28,18 @@ def fast_step_s(problem: Problem, training: Mapping[str, Any]) -> float:
 
 
 def planned(
-    algorithm: Algorithm, problem: Problem, training: Mapping[str, Any], rounds: int
+    algorithm: Algorithm,
+    problem: Problem,
+    variables: Variables,
+    training: Mapping[str, Any],
+    rounds: int,
 ) -> dict[str, Any]:
-    """What the plans of a method do; the model stays as drawn.
+    """What the plans of a method do; the model stays as it is given.
 
     Args:
       algorithm: method.
       problem: problem with two types of devices.
+      variables: model.
       training: batch size and local steps of the method.
       rounds: number of rounds.
 
@@ -44,7 +49,6 @@ def planned(
       the tasks in which a kernel of each block trains.
     """
     fleet, masks = problem.fleet, _kernels(algorithm, problem)
-    variables = jax.jit(problem.model.init)(jax.random.key(0))
     state = algorithm.init(variables, jax.random.key(1))
     everyone, now_s = np.arange(problem.num_clients), 0.0
     tasks = []
