@@ -85,7 +85,7 @@ SPLIT: list[Case] = [
     (with_heads("depthfl", alpha=-1), "alpha = -1 | at least 0 | no FedDyn"),
     (with_heads("depthfl", ramp_rounds=0), "ramp_rounds = 0 | at least 1 | use 300"),
     (with_heads("depthfl", memory_bytes=10), "memory_bytes = 10 | 4 clients | fewer clients"),
-    (method("scalefl"), "no exit heads | sub-models by depth | exits = True"),
+    (method("scalefl"), "no exit heads | by depth | exits = True"),
     (
         with_heads("scalefl", submodels=((0.5, 3),)),
         "submodels = [(0.5, 3)] | an exit in 1..2 | leave it out",
@@ -96,7 +96,7 @@ SPLIT: list[Case] = [
     ),
     (with_heads("scalefl", gamma=-1), "gamma = -1 | at least 0 | no distillation"),
     (with_heads("scalefl", temperature=0), "temperature = 0 | must be positive | use 3"),
-    (with_heads("scalefl", levels=(1, 2)), "levels = (1, 2) | each of the 4 clients | even"),
+    (with_heads("scalefl", levels=(1, 2)), "levels = (1, 2) | of the 4 clients | even"),
     (method("fedgkt"), "0 exit heads | auxiliary head | exits = True"),
     (with_heads("dtfl", tiers=0), "tiers = 0 | between 1 and the 1 boundaries | leave it out"),
     (with_heads("dtfl", tiers=2), "tiers = 2 | between 1 and the 1 boundaries | leave it out"),
