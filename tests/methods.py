@@ -10,6 +10,7 @@ from problems import digits_problem, exits_problem
 small_adel = functools.partial(adel_problem, samples=8, hidden=(8,))
 
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
+NARROW = {**TRAINING, "levels": (0, 1, 2, 1, 0, 2, 1, 2)}
 BUDGET = {"learning_rate": 1.0, "rounds": 12, "total_s": 24.0}
 DEADLINE = {**TRAINING, "deadline_s": 0.1}  # stops the slowest third of the devices
 PRUNING = {
@@ -28,6 +29,7 @@ SETTINGS = {
     "dtfl": (exits_problem, TRAINING),
     "fedat": (digits_problem, {**TRAINING, "tiers": 2}),
     "fedbuff": (digits_problem, {**TRAINING, "buffer_size": 4}),
+    "feddrop": (digits_problem, {**TRAINING, "rates": (1.0, 0.75, 0.5, 0.25)}),
     "feddyn": (digits_problem, {**TRAINING, "alpha": 0.1}),
     "fedel": (exits_problem, TRAINING),
     "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),
@@ -38,9 +40,13 @@ SETTINGS = {
     ),
     "fedpmt": (digits_problem, {**TRAINING, "depths": (1, 3)}),
     "fedprox": (digits_problem, DEADLINE),
+    "fedrolex": (digits_problem, {**NARROW, "rates": (1.0, 0.5, 0.25)}),
+    "fjord": (digits_problem, {**NARROW, "rates": (1.0, 0.6, 0.3)}),
+    "heterofl": (digits_problem, {**NARROW, "rates": (1.0, 0.5, 0.25)}),
     "nested_mask_sync": (digits_problem, {**TRAINING, "density": {"interval": 1}}),
     "prfl": (digits_problem, PRUNING),
     "salf": (small_adel, BUDGET),
+    "scalefl": (exits_problem, {**TRAINING, "levels": "even", "gamma": 0.5}),
     "sub_fedavg": (digits_problem, {**TRAINING, "epochs": 2, "least_accuracy": 0.0}),
 }
 DEFAULT = (digits_problem, TRAINING)

@@ -67,7 +67,7 @@ def make_problem(model: str, clients: int, samples: int, hidden: int | None = No
     y = rng.integers(0, _CLASSES, len(x))
     owner = np.repeat(np.arange(clients), sizes)
     data = from_arrays(x[:-1], y[:-1], x[-1:], y[-1:], clients=owner, num_classes=_CLASSES)
-    options = {} if hidden is None else {"hidden": hidden}
+    options: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
     network = models.build(model, shape, _CLASSES, **options)
     return Problem(network, data, build_fleet("uniform", clients))
 

@@ -13,7 +13,10 @@ from fedjax_het.algorithms.fedgkt import fedgkt
 from fedjax_het.algorithms.fednova import fednova
 from fedjax_het.algorithms.fedopt import fedadam, fedopt, fedyogi
 from fedjax_het.algorithms.fedpmt import fedpmt
+from fedjax_het.algorithms.fedrolex import fedrolex
 from fedjax_het.algorithms.fiarse import fiarse
+from fedjax_het.algorithms.fjord import fjord
+from fedjax_het.algorithms.heterofl import heterofl
 from fedjax_het.algorithms.prfl import nested_mask_sync, prfl, prfl_fedasyn, prfl_fedfix
 from fedjax_het.algorithms.pyramidfl import pyramidfl
 from fedjax_het.algorithms.registry import (
@@ -27,6 +30,7 @@ from fedjax_het.algorithms.registry import (
     resolved_options,
 )
 from fedjax_het.algorithms.scaffold import scaffold
+from fedjax_het.algorithms.scalefl import scalefl
 from fedjax_het.algorithms.splitfed import splitfed
 from fedjax_het.algorithms.sub_fedavg import sub_fedavg
 from fedjax_het.algorithms.timelyfl import timelyfl
@@ -57,8 +61,11 @@ __all__ = [
     "fedopt",
     "fedpmt",
     "fedprox",
+    "fedrolex",
     "fedyogi",
     "fiarse",
+    "fjord",
+    "heterofl",
     "nested_mask_sync",
     "option_names",
     "prfl",
@@ -69,6 +76,7 @@ __all__ = [
     "resolved_options",
     "salf",
     "scaffold",
+    "scalefl",
     "splitfed",
     "sub_fedavg",
     "timelyfl",

@@ -1,20 +1,17 @@
 """DepthFL: every device trains as many of the first blocks as it affords, with several exits."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms import parts
+from fedjax_het.algorithms import depths, parts
 from fedjax_het.algorithms.client_memory import require_room
 from fedjax_het.algorithms.dynamic import pull_back, regularised
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
-from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
-from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import barrier
@@ -22,41 +19,16 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
 from fedjax_het.contract.plan import Plan, Schedule, Situation
 from fedjax_het.contract.submodels import SubModels
-from fedjax_het.fleet.cost import CostTable, price
-from fedjax_het.local.exits import exits_training
+from fedjax_het.fleet.cost import price
+from fedjax_het.local.exits import exits_training, mutual, summed
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.exits import ensemble, truncated
 from fedjax_het.problem import Problem
-
-# Tolerance for rounding in capacities such as 0.71, so that the last digit excludes no level.
-_SLACK = 1e-9
 
 
 def distillation_factor(round: int, ramp_rounds: int) -> float:
     r"""The factor $\lambda(t) = \exp(-5 (1 - \min(t, T) / T)^2)$, which rises to 1 in T rounds."""
     return float(np.exp(-5.0 * (1.0 - min(round, ramp_rounds) / ramp_rounds) ** 2))
-
-
-def exit_blocks(cost: CostTable, levels: int = 4) -> tuple[int, ...]:
-    """The last blocks of sub-models whose costs grow evenly.
-
-    Args:
-      cost: prices of the model's L blocks.
-      levels: number of sub-models; there are L if the model has fewer blocks.
-
-    Returns:
-      Distinct blocks in ascending order, L-1 last. Of the others, number i of D is the block that
-      brings the cost of a training step closest to i/D of that of the whole network.
-    """
-    last = cost.num_blocks - 1
-    levels = min(levels, last + 1)
-    share = cost.step_flops(0, np.arange(last + 1)) / cost.step_flops(0, last)
-    exits: list[int] = []
-    for i in range(1, levels):
-        nearest = int(np.argmin(np.abs(share - i / levels)))
-        # There must be a block left for every level before and after this one.
-        exits.append(min(max(nearest, (exits or [-1])[-1] + 1), last - (levels - i)))
-    return (*exits, last)
 
 
 def submodels(
@@ -121,7 +93,7 @@ def depthfl(
     Args:
       problem: model, data and fleet; the model needs exit heads.
       exits: exit blocks $e_1 < ... < e_D$ of the levels, the last block last; None for four evenly
-        by cost (`exit_blocks`), or all blocks if there are fewer.
+        by cost (`depths.exit_blocks`), or all blocks if there are fewer.
       levels: level 1..D of every client; "even" for 1..D in turn over the clients, so that every
         level has the same share (25 % of four in the paper). None for the largest that a client
         affords by `capacity`, or else the smallest, whose devices will be late.
@@ -147,23 +119,20 @@ def depthfl(
       2023, and the authors' code. Acar et al. 2021 for FedDyn.
     """
     options = UniformTraining.parse(training)
-    ends = _checked_exits(problem, exits)
+    ends = depths.checked_exits(problem, exits)
     _require_usable(problem, distill, ramp_rounds, alpha)
     if alpha:
         require_room(problem, "depthfl", memory_bytes)
-    heads = (np.arange(problem.model.num_blocks) == ends[:, None]).astype(np.int64)
-    heads = np.concatenate([np.zeros_like(heads[:1]), np.cumsum(heads, axis=0)[:-1]]) > 0
+    heads = depths.earlier_heads(ends, problem.model.num_blocks)
     routes = [Route(0, int(e), heads=tuple(ends[:d].tolist())) for d, e in enumerate(ends)]
-    fixed = _given_levels(problem, levels, capacity, len(ends))
+    fixed = depths.given_levels(problem, levels, capacity, len(ends))
 
     def levels_at(round: int) -> tuple[np.ndarray, int]:
         """Index of the level of every client, int64[n], and the number of infeasible clients."""
         if fixed is None:
             kappa = parts.capacities(problem, capacity, round)
-            share = problem.cost.step_flops(0, ends, heads)
-            affordable = share / share[-1] <= kappa[:, None] * (1 + _SLACK)
-            level = np.max(np.where(affordable, np.arange(len(ends)), 0), axis=1)
-            infeasible = int(np.sum(~affordable[:, 0]))
+            work = problem.cost.step_flops(0, ends, heads)
+            level, infeasible = depths.affordable_levels(work, kappa)
         else:
             level, infeasible = fixed, 0
         kept = {"exit": ends[level], "heads": heads[level]}
@@ -207,7 +176,7 @@ def depthfl(
         name="depthfl",
         init=parts.stateless,
         plan=Schedule(tasks),
-        mask=_mask(problem.model, ends.tolist()),
+        mask=depths.prefix_mask(problem.model, ends.tolist()),
         local=exits_training(
             problem.model,
             problem.data.pipeline,
@@ -215,7 +184,7 @@ def depthfl(
             problem.objective,
             exits=ends.tolist(),
             max_batch=options.largest_batch(problem),
-            distill=distill,
+            combine=mutual if distill else summed,
             proximal=options.proximal + alpha,
             linear=pull_back if alpha else None,
         ),
@@ -227,29 +196,6 @@ def depthfl(
         submodels=submodels(problem, ends.tolist(), None if changing else (start + 1).tolist()),
     )
     return regularised(base, problem, alpha) if alpha else base
-
-
-def _checked_exits(problem: Problem, exits: Sequence[int] | None) -> np.ndarray:
-    """Exit blocks of the levels, int64[D]."""
-    model = problem.model
-    require(
-        bool(model.exits),
-        f"model {model.name!r}",
-        "has no exit heads, which sub-models by depth need",
-        "set config.model.exits = True, or use with_exits(model)",
-    )
-    ends = np.asarray(exit_blocks(problem.cost) if exits is None else exits, np.int64)
-    last = model.num_blocks - 1
-    require(
-        ends.ndim == 1
-        and ends.size > 0
-        and bool(np.all(np.diff(ends, prepend=-1) > 0))
-        and ends[-1] == last,
-        f"exits = {exits}",
-        f"must be blocks of {model.name!r} in ascending order that end with {last}",
-        "leave it out for four evenly by cost",
-    )
-    return ends
 
 
 def _require_usable(problem: Problem, distill: bool, ramp_rounds: int, alpha: float) -> None:
@@ -267,50 +213,3 @@ def _require_usable(problem: Problem, distill: bool, ramp_rounds: int, alpha: fl
         "must be at least 0",
         "use 0.1, or 0 for no FedDyn",
     )
-
-
-def _given_levels(
-    problem: Problem, levels: Sequence[int] | str | None, capacity: Any, number: int
-) -> np.ndarray | None:
-    """Index of the level of every client, int64[n]; None if capacities decide."""
-    if levels is None:
-        return None
-    require(
-        capacity is None,
-        "levels and capacity",
-        "both decide on the levels of the clients",
-        "leave one out",
-    )
-    n = problem.num_clients
-    if isinstance(levels, str):
-        require_known(levels, ("even",), "levels")
-        return np.arange(n) % number
-    given = np.asarray(levels, np.int64)
-    require(
-        given.shape == (n,) and bool(np.all((given >= 1) & (given <= number))),
-        f"levels = {levels}",
-        f"must be one level in 1..{number} for each of the {n} clients",
-        'use "even", or leave it out for levels by capacity',
-    )
-    return given - 1
-
-
-def _mask(model: BlockModel, ends: Sequence[int]) -> Callable[[PyTree, PyTree], PyTree]:
-    """The mask of the blocks up to a client's exit and of the heads at all exits up to it."""
-    structure = model.shapes.params
-    last = model.num_blocks - 1
-    # The shallowest exit that uses a head; a shared head is that of all.
-    users = {model.exit_slot(b): b for b in sorted(set(ends) - {last}, reverse=True)}
-
-    def mask(row: PyTree, shared: PyTree) -> PyTree:
-        del shared
-        exit = jnp.asarray(row["exit"])
-
-        def head(slot: int, params: PyTree) -> PyTree:
-            kept = exit >= users[slot] if slot in users else jnp.zeros_like(exit, bool)
-            return jax.tree.map(lambda _: kept, params)
-
-        exits = tuple(head(slot, params) for slot, params in enumerate(structure["exits"]))
-        return {**masks.suffix(structure, jnp.zeros_like(exit), exit), "exits": exits}
-
-    return mask

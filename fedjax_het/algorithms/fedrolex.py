@@ -31,6 +31,7 @@ def fedrolex(
     dynamic: bool = False,
     direction: int = 1,
     scaler: bool = True,
+    static_norm: bool | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedRolex: a client trains a window of the hidden units, which rolls by one unit a round.
@@ -49,6 +50,8 @@ def fedrolex(
       direction: direction of the window; -1 as in the authors' code, which rolls backwards.
       scaler: whether hidden layers divide their outputs by the rate in training, as the authors'
         code does.
+      static_norm: whether batch norms use statistics of the batch in training and those of all
+        training samples in evaluations, see `heterofl`.
       **training: fields of `UniformTraining`. The authors use lr 2e-4 for ResNet-18, momentum 0.9.
 
     Returns:
@@ -61,7 +64,7 @@ def fedrolex(
     """
     options = UniformTraining.parse(training)
     require(direction in (1, -1), f"direction = {direction}", "must be 1 or -1", "use 1")
-    own = networks(problem, rates)
+    own = networks(problem, rates, static_norm=static_norm)
     sizes = own.layout.sizes
     assigned = own.assignment(options, levels=levels, shares=shares, dynamic=dynamic)
 
@@ -86,6 +89,7 @@ def fedrolex(
         update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        calibrate=own.calibrate,
         paces=Paces(overlap=True),
         widths=own.widths(order),
     )

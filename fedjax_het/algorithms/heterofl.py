@@ -33,6 +33,7 @@ def heterofl(
     dynamic: bool = False,
     scaler: bool = True,
     masked_loss: bool | None = None,
+    static_norm: bool | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""HeteroFL: nested sub-networks by width, averaged where clients hold a coordinate.
@@ -54,6 +55,9 @@ def heterofl(
       masked_loss: whether the logits of classes of which a client has no samples are 0 in its loss,
         and it does not count in the mean of their rows in the last layer. None does so if the
         objective takes logits of classes and a client lacks a class.
+      static_norm: whether batch norms use statistics of the batch in training and those of all
+        training samples in evaluations, which happens outside of the virtual clock (see
+        `StaticNorm`); None for True if the model has running statistics.
       **training: fields of `UniformTraining`.
 
     Returns:
@@ -61,11 +65,11 @@ def heterofl(
 
     References:
       Diao, Ding and Tarokh, *HeteroFL: Computation and Communication Efficient Federated Learning
-      for Heterogeneous Clients*, ICLR 2021. Group norm replaces the paper's static batch norm
-      unless the model has batch norm.
+      for Heterogeneous Clients*, ICLR 2021. The models of the library have group norm unless
+      they are built with `norm="batch"`.
     """
     options = UniformTraining.parse(training)
-    own = networks(problem, rates)
+    own = networks(problem, rates, static_norm=static_norm)
     assigned = own.assignment(options, levels=levels, shares=shares, dynamic=dynamic)
     held = _classes(problem, masked_loss)
 
@@ -89,8 +93,10 @@ def heterofl(
         update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        calibrate=own.calibrate,
         paces=Paces(overlap=True),
         widths=own.widths(),
+        submodels=own.submodels(assigned),
     )
 
 

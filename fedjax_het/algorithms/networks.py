@@ -1,8 +1,8 @@
 """Sub-networks by width of a problem: their levels, who trains which, their prices and training."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.algorithms import parts
+from fedjax_het.algorithms.assignment import Assignment, drawn, given_levels, given_shares
+from fedjax_het.algorithms.static_norm import StaticNorm, has_static_norm
 from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
@@ -17,10 +19,13 @@ from fedjax_het.contract import widths
 from fedjax_het.contract.algorithm import ClientResult, Task, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.submodels import SubModels
 from fedjax_het.contract.widths import Counts, Layout, Orders, Widths
 from fedjax_het.data.batches import DeviceData
 from fedjax_het.fleet.cost import CostTable, cost_table
+from fedjax_het.fleet.measured import scaled_like
 from fedjax_het.local.training import LocalUpdate
+from fedjax_het.models.agreement import require_agreement, require_scalable
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.narrow import sub_network
 from fedjax_het.models.units import layout_of
@@ -40,6 +45,8 @@ class Networks:
       rates: share of the units of every group that each level holds; 1 at level 0, descending.
       allowed: levels that clients may have.
       counts: number of units of each level, by group.
+      static: statistics of the batch norms of models that are evaluated; None if clients train and
+        send them, or there are none.
     """
 
     problem: Problem
@@ -47,18 +54,24 @@ class Networks:
     rates: tuple[float, ...]
     allowed: tuple[int, ...]
     counts: tuple[Counts, ...]
+    static: StaticNorm | None = None
 
     @functools.cached_property
     def models(self) -> tuple[BlockModel, ...]:
         """The network of each level."""
-        return tuple(sub_network(self.problem.model, self.layout, each) for each in self.counts)
+        model, *narrower = self.problem.model, *self.counts[1:]
+        return (model, *(sub_network(model, self.layout, each) for each in narrower))
 
     @functools.cached_property
     def costs(self) -> tuple[CostTable, ...]:
         """Prices of each level; measured prices are scaled like the analytic ones."""
         whole, given = cost_table(self.problem.model), self.problem.cost_override
         own = tuple(cost_table(model) for model in self.models)
-        return own if given is None else tuple(_scaled(given, each, whole) for each in own)
+        if self.static is not None:
+            unsent: Any = {"stats_bytes": np.zeros_like(whole.stats_bytes), "uploads_stats": False}
+            own = tuple(replace(cost, **unsent) for cost in own)
+            given = None if given is None else replace(given, **unsent)
+        return own if given is None else tuple(scaled_like(given, each, whole) for each in own)
 
     @property
     def shares(self) -> np.ndarray:
@@ -77,8 +90,8 @@ class Networks:
         levels: Sequence[int] | None,
         shares: Sequence[float] | None,
         dynamic: bool,
-    ) -> Callable[[Situation], np.ndarray]:
-        """The rule for the level of each client of a cohort, int64[k].
+    ) -> Assignment:
+        """Who trains which level.
 
         Args:
           training: options of the clients, for the check of their memory.
@@ -103,51 +116,33 @@ class Networks:
             "leave out shares and dynamic",
         )
         if levels is not None:
-            given = np.asarray(levels)
-            require(
-                given.shape == (n,)
-                and given.dtype.kind in "iu"
-                and bool(((given >= 0) & (given < len(allowed))).all()),
-                f"levels of shape {given.shape} from {given.min(initial=0)} to "
-                f"{given.max(initial=0)}",
-                f"must be an index into the {len(allowed)} rates for each of the {n} clients",
-                "use 0 for the first rate",
-            )
-            return self._fixed(training, allowed[given])
-        parts_of = np.full(len(allowed), 1 / len(allowed)) if shares is None else np.asarray(shares)
-        require(
-            parts_of.shape == allowed.shape
-            and bool((parts_of >= 0).all())
-            and abs(float(parts_of.sum()) - 1) < 1e-6,
-            f"shares = {shares}",
-            f"must be {len(allowed)} numbers >= 0 with the sum 1, one for each rate",
-            "leave it out",
-        )
+            return self._fixed(training, allowed[given_levels(levels, n, len(allowed))])
+        chances = given_shares(shares, len(allowed))
         if dynamic:
-            for level in allowed[parts_of > 0].tolist():
+            for level in allowed[chances > 0].tolist():
                 self.require_memory(training, np.full(n, level))
-            chances = parts_of / parts_of.sum()
-            return lambda s: allowed[s.rng.choice(len(allowed), size=n, p=chances)[s.clients]]
+            return Assignment(lambda s: allowed[drawn(s, n, chances)[s.clients]])
         if shares is not None:
-            ends = np.round(np.cumsum(parts_of) * n)
+            ends = np.round(np.cumsum(chances) * n)
             rank = np.empty(n, np.int64)
             speed = self.problem.fleet.at(0).flops_per_s
             rank[np.argsort(-speed, kind="stable")] = np.arange(n)
             return self._fixed(training, allowed[np.searchsorted(ends, rank, side="right")])
 
-        def by_speed(situation: Situation) -> np.ndarray:
-            speed = self.problem.fleet.at(situation.round).flops_per_s
-            return self.affordable(speed / np.max(speed))[situation.clients]
+        def by_speed(round: int) -> np.ndarray:
+            speed = self.problem.fleet.at(round).flops_per_s
+            level = self.affordable(speed / np.max(speed))
+            self.require_memory(training, level)
+            return level
 
-        speed = self.problem.fleet.at(0).flops_per_s
-        self.require_memory(training, self.affordable(speed / np.max(speed)))
-        return by_speed
+        if self.problem.fleet.redraw is None:
+            return self._fixed(training, by_speed(0))
+        by_speed(0)
+        return Assignment(lambda situation: by_speed(situation.round)[situation.clients])
 
-    def _fixed(
-        self, training: TrainingOptions, level: np.ndarray
-    ) -> Callable[[Situation], np.ndarray]:
+    def _fixed(self, training: TrainingOptions, level: np.ndarray) -> Assignment:
         self.require_memory(training, level)
-        return lambda situation: level[situation.clients]
+        return Assignment(lambda situation: level[situation.clients], level)
 
     def affordable(self, capacity: np.ndarray) -> np.ndarray:
         """The widest allowed level whose training costs at most a share of the full network's.
@@ -158,9 +153,25 @@ class Networks:
         Returns:
           Levels int64[n]; the narrowest one where none is affordable.
         """
-        allowed = np.asarray(self.allowed)
-        fits = self.shares[allowed][None, :] <= capacity[:, None] * (1 + _SLACK)
-        return allowed[np.where(fits.any(axis=1), np.argmax(fits, axis=1), len(allowed) - 1)]
+        own = self.shares[list(self.allowed)]
+        return self._widest(own[None, :] <= capacity[:, None] * (1 + _SLACK))
+
+    def widest(self, rates: np.ndarray) -> np.ndarray:
+        """The widest allowed level of at most these rates.
+
+        Args:
+          rates: rates, float64[n].
+
+        Returns:
+          Levels int64[n]; the narrowest one where none is so narrow.
+        """
+        own = np.asarray(self.rates)[list(self.allowed)]
+        return self._widest(own[None, :] <= rates[:, None] * (1 + _SLACK))
+
+    def _widest(self, fits: np.ndarray) -> np.ndarray:
+        """The first allowed level that fits, bool[n, levels], else the last one."""
+        index = np.where(fits.any(axis=1), np.argmax(fits, axis=1), fits.shape[1] - 1)
+        return np.asarray(self.allowed)[index]
 
     def require_memory(self, training: TrainingOptions, level: np.ndarray) -> None:
         """Raises `InputError` if a device has too little memory for its level, int64[n]."""
@@ -174,6 +185,7 @@ class Networks:
         situation: Situation,
         level: np.ndarray,
         *,
+        work: np.ndarray | None = None,
         rows: PyTree = None,
         shared: PyTree = None,
     ) -> Plan:
@@ -183,17 +195,20 @@ class Networks:
           training: options of the clients.
           situation: cohort and time of dispatch.
           level: level of each client of the cohort, int64[k].
+          work: FLOPs of a training step of each client relative to the complete network,
+            float64[k]; None for those of its level.
           rows: values for the clients' programs, see `Plan.rows`.
           shared: values that they share, see `Plan.shared`.
         """
         clients, problem = situation.clients, self.problem
         sizes = problem.data.sizes[clients]
-        step = np.asarray([float(cost.step_flops()) for cost in self.costs])
+        steps = training.steps(sizes)
+        work = self.shares[level] if work is None else work
         down = np.asarray([cost.download_bytes() for cost in self.costs])
         up = np.asarray([int(cost.upload_bytes(0, None)) for cost in self.costs])
         timing = problem.fleet.at(situation.round).timing(
             clients,
-            step[level] * training.samples(sizes, training.steps(sizes)),
+            work * float(self.costs[0].step_flops()) * training.samples(sizes, steps),
             down[level],
             up[level],
             situation.now_s,
@@ -218,15 +233,21 @@ class Networks:
           scaled: whether hidden layers divide their outputs by the rate in training.
           wrapped: function that changes the network of a task.
         """
+        if scaled and len(self.counts) > 1:
+            require_scalable(self.problem.model, self.layout, self.counts[-1])
 
         def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
             model = self.network(route, task.width, scaled=scaled)
             if wrapped is not None:
                 model = wrapped(model, task)
             train = training.local_update(self.problem, model=model)
-            return train(route, start, data, task)
+            return self.unsent(train(route, start, data, task), start)
 
         return local
+
+    def unsent(self, result: ClientResult, start: Variables) -> ClientResult:
+        """The result, without the statistics of static norms."""
+        return result if self.static is None else result._replace(stats=start.stats)
 
     def network(self, route: Route, level: jax.Array, *, scaled: bool) -> BlockModel:
         """The network that a client of a traced level trains on a route."""
@@ -243,22 +264,47 @@ class Networks:
             scale=scales[level] if scaled else 1.0,
         )
 
-    def submodels(self, variables: Variables) -> Mapping[str, tuple[BlockModel, Variables]]:
-        """The networks of the allowed levels with the first units of the model, by name."""
-        return {
-            self.name(level): (
-                self.models[level],
-                widths.take(self.layout, self.counts[level], variables, None),
-            )
-            for level in self.allowed
-        }
+    @property
+    def calibrate(self) -> Callable[[Variables], Variables] | None:
+        """`Algorithm.calibrate`: the statistics of static norms of the global model."""
+        static, model = self.static, self.problem.model
+        return None if static is None else lambda variables: static(model, variables)
+
+    def submodels(self, assigned: Assignment) -> SubModels:
+        """The networks of the allowed levels with the first units of the model, by name.
+
+        With static norms each has its own statistics.
+
+        Args:
+          assigned: levels of the clients.
+        """
+
+        def models(state: PyTree, variables: Variables) -> dict[str, tuple[BlockModel, Variables]]:
+            del state
+            return {self.name(level): self._first_units(level, variables) for level in self.allowed}
+
+        fixed = assigned.fixed
+        return SubModels(models, None if fixed is None else tuple(map(self.name, fixed.tolist())))
+
+    def _first_units(self, level: int, variables: Variables) -> tuple[BlockModel, Variables]:
+        model, own = self.problem.model, variables
+        if level > 0:
+            model = self.models[level]
+            own = widths.take(self.layout, self.counts[level], variables, None)
+        return model, own if self.static is None else self.static(model, own)
 
     def name(self, level: int) -> str:
         """The name of a level in records."""
         return f"width_{self.rates[level]:g}"
 
 
-def networks(problem: Problem, rates: Sequence[float]) -> Networks:
+def networks(
+    problem: Problem,
+    rates: Sequence[float],
+    *,
+    static_norm: bool | None = None,
+    kept: Collection[str] = (),
+) -> Networks:
     """The sub-networks of a problem's model that hold these shares of its hidden units.
 
     A group of K units keeps `ceil(rate K)`.
@@ -266,9 +312,13 @@ def networks(problem: Problem, rates: Sequence[float]) -> Networks:
     Args:
       problem: model, data and fleet.
       rates: rates in (0, 1].
+      static_norm: whether clients neither use nor send running statistics (`StaticNorm`); None for
+        True if the model has any that are trained.
+      kept: names of groups of which every sub-network holds all units, see `units.layout_of`.
 
     Raises:
-      InputError: if a rate is not usable, or the model cannot be cut by width.
+      InputError: if a rate is not usable, the model cannot be cut by width, or it has no statistics
+        and `static_norm` is True.
     """
     given = tuple(float(rate) for rate in rates)
     require(
@@ -280,23 +330,20 @@ def networks(problem: Problem, rates: Sequence[float]) -> Networks:
         "use (1.0, 0.5, 0.25)",
     )
     layout = layout_of(problem.model)
+    require(
+        set(kept) < set(layout.sizes),
+        f"kept = {sorted(kept)}",
+        f"must be some, but not all, of the groups {sorted(layout.sizes)}",
+        "leave it out, so that no group is complete",
+    )
+    layout = widths.complete(layout, kept)
     every = tuple(sorted({1.0, *given}, reverse=True))
     counts = tuple(
         {group: int(np.ceil(rate * size - _SLACK)) for group, size in layout.sizes.items()}
         for rate in every
     )
     allowed = tuple(level for level, rate in enumerate(every) if rate in given)
-    return Networks(problem, layout, every, allowed, counts)
-
-
-def _scaled(given: CostTable, own: CostTable, whole: CostTable) -> CostTable:
-    """Measured prices `given` of the complete network, scaled by the analytic ones of a level."""
-
-    def of(name: str) -> Any:
-        value, a, b = (getattr(table, name) for table in (given, own, whole))
-        if not isinstance(value, np.ndarray):
-            return value
-        ratio = np.where(b > 0, a / np.maximum(b, 1), 1.0)
-        return (value * ratio).astype(value.dtype)
-
-    return CostTable(**{column.name: of(column.name) for column in fields(CostTable)})
+    for each in counts[1:]:
+        require_agreement(problem.model, layout, each)
+    static = StaticNorm(problem) if has_static_norm(problem, static_norm) else None
+    return Networks(problem, layout, every, allowed, counts, static)

@@ -10,6 +10,7 @@ that must be unbiased if layers are left out at random (ADEL-FL), sum other term
 them.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -211,7 +212,10 @@ def masked_mean(
         return Merged(Variables(params, stats), {"merged_weight": acc.blocks})
 
     plain = factor is None and terms is None and divide_by is None
-    return Aggregator(init, add, finalize, mean=plain, narrow=(add, _add_narrow) if plain else None)
+    # Without factors, every masked term is the weight of those who hold a coordinate.
+    equal = all(of is None for of in (factor, *(term.factor for term in summed.values())))
+    narrow = (add, functools.partial(_add_narrow, summed)) if equal else None
+    return Aggregator(init, add, finalize, mean=plain, narrow=narrow)
 
 
 def weights_by_block(chunk: Chunk) -> jax.Array:
@@ -247,8 +251,8 @@ def stats_weights(chunk: Chunk, live: jax.Array) -> PyTree:
     return jax.tree.map(coefficients, weights, chunk.stats_mask)
 
 
-def _add_narrow(acc: Sums, chunk: Chunk, placed: Placed) -> Sums:
-    """The `add` of the plain mean for updates at the sizes of a sub-network."""
+def _add_narrow(summed: Mapping[str, Term], acc: Sums, chunk: Chunk, placed: Placed) -> Sums:
+    """The `add` of a mean whose terms have no factors for updates at the sizes of a sub-network."""
     live = weights_by_block(chunk)
     keep = placed.everything(len(chunk.weight)) if chunk.mask is None else chunk.mask
     over = jax.tree.map(
@@ -264,7 +268,11 @@ def _add_narrow(acc: Sums, chunk: Chunk, placed: Placed) -> Sums:
     )
     num, stats_num = placed.add(Variables(acc.num, acc.stats_num), values)
     den, stats_den = placed.add(Variables(acc.terms["weight"], acc.stats_den), weights)
-    return Sums(num, {"weight": den}, stats_num, stats_den, acc.blocks + jnp.sum(live, axis=0))
+    everyone = jnp.sum(chunk.weight, axis=0)
+    terms = {
+        name: den if term.masked else acc.terms[name] + everyone for name, term in summed.items()
+    }
+    return Sums(num, terms, stats_num, stats_den, acc.blocks + jnp.sum(live, axis=0))
 
 
 def rows_like(weight: jax.Array, values: jax.Array) -> jax.Array:

@@ -269,6 +269,9 @@ class Algorithm(NamedTuple):
       select: selection of the cohort, a function or a `Selector`; see `contract.selection`.
       evaluated: function `(state, variables) -> [Variables]` for the models whose mean metrics
         count as those of the method; None for the global model only.
+      calibrate: function `variables -> variables`, on the host, which completes the global model
+        before it is evaluated, saved or returned: the statistics of norms that clients neither use
+        nor send. Training must not depend on what it changes. None for a model that is complete.
       paces: what another pace in the place of `pace` may do to the tasks; see `contract.paces`.
       preview: function `() -> Preview`, on the host, which describes a run ahead; None for none.
       uploads: changes of the updates on their way to the merge, in their order.
@@ -298,6 +301,7 @@ class Algorithm(NamedTuple):
     ) = None
     select: Select | Selector = uniform
     evaluated: Callable[[PyTree, Variables], list[Variables]] | None = None
+    calibrate: Callable[[Variables], Variables] | None = None
     paces: Paces = Paces()
     preview: Callable[[], Preview] | None = None
     uploads: tuple[Upload, ...] = ()

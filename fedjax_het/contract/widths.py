@@ -12,7 +12,7 @@ Wider levels of the same client hold the units of its narrower ones, first and i
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -107,6 +107,19 @@ class Widths(NamedTuple):
             group: jnp.asarray([each[group] for each in self.counts], jnp.int32)[level]
             for group in self.layout.sizes
         }
+
+
+def complete(layout: Layout, groups: Collection[str]) -> Layout:
+    """The layout of sub-networks that hold all units of these groups: they are no groups of it."""
+
+    def of(axes: Axes) -> Axes:
+        return Axes(tuple(tuple(map(whole, spans)) for spans in axes.spans))
+
+    def whole(span: Span) -> Span:
+        return Span(None, size_of((span,), layout.sizes)) if span.group in groups else span
+
+    sizes = {group: size for group, size in layout.sizes.items() if group not in groups}
+    return Layout(sizes, jax.tree.map(of, layout.axes))
 
 
 def take(layout: Layout, counts: Counts, tree: PyTree, orders: Orders | None) -> PyTree:

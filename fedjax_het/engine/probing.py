@@ -22,10 +22,13 @@ class LossProbe:
 
     Args:
       resources: data, placement and compiler.
+      calibrate: function that completes the model, see `Algorithm.calibrate`, or None.
     """
 
-    def __init__(self, resources: Resources):
-        self._resources = resources
+    def __init__(
+        self, resources: Resources, calibrate: Callable[[Variables], Variables] | None = None
+    ):
+        self._resources, self._calibrate = resources, calibrate
         self._programs: dict[int, Callable[..., jax.Array]] = {}
 
     def __call__(self, variables: Variables, clients: np.ndarray) -> np.ndarray:
@@ -36,6 +39,8 @@ class LossProbe:
           clients: ids, int64[k].
         """
         shared, size = self._resources, power_of_two(len(clients), up=True)
+        if self._calibrate is not None:
+            variables = self._calibrate(variables)
         padded = np.resize(clients, size).astype(np.int32)
         whole = shared.place.whole((variables, padded, np.int32(len(clients))))
         arguments = (whole[0], shared.data, *whole[1:])

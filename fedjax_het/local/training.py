@@ -28,7 +28,7 @@ def _select(active: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
 
 
-def _outputs(
+def training_outputs(
     model: BlockModel,
     route: Route,
     variables: Variables,
@@ -37,6 +37,17 @@ def _outputs(
     live: jax.Array | None,
     exit: jax.Array,
 ) -> tuple[jax.Array, PyTree]:
+    """Outputs in train mode of the head that gives a client's loss, and the new statistics.
+
+    Args:
+      model: model that the client trains.
+      route: route that is compiled in.
+      variables: variables of the model.
+      batch: mini-batch.
+      key: typed PRNG key of the step, for dropout.
+      live: blocks that the client trains, see `BlockModel.apply`; None for all.
+      exit: block after which the client's loss is taken, `Task.exit`.
+    """
     if route.exit is None:
         outputs, stats = model.apply_exits(
             variables, batch.x, train=True, key=key, live=live, weight=batch.weight
@@ -261,7 +272,7 @@ def local_training(
         ) -> tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]:
             used = params if effective is None else effective(params, task)
             variables = Variables(masks.join(used, frozen), stats)
-            outputs, stats = _outputs(model, route, variables, batch, key, live, task.exit)
+            outputs, stats = training_outputs(model, route, variables, batch, key, live, task.exit)
             return objective.mean(outputs, batch), (stats, {})
 
         return training_loop(

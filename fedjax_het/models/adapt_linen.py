@@ -8,10 +8,10 @@ import jax
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
+from fedjax_het.models import narrow_layers, stand_ins
 from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.cutting import Network, Visit, cut, mode_of, run_part
-from fedjax_het.models.stand_ins import innermost
 
 Array = jax.Array
 
@@ -148,5 +148,5 @@ def _with_calls(
         finally:
             current = None
 
-    with nn.intercept_methods(intercept), innermost():
+    with nn.intercept_methods(intercept), stand_ins.innermost(), narrow_layers.innermost():
         return module(x, **mode_of(type(module).__call__, train))

@@ -6,21 +6,10 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from fedjax_het.models import operations
-from fedjax_het.models.tying import Kind, Labels, Ties, constant
+from fedjax_het.models import operations, rearrangements
+from fedjax_het.models.tying import Kind, Labels, Ties, constant, shape_of
 
-# Operations that run one inner program on their operands, and the parameter that holds it.
-_CALLS = {
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
+_RULES = {**operations.RULES, **rearrangements.RULES}
 
 
 def follow(
@@ -48,7 +37,7 @@ def follow(
     def labels(value: Any) -> Labels:
         if isinstance(value, Literal):
             return constant(value.val)
-        return known.get(value, (Kind.VARIES,) * len(value.aval.shape))
+        return known.get(value, (Kind.VARIES,) * len(shape_of(value)))
 
     needed = _needed(jaxpr, wanted)
     for equation in jaxpr.eqns:
@@ -73,26 +62,41 @@ def _needed(jaxpr: Jaxpr, wanted: Sequence[bool] | None) -> set[Any]:
         used = [value in needed for value in equation.outvars]
         if not any(used):
             continue
-        operands = equation.invars
-        if equation.primitive.name in _CALLS:
-            inner = _inner(equation).jaxpr
-            inside = _needed(inner, used)
-            operands = [v for v, own in zip(operands, inner.invars, strict=True) if own in inside]
+        operands, program = equation.invars, _called(equation)
+        if program is not None:
+            inside = _needed(program.jaxpr, used)
+            own = program.jaxpr.invars
+            operands = [v for v, inner in zip(operands, own, strict=True) if inner in inside]
         needed.update(value for value in operands if not isinstance(value, Literal))
     return needed
 
 
-def _inner(equation: JaxprEqn) -> ClosedJaxpr:
-    inner = equation.params[_CALLS[equation.primitive.name]]
-    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
+    """The program that an operation runs on its operands (jit, remat, custom rules), or None.
+
+    It is told by its shapes, because the names of such operations change with JAX.
+    """
+    if equation.primitive.name in (*_RULES, "cond", "scan", "while"):
+        return None
+    programs = [p for p in equation.params.values() if isinstance(p, (ClosedJaxpr, Jaxpr))]
+    if len(programs) != 1:
+        return None
+    [program] = programs
+    program = program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+    inside = program.jaxpr
+    fits = all(
+        [shape_of(v) for v in one] == [shape_of(v) for v in other]
+        for one, other in ((equation.invars, inside.invars), (equation.outvars, inside.outvars))
+    )
+    return program if fits else None
 
 
 def _run(
     ties: Ties, equation: JaxprEqn, inputs: list[Labels], used: list[bool]
 ) -> Sequence[Labels]:
-    name = equation.primitive.name
-    if name in _CALLS:
-        return follow(ties, _inner(equation), inputs, used)
+    name, program = equation.primitive.name, _called(equation)
+    if program is not None:
+        return follow(ties, program, inputs, used)
     if name == "cond":
         branches = [
             follow(ties, branch, inputs[1:], used) for branch in equation.params["branches"]
@@ -102,7 +106,28 @@ def _run(
         return _scan(ties, equation, inputs, used)
     if name == "while":
         return _while(ties, equation, inputs)
-    return operations.apply(ties, equation, inputs)
+    return _RULES.get(name, _mixed)(ties, equation, inputs)
+
+
+def _mixed(ties: Ties, equation: JaxprEqn, inputs: list[Labels]) -> list[Labels]:
+    """Of an operation without a rule: it mixes whatever units its operands have."""
+    operands = [
+        list(zip(own, shape_of(value), strict=True))
+        for own, value in zip(inputs, equation.invars, strict=True)
+    ]
+    units = [label for own in inputs for label in own]
+    results = []
+    for value in equation.outvars:
+        shape = shape_of(value)
+        labels = ties.refuse(equation.primitive.name, units, shape)
+        for own in operands:
+            # An axis of the same place and length without units, as of samples, is not mixed.
+            if len(own) == len(shape):
+                for axis, (label, size) in enumerate(own):
+                    if isinstance(label, Kind) and size == shape[axis]:
+                        labels[axis] = Kind.VARIES
+        results.append(tuple(labels))
+    return results
 
 
 def _joined(ties: Ties, each: Sequence[Labels]) -> Labels:

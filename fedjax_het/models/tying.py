@@ -8,15 +8,18 @@ a sum, or those over which a product adds up. `propagation` follows the operatio
 
 import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.extend.core import JaxprEqn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 # The atom of everything that no sub-network cuts: classes, input features, rows of a table.
 FIXED = 0
+
+_MIXES = "mixes hidden units, so that a part of them would compute something else"
 
 
 class Kind(enum.Enum):
@@ -104,12 +107,30 @@ class Ties:
             self.fix(atoms[0])
         return atoms[0]
 
-    def refuse(self, operation: str, reason: str, labels: Sequence[Label]) -> None:
-        """Records that an operation mixes the units along these axes, if they have any."""
-        atoms = [label for label in labels if isinstance(label, np.ndarray)]
-        if atoms:
-            refusal = Refusal(np.concatenate(atoms), self.block, operation, reason)
-            self.refusals.append(refusal)
+    def refuse(
+        self,
+        operation: str,
+        labels: Sequence[Label],
+        sizes: Sequence[int] = (),
+        reason: str = _MIXES,
+    ) -> list[Label]:
+        """Records that an operation mixes the units along some axes, if they have any.
+
+        Args:
+          operation: name of the operation in JAX.
+          labels: labels of the axes.
+          sizes: lengths of the axes of the result that hold what was mixed.
+          reason: what the operation does, in words.
+
+        Returns:
+          Labels of the axes of the result, with an atom of the units everywhere: if they are fixed,
+          and the refusal is void, so is what follows.
+        """
+        atoms = [label for label in labels if isinstance(label, np.ndarray) and label.size]
+        if not atoms:
+            return [Kind.VARIES] * len(sizes)
+        self.refusals.append(Refusal(np.concatenate(atoms), self.block, operation, reason))
+        return [np.full(size, atoms[0][0]) for size in sizes]
 
     def part(self, label: Label, index: Any) -> Label:
         """Label of a slice along an axis."""
@@ -157,6 +178,29 @@ class Ties:
             self._roots = connected_components(graph, directed=False)[1]
             self._solved = len(self._edges)
         return self._roots
+
+
+# `(ties, equation, inputs) -> outputs`: labels of the results of an operation, from those of its
+# operands; the ties that it makes are added.
+Rule = Callable[[Ties, JaxprEqn, list[Labels]], list[Labels]]
+
+
+class Rules(dict[str, Rule]):
+    """Rules by name of the operation in JAX."""
+
+    def of(self, *names: str) -> Callable[[Rule], Rule]:
+        """Decorator that adds a rule for operations of these names."""
+
+        def add(rule: Rule) -> Rule:
+            self.update(dict.fromkeys(names, rule))
+            return rule
+
+        return add
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Shape of a value of a traced program."""
+    return value.aval.shape
 
 
 def constant(value: Any) -> Labels:

@@ -82,7 +82,7 @@ class Server:
         self._problem, fleet = problem, problem.fleet
         self.selection = Selection(algorithm, problem.data.sizes)
         self._batteries = charge = Batteries(fleet) if fleet.has_batteries else None
-        losses = LossProbe(engine.resources)
+        losses = LossProbe(engine.resources, algorithm.calibrate)
         parts = (algorithm, problem, seed, keys["plan"], self.selection)
         self.unseen = Unseen()
         self._sampler = Sampler(*parts, losses, charge, self.unseen)

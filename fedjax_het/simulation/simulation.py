@@ -133,8 +133,9 @@ class Simulation:
 
     @property
     def variables(self) -> Variables:
-        """The current global model."""
-        return self._server.variables
+        """The current global model, as it is evaluated and saved (`Algorithm.calibrate`)."""
+        calibrate, variables = self._algorithm.calibrate, self._server.variables
+        return variables if calibrate is None else calibrate(variables)
 
     @property
     def state(self) -> PyTree:
@@ -273,16 +274,12 @@ class Simulation:
         server = self._server
         measured: dict[str, Any] = {}
         if evaluate:
+            model = server.state, self.variables
             measured, rows = self._assessment.evaluate(
-                self._evaluate,
-                server.state,
-                server.variables,
-                self._trained,
-                last=self._is_last(),
+                self._evaluate, *model, self._trained, last=self._is_last()
             )
             server.unseen.score = self._assessment.score
             if server.selection.scored:
-                model = server.state, server.variables
                 server.selection.score(self._assessment.scores(self._evaluate, *model))
             now = {"step": server.step, "virtual_s": server.now_s}
             self._client_rows = [{**now, **row} for row in rows]
@@ -312,7 +309,7 @@ class Simulation:
             return
         if self.done and self._workdir is not None:
             # Before the checkpoint, after which a resumed run has nothing left to do.
-            save_model(self._workdir / MODEL_FILE, self._problem, self._server.variables)
+            save_model(self._workdir / MODEL_FILE, self._problem, self.variables)
             if self.best is not None:
                 save_model(self._workdir / BEST_FILE, self._problem, self.best)
         arrays, meta = self._server.saved()

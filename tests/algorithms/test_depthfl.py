@@ -26,7 +26,8 @@ from problems import (
 
 import fedjax_het as fh
 from fedjax_het.algorithms import build, parts
-from fedjax_het.algorithms.depthfl import distillation_factor, exit_blocks, submodels
+from fedjax_het.algorithms.depthfl import distillation_factor, submodels
+from fedjax_het.algorithms.depths import exit_blocks
 from fedjax_het.algorithms.dynamic import State, regularised
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.masks import Route

@@ -20,15 +20,11 @@ from problems import (
 )
 
 from fedjax_het.algorithms import build
-from fedjax_het.algorithms.fiarse import (
-    effective_weights,
-    importance_factor,
-    kth_largest,
-    pruning,
-)
+from fedjax_het.algorithms.fiarse import pruning
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import Variables
+from fedjax_het.local.importance import effective_weights, importance_factor, kth_largest
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
 

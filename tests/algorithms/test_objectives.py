@@ -42,6 +42,7 @@ METRICS = {
 # accuracy.
 REFUSED = {("fedgkt", name): "no logits of classes|one label a sample" for name in METRICS}
 REFUSED |= {("depthfl", name): "no logits of classes" for name in ("regression", "multilabel")}
+REFUSED |= {("scalefl", name): "no logits of classes" for name in ("regression", "multilabel")}
 REFUSED |= {("sub_fedavg", name): "has no accuracy" for name in ("regression", "multilabel")}
 
 

@@ -132,6 +132,15 @@ def test_narrower_clients_come_first_in_a_wider_level():
     assert lived == jax.tree.map(lambda a: a.size, direct)
 
 
+def test_groups_that_are_complete_are_positions_without_units():
+    layout = widths.complete(LAYOUT, {"b"})
+    assert layout.sizes == {"a": SIZES["a"]}
+    every = {"a": COUNTS["a"], "b": SIZES["b"]}
+    found = widths.take(layout, {"a": COUNTS["a"]}, tensors(), {"a": ORDERS["a"]})
+    natural = {"a": ORDERS["a"], "b": jnp.arange(SIZES["b"], dtype=jnp.int32)}
+    assert_close(found, widths.take(LAYOUT, every, tensors(), natural), rtol=0, atol=0)
+
+
 def test_positions_of_a_prefix():
     found = positions((Span("a", outer=2), Span(None, 2)), SIZES, COUNTS, None)
     assert found.tolist() == [0, 1, 4, 5, 8, 9]

@@ -11,7 +11,7 @@ from problems import assert_close, differ, digits_problem, situation
 
 from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.training import TrainingOptions
-from fedjax_het.contract.aggregation import masked_mean
+from fedjax_het.contract.aggregation import masked_mean, plain_mean
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import arrivals, barrier
 from fedjax_het.contract.masks import Route
@@ -71,7 +71,7 @@ def problem():
     return dataclasses.replace(digits_problem(), model=MODEL)
 
 
-def method(*, rolled=True, pace=None, masked=None, by_row=False, **training):
+def method(*, rolled=True, pace=None, masked=None, by_row=False, merge=masked_mean, **training):
     """Clients train levels 0, 1, 2 in turn, with units that roll if `rolled`."""
     options = TrainingOptions(learning_rate=0.1, batch_size=4, weighting="uniform", **training)
 
@@ -101,7 +101,7 @@ def method(*, rolled=True, pace=None, masked=None, by_row=False, **training):
         plan=Schedule(tasks),
         mask=mask if masked else None,
         local=options.local_update(problem()),
-        merge=masked_mean(),
+        merge=merge(),
         update=parts.replace,
         pace=pace or barrier(),
         cohort_size=options.cohort_size(problem()),
@@ -121,6 +121,7 @@ KINDS = {
     "frozen front": {"masked": "front"},
     "some classes": {"masked": "rows", "rolled": False},
     "some classes, rolled": {"masked": "rows"},
+    "mean over everyone": {"by_row": True, "merge": plain_mean},
     "momentum and decay": {"momentum": 0.9, "weight_decay": 0.01},
 }
 
@@ -195,6 +196,14 @@ def test_results_that_wait_are_those_of_sub_networks():
     routed, debug = run(algorithm, rounds=4), run(algorithm, rounds=4, execution="debug")
     assert_close(debug.variables, routed.variables, rtol=2e-5, atol=2e-6)
     assert differ(routed.variables.params, MODEL.init(jax.random.key(0)).params)
+
+
+@pytest.mark.parametrize("merge", [masked_mean, plain_mean])
+def test_merging_at_the_sizes_of_sub_networks_changes_nothing(merge):
+    algorithm = method(by_row=True, merge=merge)
+    assert algorithm.merge.add_narrow is not None
+    whole = algorithm._replace(merge=algorithm.merge._replace(narrow=None))
+    assert_close(run(algorithm).variables, run(whole).variables, rtol=2e-5, atol=2e-6)
 
 
 def test_one_program_per_level():

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from problems import assert_close
 
-from fedjax_het.local.exits import mutual_distillation
+from fedjax_het.local.exits import (
+    Heads,
+    distillation_from_last,
+    from_last,
+    head_weights,
+    mutual_distillation,
+)
 
 WEIGHT = jnp.asarray([1.0, 1.0, 0.0, 1.0])
 
@@ -65,3 +71,80 @@ def test_teachers_are_constant():
         float(mutual_distillation(outputs, held, WEIGHT)), rel=1e-5
     )
     assert float(jnp.max(jnp.abs(jax.grad(moving)(outputs) - found))) > 1e-2
+
+
+# ---- the last exit teaches the others ------------------------------------------------------------
+
+
+def test_later_heads_weigh_more():
+    np.testing.assert_allclose(head_weights(jnp.ones(4, bool)), [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    held = jnp.asarray([True, True, False, False])
+    np.testing.assert_allclose(head_weights(held), [1 / 3, 2 / 3, 0.0, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(head_weights(jnp.asarray([True, False])), [1.0, 0.0])
+
+
+def told_by_hand(outputs, last, temperature):
+    """T^2 KL(p_last || p_i) in float64, sample by sample, of every head before `last`."""
+    z = np.asarray(outputs, np.float64) / temperature
+    log = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    kl = np.sum(np.exp(log[last])[None] * (log[last][None] - log), -1)
+    kl = kl.reshape(*kl.shape[:2], -1).mean(-1)[:, np.flatnonzero(WEIGHT)].mean(1)
+    return np.where(np.arange(len(z)) < last, temperature**2 * kl, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3)])
+@pytest.mark.parametrize("held", [(True, True, True), (True, True, False), (True, False, False)])
+def test_the_last_head_that_is_held_teaches_those_before_it(held, shape):
+    outputs = logits(shape=shape)
+    found = distillation_from_last(outputs, jnp.asarray(held), WEIGHT, 3.0)
+    want = told_by_hand(outputs, sum(held) - 1, 3.0)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-7)
+    assert np.count_nonzero(want) == sum(held) - 1
+
+
+def test_heads_that_agree_have_nothing_to_learn():
+    outputs = jnp.broadcast_to(logits(1), (3, 4, 5))
+    every = jnp.ones(3, bool)
+    value, gradient = jax.value_and_grad(
+        lambda z: jnp.sum(distillation_from_last(z, every, WEIGHT, 3.0))
+    )(outputs)
+    assert abs(float(value)) < 1e-6
+    np.testing.assert_allclose(gradient, np.zeros_like(outputs), atol=1e-7)
+
+
+def test_the_factor_of_a_temperature_keeps_the_size_of_gradients():
+    """T^2 KL_T tends to half the squared difference of centred logits over the classes."""
+    outputs, held = logits(2), jnp.ones(2, bool)
+    centred = outputs - jnp.mean(outputs, axis=-1, keepdims=True)
+    squared = jnp.sum(jnp.square(centred[0] - centred[1]), axis=-1) / 10.0
+    want = jnp.sum(squared * WEIGHT) / 3.0
+    found = distillation_from_last(outputs, held, WEIGHT, 100.0)[0]
+    assert float(found) == pytest.approx(float(want), rel=0.03)
+
+
+def test_the_last_head_learns_from_labels_only():
+    """Its teacher's role has no gradient; a student's is gamma T (p_T - q_T) at its weight."""
+    outputs, held = logits(), jnp.ones(3, bool)
+    gamma, temperature = 0.5, 3.0
+
+    def loss(z):
+        heads = Heads(jnp.zeros(3), z, held, WEIGHT)
+        return from_last(gamma, temperature)(heads, None)
+
+    found = jax.grad(loss)(outputs)
+    np.testing.assert_array_equal(found[2], np.zeros_like(found[2]))
+    p = jax.nn.softmax(outputs / temperature)
+    share = (WEIGHT / 3.0)[None, :, None] * jnp.asarray([1 / 6, 2 / 6])[:, None, None]
+    want = gamma * temperature * share * (p[:2] - p[2][None])
+    np.testing.assert_allclose(found[:2], want, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_client_does_not_hold_does_not_count():
+    outputs, losses = logits(), jnp.asarray([1.0, 2.0, np.nan])
+    held = jnp.asarray([True, True, False])
+    combine = from_last(0.5, 3.0)
+    whole = combine(Heads(losses, outputs, held, WEIGHT), None)
+    own = combine(Heads(losses[:2], outputs[:2], held[:2], WEIGHT), None)
+    assert float(whole) == pytest.approx(float(own), rel=1e-6)
+    told = told_by_hand(outputs, 1, 3.0)[0]
+    assert float(own) == pytest.approx((1.0 + 0.5 * told) / 3.0 + 2.0 * 2.0 / 3.0, rel=1e-5)

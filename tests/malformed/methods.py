@@ -85,6 +85,18 @@ SPLIT: list[Case] = [
     (with_heads("depthfl", alpha=-1), "alpha = -1 | at least 0 | no FedDyn"),
     (with_heads("depthfl", ramp_rounds=0), "ramp_rounds = 0 | at least 1 | use 300"),
     (with_heads("depthfl", memory_bytes=10), "memory_bytes = 10 | 4 clients | fewer clients"),
+    (method("scalefl"), "no exit heads | by depth | exits = True"),
+    (
+        with_heads("scalefl", submodels=((0.5, 3),)),
+        "submodels = [(0.5, 3)] | an exit in 1..2 | leave it out",
+    ),
+    (
+        with_heads("scalefl", submodels=((1.0, 1), (0.5, 2))),
+        "submodels = [(1.0, 1), (0.5, 2)] | shrink in neither | smallest first",
+    ),
+    (with_heads("scalefl", gamma=-1), "gamma = -1 | at least 0 | no distillation"),
+    (with_heads("scalefl", temperature=0), "temperature = 0 | must be positive | use 3"),
+    (with_heads("scalefl", levels=(1, 2)), "levels = (1, 2) | of the 4 clients | even"),
     (method("fedgkt"), "0 exit heads | auxiliary head | exits = True"),
     (with_heads("dtfl", tiers=0), "tiers = 0 | between 1 and the 1 boundaries | leave it out"),
     (with_heads("dtfl", tiers=2), "tiers = 2 | between 1 and the 1 boundaries | leave it out"),
@@ -283,12 +295,15 @@ METHODS: list[Case] = [
         "latency_s = 1.0 with scope = 'all_hidden' | fully connected | scope='fc'",
     ),
     (method("feddrop", scope="fc", latency_s=-1), "latency_s = -1 | must exceed | allow more time"),
+    (method("feddrop", merge="mean"), "'mean' | must be one of | choose"),
+    (method("feddrop", rate=0.5, capacity=(1.0,) * 4), "rate = 0.5 | one rate | leave out rate"),
+    (method("feddrop", rates=(0.5, 1.0)), "rates = (0.5, 1.0) | the largest first | (1.0, 0.5"),
     (
         lambda here: algorithms.feddrop(
             Problem(models.build("logistic", (8, 8, 1), 10), problem().data, problem().fleet),
             learning_rate=0.1,
         ),
-        "model 'logistic' | no hidden layer | hidden layers",
+        "model 'logistic' | no hidden units | hidden layer",
     ),
     (
         lambda here: algorithms.register(algorithms.fedavg),

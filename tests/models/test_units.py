@@ -12,7 +12,7 @@ from flax import nnx
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.widths import Axes, Span, size_of, take
-from fedjax_het.models import build, freeze, from_flax
+from fedjax_het.models import build, freeze, from_flax, lora
 from fedjax_het.models.norm import GroupNorm
 from fedjax_het.models.saving import leaf_paths
 from fedjax_het.models.units import layout_of
@@ -62,20 +62,18 @@ def check_interchangeable(model):
         layout.axes,
         variables,
     )
-    before = np.asarray(outputs(model, variables, x))
+    run = jax.jit(functools.partial(outputs, model))
+    before = np.asarray(run(variables, x))
     assert np.std(before) > 1e-3
-    for one in layout.sizes:
-        others = {group: jnp.arange(size, dtype=jnp.int32) for group, size in layout.sizes.items()}
-        order = {**others, one: others[one][::-1]}
-        moved = take(layout, layout.sizes, variables, order)
-        if layout.sizes[one] > 1:
-            same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), moved, variables)
-            assert not all(jax.tree.leaves(same)), one
+    names = {
+        span.group for axes in jax.tree.leaves(layout.axes) for axis in axes.spans for span in axis
+    }
+    assert names - {None} == set(layout.sizes)
     orders = {
         group: jnp.asarray(rng.permutation(size), jnp.int32) for group, size in layout.sizes.items()
     }
-    moved = take(layout, layout.sizes, variables, orders)
-    after = np.asarray(outputs(model, moved, x))
+    moved = jax.jit(functools.partial(take, layout, layout.sizes))(variables, orders)
+    after = np.asarray(run(moved, x))
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4 * np.std(before))
 
 
@@ -307,8 +305,7 @@ def test_halves_that_are_treated_differently_are_different_groups():
 )
 def test_groups_of_other_networks(module, shape, sizes):
     model = user(module, shape)
-    if not isinstance(module, Padded):
-        assert sorted(layout_of(model).sizes.values()) == sizes
+    assert sorted(layout_of(model).sizes.values()) == sizes
     check_interchangeable(model)
 
 
@@ -390,6 +387,30 @@ def conv_between(function):
 
 
 @pytest.mark.parametrize(
+    "function",
+    [
+        jax.checkpoint(jnp.sin),
+        lambda x: jax.lax.cond(jnp.ones(()) > 0, jnp.tanh, lambda x: jnp.zeros_like(x), x),
+        lambda x: jax.lax.fori_loop(0, 3, lambda i, y: jnp.sin(y) + x, jnp.zeros_like(x)),
+        lambda x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * x), (0, x))[1],
+        lambda x: jax.lax.dynamic_slice(jnp.stack([x, 2 * x], 1), (0, 1, 0), (len(x), 1, 6))[:, 0],
+        lambda x: jnp.unstack(jnp.stack([x, jnp.cos(x)], 1), axis=1)[1],
+        lambda x: jax.lax.dynamic_update_slice(jnp.ones_like(x), x[:1], (0, 0)),
+        lambda x: jnp.take(jnp.stack([x, 2 * x], 1), jnp.asarray([1, 0]), axis=1)[:, 0],
+        lambda x: jnp.sort(jnp.stack([x, 2 * x], 1), axis=1)[:, 0] + jnp.cumsum(x, axis=0),
+        lambda x: jnp.max(jnp.flip(jnp.stack([x, 2 * x], 1), 1), axis=1),
+        lambda x: jnp.where(x > 0, jnp.repeat(x, 2, axis=-1)[..., ::2], jnp.tile(x, 2)[..., :6]),
+        lambda x: nn.relu(jnp.flip(jnp.flip(x, -1), -1)).T.T,
+        lambda x: jnp.expand_dims(x, 1).reshape(-1, 1, 6)[:, 0] * jnp.clip(x, -1.0, 1.0),
+    ],
+)
+def test_operations_that_leave_units_apart(function):
+    model = between(function)
+    assert list(layout_of(model).sizes.values()) == [6]
+    check_interchangeable(model)
+
+
+@pytest.mark.parametrize(
     ("model", "operation", "reason"),
     [
         (
@@ -400,6 +421,7 @@ def conv_between(function):
         (lambda: between(nn.softmax), "reduce_max", "mixes"),
         (lambda: between(lambda x: x / jnp.sum(x, -1, keepdims=True)), "reduce_sum", "mixes"),
         (lambda: between(functools.partial(jnp.cumsum, axis=-1)), "cumsum", "mixes"),
+        (lambda: between(lambda x: x + jnp.cumsum(x, axis=-1)), "cumsum", "mixes"),
         (lambda: between(functools.partial(jnp.sort, axis=-1)), "sort", "mixes"),
         (lambda: between(lambda x: jax.lax.top_k(x, 2)[0]), "top_k", "mixes"),
         (
@@ -409,6 +431,12 @@ def conv_between(function):
         ),
         (
             lambda: between(lambda x: nn.max_pool(x[..., None], (2,), (2,))[..., 0]),
+            "reduce_window_max",
+            "mixes",
+        ),
+        (
+            # A shortcut around the operation does not hide it.
+            lambda: between(lambda x: x + nn.max_pool(x[..., None], (3,), padding="SAME")[..., 0]),
             "reduce_window_max",
             "mixes",
         ),
@@ -477,9 +505,10 @@ def test_models_without_hidden_units_are_refused():
 
 def test_models_with_constant_values_are_refused():
     model = build("mlp", (8,), 3, hidden=(5, 4))
-    frozen = freeze(model, model.init(jax.random.key(0)), r"blocks\.[12]")
-    with pytest.raises(InputError, match="has constant values already"):
-        layout_of(frozen)
+    variables = model.init(jax.random.key(0))
+    for smaller in (freeze(model, variables, r"blocks\.[12]"), lora(model, variables, rank=2)):
+        with pytest.raises(InputError, match=r"has constant values already; .*model\.origin"):
+            layout_of(smaller)
 
 
 def test_parameters_that_no_output_needs_are_fixed():

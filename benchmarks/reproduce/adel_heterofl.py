@@ -1,0 +1,371 @@
+"""ADEL-FL, SALF, drop-stragglers, wait-for-all and HeteroFL in one model of time: MNIST, MLP.
+
+    python -m benchmarks.reproduce.adel_heterofl --setting=wide --arms=HeteroFL --out=runs/adel_het
+    python -m benchmarks.reproduce.adel_heterofl --setting=tight --out=runs/adel_het
+
+"wide" is configs/adel_mnist_mlp.py, whose other rows are in docs/results/adel_fl.md. "tight" has
+half the time and a step size that falls sooner, and no batch may be smaller than SALF's: so many
+devices miss the input layer that both the correction of the merge and the planning of deadlines
+have something to do. Before it trains, the program prints the bound for equal deadlines and SALF's
+batches, for equal deadlines and planned batches, and for the plan.
+
+HeteroFL runs on the same devices: a client of rate r takes one step on as many samples as the
+others of its method, the time of which is the drawn (Erlang) time of the whole network times the
+share of its FLOPs; the server waits for everyone. "Authors' code" is the HeteroFL in the code of
+ADEL-FL: random clients (drawn with replacement, as many as there are) have half of the units, the
+others all of them, and the server takes the mean over all clients of networks with zeros in place
+of the units that they lack. There a round lasts as long as SALF's, whatever the devices do; the
+accuracy after as many rounds as SALF has is the column "at SALF's rounds".
+
+Every arm has the same grid of step sizes on a seed of its own, and the best by accuracy at the end
+of the time. Every cell is written when it has run; a cell with a file is not repeated.
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from benchmarks import harness
+from fedjax_het import algorithms, experiment
+from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of
+from fedjax_het.algorithms.adel.planning import make_plan, make_planner
+from fedjax_het.algorithms.adel.workload import Layered, prepare
+from fedjax_het.common.jsonio import write_atomic
+from fedjax_het.common.types import PyTree
+from fedjax_het.contract.aggregation import Sums, Term, align, masked_mean
+from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
+from fedjax_het.problem import Problem
+from fedjax_het.report.style import legend_above, method_style, png, styled
+from fedjax_het.simulation.simulate import simulate
+from fedjax_het.sweeps import curve, sweep
+
+ROUNDS, TUNING_SEED = 150, 100
+CONFIG = str(Path(__file__).parents[2] / "configs" / "adel_mnist_mlp.py")
+
+
+class Setting(NamedTuple):
+    """A setting of the study.
+
+    Attributes:
+      total_s: virtual seconds for all rounds.
+      batch_size: samples of a device of mean power at scale 1.
+      scale: least and largest batch scale of the planner.
+      decay_rounds: time constant of the step size.
+      batches: batch sizes over which HeteroFL is searched; that of the authors' code has the first.
+    """
+
+    total_s: float
+    batch_size: int
+    scale: tuple[float, float]
+    decay_rounds: float
+    batches: tuple[int, ...]
+
+
+SETTINGS = {
+    "wide": Setting(400.0, 275, (0.5, 1.2), 50.0, (275, 69)),
+    "tight": Setting(200.0, 137, (1.0, 2.4), 10.0, (137,)),
+}
+# Label -> method and options; layered methods also get the plan's time and the size of a layer.
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ADEL-FL": ("adel", {}),
+    "ADEL-FL, zero-fill": ("adel", {"aggregator": "zero_fill"}),
+    "SALF": ("salf", {}),
+    "SALF, zero-fill": ("salf", {"aggregator": "zero_fill"}),
+    "Drop": ("adel_drop", {}),
+    "Drop, zero-fill": ("adel_drop", {"zero_fill": True}),
+    "Wait": ("adel_wait", {}),
+    "HeteroFL": ("heterofl", {}),
+    "HeteroFL, authors' code": ("heterofl", {"rates": (1.0, 0.5), "scaler": False}),
+}
+# The merge of the ADEL-FL code, and its random half of the devices.
+PADDED = "HeteroFL, authors' code"
+
+
+@functools.cache
+def problem() -> Problem:
+    """MNIST on 20 devices, of the configuration."""
+    return experiment.build_problem(experiment.plain(experiment.load_config(CONFIG)))
+
+
+def zero_padded(algorithm: Algorithm) -> Algorithm:
+    """The method with the mean over all clients of networks with zeros where they lack units.
+
+    It is the mean over those who hold a coordinate times their share of all clients. It is not a
+    merge of updates: a coordinate that few clients hold shrinks in every round.
+    """
+    inner = masked_mean(terms={"everyone": Term(masked=False)})
+
+    def finalize(acc: Sums, variables: Variables, shared: PyTree) -> Merged:
+        merged = inner.finalize(acc, variables, shared)
+        params = jax.tree.map(
+            lambda value, held: value * align(held, value) / acc.terms["everyone"],
+            merged.variables.params,
+            acc.terms["weight"],
+        )
+        return merged._replace(variables=merged.variables._replace(params=params))
+
+    return algorithm._replace(merge=inner._replace(finalize=finalize, mean=False))
+
+
+def build(label: str, setting: Setting, learning_rate: float, batch_size: int) -> Algorithm:
+    """The method of an arm."""
+    method, options = ARMS[label]
+    common = {"learning_rate": learning_rate, "decay_rounds": setting.decay_rounds, **options}
+    if method == "heterofl":
+        n = problem().num_clients
+        if label == PADDED:
+            slow = np.random.default_rng(0).integers(0, n, n)
+            common["levels"] = np.isin(np.arange(n), slow).astype(int).tolist()
+        common |= {"batch_size": batch_size, "local_steps": 1, "schedule": "inverse"}
+        found = algorithms.build(method, problem(), **common)
+        return zero_padded(found) if label == PADDED else found
+    common |= {"batch_size": setting.batch_size, "granularity": "tensor"}
+    if method == "adel":
+        common["batch_scale"] = setting.scale
+    if method != "adel_wait":
+        common |= {"rounds": ROUNDS, "total_s": setting.total_s}
+    return algorithms.build(method, problem(), **common)
+
+
+def run(
+    label: str, name: str, seeds: Sequence[int], learning_rate: float, batch_size: int
+) -> dict[str, Any]:
+    """The runs of an arm with some seeds, which share their programs."""
+    setting, method = SETTINGS[name], ARMS[label][0]
+    algorithm = build(label, setting, learning_rate, batch_size)
+    began = time.perf_counter()
+    results = simulate(
+        algorithm,
+        problem(),
+        rounds=ROUNDS,
+        # HeteroFL goes on, to be read after as many rounds as SALF has, too.
+        max_virtual_s=None if method == "heterofl" else setting.total_s,
+        seeds=seeds,
+        eval_every_s=setting.total_s / 20,
+        execution="masked",
+    )
+    return {
+        "label": label,
+        "setting": name,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seeds": list(seeds),
+        "curves": [curve(result.record) for result in results],
+        "dropped": [r.record.summary["dropped"] / r.record.summary["tasks"] for r in results],
+        "merging": [_merging(result.record.metrics) for result in results],
+        "wall_s": time.perf_counter() - began,
+    }
+
+
+def _merging(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Share of rounds in which all missed the input layer, and mean weight of its updates."""
+    info = rows[-1]["info"] or {}
+    names = ("miss_observed", "update_weight")
+    return {name: float(info[name][0]) for name in names if name in info}
+
+
+def at_time(one: Mapping[str, Any], total_s: float) -> tuple[float, int]:
+    """Accuracy and number of rounds at the last evaluation within the time."""
+    inside = np.asarray(one["virtual_s"]) <= total_s * (1 + 1e-9)
+    last = int(np.flatnonzero(inside)[-1])
+    return one["accuracy"][last], one["step"][last]
+
+
+def best(tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
+    """Step size and batch size of each arm with the highest accuracy at the end of the time."""
+    found: dict[str, tuple[float, float, int]] = {}
+    for one in tuned.values():
+        total_s = SETTINGS[one["setting"]].total_s
+        score = float(np.mean([at_time(each, total_s)[0] for each in one["curves"]]))
+        tried = (score, one["learning_rate"], one["batch_size"])
+        found[one["label"]] = max(found.get(one["label"], (-1.0, 0.0, 0)), tried)
+    return {label: (rate, batch) for label, (_, rate, batch) in found.items()}
+
+
+def bounds(setting: Setting, learning_rate: float) -> str:
+    """The excess of the bound for three plans, and how often nobody finishes the input layer."""
+    options = Layered.parse(
+        {
+            "learning_rate": learning_rate,
+            "batch_size": setting.batch_size,
+            "decay_rounds": setting.decay_rounds,
+            "granularity": "tensor",
+        }
+    )
+    layers = prepare(problem(), options)
+    planner = make_planner(
+        layers,
+        rounds=ROUNDS,
+        total_s=setting.total_s,
+        batch_scale=setting.scale,
+        max_miss=0.45,
+        shortest_s=None,
+        constants=AUTHORS,
+        solver="water_filling",
+    )
+    bound = bound_of(layers, ROUNDS, layers.power, AUTHORS)
+    equal, plan = np.full(ROUNDS, setting.total_s / ROUNDS), planner.plan(layers.power)
+    scales = np.linspace(*setting.scale, 300) * layers.unit_s
+    scale = min(scales, key=lambda m: bound.excess(equal, m))
+    cases = {
+        "equal deadlines, m = 1": (equal, layers.unit_s),
+        "equal deadlines, planned m": (equal, scale),
+        "planned deadlines and m": (plan.deadlines_s, plan.scale),
+    }
+    rows = []
+    for name, (deadlines_s, m) in cases.items():
+        missed = make_plan(bound, deadlines_s, m).missed[:, 0]
+        rows.append(
+            (
+                name,
+                f"{m / layers.unit_s:.2f}",
+                f"{deadlines_s[0]:.2f}-{deadlines_s[-1]:.2f}",
+                f"{bound.excess(deadlines_s, m):.4f}",
+                f"{missed.min():.3f}-{missed.max():.3f}",
+            )
+        )
+    return harness.table(("plan", "m", "deadlines (s)", "excess", "p of the input layer"), rows)
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies at the end of the time and after SALF's rounds, as Markdown, the best first."""
+    lines = [
+        "| method | step size | accuracy at the end of the time (%) | per seed | rounds | "
+        "at SALF's rounds (%) | dropped | all missed the input layer | weight |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = []
+    for one in runs:
+        total_s = SETTINGS[one["setting"]].total_s
+        found = [at_time(each, total_s) for each in one["curves"]]
+        last = [100 * accuracy for accuracy, _ in found]
+        after = [100 * c["accuracy"][-1] for c in one["curves"] if c["step"][-1] == ROUNDS]
+        batch = f", batch {one['batch_size']}" if one["batch_size"] else ""
+        rows.append(
+            (
+                -np.mean(last),
+                f"| {one['label']} | {one['learning_rate']:g}{batch} | {_spread(last)} | "
+                f"{', '.join(f'{value:.1f}' for value in last)} | "
+                f"{np.mean([step for _, step in found]):.0f} | "
+                f"{_spread(after) if len(after) == len(last) else '-'} | "
+                f"{100 * np.mean(one['dropped']):.0f} % | {_counted(one, 'miss_observed')} | "
+                f"{_counted(one, 'update_weight')} |",
+            )
+        )
+    return "\n".join([*lines, *(line for _, line in sorted(rows))])
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=len(values) > 1):.1f}"
+
+
+def _counted(one: Mapping[str, Any], name: str) -> str:
+    values = [each[name] for each in one["merging"] if name in each]
+    return f"{np.mean(values):.2f}" if values else "-"
+
+
+@styled
+def figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy against virtual time, mean over the seeds with their range."""
+    drawing = Figure(figsize=(7.2, 4.2))
+    axes = drawing.add_subplot()
+    entries: list[Any] = []
+    total_s = SETTINGS[runs[0]["setting"]].total_s
+    for i, one in enumerate(runs):
+        look: dict[str, Any] = {**method_style(i), "marker": ""}
+        at = np.linspace(0, total_s, 100)
+        seen = [np.interp(at, c["virtual_s"], c["accuracy"]) for c in one["curves"]]
+        every = 100 * np.stack(seen)
+        (line,) = axes.plot(at, every.mean(axis=0), lw=1.8, **look)
+        axes.fill_between(at, every.min(axis=0), every.max(axis=0), color=look["color"], alpha=0.1)
+        entries.append((one["label"], line))
+    axes.set_xlabel("virtual time (s)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(True)
+    legend_above(drawing, entries)
+    return drawing
+
+
+def study(
+    name: str,
+    out: str,
+    *,
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    labels: Sequence[str] = tuple(ARMS),
+) -> list[dict[str, Any]]:
+    """Tunes every arm, then runs it with all seeds; one entry an arm.
+
+    Args:
+      name: setting.
+      out: directory of the cells.
+      seeds: seeds of the reported runs.
+      rates: step sizes to choose from.
+      labels: arms to run.
+    """
+
+    def announce(cell: str, one: dict[str, Any]) -> None:
+        last = [100 * at_time(each, SETTINGS[name].total_s)[0] for each in one["curves"]]
+        print(f"{cell}: {np.round(last, 1)} %, {one['wall_s']:.0f} s", flush=True)
+
+    tried = {
+        f"{name} tuning {label} {rate:g} {batch}": functools.partial(
+            run, label, name, [TUNING_SEED], rate, batch
+        )
+        for label in labels
+        for batch in _batches(label, SETTINGS[name])
+        for rate in rates
+    }
+    chosen = best(sweep(tried, out, announce))
+    found = sweep(
+        {
+            f"{name} {label} {rate:g} {batch} {len(seeds)} seeds": functools.partial(
+                run, label, name, seeds, rate, batch
+            )
+            for label, (rate, batch) in chosen.items()
+        },
+        out,
+        announce,
+    )
+    return list(found.values())
+
+
+def _batches(label: str, setting: Setting) -> tuple[int, ...]:
+    """Batch sizes to try; 0 where the method sets them."""
+    if ARMS[label][0] != "heterofl":
+        return (0,)
+    return setting.batches[:1] if label == PADDED else setting.batches
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints the bounds, runs the study and prints its table."""
+    chosen = flags.FLAGS
+    print(bounds(SETTINGS[chosen.setting], chosen.bound_rate), flush=True)
+    runs = study(
+        chosen.setting,
+        chosen.out,
+        seeds=[int(seed) for seed in chosen.seeds],
+        rates=[float(rate) for rate in chosen.rates],
+        labels=[label for label in ARMS if not chosen.arms or label.startswith(chosen.arms)],
+    )
+    print(table(runs))
+    if chosen.figure:
+        write_atomic(Path(chosen.figure), png(figure(runs)))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("setting", "tight", list(SETTINGS), "Setting.")
+    flags.DEFINE_string("out", "runs/adel_heterofl", "Directory of the cells.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds that are reported.")
+    flags.DEFINE_list("rates", ["0.1", "0.2", "0.4", "0.8"], "Step sizes to choose from.")
+    flags.DEFINE_float("bound_rate", 0.1, "Step size for which the bounds are computed.")
+    flags.DEFINE_string("arms", "", "Beginning of the labels of the arms to run; all if empty.")
+    flags.DEFINE_string("figure", None, "Where to draw accuracies against virtual time.")
+    app.run(main)
