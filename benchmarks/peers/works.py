@@ -73,8 +73,8 @@ class Setting(NamedTuple):
         return TrainingOptions.parse({k: v for k, v in self.training.items() if k in known})
 
     def algorithm(self) -> Algorithm:
-        """The method on the problem."""
-        return self.method(self.problem, **self.training)
+        """The method on the problem; only the complete model is evaluated."""
+        return self.method(self.problem, **self.training)._replace(submodels=None)
 
 
 def _problem(network: str, data: FederatedData) -> Problem:
