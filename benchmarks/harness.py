@@ -46,10 +46,12 @@ class Timed(NamedTuple):
     Attributes:
       first_s: the first call, which compiles or allocates; not among the samples.
       samples_s: the repeats in the order of the rounds; round r of all contenders goes together.
+      processors_s: time of all processors of this process in the same repeats.
     """
 
     first_s: float
     samples_s: list[float]
+    processors_s: Sequence[float] = ()
 
     @property
     def compile_s(self) -> float:
@@ -71,22 +73,28 @@ def interleave(contenders: Mapping[str, Run], repeats: int) -> dict[str, Timed]:
       The times by name, in the given order.
     """
 
-    def call(run: Run) -> float:
-        began = time.perf_counter()
+    def call(run: Run) -> tuple[float, float]:
+        began, spent = time.perf_counter(), time.process_time()
         jax.block_until_ready(run())
-        return time.perf_counter() - began
+        return time.perf_counter() - began, time.process_time() - spent
 
-    first = {name: call(run) for name, run in contenders.items()}
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    first = {name: call(run)[0] for name, run in contenders.items()}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
             samples[name].append(call(run))
-    return {name: Timed(first[name], samples[name]) for name in contenders}
+
+    def timed(name: str) -> Timed:
+        wall, processors = (list(column) for column in zip(*samples[name], strict=True))
+        return Timed(first[name], wall, processors)
+
+    return {name: timed(name) for name in contenders}
 
 
-def ratios(of: Timed, to: Timed) -> Spread:
-    """Spread over the rounds of `of / to`, in time."""
-    return spread([a / b for a, b in zip(of.samples_s, to.samples_s, strict=True)])
+def ratios(of: Timed, to: Timed, *, processors: bool = False) -> Spread:
+    """Spread over the rounds of `of / to`, in time, or in that of the processors."""
+    times = (t.processors_s if processors else t.samples_s for t in (of, to))
+    return spread([a / b for a, b in zip(*times, strict=True)])
 
 
 def gemm() -> tuple[Run, float]:

@@ -76,6 +76,13 @@ class Product(NamedTuple):
         shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (self.left, self.right))
         return float(contraction_flops(self.run, *shapes))
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the factors and of the result."""
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (self.left, self.right)]
+        result = jax.eval_shape(self.run, *shapes)
+        return _FLOAT_BYTES * sum(a.size for a in (*shapes, result))
+
 
 def products(model: BlockModel, batch: int) -> Counter[Product]:
     """The products of one client's step: forward and backward pass of the whole model."""

@@ -29,6 +29,7 @@ SETTINGS = {
     "dtfl": (exits_problem, TRAINING),
     "fedat": (digits_problem, {**TRAINING, "tiers": 2}),
     "fedbuff": (digits_problem, {**TRAINING, "buffer_size": 4}),
+    "feddrop": (digits_problem, {**TRAINING, "rates": (1.0, 0.75, 0.5, 0.25)}),
     "feddyn": (digits_problem, {**TRAINING, "alpha": 0.1}),
     "fedel": (exits_problem, TRAINING),
     "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),

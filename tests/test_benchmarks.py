@@ -13,8 +13,18 @@ from problems import digits_problem
 import fedjax_het as fh
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
-from benchmarks.micro import precision, rounds, selection, training, winograd
-from benchmarks.reproduce import compression, dtfl_timing, fedel_energy, oort, privacy
+from benchmarks.micro import precision, rounds, selection, training, widths, winograd
+from benchmarks.reproduce import (
+    compression,
+    dtfl_timing,
+    fedel_energy,
+    fedel_table1,
+    fedel_table1_plans,
+    fedel_table1_report,
+    heterofl,
+    oort,
+    privacy,
+)
 from benchmarks.scale import accelerator, buffers, overlap
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
@@ -44,6 +54,8 @@ def test_ratios_are_taken_within_a_round():
     assert harness.ratios(a, b) == harness.Spread(1.0, 0.5, 3.0)
     assert str(harness.Spread(1.0, 0.5, 3.0)) == "1 (0.5-3)"
     assert a.compile_s == 6.0
+    busy, idle = (harness.Timed(9.0, [1.0], processors) for processors in ([3.0], [2.0]))
+    assert harness.ratios(busy, idle, processors=True).median == 1.5
 
 
 def test_table_aligns_columns():
@@ -269,6 +281,34 @@ def test_rounds_run_in_batches_and_one_by_one(monkeypatch):
     assert "batches of one" in rounds.report({"works": [found], "machine": harness.machine()})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_widths_are_measured_over_their_flops(monkeypatch):
+    monkeypatch.setattr(widths, "RATES", (1.0, 0.5))
+    results = widths.measure("mlp", clients=2, samples=6, repeats=1, memory=False)
+    rows = {(row["way"], row["rate"]): row for row in results["rows"]}
+    assert set(rows) == {
+        ("FedAvg", 1.0),
+        *((way, 1.0) for way in ("first units", "rolled")),
+        *((way, 0.5) for way in (*widths.WAYS, "small")),
+    }
+    half = rows["rolled", 0.5]
+    # Inputs and classes stay: (784 x 100 + 100 x 100 + 100 x 62) / (784 x 200 + 200 x 200 + ...).
+    assert half["flop_share"] == pytest.approx(0.45, abs=0.02)
+    assert half["time"]["median"] == pytest.approx(
+        half["time_over_fedavg"]["median"] / half["flop_share"]
+    )
+    assert rows["first units", 1.0]["products"] == 1.0
+    assert all(row["programs"] == 1 for row in rows.values())
+    text = widths.report(results)
+    assert "CPU over FLOP share" in text
+    assert widths.peak("mlp", 2, 6, None, "masked", 0.5) > 0
+
+
+def test_products_know_the_bytes_that_they_read_and_write():
+    one = roofline.Product("dot_general", (5, 2, 3), (5, 3, 7), ((((2,), (1,)), ((0,), (0,))),))
+    assert one.bytes == 4 * (5 * 2 * 3 + 5 * 3 * 7 + 5 * 2 * 7)
+
+
 def test_selections_are_measured_against_the_uniform_one():
     results = selection.measure(clients=200, cohort=5, repeats=1)
     names = [row["name"] for row in results["rows"] if "learning" not in row["name"]]
@@ -304,6 +344,110 @@ def test_the_study_of_oort_reaches_targets_and_says_what_is_active(tmp_path):
     assert [line.split(": ")[1] for line in oort.checks(runs)] == ["yes"] * 4
     assert oort.times(runs, (0.05, 2.0)).count("not by 1 of 1") == 3
     assert oort.study("digits", str(tmp_path), **size) == runs  # from the files
+
+
+def test_the_study_of_heterofl_says_who_trains_what(tmp_path):
+    size = heterofl.Size(share=0.01, divide=32, epochs=1, users=10, data="digits", norm="group")
+    labels = ("e alone", "a-e, two labels")
+    runs = heterofl.study(str(tmp_path), size, seeds=(0,), labels=labels)
+    narrow, drawn = (runs[label][0] for label in labels)
+    assert (narrow["rounds"], drawn["rounds"]) == (2, 4)
+    assert narrow["tasks"] == narrow["seen"] == [0, 0, 0, 0, 1]
+    assert narrow["by_width"][:4] == [None] * 4
+    assert heterofl.by_width(runs).splitlines()[2].split()[:6] == ["e", "alone", *["-"] * 4]
+    assert sum(drawn["tasks"]) == pytest.approx(1)
+    assert max(drawn["tasks"]) < 1
+    # Among two classes of ten, half of the guesses are right.
+    assert drawn["own_classes"] > drawn["accuracy"][-1]
+    assert heterofl.study(str(tmp_path), size, seeds=(0,), labels=labels) == runs  # from the files
+
+
+def test_the_tables_of_heterofl_by_hand():
+    def run(label, tasks, seen, accuracy):
+        same = {"rounds": 40, "own_classes": 0.9, "accuracy": accuracy}
+        return {"label": label, "tasks": tasks, "seen": seen, **same}
+
+    every = [0.2] * 5
+    runs = {
+        "a-e": [run("a-e", every, [0.9] * 5, [0.1, 0.8, 0.7]) for _ in range(2)],
+        "e alone": [run("e alone", [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0.1, 0.5])],
+    }
+    assert heterofl.activity(runs).splitlines()[2].split() == ["a-e", *["0.20", "(0.90)"] * 5]
+    assert heterofl.checks(runs) == [
+        "a-e: every level trains: yes",
+        "a-e: the outermost units train in 90 % of the rounds: yes",
+    ]
+    rows = heterofl.accuracies(runs).splitlines()[2:]
+    assert rows[0].split()[:9] == ["a-e", "40", "2", "80.00", "±", "0.00", "70.00", "±", "0.00"]
+    assert rows[1].split() == ["e", "alone", "40", "1", "50.00", "50.00", "90.00", "-"]
+
+
+@pytest.fixture
+def small_images(monkeypatch):
+    """Noise in the place of CIFAR-10, for a network of four layers."""
+    monkeypatch.setattr(fedel_table1, "CHANNELS", (4, 4, 8, 8))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((460, 16, 16, 3), np.float32)
+    y = np.arange(460, dtype=np.int32) % 10
+    return x[:400], y[:400], x[400:], y[400:]
+
+
+def test_the_table_of_fedel_prices_what_each_method_leaves_out(small_images):
+    problem = fedel_table1.setting(0, small_images)
+    training = fedel_table1.TRAINING
+    labels = ("FedAvg", "TimelyFL", "FIARSE", fedel_table1.IDEAL, "FedEL, small probe")
+    plans = fedel_table1.plans_by_arm(problem, labels, rounds=4)
+    faster = {label: plans["FedAvg"]["round_s"] / plan["round_s"] for label, plan in plans.items()}
+    # The rest of a round of FedAvg are transfers, of which FIARSE makes half on slow devices.
+    # Last batches of an epoch are smaller, so slow devices have at most 80 samples.
+    fast_s = fedel_table1_plans.fast_step_s(problem, training)
+    slowest_s = 2 * fast_s / (1 - fedel_table1.COMMUNICATION)
+    assert 0.9 * slowest_s < plans["FedAvg"]["round_s"] <= slowest_s
+    assert 1.0 < faster["FIARSE"] < 1 / (1 - fedel_table1.COMMUNICATION)
+    assert 1.8 < faster[fedel_table1.IDEAL] <= 2.0
+    assert 1.8 < faster["TimelyFL"] <= 2.0
+    whole, ideal = (np.asarray(plans[label]["work"]) for label in ("FIARSE", fedel_table1.IDEAL))
+    np.testing.assert_allclose(whole, plans["FedAvg"]["work"])
+    np.testing.assert_allclose(ideal / whole, [1.0, 0.5])
+    assert plans["TimelyFL"]["blocks"][1] == [0.0, 0.0, 0.0, 1.0]
+    assert np.all(np.asarray(plans["FedEL, small probe"]["work"]) <= [1.0, 0.5])
+    text = fedel_table1_plans.activity(plans)
+    assert text.count("slow") == len(plans)
+    # Conv 4 to 8 and 8 to 8 channels at a quarter of the pixels of the first two.
+    assert fedel_table1_plans.pyramid(problem).count("[10, 14]") == 1
+
+
+def test_the_table_of_fedel_is_made_from_its_cells(small_images, tmp_path):
+    size = {"rounds": 2, "seeds": (0,), "rates": (0.01, 0.02), "images": small_images}
+    size["labels"] = ("FedAvg", "FedEL", "FIARSE")
+    runs = fedel_table1.study(str(tmp_path), **size)
+    assert len(list(tmp_path.iterdir())) == 3 * (2 + 1)
+    assert fedel_table1.study(str(tmp_path), **size) == runs  # from the files
+    round_s = runs["FedAvg"][0]["virtual_s"][-1] / 4
+    [ideal] = fedel_table1_report.repriced(runs["FIARSE"], "ideal", round_s)
+    assert ideal["accuracy"] == runs["FIARSE"][0]["accuracy"]
+    assert ideal["virtual_s"] == [0.0, round_s, 2 * round_s]
+    lines = fedel_table1_report.table({**runs, "ideal": [ideal]}).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["FedAvg", "FedEL", "FIARSE", "ideal"]
+    assert " 2.00 " in lines[-1]
+    # Every device is charged for what it does in each of two rounds.
+    assert np.all(np.asarray(runs["FedEL"][0]["kernels"]) <= 2 * 5)
+    assert "FedEL, slow" in fedel_table1_report.signs(runs)
+
+
+def test_step_sizes_at_which_the_importances_are_negative_are_not_chosen():
+    def tuned(rate, accuracy, positive):
+        return {"rate": rate, "accuracy": [accuracy], "positive": [positive]}
+
+    cells = [tuned(0.01, 0.3, 0.9), tuned(0.03, 0.4, 0.8), tuned(0.1, 0.5, 0.6)]
+    assert fedel_table1_report.best_rate(cells) == 0.03
+    assert fedel_table1_report.best_rate(cells[2:]) == 0.1
+    one = {"virtual_s": [0, 5, 9], "accuracy": [0.1, 0.4, 0.8], "fast_step_s": 2.0}
+    assert [fedel_table1_report.reached(one, target) for target in (40, 50, 90)] == [
+        2.5,
+        4.5,
+        np.inf,
+    ]
 
 
 def test_the_table_of_compressions_by_hand():

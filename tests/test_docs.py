@@ -1,5 +1,6 @@
 """The documentation works as it is written: Python blocks, commands, and configuration files."""
 
+import importlib
 import os
 import re
 import sys
@@ -7,13 +8,16 @@ from pathlib import Path
 
 import jax
 import pytest
+from problems import assert_close, differ, digits_problem
 
 from fedjax_het import algorithms, cli, experiment
+from fedjax_het.algorithms.fedrolex import fedrolex
 from fedjax_het.common.errors import InputError
 from fedjax_het.config import methods, named, section
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.resources import Resources
 from fedjax_het.models import saving
+from fedjax_het.simulation.simulate import simulate
 from fedjax_het.transforms.catalogue import TRANSFORMATIONS
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +51,7 @@ def test_the_new_method_of_the_documentation_runs(elsewhere, monkeypatch):
     assert {path.name for path in elsewhere.iterdir()} == {
         "random_depth.py",
         "digits_random_depth.py",
+        "rolling.py",
     }
     config = experiment.load_config("digits_random_depth.py")
     config.run.update({"rounds": 2, "execution": "masked"})  # one program a method
@@ -63,6 +68,23 @@ def test_the_new_method_of_the_documentation_runs(elsewhere, monkeypatch):
     assert set(first) == {0, 1, 2}
     flops = {row["first_block"]: row["flops"] / row["samples"] for row in record.clients}
     assert flops[0] > flops[1] > flops[2]
+
+
+def test_the_method_by_width_of_the_documentation_is_fedrolex(elsewhere):
+    (code,) = [c for c, _ in blocks(ROOT / "docs" / "new_method.md", "python") if "networks" in c]
+    (elsewhere / "rolling.py").write_text(code)
+    importlib.import_module("rolling")
+    problem = digits_problem()
+    options = {"rates": (1.0, 0.5, 0.25), "learning_rate": 0.1, "batch_size": 8}
+    ours, reference = (
+        simulate(method, problem, rounds=2).variables
+        for method in (
+            algorithms.build("rolling", problem, **options),
+            fedrolex(problem, weighting="samples", **options),
+        )
+    )
+    assert_close(ours, reference, rtol=0, atol=0)
+    assert differ(ours.params, problem.model.init(jax.random.key(0)).params)
 
 
 def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from benchmarks.peers import compare, nets, works
 from benchmarks.peers.work import Gate, load
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
+from fedjax_het.algorithms.heterofl import heterofl
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
@@ -24,10 +25,28 @@ pytestmark = pytest.mark.slow
 SIZES = (4, 8, 12, 8, 4)
 
 
+WIDTHS = {
+    "rates": (1.0, 0.5, 0.25),
+    "levels": [0, 1, 2, 1, 2],
+    "scaler": False,
+    "masked_loss": False,
+}
+
+
 def setting(method=fedavg, **training):
     problem = Problem(mlp((64,), 10, hidden=(128, 64)), digits(SIZES), fleet(len(SIZES)))
     options = {"learning_rate": 0.1, "batch_size": 4, "clients_per_round": 3, **training}
     return works.Setting("digits", "digits_mlp", problem, method, options, 2)
+
+
+class Open:
+    """A gate that lets everyone pass."""
+
+    def ready(self):
+        pass
+
+    def after_round(self, done, evaluate):
+        assert 0 <= evaluate() <= 1
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +103,7 @@ def test_work_survives_the_disk(recorded):
     _, work = recorded
     again = load(work.folder)
     assert again.blocks == list(work.blocks) == [2, 4]
-    for name in ("x", "y", "test_x", "cohort", "steps", "batches", "first", "leaf_block"):
+    for name in ("x", "y", "test_x", "cohort", "steps", "batches", "first", "level", "leaf_block"):
         np.testing.assert_array_equal(getattr(again, name), getattr(work, name))
     for a, b in zip(again.leaves, work.leaves, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -128,18 +147,37 @@ def test_torch_loop_comes_to_our_weights(recorded):
     pytest.importorskip("torch")
     from benchmarks.peers.torch_loop import run
 
-    class Open:
-        def ready(self):
-            pass
-
-        def after_round(self, done, evaluate):
-            assert 0 <= evaluate() <= 1
-
     one, work = recorded
     result = simulate(one.algorithm(), one.problem, rounds=work.rounds, seed=works.SEED)
     ours = [np.asarray(a) for a in jax.tree.leaves(result.variables.params["blocks"])]
     theirs = run(work, Open(), frozen=False)
     assert compare.distance(theirs, ours) < 1e-4 * compare.distance(ours, work.leaves)
+
+
+def test_torch_loop_over_slices_comes_to_our_weights(tmp_path):
+    pytest.importorskip("torch")
+    from benchmarks.peers.torch_widths import run
+
+    one = setting(heterofl, **WIDTHS)
+    work = works.record(one, tmp_path, blocks=1)
+    result = simulate(one.algorithm(), one.problem, rounds=work.rounds, seed=works.SEED)
+    ours = [np.asarray(a) for a in jax.tree.leaves(result.variables.params["blocks"])]
+    theirs = run(work, Open())
+    assert compare.distance(theirs, ours) < 1e-4 * compare.distance(ours, work.leaves)
+
+
+def test_work_with_widths_asks_for_fewer_flops(tmp_path):
+    one = setting(heterofl, **WIDTHS)
+    work = works.record(one, tmp_path, blocks=1)
+    np.testing.assert_array_equal(work.level, np.asarray(WIDTHS["levels"])[work.cohort])
+    assert work.shapes[1] == [[64], [64, 64], [32], [64, 32], [10], [32, 10]]
+    assert load(work.folder).shapes == work.shapes
+    shares = np.asarray(one.algorithm().widths.shares)
+    samples = work.steps * work.batch
+    full, own = float(np.sum(samples)), float(np.sum(shares[work.level] * samples))
+    asked = sum(compare.step_gflop(one, work, (0, work.rounds)))
+    assert asked == pytest.approx(float(one.problem.cost.step_flops()) * own / 1e9)
+    assert own < 0.8 * full
 
 
 def test_report_names_who_failed_and_who_differs():

@@ -15,7 +15,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.engine.engine import make_engine
-from fedjax_het.engine.resources import ConvolutionChoice
+from fedjax_het.engine.resources import ResourceKeywords
 from fedjax_het.engine.steps import Now
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.lowering import lowering
@@ -94,34 +94,35 @@ class Trainer:
     Args:
       algorithm: what to train.
       work: the clients.
-      chunk: clients side by side; None chooses.
-      devices: local devices to shard the clients over.
-      convolution: see `Engine`.
+      **resources: keyword arguments of `Resources`.
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        work: Work,
-        chunk: int | None = None,
-        devices: int = 1,
-        convolution: ConvolutionChoice = "table",
-    ):
-        self._algorithm, self._work = algorithm, work
-        self._engine = make_engine(
-            algorithm, work.problem, chunk=chunk, devices=devices, convolution=convolution
-        )
+    def __init__(self, algorithm: Algorithm, work: Work, **resources: Unpack[ResourceKeywords]):
+        self._algorithm = algorithm
+        self._engine = make_engine(algorithm, work.problem, **resources)
         self._variables = work.problem.model.init(jax.random.key(0))
         self._state = algorithm.init(self._variables, jax.random.key(0))
 
-    def __call__(self, clients: int, steps: int) -> PyTree:
-        """Trains clients 0..clients-1 for `steps` and returns the merged parameters."""
+    @property
+    def programs(self) -> int:
+        """Number of training programs compiled so far."""
+        return self._engine.programs
+
+    def __call__(self, clients: int, steps: int | None = None) -> PyTree:
+        """Trains clients 0..clients-1 and returns the merged parameters.
+
+        Args:
+          clients: number of clients.
+          steps: local steps; None for those of the method's plan.
+        """
         key = jax.random.key(_KEY)
         who = np.arange(clients)
         situation = Situation(0, 0.0, who, key, np.random.default_rng(0))
         plan, _ = self._algorithm.plan(self._state, self._variables, situation)
-        plan = plan._replace(steps=np.full(clients, steps))
-        acc, _ = self._engine.train(self._state, self._variables, plan, key)
+        if steps is not None:
+            plan = plan._replace(steps=np.full(clients, steps))
+        routes = self._engine.resources.routes().execute(plan.routes)
+        acc, _ = self._engine.train(self._state, self._variables, plan, key, routes)
         now = Now(np.int32(0), key)
         return self._engine.close(acc, self._state, self._variables, plan.shared, now)[1].params
 

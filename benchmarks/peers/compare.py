@@ -34,9 +34,12 @@ _SAME_WEIGHTS = 0.15
 
 
 def step_gflop(setting: Setting, work: Work, ends: Sequence[int]) -> list[float]:
-    """GFLOP of each measured block that the work asks for: only blocks that are to be trained."""
+    """GFLOP of each measured block that the work asks for: only what is to be trained."""
     cost: CostTable = setting.problem.cost
     per_sample = cost.step_flops(work.first, np.full_like(work.first, len(cost.names) - 1))
+    widths = setting.algorithm().widths
+    if widths is not None:
+        per_sample = per_sample * np.asarray(widths.shares)[work.level]
     rounds = np.sum(per_sample * work.steps * work.batch, axis=1) / 1e9
     return [float(np.sum(rounds[a:b])) for a, b in itertools.pairwise(ends)]
 
@@ -64,7 +67,12 @@ def run_work(
         setting = setting._replace(block_rounds=block_rounds)
     work = record(setting, folder, blocks)
     mixed = bool(np.any(work.first != work.first[0, 0]))
-    taking_part = [c for c in contenders if mixed or "--frozen" not in c.flags]
+    cut = bool(np.any(work.level))
+    taking_part = [
+        c
+        for c in contenders
+        if (mixed or "--frozen" not in c.flags) and (cut or c.module != "torch_widths")
+    ]
     processes = [Process(c, work, key, python) for c in taking_part]
     product, product_flops = harness.gemm()
     rates: list[float] = []
@@ -84,7 +92,15 @@ def run_work(
         "block_gflop": gflop,
         "matrix_product_gflop_per_s": harness.spread(rates[1:])._asdict(),
         "contenders": [
-            _row(p, processes[0], gflop, rates[1:], work.leaves, exact=setting.exact, mixed=mixed)
+            _row(
+                p,
+                processes[0],
+                gflop,
+                rates[1:],
+                work.leaves,
+                exact=setting.exact,
+                same_method=p.contender.cuts if cut else p.contender.partial or not mixed,
+            )
             for p in processes
         ],
     }
@@ -98,7 +114,7 @@ def _row(
     start: Sequence[np.ndarray],
     *,
     exact: bool,
-    mixed: bool,
+    same_method: bool,
 ) -> dict[str, Any]:
     """Reported values of a contender."""
     row: dict[str, Any] = {"name": process.contender.name, "setup_s": process.setup_s}
@@ -107,7 +123,6 @@ def _row(
     seconds, reference = process.seconds(), ours.seconds()
     pairs = list(zip(seconds, reference, strict=True))[1:]
     done = [g / s for g, s in zip(gflop, seconds[1:], strict=True)]
-    same_method = process.contender.partial or not mixed
     row |= {
         "first_block_s": process.blocks[0]["train_s"],
         "block_s": harness.spread(seconds[1:])._asdict(),
@@ -185,7 +200,7 @@ def report(results: dict[str, Any]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--works", default="a,b,c,d,e", help="keys, comma-separated")
+    parser.add_argument("--works", default="a,b,c,d,e,f", help="keys, comma-separated")
     parser.add_argument("--only", nargs="+", help="names of contenders; ours always takes part")
     parser.add_argument("--blocks", type=int, default=3, help="measured blocks of rounds")
     parser.add_argument("--rounds", type=int, help="of a block; default that of the work")

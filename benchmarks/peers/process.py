@@ -33,6 +33,7 @@ class Contender(NamedTuple):
       flags: further arguments.
       own_python: runs in this interpreter rather than in that of the peers.
       partial: whether it trains only the blocks that a work leaves to a client.
+      cuts: whether it trains the sub-networks by width of a work.
     """
 
     name: str
@@ -40,12 +41,14 @@ class Contender(NamedTuple):
     flags: tuple[str, ...] = ()
     own_python: bool = False
     partial: bool = False
+    cuts: bool = False
 
 
 CONTENDERS = (
-    Contender("ours", "ours", own_python=True, partial=True),
+    Contender("ours", "ours", own_python=True, partial=True, cuts=True),
     Contender("PyTorch loop", "torch_loop", partial=True),
     Contender("PyTorch loop, frozen", "torch_loop", ("--frozen",), partial=True),
+    Contender("PyTorch loop over slices", "torch_widths", cuts=True),
     Contender("pfl-research", "pfl_sim"),
     Contender("Flower", "flower_sim"),
     Contender("fedjax", "fedjax_sim"),

@@ -71,11 +71,12 @@ class Net(nn.Module):
     def _make(self, layer: Layer) -> nn.Module:
         kind, *rest = layer
         if kind == "conv":
-            features, window, stride, padding, bias = rest
+            _, window, stride, padding, bias = rest
             weight = self._left[1 if bias else 0]
             pad = window // 2 if padding == "same" else 0
-            conv = nn.Conv2d(weight.shape[2], features, window, stride, pad, bias=bias)
-            self._channels = features
+            # Of a sub-network, the weights tell the width.
+            self._channels = weight.shape[3]
+            conv = nn.Conv2d(weight.shape[2], self._channels, window, stride, pad, bias=bias)
             return self._load(conv, 1)
         if kind == "norm":
             return self._load(nn.GroupNorm(rest[0], self._channels), 1)

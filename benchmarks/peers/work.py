@@ -36,6 +36,8 @@ class Work:
       steps: int32[R, K], local steps.
       batches: int32[R, K, steps, batch], rows of `x`; -1 past a client's last step.
       first: int32[R, K], shallowest block that the client trains; all 0 but in partial training.
+      level: int32[R, K], width of the client's sub-network, an index into `shapes`.
+      shapes: shapes of the parameters by level, in the order of `leaves`; level 0 is the model.
       leaf_block: int32[leaves], the block that a parameter belongs to.
       leaves: initial weights.
     """
@@ -53,6 +55,8 @@ class Work:
     steps: np.ndarray
     batches: np.ndarray
     first: np.ndarray
+    level: np.ndarray
+    shapes: list[list[list[int]]]
     leaf_block: np.ndarray
     leaves: list[np.ndarray]
 

@@ -1,8 +1,9 @@
-"""The five works of the comparison, recorded from runs of this library.
+"""The six works of the comparison, recorded from runs of this library.
 
 (a) the CIFAR-10 benchmark of pfl-research, (b) the LEAF CNN on FEMNIST, (c) a thousand small
 clients, (d) ResNet-20 with group norm on CIFAR-10, (e) as (b) on a fleet of unequal devices, each
-of which trains as many of the last blocks as it can afford (FedPMT).
+of which trains as many of the last blocks as it can afford (FedPMT), (f) as (b) with a third of the
+clients at each of three widths (HeteroFL).
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ from benchmarks.peers.work import Work
 from fedjax_het import models
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
+from fedjax_het.algorithms.heterofl import heterofl
+from fedjax_het.algorithms.networks import networks
 from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Report, Task, Variables
 from fedjax_het.contract.masks import Route
@@ -38,6 +41,8 @@ _FEMNIST_BATCH = 20
 # Compute capacities of the mixed fleet: the FLOP shares of the last 1, 2, 3 of the CNN's 4 layers,
 # and the full model, in equal parts.
 _CAPACITY = (0.35, 0.40, 0.72, 1.0)
+# Shares of the hidden units in the work with sub-networks by width.
+_RATES = (1.0, 0.5, 0.25)
 
 
 class Setting(NamedTuple):
@@ -48,7 +53,7 @@ class Setting(NamedTuple):
       network: name in `nets.layers`.
       problem: model, data and fleet.
       method: makes the algorithm from the problem and training options.
-      training: those options.
+      training: those options, and those of the method.
       block_rounds: rounds of a block; the first one warms up.
       exact: whether equal arithmetic must give equal weights; not with dropout.
     """
@@ -64,7 +69,8 @@ class Setting(NamedTuple):
     @property
     def options(self) -> TrainingOptions:
         """The parsed training options."""
-        return TrainingOptions.parse({k: v for k, v in self.training.items() if k != "capacity"})
+        known = {field.name for field in dataclasses.fields(TrainingOptions)}
+        return TrainingOptions.parse({k: v for k, v in self.training.items() if k in known})
 
     def algorithm(self) -> Algorithm:
         """The method on the problem."""
@@ -165,12 +171,22 @@ def mixed_femnist() -> Setting:
     return Setting(title, "leaf_cnn", problem, fedpmt, training, 5)
 
 
+def widths_femnist() -> Setting:
+    """(f) As (b), but a third of the clients each train all, 1/2 and 1/4 of the hidden units."""
+    problem = _problem("leaf_cnn", _femnist())
+    levels = np.resize(np.arange(len(_RATES)), problem.num_clients).tolist()
+    cut = {"rates": _RATES, "levels": levels, "scaler": False, "masked_loss": False}
+    title = "HeteroFL at three widths, LEAF CNN, FEMNIST"
+    return Setting(title, "leaf_cnn", problem, heterofl, {**_FEMNIST_TRAINING, **cut}, 5)
+
+
 SETTINGS: dict[str, Callable[[], Setting]] = {
     "a": pfl_cifar,
     "b": leaf_femnist,
     "c": many_small,
     "d": resnet_cifar,
     "e": mixed_femnist,
+    "f": widths_femnist,
 }
 
 
@@ -245,8 +261,17 @@ def record(setting: Setting, folder: Path, blocks: int) -> Work:
         steps=np.stack([report.plan.steps for report in seen]),
         batches=rows,
         first=np.asarray([[route.first for route in report.plan.routes] for report in seen]),
+        level=np.asarray([[route.width for route in report.plan.routes] for report in seen]),
+        shapes=_shapes(setting),
         leaf_block=np.repeat(np.arange(len(params)), sizes_of),
         leaves=[np.asarray(leaf) for leaf in jax.tree.leaves(params)],
     )
     work.save()
     return work
+
+
+def _shapes(setting: Setting) -> list[list[list[int]]]:
+    """Shapes of the blocks' parameters at every width; that of the model comes first."""
+    rates = setting.training.get("rates")
+    found = [setting.problem.model] if rates is None else networks(setting.problem, rates).models
+    return [[list(a.shape) for a in jax.tree.leaves(m.shapes.params["blocks"])] for m in found]

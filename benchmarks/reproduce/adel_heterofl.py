@@ -278,10 +278,11 @@ def _counted(one: Mapping[str, Any], name: str) -> str:
 def figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy against virtual time, mean over the seeds with their range."""
     drawing = Figure(figsize=(7.2, 4.2))
-    axes, entries = drawing.add_subplot(), []
+    axes = drawing.add_subplot()
+    entries: list[Any] = []
     total_s = SETTINGS[runs[0]["setting"]].total_s
     for i, one in enumerate(runs):
-        look = {**method_style(i), "marker": ""}
+        look: dict[str, Any] = {**method_style(i), "marker": ""}
         at = np.linspace(0, total_s, 100)
         seen = [np.interp(at, c["virtual_s"], c["accuracy"]) for c in one["curves"]]
         every = 100 * np.stack(seen)

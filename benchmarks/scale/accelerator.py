@@ -90,7 +90,7 @@ class _Arm:
         )
         chunk = work.clients if jax.default_backend() != "cpu" else None
         tuned: Literal["table", "tuned"] = "tuned" if how == "tuned" else "table"
-        self._engine = Trainer(algorithm, made, chunk, convolution=tuned)
+        self._engine = Trainer(algorithm, made, chunk=chunk, convolution=tuned)
         self._how, self._size = how, (work.clients, work.steps)
         self.step_flops = float(made.problem.cost.step_flops())
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_het.common.errors import require
@@ -23,6 +24,20 @@ class Assignment(NamedTuple):
     def __call__(self, situation: Situation) -> np.ndarray:
         """The level of each client of a cohort, int64[k]."""
         return self.of(situation)
+
+
+def drawn(situation: Situation, clients: int, chances: np.ndarray) -> np.ndarray:
+    """Indices of the levels that all clients draw in a round, int64[clients].
+
+    They come from the key of the round, so that a price and the task itself are of one level.
+
+    Args:
+      situation: round.
+      clients: number of clients.
+      chances: chance of each level, float64[levels].
+    """
+    seed = np.asarray(jax.random.key_data(situation.key)).ravel()
+    return np.random.default_rng(seed).choice(len(chances), size=clients, p=chances)
 
 
 def given_levels(levels: Sequence[int], clients: int, count: int) -> np.ndarray:

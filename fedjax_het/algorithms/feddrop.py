@@ -23,6 +23,7 @@ from fedjax_het.models.base import BlockModel
 from fedjax_het.models.units import layout_of
 from fedjax_het.problem import Problem
 
+RATES = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 _MERGES = {"complete": plain_mean, "holders": masked_mean}
 
 
@@ -30,13 +31,14 @@ _MERGES = {"complete": plain_mean, "holders": masked_mean}
 def feddrop(
     problem: Problem,
     *,
-    rates: Sequence[float] = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125),
+    rates: Sequence[float] | None = None,
     rate: float | None = None,
     capacity: Sequence[float] | Callable[[int], np.ndarray] | None = None,
     latency_s: float | None = None,
     scope: str = "all_hidden",
     scaler: bool = True,
     merge: str = "complete",
+    static_norm: bool = False,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Federated dropout: random sub-networks by width, re-drawn by every client in every round.
@@ -48,13 +50,15 @@ def feddrop(
 
     Args:
       problem: model, data and fleet.
-      rates: shares of the hidden units that clients may train. Without `rate`, clients of every
-        round train the widest of them that they afford, or the narrowest if they afford none.
+      rates: shares of the hidden units that clients may train; None for 1, 7/8, ... 1/8. Clients
+        of every round train the widest that they afford, or the narrowest if they afford none.
       rate: share of the hidden units of all clients, as in Caldas et al., in place of `rates`.
       capacity: share of the full training cost that each client affords, or a function of the
         round; None for the speed relative to the fastest device.
-      latency_s: latency of a round in seconds that clients must meet instead of a FLOP budget, see
-        `latency_rates`; needs scope "fc".
+      latency_s: latency of a round in seconds that decides the rates instead of a FLOP budget, by
+        the paper's formula (`latency_rates`); needs scope "fc". It takes the cost of all layers
+        from the first dropped one on as quadratic in the rate; the first and the last of them are
+        linear, so a task may take longer.
       scope: units that may be dropped: "all_hidden", or "fc", only those of fully connected layers,
         in blocks whose output is a vector.
       scaler: whether hidden layers divide their outputs by the rate in training (inverted dropout),
@@ -63,6 +67,8 @@ def feddrop(
         so that a dropped coordinate counts as unchanged: $w \leftarrow w - \sum_k \rho_k (m_k
         \odot \Delta_k)$; or "holders", the mean over the clients that hold a coordinate. Running
         statistics are always the mean over those that hold them.
+      static_norm: whether batch norms use statistics of the batch in training and those of all
+        training samples in evaluations instead, see `heterofl`.
       **training: fields of `TrainingOptions`.
 
     References:
@@ -84,8 +90,8 @@ def feddrop(
         "set scope='fc' and leave capacity out",
     )
     require(
-        rate is None or (latency_s is None and capacity is None),
-        f"rate = {rate} with a capacity or latency_s",
+        rate is None or (latency_s is None and capacity is None and rates is None),
+        f"rate = {rate} with rates, a capacity or latency_s",
         "is one rate for all clients",
         "leave out rate, or what decides the rates by device",
     )
@@ -98,17 +104,21 @@ def feddrop(
         "use scope='all_hidden'",
     )
     kept = () if scope == "all_hidden" else set(layout.sizes) - set(dense)
-    own = networks(problem, rates if rate is None else (rate,), kept=kept)
+    grid = tuple(rates or RATES) if rate is None else (rate,)
+    own = networks(problem, grid, static_norm=static_norm, kept=kept)
 
     def levels(round: int) -> np.ndarray:
         if rate is not None:
-            return np.full(problem.num_clients, own.allowed[0])
-        if latency_s is None:
-            return own.affordable(parts.capacities(problem, capacity, round))
-        first = min(dense.values())
-        return own.widest(latency_rates(problem, options, first, latency_s, round))
+            level = np.full(problem.num_clients, own.allowed[0])
+        elif latency_s is None:
+            level = own.affordable(parts.capacities(problem, capacity, round))
+        else:
+            first = min(dense.values())
+            level = own.widest(latency_rates(own, options, first, latency_s, round))
+        own.require_memory(options, level)
+        return level
 
-    own.require_memory(options, levels(0))
+    levels(0)
 
     def tasks(situation: Situation) -> Plan:
         clients = situation.clients
@@ -130,6 +140,7 @@ def feddrop(
         update=parts.replace,
         pace=barrier(),
         cohort_size=options.cohort_size(problem),
+        calibrate=own.calibrate,
         paces=Paces(overlap=True),
         widths=own.widths(_order(own)),
     )
@@ -180,7 +191,7 @@ def dense_groups(model: BlockModel, layout: Layout) -> dict[str, int]:
 
 
 def latency_rates(
-    problem: Problem, training: TrainingOptions, first: int, latency_s: float, round: int
+    own: Networks, training: TrainingOptions, first: int, latency_s: float, round: int
 ) -> np.ndarray:
     r"""The largest rates r that meet a round latency: $T_{fix} + r^2 T_{scaled} \le T$, float64[n].
 
@@ -188,7 +199,7 @@ def latency_rates(
     connected layers. The links' latency does not.
 
     Args:
-      problem: model, data and fleet.
+      own: sub-networks.
       training: options of the clients.
       first: first block of which units are dropped.
       latency_s: latency T of a round in seconds.
@@ -200,7 +211,7 @@ def latency_rates(
     Raises:
       InputError: if T does not exceed the fixed part of a client.
     """
-    cost, fleet, sizes = problem.cost, problem.fleet.at(round), problem.data.sizes
+    cost, fleet, sizes = own.costs[0], own.problem.fleet.at(round), own.problem.data.sizes
     samples = training.samples(sizes, training.steps(sizes))
     flops = cost.forward_flops + cost.weight_grad_flops + cost.input_grad_flops
     flops = flops - np.eye(len(flops))[0] * cost.input_grad_flops

@@ -62,7 +62,8 @@ def fjord(
       levels: index into `rates` of the tier of every client; None for the widest that its device
         affords.
       shares: share of the clients at each tier; see `Networks.assignment`.
-      distill: whether the widest network of a client teaches the drawn one.
+      distill: whether the widest network of a client teaches the drawn one. Positions without a
+        label are distilled as well.
       **training: fields of `TrainingOptions`. The authors use SGD without momentum.
 
     Returns:

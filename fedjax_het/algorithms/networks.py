@@ -1,7 +1,7 @@
 """Sub-networks by width of a problem: their levels, who trains which, their prices and training."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.algorithms import parts
-from fedjax_het.algorithms.assignment import Assignment, given_levels, given_shares
+from fedjax_het.algorithms.assignment import Assignment, drawn, given_levels, given_shares
 from fedjax_het.algorithms.static_norm import StaticNorm, has_static_norm
 from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require
@@ -25,7 +25,7 @@ from fedjax_het.data.batches import DeviceData
 from fedjax_het.fleet.cost import CostTable, cost_table
 from fedjax_het.fleet.measured import scaled_like
 from fedjax_het.local.training import LocalUpdate
-from fedjax_het.models.agreement import require_agreement
+from fedjax_het.models.agreement import require_agreement, require_scalable
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.narrow import sub_network
 from fedjax_het.models.units import layout_of
@@ -121,9 +121,7 @@ class Networks:
         if dynamic:
             for level in allowed[chances > 0].tolist():
                 self.require_memory(training, np.full(n, level))
-            return Assignment(
-                lambda s: allowed[s.rng.choice(len(allowed), size=n, p=chances)[s.clients]]
-            )
+            return Assignment(lambda s: allowed[drawn(s, n, chances)[s.clients]])
         if shares is not None:
             ends = np.round(np.cumsum(chances) * n)
             rank = np.empty(n, np.int64)
@@ -133,11 +131,13 @@ class Networks:
 
         def by_speed(round: int) -> np.ndarray:
             speed = self.problem.fleet.at(round).flops_per_s
-            return self.affordable(speed / np.max(speed))
+            level = self.affordable(speed / np.max(speed))
+            self.require_memory(training, level)
+            return level
 
         if self.problem.fleet.redraw is None:
             return self._fixed(training, by_speed(0))
-        self.require_memory(training, by_speed(0))
+        by_speed(0)
         return Assignment(lambda situation: by_speed(situation.round)[situation.clients])
 
     def _fixed(self, training: TrainingOptions, level: np.ndarray) -> Assignment:
@@ -233,6 +233,8 @@ class Networks:
           scaled: whether hidden layers divide their outputs by the rate in training.
           wrapped: function that changes the network of a task.
         """
+        if scaled and len(self.counts) > 1:
+            require_scalable(self.problem.model, self.layout, self.counts[-1])
 
         def local(route: Route, start: Variables, data: DeviceData, task: Task) -> ClientResult:
             model = self.network(route, task.width, scaled=scaled)
@@ -277,9 +279,7 @@ class Networks:
           assigned: levels of the clients.
         """
 
-        def models(
-            state: PyTree, variables: Variables
-        ) -> Mapping[str, tuple[BlockModel, Variables]]:
+        def models(state: PyTree, variables: Variables) -> dict[str, tuple[BlockModel, Variables]]:
             del state
             return {self.name(level): self._first_units(level, variables) for level in self.allowed}
 
@@ -287,8 +287,10 @@ class Networks:
         return SubModels(models, None if fixed is None else tuple(map(self.name, fixed.tolist())))
 
     def _first_units(self, level: int, variables: Variables) -> tuple[BlockModel, Variables]:
-        own = widths.take(self.layout, self.counts[level], variables, None)
-        model = self.models[level]
+        model, own = self.problem.model, variables
+        if level > 0:
+            model = self.models[level]
+            own = widths.take(self.layout, self.counts[level], variables, None)
         return model, own if self.static is None else self.static(model, own)
 
     def name(self, level: int) -> str:
@@ -341,6 +343,7 @@ def networks(
         for rate in every
     )
     allowed = tuple(level for level, rate in enumerate(every) if rate in given)
-    require_agreement(problem.model, layout, counts[-1])
+    for each in counts[1:]:
+        require_agreement(problem.model, layout, each)
     static = StaticNorm(problem) if has_static_norm(problem, static_norm) else None
     return Networks(problem, layout, every, allowed, counts, static)

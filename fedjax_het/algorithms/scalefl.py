@@ -64,6 +64,7 @@ def scalefl(
     gamma: float = 0.05,
     temperature: float = 3.0,
     scaler: bool = False,
+    static_norm: bool | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""ScaleFL: sub-models by width and depth, averaged where clients hold a coordinate.
@@ -103,6 +104,10 @@ def scalefl(
       temperature: temperature T of the distillation.
       scaler: whether hidden layers divide their outputs by the width in training, before the norm,
         as those of the authors do (in evaluation as well).
+      static_norm: whether batch norms use statistics of the batch in training and those of all
+        training samples in evaluations, in place of running statistics; see `StaticNorm`. None does
+        so if the model has running statistics that are trained. The authors' batch norms use
+        statistics of the batch in evaluations, too.
       **training: fields of `UniformTraining`; the authors have learning_rate=0.1 with a tenth of it
         from rounds 100 and 200, momentum=0.9, weight_decay=5e-4, epochs=5, batch_size=16.
 
@@ -118,7 +123,8 @@ def scalefl(
     ends = depths.checked_exits(problem, exits)
     _require_usable(problem, gamma, temperature)
     chosen = _checked_submodels(submodels, len(ends))
-    own = networks(problem, sorted({rate for rate, _ in chosen}, reverse=True))
+    rates = sorted({rate for rate, _ in chosen}, reverse=True)
+    own = networks(problem, rates, static_norm=static_norm)
     each = _levels(own, chosen, ends)
     routes = [
         Route(0, int(ends[number - 1]), width=int(width), heads=tuple(ends[: number - 1].tolist()))
@@ -168,7 +174,7 @@ def scalefl(
             combine=from_last(gamma, temperature),
             proximal=options.proximal,
         )
-        return train(route, start, data, task)
+        return own.unsent(train(route, start, data, task), start)
 
     return Algorithm(
         name="scalefl",
@@ -183,6 +189,7 @@ def scalefl(
         paces=Paces(overlap=True),
         widths=own.widths(),
         submodels=_submodels(own, each, None if changing else start),
+        calibrate=own.calibrate,
     )
 
 
@@ -209,14 +216,11 @@ def _submodels(own: Networks, each: Levels, level: np.ndarray | None) -> SubMode
 
     def models(state: PyTree, variables: Variables) -> dict[str, tuple[BlockModel, Variables]]:
         del state
-        narrow = {
-            w: widths.take(own.layout, own.counts[w], variables, None)
-            for w in np.unique(each.width).tolist()
-        }
-        return {
-            name: (model, cut(narrow[int(w)]))
-            for name, (model, cut), w in zip(each.names, cuts, each.width, strict=True)
-        }
+        found = {}
+        for name, (model, cut), w in zip(each.names, cuts, each.width, strict=True):
+            mine = cut(widths.take(own.layout, own.counts[w], variables, None))
+            found[name] = model, mine if own.static is None else own.static(model, mine)
+        return found
 
     return SubModels(models, None if level is None else tuple(each.names[d] for d in level))
 

@@ -90,10 +90,10 @@ def sub_fedavg(
     weight that no client of the cohort holds.
 
     Here a client measures the accuracy on its training samples, because clients need not have
-    others; the authors use its test samples. The last adoption prunes no more than to the target;
-    the authors' limit of 5 % for it is left out, and the target is a share of the weights, not of
-    all parameters. If a client has a single epoch, both candidates are the same and it prunes
-    nothing.
+    others; the authors use its test samples. The last adoption prunes to the target, or up to one
+    weight per tensor more; the authors' limit of 5 % for it is left out, and the target is a share
+    of the weights, not of all parameters. If a client has a single epoch, both candidates are the
+    same and it prunes nothing.
 
     A transfer costs 4 bytes for every value left and a bit for every weight, or the whole model if
     that is less; an upload is priced by the mask before the training. Training costs the FLOPs of

@@ -3,7 +3,8 @@
 A *mask* has the structure of the parameters; its boolean leaves broadcast against them: shape `()`
 for a whole tensor (suffix, window), a channel vector (width), or the full shape (density). Only
 masks define the result. A *route* is a small hashable value that lets the compiler skip work. It
-must cover the mask, and all covering routes give the same numbers.
+must cover the mask, and all covering routes give the same numbers; but draws in the shape of
+activations (dropout) are others at another width.
 """
 
 from collections.abc import Sequence

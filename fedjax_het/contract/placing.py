@@ -1,5 +1,7 @@
 """Sums over sub-networks by width, which touch only the places of their updates."""
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -79,8 +81,8 @@ def add(
     def of(axes: Axes, total: Any, value: Any) -> Any:
         if value is None:
             return total
-        if orders is None and all(len(spans) == 1 and spans[0].outer == 1 for spans in axes.spans):
-            return total.at[tuple(slice(0, size) for size in value.shape)].add(value)
+        if orders is None:
+            return _add_first(axes, layout.sizes, counts, total, value)
         cut = [a for a, spans in enumerate(axes.spans) if any(s.group for s in spans)]
         if not cut:
             return total + value
@@ -92,6 +94,59 @@ def add(
         return total.at[at].add(value, unique_indices=True, mode="promise_in_bounds")
 
     return mapped(layout, of, total, tree)
+
+
+def _add_first(
+    axes: Axes, sizes: Mapping[str, int], counts: Counts, total: jax.Array, value: jax.Array
+) -> jax.Array:
+    """`add` of one tensor that holds the first units: a slice of the sum is replaced.
+
+    A scatter takes 2 times as long on a CPU for half of the units and 3 times for a quarter.
+    """
+    axis = [
+        # An axis of length 1 holds for all positions.
+        [_Block(0, (1, 1, 1), 0, (1, 1, 1))] if size == 1 else _blocks(sizes, counts, spans)
+        for size, spans in zip(total.shape, axes.spans, strict=True)
+    ]
+    for blocks in itertools.product(*axis):
+        at = [block.base for block in blocks]
+        own = [block.own_base for block in blocks]
+        end = [block.base + math.prod(block.whole) for block in blocks]
+        own_end = [block.own_base + math.prod(block.own) for block in blocks]
+        part = jax.lax.slice(total, at, end)
+        shape = part.shape
+        part = part.reshape([n for block in blocks for n in block.whole])
+        new = jax.lax.slice(value, own, own_end).reshape([n for block in blocks for n in block.own])
+        first = jax.lax.slice(part, [0] * new.ndim, new.shape)
+        part = jax.lax.dynamic_update_slice(part, first + new, (0,) * new.ndim).reshape(shape)
+        total = part if shape == total.shape else jax.lax.dynamic_update_slice(total, part, at)
+    return total
+
+
+class _Block(NamedTuple):
+    """The positions of one span along an axis.
+
+    Attributes:
+      base: first position in the model's tensor.
+      whole: repetitions, units and positions of a unit there.
+      own_base: first position in the tensor of the sub-network.
+      own: repetitions, units and positions of a unit there.
+    """
+
+    base: int
+    whole: tuple[int, int, int]
+    own_base: int
+    own: tuple[int, int, int]
+
+
+def _blocks(sizes: Mapping[str, int], counts: Counts, spans: tuple[Span, ...]) -> list[_Block]:
+    found, base, own_base = [], 0, 0
+    for span in spans:
+        units = (1, 1) if span.group is None else (sizes[span.group], counts[span.group])
+        whole, own = ((span.outer, n, span.inner) for n in units)
+        found.append(_Block(base, whole, own_base, own))
+        base, own_base = base + math.prod(whole), own_base + math.prod(own)
+    return found
 
 
 def positions(

@@ -89,10 +89,12 @@ class Widths(NamedTuple):
     shares: tuple[float, ...]
     order: Callable[[PyTree, PyTree], Orders] | None = None
 
-    def orders(self, level: Array, row: PyTree, shared: PyTree) -> Orders | None:
-        """The orders of one client of a traced level, or None."""
-        if self.order is None:
+    def orders(self, level: Array | int, row: PyTree, shared: PyTree) -> Orders | None:
+        """The orders of one client, or None for the natural ones; the level may be traced."""
+        if self.order is None or (isinstance(level, int) and level == 0):
             return None
+        if isinstance(level, int):
+            return self.order(row, shared)
         given = self.order(row, shared)
         return {
             group: jnp.where(level == 0, jnp.arange(size, dtype=jnp.int32), given[group])

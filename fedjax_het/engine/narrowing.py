@@ -81,9 +81,10 @@ def network(method: Widths, route: Route, level: jax.Array, row: PyTree, shared:
       shared: see `row`.
     """
     counts = method.counts[route.width]
-    live = None
-    if route.padded:
-        live = widths.live(method.layout, counts, method.counts_of(level))
+    if not route.padded:
+        # All clients of the route have its level, and the complete network is read as it is.
+        return Network(method, counts, method.orders(route.width, row, shared), None)
+    live = widths.live(method.layout, counts, method.counts_of(level))
     return Network(method, counts, method.orders(level, row, shared), live)
 
 

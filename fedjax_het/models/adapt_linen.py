@@ -1,19 +1,17 @@
 """Blocks of a flax.linen network."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
+from fedjax_het.models import narrow_layers, stand_ins
 from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.cutting import Network, Visit, cut, mode_of, run_part
-from fedjax_het.models.narrow_layers import HOOK
-from fedjax_het.models.stand_ins import innermost
 
 Array = jax.Array
 
@@ -73,13 +71,6 @@ def linen_blocks(module: nn.Module, samples: Callable[[int], PyTree]) -> list[Bl
     ]
 
 
-def _hooked(
-    hook: Callable[..., Any], called: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """A call of a submodule through the hook, with the arguments that it really gets."""
-    return hook(called, called.scope.path, call, args, kwargs)  # type: ignore[union-attr]
-
-
 def _nothing(batch: int) -> tuple[Any, list[Any]]:
     """The stubs of a block that starts at the module's input: it needs none."""
     return None, []
@@ -96,8 +87,6 @@ class _Segment(nn.Module):
     start: int
     stop: int | None
     stubs: Callable[[int], tuple[PyTree, list[PyTree]]]
-    # It runs `narrow_layers.HOOK` itself.
-    runs_hook: ClassVar[bool] = True
 
     def setup(self) -> None:
         nn.share_scope(self, self.module)
@@ -135,7 +124,6 @@ def _with_calls(
     root = module.path
     count = 0
     current: str | None = None
-    hook = HOOK.get()
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         nonlocal count, current
@@ -145,8 +133,6 @@ def _with_calls(
             object.__setattr__(called, "conv_general_dilated", conv_general_dilated)
         if called.path == root:
             return call(*args, **kwargs)
-        if hook is not None and context.method_name == "__call__":
-            call = functools.partial(_hooked, hook, called, call)
         if context.method_name == "setup":
             # It precedes the call of a submodule directly.
             stubbed = current is None and count < start
@@ -162,5 +148,5 @@ def _with_calls(
         finally:
             current = None
 
-    with nn.intercept_methods(intercept), innermost():
+    with nn.intercept_methods(intercept), stand_ins.innermost(), narrow_layers.innermost():
         return module(x, **mode_of(type(module).__call__, train))

@@ -27,7 +27,7 @@ from fedjax_het.models.cutting import (
     run_part,
     shapes_of,
 )
-from fedjax_het.models.narrow_layers import HOOK
+from fedjax_het.models.narrow_layers import AtWidth, current
 
 Array = jax.Array
 
@@ -170,7 +170,7 @@ class _Share:
         expected = {p: s.shape for p, s, held in zip(self._paths, self._shapes, self._held) if held}
         found = {path: jnp.shape(a) for path, a in flat.items()}
         require(
-            found == expected or (HOOK.get() is not None and found.keys() == expected.keys()),
+            found == expected or (current() is not None and found.keys() == expected.keys()),
             lambda: f"parameters of block {name!r} {['/'.join(path) for path in flat]}",
             f"do not fit its module, which has {['/'.join(path) for path in expected]}",
             "take them from init() of this same model",
@@ -272,14 +272,14 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
     for name, child in _children(module):
         names.setdefault(id(child), name)
     mode = mode_of(type(module).__call__, train)
-    hook, paths = HOOK.get(), dict[int, tuple[str, ...]]()
+    at, paths = current(), dict[int, tuple[str, ...]]()
     for path, child in list(nnx.iter_modules(module)):
         paths.setdefault(id(child), tuple(map(str, path)))
         if isinstance(child, nnx.Conv) and child.conv_general_dilated is lax.conv_general_dilated:
             child.conv_general_dilated = _convolution
-        hooked = hook is not None and not isinstance(child, (nnx.List, nnx.Dict))
+        resized = at is not None and not isinstance(child, (nnx.List, nnx.Dict))
         watched = id(child) in names or isinstance(child, nnx.BatchNorm)
-        if watched or hooked or stand_ins.replaces(child):
+        if watched or resized or stand_ins.replaces(child):
             child.__class__ = _watched(type(child))
     count, inside = 0, False
 
@@ -289,8 +289,8 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
             kwargs = norm.masked(weight, args, kwargs)
         if stand_ins.replaces(child):
             call = functools.partial(stand_ins.called, child, call)
-        if hook is not None and id(child) in paths:
-            call = _hooked(hook, child, paths[id(child)], call)
+        if at is not None and id(child) in paths:
+            call = _at_width(at, child, paths[id(child)], call)
         # Copies that a transformation makes inside a run are no submodules of the network.
         if inside or id(child) not in names:
             return call(*args, **kwargs)
@@ -309,10 +309,11 @@ def _run(module: nnx.Module, x: PyTree, train: bool, visit: Visit, weight: Array
         _HANDLER.reset(token)
 
 
-def _hooked(
-    hook: Callable[..., Any], child: nnx.Module, path: tuple[str, ...], call: Callable[..., Any]
+def _at_width(
+    at: AtWidth, child: nnx.Module, path: tuple[str, ...], call: Callable[..., Any]
 ) -> Callable[..., Any]:
-    return lambda *args, **kwargs: hook(child, path, call, args, kwargs)
+    """The call of a submodule in a run at another width."""
+    return lambda *args, **kwargs: at.run(child, path, call, args, kwargs)
 
 
 def _convolution(*args: Any, out_sharding: Any = None, **kwargs: Any) -> Array:

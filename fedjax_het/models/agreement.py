@@ -21,20 +21,22 @@ from fedjax_het.models.narrow import sub_network
 # Largest difference of outputs that is rounding, over the largest output.
 _ROUNDING = 1e-3
 
-_AGREEING: "weakref.WeakSet[BlockModel]" = weakref.WeakSet()
+# The counts with which each model has been tried.
+_TRIED: "weakref.WeakKeyDictionary[BlockModel, list[Counts]]" = weakref.WeakKeyDictionary()
 
 
 def require_agreement(model: BlockModel, layout: Layout, counts: Counts) -> None:
     """Raises `InputError` if a sub-network computes something else with zeros behind its units.
 
-    Models of the library are known to agree, and a model is tried once.
+    Models of the library are known to agree, and a model is tried once with each sub-network.
 
     Args:
       model: complete model.
       layout: groups of its units.
       counts: number of units of the sub-network by group.
     """
-    if model.spec is not None or model in _AGREEING:
+    tried = _TRIED.setdefault(model, [])
+    if model.spec is not None or counts in tried:
         return
     key = jax.random.key(0)
     # Parameters that are zero at first (biases) hide differences.
@@ -57,7 +59,26 @@ def require_agreement(model: BlockModel, layout: Layout, counts: Counts) -> None
         "number of its channels (attention that divides by its length, a norm of its own)",
         "use norms of flax and models.build('transformer'), or a method without sub-networks",
     )
-    _AGREEING.add(model)
+    tried.append(counts)
+
+
+def require_scalable(model: BlockModel, layout: Layout, counts: Counts) -> None:
+    """Raises `InputError` if a layer's outputs cannot be scaled in training; nothing is computed.
+
+    Args:
+      model: complete model.
+      layout: groups of its units.
+      counts: number of units of a sub-network by group.
+    """
+    own = sub_network(model, layout, counts, scale=2.0)
+    variables = jax.eval_shape(lambda v: take(layout, counts, v, None), model.shapes)
+
+    def step(variables: Variables, x: PyTree, key: jax.Array) -> jax.Array:
+        apply = own.apply_exits if own.exits else own.apply
+        return apply(variables, x, train=True, key=key)[0]
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(step, variables, model.input_shapes(2), key)
 
 
 def _outputs(model: BlockModel, variables: Variables, x: PyTree) -> np.ndarray:

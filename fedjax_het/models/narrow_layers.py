@@ -18,6 +18,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -37,11 +38,8 @@ from fedjax_het.models.transformer import Embedding, Encoder
 Array = jax.Array
 Path: TypeAlias = tuple[str, ...]
 
-# Runs a call of a layer of a network of nnx, or of linen in parts: `(layer, path, call, args,
-# kwargs) -> result`.
-HOOK: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar(
-    "hook", default=None
-)
+# The run at another width that goes on, an `AtWidth`, or None.
+_CURRENT: contextvars.ContextVar[Any] = contextvars.ContextVar("current", default=None)
 
 # Classes of flax by name: linear layers; norms with moments over all channels, and of each.
 _LINEAR = ("Dense", "Linear", "Conv", "ConvTranspose", "Embed", "DenseGeneral", "LinearGeneral")
@@ -70,31 +68,29 @@ class AtWidth:
     scale: Any
     train: bool | Array
     _attention: set[Path] = field(default_factory=set)
+    _handlers: list[Any] = field(default_factory=list)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the layers of the block run at the width of the parameters."""
-        parted = False
 
         def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-            nonlocal parted
-            layer = context.module
-            # Parts of a network replace arguments of calls, and run the hook with the real ones.
-            parted = parted or getattr(layer, "runs_hook", False)
-            if context.method_name == "__call__":
-                if parted:
-                    return call(*args, **kwargs)
+            layer, method = context.module, context.method_name
+            if method == "at_width" or self._handlers[-1] is not intercept:
+                return call(*args, **kwargs)
+            if method == "__call__":
                 return self.run(layer, layer.scope.path, call, args, kwargs)
-            if context.method_name != "at_width":
-                self._resize(layer, layer.scope.path)
+            self._resize(layer, layer.scope.path)
             return call(*args, **kwargs)
 
-        token = HOOK.set(self.run)
+        token = _CURRENT.set(self)
+        self._handlers.append(intercept)
         try:
             with nn.intercept_methods(intercept):
                 yield
         finally:
-            HOOK.reset(token)
+            self._handlers.pop()
+            _CURRENT.reset(token)
 
     def run(
         self, layer: Any, path: Path, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]
@@ -272,6 +268,21 @@ class AtWidth:
     def _lengths(self, own: PyTree, *path: str) -> tuple[tuple[int, ...], ...]:
         axes = _at(own, path)
         return tuple(tuple(size_of((s,), self.counts) for s in spans) for spans in axes.spans)
+
+
+def current() -> AtWidth | None:
+    """The run at another width that goes on, or None."""
+    found: AtWidth | None = _CURRENT.get()
+    return found
+
+
+def innermost() -> AbstractContextManager[None]:
+    """Inside, a run at another width handles calls after the interceptors that there are already.
+
+    An interceptor that replaces calls, as for the cuts of a network, thus decides which are made.
+    """
+    at = current()
+    return contextlib.nullcontext() if at is None else at.running()
 
 
 def _over_mask(call: Callable[..., Any], inside: Array, x: Array, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ def max_pool(x: Array, window: int | tuple[int, ...] = 2) -> Array:
     """Maximum over disjoint windows; incomplete windows at the far edge are dropped.
 
     It computes elementwise maxima of a reshaped array, because the gradient of a windowed reduction
-    is ten times slower on a CPU. Equal maxima share the gradient equally. The function has no
-    forward-mode derivative.
+    is ten times slower on a CPU. The gradient goes to the first of equal maxima. The function has
+    no forward-mode derivative.
 
     Args:
       x: input, `[batch, *space, channels]`.
@@ -51,17 +52,29 @@ def _pool(x: Array) -> Array:
 
 
 def _forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    y = _pool(x)
-    return y, (x, y)
+    # The place of the maximum is kept, and not compared for in the backward pass: a compiler that
+    # computes `x` again there may round it in another way, so that no element equals the maximum.
+    first, *others = _places(x)
+    kind = jnp.uint8 if len(others) < 256 else jnp.int32
+    best, place = first, jnp.zeros(first.shape, kind)
+    for i, other in enumerate(others, start=1):
+        better = other > best
+        place = jnp.where(better, jnp.asarray(i, kind), place)
+        best = jnp.where(better, other, best)
+    return _pool(x), (place, jnp.zeros((0, *x.shape[2:-1:2]), kind))
 
 
 def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
-    # Comparing with the maximum avoids the adjoint of the slices, which would pad and add them.
-    x, y = saved
-    inner = tuple(range(2, x.ndim - 1, 2))
-    ties = functools.reduce(jnp.add, [(part == y).astype(g.dtype) for part in _places(x)])
-    share = jnp.expand_dims(g / ties, inner)
-    return (jnp.where(x == jnp.expand_dims(y, inner), share, jnp.zeros_like(share)),)
+    # Comparing with the places avoids the adjoint of the slices, which would pad and add them.
+    place, window = saved[0], saved[1].shape[1:]
+    inner = tuple(range(2, 2 * len(window) + 1, 2))
+    numbers = jnp.arange(math.prod(window), dtype=place.dtype)
+    numbers = numbers.reshape(1, *(n for w in window for n in (1, w)), 1)
+    place, g = jnp.expand_dims(place, inner), jnp.expand_dims(g, inner)
+    shape = jnp.broadcast_shapes(place.shape, numbers.shape)
+    chosen = jnp.broadcast_to(place, shape) == jnp.broadcast_to(numbers, shape)
+    g = jnp.broadcast_to(g, shape)
+    return (jnp.where(chosen, g, jnp.zeros_like(g)),)
 
 
 _pool.defvjp(_forward, _backward)

@@ -166,6 +166,12 @@ def require_judgeable(algorithm: Algorithm, problem: Problem, options: RunOption
         "evaluates models of the clients anyway, which do not start from a global one",
         "leave it out",
     )
+    require(
+        not options.personal or (algorithm.widths is None and algorithm.submodels is None),
+        f"personal = True with {algorithm.name}",
+        "evaluates the complete network, of which its clients hold a part",
+        "leave it out; local_<metric> is that of the clients' own networks",
+    )
     data = problem.data
     kinds = None if algorithm.submodels is None else algorithm.submodels.of_client
     require(

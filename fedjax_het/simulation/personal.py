@@ -62,6 +62,7 @@ class LocalTraining:
                 merge=self._engine.begin(state, variables, plan),
                 capacity=_AT_ONCE,
             )
+            results = self._engine.resources.place.local(results)
             # A plan may list the clients in another order.
             for slot in np.argsort(plan.clients, kind="stable")[np.argsort(np.argsort(chosen))]:
                 yield jax.tree.map(

@@ -344,6 +344,21 @@ def test_what_belongs_to_the_whole_model_travels_too(make):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
+def test_static_norms_have_no_statistics_to_send():
+    setting = batch_norm_problem()
+    trained, static = (
+        plan_of(feddrop(setting, rate=0.5, static_norm=static), setting).timing
+        for static in (False, True)
+    )
+    assert (trained.bytes_up - static.bytes_up).tolist() == [4 * 2 * 4] * 3  # of four units
+    result = simulate(feddrop(setting, rate=0.5, static_norm=True), setting, rounds=1)
+    layer = result.variables.stats["blocks"][0]
+    start = setting.model.init(jax.random.key(0)).stats["blocks"][0]
+    # Of all samples, so that units have statistics that no client held.
+    for new, old in zip(jax.tree.leaves(layer), jax.tree.leaves(start), strict=True):
+        assert np.all(np.asarray(new) != np.asarray(old))
+
+
 def test_running_statistics_are_the_mean_over_their_holders():
     setting = batch_norm_problem()
     start = setting.model.init(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""FedRolex (methods/baselines.md 8 of sub-models): windows of hidden units that roll."""
+"""FedRolex: windows of hidden units that roll over the network."""
 
 import inspect
 from pathlib import Path
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from problems import SIZES, assert_close, differ, digits, digits_problem, fleet, situation
 
-from fedjax_het.algorithms import build, fedrolex, heterofl
+from fedjax_het.algorithms import build
+from fedjax_het.algorithms.fedrolex import fedrolex
+from fedjax_het.algorithms.heterofl import heterofl
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract import widths
 from fedjax_het.models.resnet import resnet

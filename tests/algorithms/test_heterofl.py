@@ -1,4 +1,4 @@
-"""HeteroFL: golden numbers of its specification, and what its options do."""
+"""HeteroFL (methods/widths.md 2, check 2): sub-networks by width, check by check."""
 
 import dataclasses
 import functools
@@ -112,7 +112,7 @@ def test_taking_sub_networks_and_merging_them_without_training_changes_nothing()
 
 
 def logits_problem(labels=(0, 1)):
-    """One client with samples of these classes of three, and a linear layer after a hidden one."""
+    """One client with samples of these classes of three, and a network with a hidden layer."""
     x = np.ones((len(labels), 2), np.float32)
     y = np.asarray(labels, np.int32)
     data = from_arrays(x, y, x, y, clients=[list(range(len(y)))], num_classes=3)

@@ -11,7 +11,7 @@ from fedjax_het.models.cnn import Conv, heterofl_cnn
 from fedjax_het.models.conv1d import conv1d
 from fedjax_het.models.lstm import char_lstm
 from fedjax_het.models.mlp import Dense, mlp
-from fedjax_het.models.resnet import resnet20
+from fedjax_het.models.resnet import resnet
 from fedjax_het.models.saving import named
 from fedjax_het.models.transformer import transformer
 from fedjax_het.models.unet import unet
@@ -94,7 +94,7 @@ def small_heterofl(factor=1, norm="group"):
 
 
 def small_resnet(factor=1, norm="group"):
-    model = resnet20((8, 8, 3), 4, width=8 // factor, norm=norm)
+    model = resnet((8, 8, 3), 4, units_per_group=1, bottleneck=False, width=8 // factor, norm=norm)
     norm = f".Normalize_0.{norm}_norm"
 
     def layer(name):
@@ -103,14 +103,12 @@ def small_resnet(factor=1, norm="group"):
     rules = of_chain(0, [layer("ConvNorm_0")], None, ["s0"])
     sizes = {"s0": 8, "s1": 16, "s2": 32}
     for stage in range(3):
-        for unit in range(3):
-            block = 1 + 3 * stage + unit
-            before = f"s{max(0, stage - 1) if unit == 0 else stage}"
-            sizes[f"u{block}"] = sizes[f"s{stage}"]
-            layers = [layer("ConvNorm_0"), layer("ConvNorm_1")]
-            rules |= of_chain(block, layers, before, [f"u{block}", f"s{stage}"])
-            rules |= of_chain(block, [layer("shortcut")], before, [f"s{stage}"])
-    return model, sizes, {**rules, r"blocks\.10\..*kernel": ("s2", None)}
+        block, before = 1 + stage, f"s{max(0, stage - 1)}"
+        sizes[f"u{block}"] = sizes[f"s{stage}"]
+        layers = [layer("ConvNorm_0"), layer("ConvNorm_1")]
+        rules |= of_chain(block, layers, before, [f"u{block}", f"s{stage}"])
+        rules |= of_chain(block, [layer("shortcut")], before, [f"s{stage}"])
+    return model, sizes, {**rules, r"blocks\.4\..*kernel": ("s2", None)}
 
 
 def small_vgg(factor=1):

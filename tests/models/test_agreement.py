@@ -9,7 +9,8 @@ from problems import digits_problem
 from fedjax_het.algorithms.networks import networks
 from fedjax_het.common.errors import InputError
 from fedjax_het.models import from_flax, layout_of
-from fedjax_het.models.agreement import require_agreement
+from fedjax_het.models.agreement import require_agreement, require_scalable
+from fedjax_het.models.lstm import char_lstm
 from fedjax_het.problem import Problem
 
 
@@ -62,6 +63,33 @@ def test_norms_of_flax_agree():
 def test_norms_of_nnx_agree():
     own = networks(problem(lambda rngs: Nnx(rngs=rngs)), (1.0, 0.25))
     assert list(own.counts[1].values()) == [3]
+
+
+class Shortcut(nn.Module):
+    """Projects only if the widths differ, which they do not where both keep one unit."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8)(x))
+        y = nn.relu(nn.Dense(16)(x))
+        if x.shape != y.shape:
+            x = nn.Dense(16)(x)
+        return nn.Dense(10)(x + y)
+
+
+def test_a_layer_that_cannot_be_scaled_is_refused_at_once():
+    model = char_lstm((5,), 10, embedding=4, units=8)
+    layout = layout_of(model)
+    counts = {group: size // 2 for group, size in layout.sizes.items()}
+    with pytest.raises(InputError, match="train it without a scaler"):
+        require_scalable(model, layout, counts)
+
+
+def test_every_width_is_tried():
+    own = problem(Shortcut())
+    networks(own, (1.0, 0.5))
+    with pytest.raises(InputError, match=r"number of its channels|cannot run at another width"):
+        networks(own, (1.0, 0.5, 1 / 16))
 
 
 def test_the_check_is_made_once(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_het.models import conv
+from fedjax_het.models import conv, windows
 from fedjax_het.models.lowering import Convolution, choose, lowering
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -216,6 +216,21 @@ def test_choice_by_backend_dtype_and_shape():
     assert choose("cpu", convolution(wide, side=7, direct=True)) == "patches"
     assert choose("cpu", convolution((3, 3, 32, 32), direct=True)) == "shift_add"
     assert choose("cpu", convolution(narrow)) == "patches"
+    quarter = convolution((5, 5, 8, 16), side=14, padding=(2, 2), direct=True)
+    assert choose("cpu", quarter) == "shift_add"
+    assert choose("cpu", convolution((5, 5, 8, 16), side=12, padding=(2, 2))) == "patches"
+    assert choose("cpu", convolution((5, 5, 3, 16), side=14, padding=(2, 2))) == "patches"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_slices_of_few_channels_are_those_of_every_offset(channels):
+    x = draw((2, 9, 11, channels), 0)
+    window, size, strides = (5, 3), (3, 5), (2, 2)
+    pieces = [windows.shifted(x, 1, offset, size, strides) for offset in windows.offsets(window)]
+    found = windows.side_by_side(x, 0, window, size, strides)
+    np.testing.assert_array_equal(found, jnp.concatenate(pieces, axis=-1))
+    program = str(jax.make_jaxpr(lambda x: windows.side_by_side(x, 0, window, size, strides))(x))
+    assert program.count(" slice[") == (8 if channels < 4 else 15)
 
 
 def test_extra_rows_are_those_of_padding_and_stride():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_het.models import MODELS, build
-from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, leaf_cnn, pfl_cnn
+from fedjax_het.models.cnn import adel_cnn2, cifar_cnn, heterofl_cnn, leaf_cnn, pfl_cnn
 from fedjax_het.models.conv1d import conv1d
 from fedjax_het.models.lstm import char_lstm
 from fedjax_het.models.mlp import logistic, mlp
@@ -33,6 +33,8 @@ def per_block(model):
         (adel_cnn2(), [156, 906, 4_850, 510]),
         (cifar_cnn(), [896, 18_496, 1_048_832, 2_570]),
         (pfl_cnn(), [896, 18_496, 1_605_760, 1_290]),
+        # Scale and bias of the norm.
+        (heterofl_cnn(), [640 + 128, 73_856 + 256, 295_168 + 512, 1_180_160 + 1_024, 5_130]),
         (logistic(), [7_850]),
         (mlp(), [157_000, 40_200, 2_010]),
         # Scale and bias of both norms.
@@ -180,6 +182,9 @@ def test_build_passes_options():
         (lambda: conv1d((7, 3)), r"T of at least 8"),
         (lambda: conv1d((28, 28, 1)), r"windows \[T, channels\]"),
         (lambda: conv1d(channels=()), "must be positive"),
+        (lambda: heterofl_cnn(channels=()), "must be positive"),
+        (lambda: heterofl_cnn((4, 4, 1)), "sides of at least 8"),
+        (lambda: heterofl_cnn(norm="layer"), "batch, group, none"),
         (lambda: conv1d(dropout=-0.1), "dropout = -0.1"),
         (lambda: unet((30, 32, 3)), "multiples of 4.*pad"),
         (lambda: unet(depth=0), "depth = 0"),

@@ -42,7 +42,7 @@ def gaussian(
     schedules; so are the numbers of samples, from which durations and with them the arrivals before
     a deadline follow. Not covered:
 
-    * masks that follow from data, as those of FedEL (importances);
+    * masks that follow from data, as those of FedEL (importances) or of HeteroFL (labels);
     * whether an update was finite, because others are left out of the counts;
     * with local noise, the numbers of samples by which a method weighs its clients;
     * what clients tell besides updates: losses for Oort, scores for TiFL, importances. A method
