@@ -227,8 +227,8 @@ def record(setting: Setting, folder: Path, blocks: int) -> Work:
             return jnp.where((drawn.weight > 0) & (step < task.steps), drawn.x, -1)
 
         rows = jax.vmap(batch)(jnp.arange(most, dtype=jnp.int32))
-        # Not constants: of several clients side by side, XLA sums those into a wrong buffer on a CPU
-        # (JAX 0.10.2).
+        # No constants: those of several clients side by side are summed into a wrong buffer by XLA
+        # on a CPU (JAX 0.10.2).
         still = jax.tree.map(lambda a: 0.0 * a, start.params)
         return ClientResult(still, start.stats, jnp.float32(0), jnp.int32(0), info=rows)
 
