@@ -7,7 +7,7 @@ from problems import digits_problem
 
 import fedjax_het as fh
 from fedjax_het.contract.plan import Timing
-from fedjax_het.contract.selection import Candidates, Seen
+from fedjax_het.contract.selection import Candidates, Pool, Seen
 from fedjax_het.engine.selecting import nothing_known
 
 SAMPLES = np.asarray([10, 20, 30, 40])
@@ -29,7 +29,7 @@ def candidates(wanted, *, round=0, clients=None, samples=SAMPLES, seed=0, durati
     return Candidates(
         round=round,
         now_s=0.0,
-        clients=np.arange(n) if clients is None else np.asarray(clients),
+        pool=Pool(np.arange(n) if clients is None else np.asarray(clients)),
         wanted=wanted,
         rng=np.random.default_rng(seed),
         samples=np.asarray(samples),

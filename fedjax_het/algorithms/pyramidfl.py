@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -277,7 +278,7 @@ def knowing(select: Selector, timing_of: Callable[[int], Timing]) -> Selector:
         def asked(clients: np.ndarray) -> Timing:
             return jax.tree.map(lambda column: column[clients], timing)
 
-        return select.choose(state, candidates._replace(known=known, price=asked))
+        return select.choose(state, replace(candidates, known=known, price=asked))
 
     fixed = "PyramidFL is Oort with two more rules; give options of Oort as oort={...}"
     return select._replace(choose=choose, replaceable=fixed)

@@ -4,7 +4,9 @@ A selection is a function `(Candidates) -> ids` that looks at nothing learned, o
 which has a state of its own and sees what is known of every client.
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,13 +36,61 @@ class Known(NamedTuple):
     score: np.ndarray
 
 
-class Candidates(NamedTuple):
+class Pool:
+    """Ids of clients, ascending: a list of them, or the clients 0 to n - 1 apart from a few.
+
+    The second form takes no time in proportion to n, unless all of its ids are asked for.
+
+    Args:
+      listed: different ids, ascending, int64[m]; None for the second form.
+      population: n.
+      absent: clients of the second form that do not belong to it, different, int64[a].
+    """
+
+    def __init__(
+        self,
+        listed: np.ndarray | None = None,
+        *,
+        population: int = 0,
+        absent: np.ndarray = np.zeros(0, np.int64),
+    ):
+        self._listed, self._population, self._absent = listed, population, np.sort(absent)
+
+    def __len__(self) -> int:
+        return self._population - len(self._absent) if self._listed is None else len(self._listed)
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """All ids, int64[m]."""
+        if self._listed is not None:
+            return self._listed
+        return np.delete(np.arange(self._population), self._absent)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """The ids at places 0 to m - 1, `ids[places]`."""
+        if self._listed is not None:
+            return self._listed[places]
+        # As many absent clients come before a place as have fewer others before them.
+        before = self._absent - np.arange(len(self._absent))
+        return places + np.searchsorted(before, places, side="right")
+
+    def has(self, clients: np.ndarray) -> np.ndarray:
+        """Whether each of these ids belongs to the pool, bool[k]."""
+        if self._listed is None:
+            known = (clients >= 0) & (clients < self._population)
+            return known & ~np.isin(clients, self._absent)
+        places = np.minimum(np.searchsorted(self._listed, clients), len(self._listed) - 1)
+        return self._listed[places] == clients
+
+
+@dataclass(frozen=True)
+class Candidates:
     """The input of a selection; its arrays must not be changed.
 
     Attributes:
       round: number of the server step about to start, from 0.
       now_s: virtual time of the dispatch in seconds.
-      clients: ids of the clients that are available and idle, ascending, int64[m].
+      pool: clients that are available and idle, m of them.
       wanted: number of clients to select, at most m.
       rng: NumPy generator of this draw.
       samples: number of training samples of every client, int64[n].
@@ -58,13 +108,18 @@ class Candidates(NamedTuple):
 
     round: int
     now_s: float
-    clients: np.ndarray
+    pool: Pool
     wanted: int
     rng: np.random.Generator
     samples: np.ndarray
     known: Known | None = None
     price: Callable[[np.ndarray], Timing] | None = None
     losses: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @property
+    def clients(self) -> np.ndarray:
+        """Ids of the clients that are available and idle, ascending, int64[m]."""
+        return self.pool.ids
 
 
 class Seen(NamedTuple):
@@ -134,4 +189,5 @@ class Selector(NamedTuple):
 
 def uniform(candidates: Candidates) -> np.ndarray:
     """Selects all candidates with equal probability, without replacement."""
-    return candidates.rng.choice(candidates.clients, candidates.wanted, replace=False)
+    pool = candidates.pool
+    return pool.at(candidates.rng.choice(len(pool), candidates.wanted, replace=False))

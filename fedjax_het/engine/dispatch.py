@@ -19,6 +19,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, next_end_s
 from fedjax_het.contract.plan import Plan
+from fedjax_het.contract.selection import Pool
 from fedjax_het.contract.staleness import give_up
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.results import Origin
@@ -117,23 +118,23 @@ class DispatchTable:
         A client is dispatched again with the same version of the model only if its task failed,
         because a second result would be equal to the first.
         """
-        idle = np.arange(sampler.problem.num_clients)
-        working = 0
+        idle, working = sampler.everyone, 0
         if (flight := self.flight) is not None:
             # Between two merges, clients that have arrived or failed do not count as at work.
             held = flight.ends_s > now_s if turn else np.ones(self.size, bool)
             working = int(np.sum(held))
             same = (flight.version == step) & ~flight.failed
-            idle = np.setdiff1d(idle, flight.client[held | same])
+            busy = np.unique(flight.client[held | same])
+            idle = Pool(population=sampler.problem.num_clients, absent=busy)
         size, pace = sampler.algorithm.cohort_size - working, sampler.algorithm.pace
-        if size <= 0 or idle.size == 0:
+        if size <= 0 or not len(idle):
             return state
         clients, start_s = sampler.draw(
             state,
             variables,
             step,
             now_s,
-            clients=idle,
+            pool=idle,
             size=size,
             least=0 if self.size else (1 if pace.may_wait else sampler.algorithm.cohort_size),
             turn=turn,

@@ -11,6 +11,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Flight, dispatch
 from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.contract.selection import Pool
 from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.selecting import Probes, Selection
 from fedjax_het.fleet.battery import part_joules
@@ -73,33 +74,39 @@ class Sampler(NamedTuple):
     batteries: Batteries | None = None
     unseen: Unseen | None = None
 
+    @property
+    def everyone(self) -> Pool:
+        """All clients."""
+        return Pool(population=self.problem.num_clients)
+
     def ready(
-        self, now_s: float, *, clients: np.ndarray | None, size: int, least: int
-    ) -> tuple[np.ndarray, float]:
+        self, now_s: float, *, pool: Pool, size: int, least: int
+    ) -> tuple[Pool, float]:
         """The clients that are available as soon as enough of them are.
 
         Args:
           now_s: virtual time in seconds.
-          clients: ids that may be selected, int64[n]; None for all clients.
+          pool: clients that may be selected.
           size: number of clients wanted.
           least: number of clients that must be available, or all that ever are again if they are
             fewer.
 
         Returns:
-          The available clients as ascending ids, and the virtual time.
+          The available clients, and the virtual time.
 
         Raises:
           InputError: if `least` clients are never available at once, or none ever is again.
         """
-        clients = np.arange(self.problem.num_clients) if clients is None else clients
+        if self.problem.fleet.always_on and len(pool):
+            return pool, now_s
+        clients, start_s = pool.ids, now_s
         if self.batteries is not None:
             clients = clients[self.batteries.charged[clients]]
-        start_s = now_s
         for _ in range(_MAX_WAITS):
             ready_s = self.problem.fleet.next_available(clients, start_s)
             ready = clients[ready_s <= start_s]
             if len(ready) >= least:
-                return ready, start_s
+                return Pool(ready), start_s
             least = min(least, int(np.sum(np.isfinite(ready_s))))
             require(
                 least > 0,
@@ -127,7 +134,7 @@ class Sampler(NamedTuple):
         step: int,
         now_s: float,
         *,
-        clients: np.ndarray | None = None,
+        pool: Pool | None = None,
         size: int | None = None,
         least: int | None = None,
         turn: int = 0,
@@ -139,7 +146,7 @@ class Sampler(NamedTuple):
           variables: model of the server.
           step: number of the server step, from 0.
           now_s: virtual time in seconds.
-          clients: ids that may be selected, int64[n]; None for all clients.
+          pool: clients that may be selected; None for all clients.
           size: number of clients to select, if that many are available; None for `cohort_size`.
           least: number of clients that must be available, see `ready`; None for `size`.
           turn: number of the draw within the step.
@@ -153,10 +160,11 @@ class Sampler(NamedTuple):
         """
         size = self.algorithm.cohort_size if size is None else size
         least = size if least is None else least
-        ready, start_s = self.ready(now_s, clients=clients, size=size, least=least)
+        pool = self.everyone if pool is None else pool
+        ready, start_s = self.ready(now_s, pool=pool, size=size, least=least)
         wanted = min(size, len(ready))
         if not wanted:
-            return ready, start_s
+            return ready.ids, start_s
 
         def price(asked: np.ndarray) -> Timing:
             rng = np.random.default_rng([self.seed, step, 2 * turn, _PRICES])
@@ -295,4 +303,4 @@ def require_selectable(algorithm: Algorithm, problem: Problem) -> None:
     )
     selection = Selection(algorithm, problem.data.sizes)
     sampler = Sampler(algorithm, problem, seed=0, selection=selection)
-    sampler.ready(0.0, clients=None, size=size, least=1 if algorithm.pace.may_wait else size)
+    sampler.ready(0.0, pool=sampler.everyone, size=size, least=1 if algorithm.pace.may_wait else size)

@@ -1,6 +1,7 @@
 """The selection of a run: its state, and the table of what is known of every client."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import Flight
 from fedjax_het.contract.plan import Timing
-from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
+from fedjax_het.contract.selection import Candidates, Known, Pool, Seen, Selector
 
 
 class Probes(NamedTuple):
@@ -63,7 +64,7 @@ class Selection:
         self,
         round: int,
         now_s: float,
-        clients: np.ndarray,
+        pool: Pool,
         wanted: int,
         rng: np.random.Generator,
         price: Callable[[np.ndarray], Timing],
@@ -76,14 +77,14 @@ class Selection:
         Args:
           round: number of the server step, from 0.
           now_s: virtual time of the dispatch in seconds.
-          clients: ids that may be selected, ascending, int64[m].
+          pool: clients that may be selected.
           wanted: number of clients to select.
           rng: generator of the draw.
           price: function `Candidates.price`.
           probe: function that asks clients for their losses; None if the selection never asks.
           least: number of clients that a selection with a state must choose.
         """
-        candidates = Candidates(round, now_s, clients, wanted, rng, self._samples)
+        candidates = Candidates(round, now_s, pool, wanted, rng, self._samples)
         if self._kept is None:
             assert not isinstance(self._select, Selector)
             return self._checked(self._select(candidates), candidates, least=wanted)
@@ -105,7 +106,7 @@ class Selection:
             return found
 
         asks = losses if self._select.probes else None
-        candidates = candidates._replace(known=known, price=price, losses=asks)
+        candidates = replace(candidates, known=known, price=price, losses=asks)
         chosen, state = self._select.choose(state, candidates)
         chosen = self._checked(chosen, candidates, least=least)
         self._kept = known, state
@@ -115,12 +116,9 @@ class Selection:
         """The chosen ids in ascending order; `InputError` unless they are different candidates."""
         chosen, wanted = np.sort(chosen), candidates.wanted
         different = least <= len(chosen) <= wanted and bool(np.all(chosen[1:] > chosen[:-1]))
-        # Candidates are in ascending order.
-        places = np.searchsorted(candidates.clients, chosen)
-        places = np.minimum(places, len(candidates.clients) - 1)
         number = wanted if least == wanted else f"{least} to {wanted}"
         require(
-            different and bool(np.all(candidates.clients[places] == chosen)),
+            different and bool(np.all(candidates.pool.has(chosen))),
             lambda: f"select of {self._name}: clients {chosen[:10].tolist()} ...",
             f"must be {number} different ones of the candidates",
             "return some of `candidates.clients`, each once",

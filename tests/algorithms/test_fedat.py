@@ -1,6 +1,7 @@
 """FedAT by hand: rounds inside tiers, merges across them, and weights against the fast ones."""
 
 import dataclasses
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from problems import digits_problem, fleet, nudge, scalar_problem, values_of
 import fedjax_het as fh
 from fedjax_het.algorithms import build
 from fedjax_het.algorithms.fedat import equal_parts, tiers_of
-from fedjax_het.contract.selection import Candidates
+from fedjax_het.contract.selection import Candidates, Pool
 from fedjax_het.fleet.availability import from_intervals
 
 TRAINING = {"learning_rate": 0.1, "batch_size": 4}
@@ -130,11 +131,11 @@ def test_the_selection_belongs_to_the_tiers():
     method = halved()
     choose = method.select.choose
     rng = np.random.default_rng(0)
-    candidates = Candidates(0, 0.0, np.arange(3), 3, rng, np.ones(3))
+    candidates = Candidates(0, 0.0, Pool(np.arange(3)), 3, rng, np.ones(3))
     ids, at_work = choose(method.select.init(3), candidates)
     assert sorted(ids.tolist()) == [0, 1, 2]
     assert at_work.tolist() == [2, 1]
-    ids, again = choose(at_work, candidates._replace(clients=np.asarray([0]), wanted=1))
+    ids, again = choose(at_work, replace(candidates, pool=Pool(np.asarray([0])), wanted=1))
     assert ids.size == 0
     assert again.tolist() == [2, 1]
     with pytest.raises(fh.InputError, match="select oort of fedat: cannot be composed: each tier"):

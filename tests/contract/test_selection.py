@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import nudge, scalar_problem
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract.clock import arrivals
-from fedjax_het.contract.selection import Candidates, uniform
+from fedjax_het.contract.selection import Candidates, Pool, uniform
 from fedjax_het.simulation.simulate import simulate
 
 PROBLEM = scalar_problem((3, 4, 5, 6, 7, 8))
@@ -21,7 +23,7 @@ def test_uniform_selection_takes_everyone_equally_often_and_nobody_twice():
     rng = np.random.default_rng(0)
     counts = np.zeros(6)
     for round in range(6000):
-        chosen = uniform(Candidates(round, 0.0, np.arange(6), 2, rng, PROBLEM.data.sizes))
+        chosen = uniform(Candidates(round, 0.0, Pool(np.arange(6)), 2, rng, PROBLEM.data.sizes))
         assert len(set(chosen.tolist())) == 2
         counts[chosen] += 1
     np.testing.assert_allclose(counts / 6000, 1 / 3, atol=0.02)
@@ -53,3 +55,23 @@ def test_a_selection_that_breaks_its_word_is_refused(select):
     method = nudge(PROBLEM, clients_per_round=2)._replace(select=select)
     with pytest.raises(InputError, match=r"select of windows.*must be 2 different"):
         simulate(method, PROBLEM, rounds=1)
+
+
+@given(
+    population=st.integers(1, 30),
+    absent=st.sets(st.integers(0, 29)),
+    places=st.lists(st.integers(0, 29), max_size=5),
+)
+def test_a_pool_without_a_list_is_the_list_of_those_who_are_left(population, absent, places):
+    absent = {i for i in absent if i < population}
+    listed = [i for i in range(population) if i not in absent]
+    few = Pool(population=population, absent=np.asarray(sorted(absent, reverse=True), np.int64))
+    assert few.ids.tolist() == listed
+    assert len(few) == len(listed)
+    asked = np.arange(-2, population + 2)
+    assert few.has(asked).tolist() == [i in listed for i in asked]
+    if listed:
+        places = np.asarray(places, np.int64) % len(listed)
+        both = few, Pool(np.asarray(listed))
+        assert [p.at(places).tolist() for p in both] == [few.ids[places].tolist()] * 2
+        assert both[1].has(asked).tolist() == few.has(asked).tolist()
