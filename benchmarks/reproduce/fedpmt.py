@@ -1,7 +1,7 @@
 """FedPMT against sub-models by depth with exits, by width and by weights, at equal capacity.
 
-    python -m benchmarks.reproduce.fedpmt --split=iid --out=runs/fedpmt
-    python -m benchmarks.reproduce.fedpmt --split=dirichlet --out=runs/fedpmt
+    python -m benchmarks.reproduce.fedpmt --out=runs/fedpmt
+    python -m benchmarks.reproduce.fedpmt --splits=dirichlet --out=runs/fedpmt
 
 30 clients in three equal groups afford 0.456, 0.701 and 1 of a training step of the network; every
 method gives every client the largest sub-model that it affords. MNIST averaged down to 14 x 14, or
