@@ -86,11 +86,10 @@ class Checkpoints:
 
         Any other name, also of digits, is not one that `save` gives.
         """
-        named = (path for path in self._directory.iterdir() if re.fullmatch(r"[0-9]+", path.name))
         return sorted(
             int(path.name)
-            for path in named
-            if path.name == f"{int(path.name):08d}" and path.is_dir()
+            for path in self._directory.iterdir()
+            if re.fullmatch(r"[0-9]{8}|[1-9][0-9]{8,9}", path.name) and path.is_dir()
         )
 
     def newest(self, identity: Mapping[str, Any]) -> Path | None:
@@ -140,6 +139,26 @@ class Checkpoints:
         with _checkpointer() as reader:
             arrays = reader.restore(target / "arrays", abstract)
         return _like(like, arrays), meta
+
+    @contextlib.contextmanager
+    def taken_up(self) -> Iterator[None]:
+        """Around the restoring of a run: names a checkpoint that is whole and holds something else.
+
+        Its digest is right, so no crash made it. The run may be half restored by now.
+
+        Raises:
+          InputError: in place of the errors of values that are missing or of another type.
+        """
+        try:
+            yield
+        except InputError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"checkpoint {self.last} in {self._directory}: holds what no run saves ({said}); "
+                "delete its directory, and the run continues from the one before it"
+            ) from error
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -196,7 +215,9 @@ def _fault(target: Path, identity: Mapping[str, Any]) -> str | None:
         return "does not say of which run it is"
     require_same(f"checkpoint {target}", meta, identity)
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(meta.get(name, ...), kind)]
-    return f"lacks {', '.join(wrong)}" if wrong else None
+    if wrong:
+        return f"lacks {', '.join(wrong)}"
+    return None if meta["step"] == int(target.name) else f"is that of step {meta['step']}"
 
 
 def _remove(target: Path) -> None:

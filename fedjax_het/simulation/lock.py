@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,8 +131,8 @@ class Lock:
 
     def _in_use(self, holder: Mapping[str, Any] | None) -> InputError:
         remedy = (
-            "wait for it or stop it, or name another work directory; if that process is gone, "
-            f"delete {self._path}"
+            f"wait for it, stop it, name another work directory, or delete {self._path} if that "
+            "process is gone"
         )
         if holder is not None and all(holder.get(k) == self._own[k] for k in ("host", "process")):
             remedy = "close the earlier simulation there first"
@@ -175,6 +176,8 @@ def _this_process() -> dict[str, Any]:
         "process": os.getpid(),
         "started": _started(os.getpid()),
         "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        # Two locks of one process and second are two.
+        "key": uuid.uuid4().hex,
     }
 
 

@@ -332,16 +332,17 @@ class Simulation:
             best = self._server.variables if meta["progress"]["kept"] else None
             return self._server.template(meta), best
 
-        found = self._records.checkpoints.restore(template, self._identity)
-        if found is None:
-            return False
-        (arrays, best), meta = found
-        warn_of_changes(self._algorithm, meta, self._identity)
-        self._server.restore(arrays, meta)
-        self._assessment.restore(meta["progress"], best)
-        if (tuner := self._engine.resources.tuner) is not None:
-            tuner.used.update(meta["lowerings"] or {})
-        self._watch.resume(meta)
+        with self._records.checkpoints.taken_up():
+            found = self._records.checkpoints.restore(template, self._identity)
+            if found is None:
+                return False
+            (arrays, best), meta = found
+            warn_of_changes(self._algorithm, meta, self._identity)
+            self._server.restore(arrays, meta)
+            self._assessment.restore(meta["progress"], best)
+            if (tuner := self._engine.resources.tuner) is not None:
+                tuner.used.update(meta["lowerings"] or {})
+            self._watch.resume(meta)
         with self._records.writing():
             self._records.journal.begin(meta["offsets"], meta["totals"])
         return True
