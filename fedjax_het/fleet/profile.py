@@ -73,8 +73,7 @@ class MeasuredProfile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the profile as JSON; raises InputError if the file cannot be written."""
-        content = {"format": _FORMAT, **asdict(self)}
-        write_json(Path(path), content)
+        write_json(Path(path), {"format": _FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MeasuredProfile":
