@@ -4,6 +4,7 @@ Input errors, on the command line or in a file, end a program with one line and 
 other error is a fault of the program and keeps its traceback.
 """
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -42,6 +43,9 @@ def _run(program: Callable[[flags.FlagValues], None], define: Callable[[Any], No
         if not flags.FLAGS["verbosity"].present:
             # The checkpoint library reports every step of its work at the info level.
             logging.set_verbosity(logging.WARNING)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # The last line of a run must not fail because a terminal cannot show a character.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             if len(argv) > 1:
                 raise InputError(f"argument {argv[1]!r}: is not a flag; write --name=value")

@@ -6,7 +6,14 @@ from typing import Any
 
 from fedjax_het import algorithms
 from fedjax_het.common.errors import InputError, require
-from fedjax_het.common.jsonio import read_json, write_atomic, write_json
+from fedjax_het.common.jsonio import read_json
+from fedjax_het.common.writing import (
+    encoded,
+    make_directory,
+    usable_path,
+    write_atomic,
+    write_json,
+)
 from fedjax_het.config import (
     CompareOptions,
     build_problem,
@@ -32,6 +39,7 @@ from fedjax_het.runtime import processes
 from fedjax_het.simulation.assessment import require_judgeable
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.identity import differences
+from fedjax_het.simulation.lock import locked
 from fedjax_het.simulation.options import RunOptions
 from fedjax_het.simulation.simulate import Result, simulate
 
@@ -115,7 +123,8 @@ def compare(
       The comparison; `comparison.json`, `report.html` and the plots are in `workdir`.
 
     Raises:
-      InputError: for configurations that cannot be compared.
+      InputError: for configurations that cannot be compared, or a directory that cannot be written
+        to or is in use by another process.
     """
     require(bool(configs), "no configuration", "must name at least one", "pass --config=FILE")
     settings = [plain(config) for config in configs]
@@ -138,13 +147,7 @@ def compare(
         "must be different whole numbers, at least one",
         "use 0,1,2",
     )
-    root = Path(workdir)
-    require(
-        root.is_dir() or not root.exists(),
-        f"workdir = {str(root)!r}",
-        "is a file",
-        "name a directory that you may write to",
-    )
+    root = usable_path(workdir, "workdir")
 
     def run_options(label: str, seed: int) -> dict[str, Any]:
         place = str(root / _slug(label) / f"seed{seed}")
@@ -162,29 +165,30 @@ def compare(
     }
     for label, algorithm in made.items():
         require_judgeable(algorithm, problem, engines[label])
-    evaluator = Evaluator(problem)
-    # Methods share their resources, unless their options for the machine differ.
-    resources: list[tuple[dict[str, Any], Resources]] = []
-    records: dict[str, list[RunRecord]] = {}
-    for label, (setting, name, options) in entries.items():
-        # Seeds are not compiled in, so all runs of a method share its compiled programs.
-        own = engines[label].machine
-        shared = next((r for machine, r in resources if machine == own), None)
-        if shared is None:
-            shared = engines[label].resources(problem)
-            resources.append((own, shared))
-        engine = Engine(made[label], shared)
-        for seed in chosen:
-            one = {
-                **setting,
-                "algorithm": {"name": name, **options},
-                "run": run_options(label, seed),
-            }
-            result = _run(one, problem, made[label], engine, evaluator)
-            records.setdefault(label, []).append(result.record)
-    comparison = compare_records(records, targets, root)
-    write_json(root / "config.json", settings)
-    return comparison
+    with locked(root):
+        evaluator = Evaluator(problem)
+        # Methods share their resources, unless their options for the machine differ.
+        resources: list[tuple[dict[str, Any], Resources]] = []
+        records: dict[str, list[RunRecord]] = {}
+        for label, (setting, name, options) in entries.items():
+            # Seeds are not compiled in, so all runs of a method share its compiled programs.
+            own = engines[label].machine
+            shared = next((r for machine, r in resources if machine == own), None)
+            if shared is None:
+                shared = engines[label].resources(problem)
+                resources.append((own, shared))
+            engine = Engine(made[label], shared)
+            for seed in chosen:
+                one = {
+                    **setting,
+                    "algorithm": {"name": name, **options},
+                    "run": run_options(label, seed),
+                }
+                result = _run(one, problem, made[label], engine, evaluator)
+                records.setdefault(label, []).append(result.record)
+        comparison = compare_records(records, targets, root)
+        write_json(root / "config.json", settings)
+        return comparison
 
 
 def _entries(
@@ -196,6 +200,12 @@ def _entries(
     for setting in settings:
         for label, method in methods(setting).items():
             other = places.setdefault(_slug(label), label)
+            require(
+                bool(label),
+                "method ''",
+                "must have a label, the name of its directory",
+                "give it one under compare.methods",
+            )
             require(
                 label not in entries and other == label,
                 f"methods {other!r} and {label!r}",
@@ -237,8 +247,10 @@ def plan(config: Any, out: str | Path | None = None) -> Preview:
       The preview; `report.preview.text` prints it.
 
     Raises:
-      InputError: for a method without a preview, or options that it cannot use.
+      InputError: for a method without a preview, options that it cannot use, or a directory that
+        cannot be written to.
     """
+    root = None if out is None else usable_path(out, "out")
     settings = plain(config)
     name, options = named(settings, "algorithm", derived=("problem",))
     algorithm = algorithms.build(name, build_problem(settings), **options)
@@ -248,11 +260,10 @@ def plan(config: Any, out: str | Path | None = None) -> Preview:
             "or choose a method with an `Algorithm.preview`"
         )
     shown = algorithm.preview()
-    if out is not None:
-        root = Path(out)
-        root.mkdir(parents=True, exist_ok=True)
+    if root is not None:
+        make_directory(root, f"out = {str(root)!r}")
         write_atomic(root / "plan.png", png(previews.figure(shown)))
-        write_atomic(root / "plan.txt", previews.text(shown).encode())
+        write_atomic(root / "plan.txt", encoded(previews.text(shown)))
         write_json(root / "plan.json", previews.data(shown))
     return shown
 
@@ -264,9 +275,9 @@ def report(workdir: str | Path) -> Path:
       The path of `report.html`.
 
     Raises:
-      InputError: if the directory holds neither.
+      InputError: if the directory holds neither, or cannot be written to.
     """
-    root = Path(workdir)
+    root = usable_path(workdir, "workdir")
     page = root / "report.html"
     if (root / "metrics.jsonl").exists():
         write_report(RunRecord.load(root), page)

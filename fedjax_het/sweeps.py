@@ -6,13 +6,13 @@ found = sweep(cells, "runs/search")
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from fedjax_het.common.errors import require
-from fedjax_het.common.jsonio import read_json, write_json
+from fedjax_het.common.jsonio import read_json
+from fedjax_het.common.writing import make_directory, usable_path, write_json
 from fedjax_het.report.records import RunRecord
 
 
@@ -35,9 +35,9 @@ def sweep(
       The values by name, in the order of the cells, as read from the files.
 
     Raises:
-      InputError: if two names give the same file.
+      InputError: if two names give the same file, or the directory cannot be written to.
     """
-    root = Path(out)
+    root = usable_path(out, "out")
     paths = {name: root / f"{_slug(name)}.json" for name in cells}
     require(
         len(set(paths.values())) == len(paths),
@@ -45,7 +45,7 @@ def sweep(
         "must differ in more than punctuation, each has a file of its own",
         "give one another name",
     )
-    root.mkdir(parents=True, exist_ok=True)
+    make_directory(root, f"out = {str(root)!r}")
     for name, run in cells.items():
         if paths[name].exists():
             continue

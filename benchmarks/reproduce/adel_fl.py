@@ -21,7 +21,7 @@ from benchmarks import harness
 from fedjax_het import algorithms
 from fedjax_het.algorithms.adel.bound import Bound, Constants
 from fedjax_het.algorithms.adel.planning import Limits, plan_deadlines
-from fedjax_het.common.jsonio import write_atomic
+from fedjax_het.common.writing import write_atomic
 from fedjax_het.contract.plan import Situation
 from fedjax_het.data.load import load_federated
 from fedjax_het.data.partition import partitioner

@@ -38,8 +38,8 @@ from fedjax_het import algorithms, experiment
 from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of
 from fedjax_het.algorithms.adel.planning import make_plan, make_planner
 from fedjax_het.algorithms.adel.workload import Layered, prepare
-from fedjax_het.common.jsonio import write_atomic
 from fedjax_het.common.types import PyTree
+from fedjax_het.common.writing import write_atomic
 from fedjax_het.contract.aggregation import Sums, Term, align, masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
 from fedjax_het.problem import Problem

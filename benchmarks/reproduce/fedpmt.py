@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from benchmarks import harness
 from benchmarks.reproduce.oort import best_rates
 from fedjax_het import algorithms
-from fedjax_het.common.jsonio import write_atomic
+from fedjax_het.common.writing import write_atomic
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.plan import Situation
 from fedjax_het.data.federated import FederatedData, from_arrays

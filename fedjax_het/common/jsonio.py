@@ -1,4 +1,4 @@
-"""Strict JSON on disk: atomic replacement, no NaN, and errors that name file, line and remedy."""
+"""Strict JSON: no NaN, and errors that name file, line and remedy; `writing` writes it."""
 
 import json
 import math
@@ -52,31 +52,6 @@ def _not_json(kind: Any, where: str) -> InputError:
         f"{where} is of type {kind}: records hold JSON types only; "
         "pass numbers, text, arrays, lists or dicts of them"
     )
-
-
-def json_line(row: Mapping[str, Any], where: str) -> bytes:
-    """One row of a JSON-lines file, newline included; floats keep all their digits."""
-    text = json.dumps(jsonable(row, where), allow_nan=False, separators=(",", ":"))
-    return text.encode() + b"\n"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as readable JSON, atomically."""
-    text = json.dumps(jsonable(value, path.name), allow_nan=False, indent=1, ensure_ascii=False)
-    write_atomic(path, (text + "\n").encode())
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces `path` in one step: a reader sees the old or the new content, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from fedjax_het.common.writing import refusing
 from fedjax_het.data.federated import FederatedData
 
 _MOST_NAMES = 40  # number of tick labels that fit beside each other
@@ -69,5 +70,6 @@ def label_plot(data: FederatedData, path: str | os.PathLike[str] | None = None) 
         f"{held.min():,} to {held.max():,} each"
     )
     if path is not None:
-        figure.savefig(path, dpi=150)
+        with refusing(f"path = {str(path)!r}"):
+            figure.savefig(path, dpi=150)
     return figure

@@ -19,6 +19,7 @@ import numpy as np
 
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
+from fedjax_het.common.writing import write_json
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.fleet.flops import differentiable
 from fedjax_het.models.base import BlockModel
@@ -71,9 +72,8 @@ class MeasuredProfile:
         return float(sum(parts))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the profile as JSON."""
-        content = {"format": _FORMAT, **asdict(self)}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        """Writes the profile as JSON; raises InputError if the file cannot be written."""
+        write_json(Path(path), {"format": _FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MeasuredProfile":

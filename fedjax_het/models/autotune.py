@@ -25,7 +25,8 @@ import numpy as np
 from absl import logging
 
 from fedjax_het.common.errors import InputError
-from fedjax_het.common.jsonio import read_json, write_json
+from fedjax_het.common.jsonio import read_json
+from fedjax_het.common.writing import WriteError, refusing, write_json
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.lowering import Convolution, Lowering, chosen_by, lowering
 from fedjax_het.runtime import compilation_cache
@@ -87,10 +88,11 @@ class Tuner:
             # Read again, because other processes also add to the file.
             verdicts = {**_read(self._path), key: verdict}
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with refusing(str(self._path)):
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._path, {"format": _FORMAT, "verdicts": verdicts})
-            except OSError as error:
-                logging.warning("%s: cannot be written (%s)", self._path, error.strerror)
+            except WriteError as error:
+                logging.warning("%s", error)
         return best
 
 

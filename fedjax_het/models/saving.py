@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedjax_het.common.errors import InputError, require
-from fedjax_het.common.jsonio import write_atomic
 from fedjax_het.common.types import PyTree
+from fedjax_het.common.writing import write_atomic
 from fedjax_het.contract.algorithm import Variables
 
 # Files in the work directory of a finished run: the final model and, with patience, that of the
@@ -108,13 +108,8 @@ def write(path: str | Path, variables: Variables, metadata: Mapping[str, str]) -
       InputError: if the file cannot be written.
     """
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in named(variables).items()}
-    try:
-        write_atomic(Path(path), save(arrays, metadata=dict(metadata)))
-    except OSError as error:
-        raise InputError(
-            f"path = {str(path)!r}: cannot be written ({error.strerror}); "
-            "name a file in a directory that you may write to"
-        ) from None
+    content = save(arrays, metadata=dict(metadata))
+    write_atomic(Path(path), content, f"path = {str(path)!r}")
 
 
 def locate(place: str | Path) -> Path:

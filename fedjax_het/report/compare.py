@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedjax_het.common.errors import InputError
-from fedjax_het.common.jsonio import write_atomic, write_json
+from fedjax_het.common.writing import encoded, make_directory, usable_path, write_atomic, write_json
 from fedjax_het.report import device_plots, energy_plots, plots
 from fedjax_het.report.client_plots import metric_by_client
 from fedjax_het.report.clients import client_values
@@ -87,21 +86,15 @@ def compare(
     Raises:
       InputError: for an empty comparison, a target that is no value of the metric, a seed given
         twice, runs on different data or fleets or with different metrics, or a directory that
-        cannot be made.
+        cannot be made or written to.
     """
     records = {name: _records(given) for name, given in runs.items()}
     methods = summarise(records, targets)
     goals = [target.goal for target in methods[0].targets]
     if out_dir is None:
         return Comparison(headline(methods), methods, None)
-    out = Path(out_dir)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"out_dir = {str(out_dir)!r}: cannot be made ({error.strerror}); "
-            "name a directory that you may write to"
-        ) from None
+    out = usable_path(out_dir, "out_dir")
+    make_directory(out, f"out_dir = {str(out_dir)!r}")
     result = Comparison(headline(methods), methods, out)
     metric = re.sub(r"\W", "_", methods[0].metric.name)
     figures = {
@@ -132,8 +125,8 @@ def compare(
     for name, figure in figures.items():
         write_atomic(out / f"{name}.png", png(figure))
     write_json(out / "comparison.json", result.data())
-    write_atomic(out / "comparison.txt", f"{result.headline}\n\n{result.table()}".encode())
-    write_atomic(out / "report.html", comparison_page(records, goals).encode())
+    write_atomic(out / "comparison.txt", encoded(f"{result.headline}\n\n{result.table()}"))
+    write_atomic(out / "report.html", encoded(comparison_page(records, goals)))
     return result
 
 

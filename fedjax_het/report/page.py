@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fedjax_het.common.jsonio import write_atomic
+from fedjax_het.common.writing import encoded, write_atomic
 from fedjax_het.report import captions
 from fedjax_het.report.client_plots import metric_by_client
 from fedjax_het.report.clients import client_values
@@ -98,8 +98,8 @@ def comparison_page(runs: Runs, targets: Sequence[float]) -> str:
 
 
 def write_report(record: RunRecord, path: str | os.PathLike[str]) -> None:
-    """Writes `run_page` to `path`, atomically."""
-    write_atomic(Path(path), run_page(record).encode())
+    """Writes `run_page` to `path`, atomically; see `write_atomic`."""
+    write_atomic(Path(path), encoded(run_page(record)))
 
 
 def _goals(results: Sequence[MethodResult]) -> tuple[float, ...]:

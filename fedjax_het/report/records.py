@@ -19,8 +19,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fedjax_het.common.errors import InputError, require
-from fedjax_het.common.jsonio import json_line, jsonable, read_json, read_lines, write_json
+from fedjax_het.common.errors import require
+from fedjax_het.common.jsonio import jsonable, read_json, read_lines
+from fedjax_het.common.writing import (
+    WriteError,
+    append,
+    json_line,
+    make_directory,
+    refusing,
+    write_json,
+)
 from fedjax_het.report.metric import MetricInfo
 from fedjax_het.report.schema import CLIENT_COLUMNS, check_record
 
@@ -29,7 +37,7 @@ _CUMULATIVE = ("step", "virtual_s", "wall_s", "compile_s")
 
 
 class RunWriter:
-    """Appends the rows of a run to its work directory; every step is flushed.
+    """Appends the rows of a run to its work directory; none waits in a buffer.
 
     A new run starts in a directory without rows. A resumed run must first call `truncate` with the
     `offsets` that were stored in the checkpoint; this removes everything written after it,
@@ -43,23 +51,24 @@ class RunWriter:
         self._workdir = Path(workdir)
         self._stack = ExitStack()
         self._files: dict[str, BinaryIO] = {}
+        make_directory(self._workdir, f"workdir = {str(workdir)!r}")
         try:
-            self._workdir.mkdir(parents=True, exist_ok=True)
             for name in (_METRICS, _CLIENTS):
                 self._file(name)
             if (self._workdir / _EVALUATED).exists():
                 self._file(_EVALUATED)
-        except OSError as error:
-            raise InputError(
-                f"workdir = {str(workdir)!r}: cannot be made or written to ({error.strerror}); "
-                "name a directory that you may write to"
-            ) from None
+        except WriteError:
+            self.close()
+            raise
         self._may_append = all(file.tell() == 0 for file in self._files.values())
 
     def _file(self, name: str) -> BinaryIO:
         """The file of rows `name`, opened if it is not open."""
         if name not in self._files:
-            self._files[name] = self._stack.enter_context((self._workdir / name).open("ab"))
+            path = self._workdir / name
+            # Without a buffer, a row is either on its way to the disk or refused here.
+            with refusing(str(path)):
+                self._files[name] = self._stack.enter_context(path.open("ab", buffering=0))
         return self._files[name]
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -67,7 +76,7 @@ class RunWriter:
         write_json(self._workdir / "config.json", config)
 
     def write_step(self, metrics: Mapping[str, Any], clients: Iterable[Mapping[str, Any]]) -> None:
-        """Appends one server step and its client tasks, and flushes both files.
+        """Appends one server step and its client tasks: the rows of both files, or none.
 
         Args:
           metrics: row of `metrics.jsonl`.
@@ -75,18 +84,13 @@ class RunWriter:
 
         Raises:
           InputError: if the directory holds rows of an earlier run and `truncate` was not called,
-            or a value is not of a JSON type.
+            a value is not of a JSON type, or the disk refuses the rows.
         """
-        self._require_own()
         lines = b"".join(json_line(row, _CLIENTS) for row in clients)
-        line = json_line(metrics, _METRICS)
-        self._files[_CLIENTS].write(lines)
-        self._files[_METRICS].write(line)
-        for file in self._files.values():
-            file.flush()
+        self._append({_CLIENTS: lines, _METRICS: json_line(metrics, _METRICS)})
 
     def write_client_evaluations(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends the evaluations of the clients at one step, and flushes the file.
+        """Appends the evaluations of the clients at one step.
 
         Args:
           rows: rows of `clients_eval.jsonl`, one per client.
@@ -94,19 +98,19 @@ class RunWriter:
         Raises:
           InputError: as for `write_step`.
         """
-        self._require_own()
-        lines = b"".join(json_line(row, _EVALUATED) for row in rows)
-        file = self._file(_EVALUATED)
-        file.write(lines)
-        file.flush()
+        self._append({_EVALUATED: b"".join(json_line(row, _EVALUATED) for row in rows)})
 
-    def _require_own(self) -> None:
+    def _append(self, lines: Mapping[str, bytes]) -> None:
+        """Appends lines to files of rows; after a failure nothing more may be appended."""
         require(
             self._may_append,
             f"workdir = {str(self._workdir)!r}",
             "already holds the rows of a run",
             "resume that run, or choose an empty directory",
         )
+        self._may_append = False
+        append({self._file(name): piece for name, piece in lines.items()})
+        self._may_append = True
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces `summary.json`, which a run writes last."""
@@ -118,9 +122,9 @@ class RunWriter:
         The rows are on disk when this returns, so a checkpoint never refers to rows that a power
         failure could still delete.
         """
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for name, file in self._files.items():
+            with refusing(str(self._workdir / name)):
+                os.fsync(file.fileno())
         return {name: file.tell() for name, file in self._files.items()}
 
     def truncate(self, offsets: Mapping[str, Any]) -> None:
@@ -152,9 +156,11 @@ class RunWriter:
                 "is not the end of a line, so the file is not the one of the checkpoint",
                 "restore the file, or start the run over in an empty directory",
             )
-            file.truncate(offset)
-            file.seek(offset)
-        (self._workdir / "summary.json").unlink(missing_ok=True)
+            with refusing(str(path)):
+                file.truncate(offset)
+                file.seek(offset)
+        with refusing(str(self._workdir / "summary.json"), "removed"):
+            (self._workdir / "summary.json").unlink(missing_ok=True)
         self._may_append = True
 
     def close(self) -> None:

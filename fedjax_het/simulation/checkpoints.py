@@ -5,10 +5,13 @@ all its files is written last. A checkpoint that a crash or a full disk left inc
 recognised, and the one before it is used.
 """
 
+import contextlib
 import hashlib
-import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,27 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from fedjax_het.common.errors import InputError
-from fedjax_het.common.jsonio import read_json, write_json
+from fedjax_het.common.jsonio import read_json
+from fedjax_het.common.writing import make_directory, refusing, write_json
 from fedjax_het.simulation.identity import require_same
 
 _KEEP = 2
 _DIGEST = "digest.json"
+# The metadata of every run, with the types that JSON has for them.
+_NUMBER = (int, float)
+_FIELDS: dict[str, Any] = {
+    "step": int,
+    "now_s": _NUMBER,
+    "unseen_score": (*_NUMBER, type(None)),
+    "routes": list,
+    "progress": dict,
+    "offsets": dict,
+    "totals": dict,
+    "lowerings": (dict, type(None)),
+    "identity": dict,
+    "wall_s": _NUMBER,
+    "compile_s": _NUMBER,
+}
 
 
 class Checkpoints:
@@ -30,36 +49,47 @@ class Checkpoints:
 
     Args:
       directory: directory of the checkpoints; made if it does not exist.
+
+    Attributes:
+      last: step of the newest complete checkpoint; None if there is none, or before `newest`.
     """
 
     def __init__(self, directory: Path):
-        self._directory = directory.resolve()
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"checkpoints = {str(directory)!r}: cannot be made ({error.strerror}); "
-                "name a work directory that you may write to"
-            ) from None
+        make_directory(directory, f"checkpoints = {str(directory)!r}")
+        self._directory = directory.absolute()
+        self.last: int | None = None
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
-        """Saves a pytree of arrays and a JSON dictionary under `step`."""
+        """Saves a pytree of arrays and a JSON dictionary under `step`.
+
+        Raises:
+          WriteError: if the disk refuses; the checkpoints before are as they were.
+        """
         target = self._directory / f"{step:08d}"
-        if target.exists():
-            shutil.rmtree(target)
-        with _checkpointer() as writer:
-            writer.save(target / "arrays", _storable(arrays))
-        write_json(target / "meta.json", meta)
-        write_json(target / _DIGEST, _digest(target))
+        try:
+            with refusing(str(target)):
+                _remove(target)
+                with _refusals_of_orbax(), _checkpointer() as writer:
+                    writer.save(target / "arrays", _storable(arrays))
+            write_json(target / "meta.json", meta)
+            write_json(target / _DIGEST, _digest(target))
+        except BaseException:
+            # What is incomplete would take the place that the next attempt needs.
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        self.last = step
         for old in self.steps()[:-_KEEP]:
             shutil.rmtree(self._directory / f"{old:08d}", ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """Steps that have a directory, ascending; some of them may be incomplete."""
+        """Steps that have a directory, ascending; some of them may be incomplete.
+
+        Any other name, also of digits, is not one that `save` gives.
+        """
         return sorted(
             int(path.name)
             for path in self._directory.iterdir()
-            if path.name.isdecimal() and path.is_dir()
+            if re.fullmatch(r"[0-9]{8}|[1-9][0-9]{8,9}", path.name) and path.is_dir()
         )
 
     def newest(self, identity: Mapping[str, Any]) -> Path | None:
@@ -75,11 +105,13 @@ class Checkpoints:
         """
         for step in reversed(self.steps()):
             target = self._directory / f"{step:08d}"
-            if _whole(target):
-                require_same(f"checkpoint {target}", read_json(target / "meta.json"), identity)
+            fault = _fault(target, identity)
+            if fault is None:
+                self.last = step
                 return target
-            logging.warning("checkpoint %s is damaged; using the one before it", target)
-            shutil.rmtree(target)
+            logging.warning("checkpoint %s %s; using the one before it", target, fault)
+            with refusing(str(target), "removed"):
+                _remove(target)
         return None
 
     def restore(
@@ -107,6 +139,26 @@ class Checkpoints:
         with _checkpointer() as reader:
             arrays = reader.restore(target / "arrays", abstract)
         return _like(like, arrays), meta
+
+    @contextlib.contextmanager
+    def taken_up(self) -> Iterator[None]:
+        """Around the restoring of a run: names a checkpoint that is whole and holds something else.
+
+        Its digest is right, so no crash made it. The run may be half restored by now.
+
+        Raises:
+          InputError: in place of the errors of values that are missing or of another type.
+        """
+        try:
+            yield
+        except InputError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"checkpoint {self.last} in {self._directory}: holds what no run saves ({said}); "
+                "delete its directory, and the run continues from the one before it"
+            ) from error
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -147,8 +199,50 @@ def _digest(target: Path) -> dict[str, str]:
     return {str(p.relative_to(target)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def _whole(target: Path) -> bool:
+def _fault(target: Path, identity: Mapping[str, Any]) -> str | None:
+    """What is wrong with a checkpoint; None if nothing is.
+
+    Raises:
+      InputError: if it belongs to another configuration.
+    """
     try:
-        return json.loads((target / _DIGEST).read_text()) == _digest(target)
-    except (OSError, ValueError):
-        return False
+        digest, meta = read_json(target / _DIGEST), read_json(target / "meta.json")
+        if digest != _digest(target) or not (target / "arrays").is_dir():
+            return "is damaged"
+    except (OSError, InputError):
+        return "is damaged"
+    if not isinstance(meta, dict) or not isinstance(meta.get("identity"), dict):
+        return "does not say of which run it is"
+    require_same(f"checkpoint {target}", meta, identity)
+    wrong = [name for name, kind in _FIELDS.items() if not isinstance(meta.get(name, ...), kind)]
+    if wrong:
+        return f"lacks {', '.join(wrong)}"
+    return None if meta["step"] == int(target.name) else f"is that of step {meta['step']}"
+
+
+def _remove(target: Path) -> None:
+    """Removes a directory, a file or a link, but not what a link leads to."""
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _refusals_of_orbax() -> Iterator[None]:
+    """Errors of the operating system that orbax reports become `OSError`, without its own log."""
+
+    def of_others(record: LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(of_others)
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
+    finally:
+        logger.removeFilter(of_others)

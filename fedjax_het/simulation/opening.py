@@ -1,15 +1,56 @@
-"""The records and checkpoints of a run that starts or resumes."""
+"""The lock, the records and the checkpoints of a run that starts or resumes."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from fedjax_het.common.errors import InputError
+from fedjax_het.common.writing import WriteError
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.runtime import processes
 from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.journal import Journal, require_own
+from fedjax_het.simulation.lock import Lock, first_takes
 from fedjax_het.simulation.options import RunOptions
 from fedjax_het.simulation.sinks import tensorboard_writer
+
+
+class Records(NamedTuple):
+    """The place of a run's results.
+
+    Attributes:
+      journal: rows and summary, in memory or in the work directory.
+      checkpoints: checkpoints; None without a work directory.
+      lock: lock of the work directory; None if this process has none.
+      writes: whether this process writes.
+    """
+
+    journal: Journal
+    checkpoints: Checkpoints | None
+    lock: Lock | None
+    writes: bool
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Adds to the errors of writing inside how much of the run is safe."""
+        try:
+            yield
+        except WriteError as error:
+            step = None if self.checkpoints is None else self.checkpoints.last
+            safe = "no round is safe yet, so the run will start over"
+            if step is not None:
+                safe = f"the run is safe up to round {step}, and continues there"
+            raise InputError(f"{error}; {safe}") from None
+
+    def close(self) -> None:
+        """Closes the files and lets go of the lock, also after a failure."""
+        try:
+            with self.writing():
+                self.journal.close()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
 
 def open_records(
@@ -18,7 +59,7 @@ def open_records(
     options: RunOptions,
     config: Mapping[str, Any],
     fleet: Fleet,
-) -> tuple[Checkpoints | None, Journal, bool]:
+) -> Records:
     """Opens the work directory of a run, if there is one.
 
     Args:
@@ -28,24 +69,28 @@ def open_records(
       config: configuration to record; may be empty.
       fleet: fleet of the run.
 
-    Returns:
-      The checkpoints, None without a directory; the journal; and whether this process writes.
-
     Raises:
-      InputError: if the directory holds another run.
+      InputError: if the directory holds another run, or another process runs in it.
     """
-    if workdir is not None:
-        require_own(workdir, identity)
-    checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
+    recorded = {**config, "identity": identity}
+    if workdir is None:
+        return Records(Journal(None, recorded, None, fleet), None, None, writes=True)
     # Only the first of several processes writes. It also removes damaged checkpoints, and the
     # other processes wait for this before they read.
-    writes = processes.is_leader() or workdir is None
-    if not writes:
-        processes.meet("checkpoints")
-    if checkpoints is not None:
+    writes = processes.is_leader()
+    lock = first_takes(workdir)
+    try:
+        require_own(workdir, identity)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        if not writes:
+            processes.meet("checkpoints")
         checkpoints.newest(identity)
-    if writes and workdir is not None:
-        processes.meet("checkpoints")
-    recorded = {**config, "identity": identity}
-    sink = options.tensorboard and writes and tensorboard_writer(workdir)
-    return checkpoints, Journal(workdir if writes else None, recorded, sink or None, fleet), writes
+        if writes:
+            processes.meet("checkpoints")
+        sink = tensorboard_writer(workdir) if options.tensorboard and writes else None
+        journal = Journal(workdir if writes else None, recorded, sink, fleet)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    return Records(journal, checkpoints, lock, writes)

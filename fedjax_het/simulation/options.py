@@ -8,9 +8,13 @@ from typing import Any, Literal, Required, TypedDict
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_options, check_types
+from fedjax_het.common.writing import encodable, usable_path
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.engine.resources import ConvolutionChoice, Execution, Resources, check_resources
 from fedjax_het.problem import Problem
+
+# Characters of the longest name: every figure and table of a page repeats it.
+_LONGEST_NAME = 200
 
 ClientEval = Literal["never", "last", "always"]
 
@@ -133,6 +137,20 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_types(vars(self), "run option", type(self))
+        require(
+            encodable(self.name),
+            f"name = {self.name!r}",
+            "must be text without halves of surrogate pairs, which no file can hold",
+            "write it in characters of Unicode",
+        )
+        require(
+            len(self.name) <= _LONGEST_NAME,
+            f"name of {len(self.name)} characters",
+            f"must have at most {_LONGEST_NAME}, because every figure and table repeats it",
+            "choose a shorter one",
+        )
+        if self.workdir is not None:
+            usable_path(self.workdir, "workdir")
         for name in ("rounds", "eval_every", "checkpoint_every", "patience"):
             value = getattr(self, name)
             require(

@@ -122,6 +122,8 @@ class Server:
         with contextlib.suppress(InputError):
             if self._table is not None and not stops(self.step, self.now_s):
                 self._closing = self._send_out(self._table)
+        # So is a fault of the method: a plan that depends on nothing has it again.
+        with contextlib.suppress(Exception):
             while self._in_batches and len(self._planned) < _AHEAD and not ends(*self._frontier):
                 self._planned.append(self._plan_round(*self._frontier))
 
@@ -195,7 +197,7 @@ class Server:
             if not self._planned:
                 try:
                     self._planned.append(self._plan_round(self.step, self.now_s))
-                except InputError:
+                except Exception:
                     if not rounds:
                         raise
                     break

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
+from fedjax_het.common.writing import usable_path
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.engine.engine import Engine
 from fedjax_het.problem import Problem
@@ -135,10 +136,10 @@ def _by_seed(options: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str,
         "leave one of the two out",
     )
     workdir = options.get("workdir")
-    places = [None if workdir is None else Path(workdir) / f"seed{seed}" for seed in seeds]
+    root = None if workdir is None else usable_path(workdir, "workdir")
     runs = [
-        {**options, "seed": seed, "workdir": place}
-        for seed, place in zip(seeds, places, strict=True)
+        {**options, "seed": seed, "workdir": None if root is None else root / f"seed{seed}"}
+        for seed in seeds
     ]
     for run in runs:
         RunOptions.parse(run)

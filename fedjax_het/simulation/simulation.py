@@ -1,6 +1,5 @@
 """One run, step by step: select -> plan -> train -> merge -> record; resumes from checkpoints."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -28,12 +27,8 @@ from fedjax_het.simulation.personal import LocalTraining
 from fedjax_het.simulation.saved import save_model
 from fedjax_het.simulation.server import Server
 from fedjax_het.simulation.start import find_start
-from fedjax_het.simulation.stopwatch import Stopwatch
+from fedjax_het.simulation.stopwatch import LONGEST, Batching, Stopwatch
 from fedjax_het.transforms.sending import attached
-
-# Number of rounds in the longest batch of rounds, and the time in seconds that a batch should not
-# exceed, because its rounds are shown and recorded only when it is over.
-_BATCH, _BATCH_S = 32, 0.5
 
 
 class Simulation:
@@ -82,31 +77,32 @@ class Simulation:
         self._assessment = Assessment(algorithm, problem, chosen)
         self._pending: tuple[PendingRecords, dict[str, Any]] | None = None
         self._row, self._client_rows = {}, []  # type: dict[str, Any], list[dict[str, Any]]
-        self._most, self._batch_s = 1, 0.0
+        self._batching = Batching()
         start = find_start(chosen.initial, problem.model, chosen.workdir)
         self._identity = identify(algorithm, problem, chosen, config or {}, start.digest)
         # Checks come first, because even copying the data to the device compiles a program.
         require_selectable(algorithm, problem)
         self._workdir = None if chosen.workdir is None else Path(chosen.workdir)
-        self._checkpoints, self._journal, self._writes = open_records(
+        self._records = open_records(
             self._workdir, self._identity, chosen, config or {}, problem.fleet
         )
-        self._engine = engine or Engine(algorithm, chosen.resources(problem))
-        self._evaluate = evaluator or Evaluator(problem)
-        longest = _BATCH if chosen.eval_every_s is not None else min(chosen.eval_every, _BATCH)
-        parts = (algorithm, problem, self._engine, chosen.seed)
-        self._server = Server(*parts, longest, start.variables)
-        self._trained: Callable[[np.ndarray], Iterator[Variables]] | None = None
-        if chosen.personal:
-            local = LocalTraining(*parts)
-            self._trained = lambda clients: local.models(
-                self.state, self.variables, self.rounds_done, self.now_s, clients
-            )
-        self._watch = Stopwatch((self._engine.resources.compiler, self._evaluate.compiler))
         try:
+            self._engine = engine or Engine(algorithm, chosen.resources(problem))
+            self._evaluate = evaluator or Evaluator(problem)
+            longest = LONGEST if chosen.eval_every_s is not None else chosen.eval_every
+            parts = (algorithm, problem, self._engine, chosen.seed)
+            self._server = Server(*parts, min(longest, LONGEST), start.variables)
+            self._trained: Callable[[np.ndarray], Iterator[Variables]] | None = None
+            if chosen.personal:
+                local = LocalTraining(*parts)
+                self._trained = lambda clients: local.models(
+                    self.state, self.variables, self.rounds_done, self.now_s, clients
+                )
+            self._watch = Stopwatch((self._engine.resources.compiler, self._evaluate.compiler))
             if not self._resume():
                 start.require_found()
-                self._journal.begin({})
+                with self._records.writing():
+                    self._records.journal.begin({})
                 first = Record(0, 0.0, {}, [])
                 self._write(lambda: [first], self._measure(evaluate=True))
             self._server.look_ahead(self._ends, self._stops)
@@ -186,38 +182,38 @@ class Simulation:
         Returns:
           The number of steps.
         """
-        taken = self._take(self._most)
-        short = processes.leaders(self._batch_s) < _BATCH_S
-        self._most = min(2 * self._most, _BATCH) if short else max(self._most // 2, 1)
+        taken = self._take(self._batching.most)
+        self._batching.adapt()
         return taken
 
     @property
     def record(self) -> RunRecord:
         """The record of the run so far; if the run is done, this also writes its summary."""
         self._write_pending()
-        if not self._writes:
+        if not self._records.writes:
             assert self._workdir is not None
             processes.meet("finished")
             return RunRecord.load(self._workdir)
-        record = self._journal.record(
-            self._problem,
-            self.name,
-            self._algorithm.name,
-            self.options.seed,
-            self._assessment.metric,
-            self._assessment.targets,
-            ended=self.ended,
-        )
+        with self._records.writing():
+            record = self._records.journal.record(
+                self._problem,
+                self.name,
+                self._algorithm.name,
+                self.options.seed,
+                self._assessment.metric,
+                self._assessment.targets,
+                ended=self.ended,
+            )
         if self._workdir is not None:
             processes.meet("finished")
         return record
 
     def close(self) -> None:
-        """Writes pending records and closes the files, also after a failure."""
+        """Writes pending records and closes the work directory, also after a failure."""
         try:
             self._write_pending()
         finally:
-            self._journal.close()
+            self._records.close()
 
     def __enter__(self) -> Self:
         return self
@@ -234,14 +230,14 @@ class Simulation:
 
     def _take(self, most: int) -> int:
         """Runs up to `most` steps; writes the records of the steps before meanwhile."""
-        began = time.perf_counter()
+        self._batching.begin()
         taken, records = self._server.advance(most, self._stops)
         self._write_pending()
         self._pending = records, self._measure(evaluate=False)
         self._server.look_ahead(self._ends, self._stops)
         self._server.wait()
         # Without evaluation and checkpoint, which do not depend on the number of steps.
-        self._batch_s = time.perf_counter() - began
+        self._batching.end()
         self._pending = records, self._measure(evaluate=False)
         step, now_s = self._server.step, self._server.now_s
         if self._assessment.comes_due(step, now_s) or self._is_last():
@@ -293,55 +289,60 @@ class Simulation:
 
     def _write(self, records: PendingRecords, measured: dict[str, Any]) -> None:
         """Writes the rows of the newest steps; an evaluation belongs to the last of them."""
-        if not self._writes:
+        if not self._records.writes:
             return
         *earlier, last = records()
         now = {name: measured[name] for name in ("wall_s", "compile_s", "compiled_programs")}
-        for record, more in [*((one, now) for one in earlier), (last, measured)]:
-            metrics = {"step": record.step, "virtual_s": record.now_s, **record.metrics, **more}
-            self._journal.write(metrics, record.clients)
-            self._row = metrics
-        self._journal.write_evaluations(self._client_rows)
+        with self._records.writing():
+            for record, more in [*((one, now) for one in earlier), (last, measured)]:
+                metrics = {"step": record.step, "virtual_s": record.now_s, **record.metrics, **more}
+                self._records.journal.write(metrics, record.clients)
+                self._row = metrics
+            self._records.journal.write_evaluations(self._client_rows)
         self._client_rows = []
 
     def _save(self) -> None:
-        if self._checkpoints is None or not self._writes:
+        journal, checkpoints = self._records.journal, self._records.checkpoints
+        if checkpoints is None or not self._records.writes:
             return
-        if self.done and self._workdir is not None:
-            # Before the checkpoint, after which a resumed run has nothing left to do.
-            save_model(self._workdir / MODEL_FILE, self._problem, self.variables)
-            if self.best is not None:
-                save_model(self._workdir / BEST_FILE, self._problem, self.best)
-        arrays, meta = self._server.saved()
-        tuner = self._engine.resources.tuner
-        meta |= {
-            "progress": self._assessment.saved(),
-            "offsets": self._journal.offsets(),
-            "totals": self._journal.totals,
-            "lowerings": None if tuner is None else tuner.used,
-            "identity": self._identity,
-            **self._watch.read(),
-        }
-        self._checkpoints.save(self._server.step, (arrays, self._assessment.best), meta)
+        with self._records.writing():
+            if self.done and self._workdir is not None:
+                # Before the checkpoint, after which a resumed run has nothing left to do.
+                save_model(self._workdir / MODEL_FILE, self._problem, self.variables)
+                if self.best is not None:
+                    save_model(self._workdir / BEST_FILE, self._problem, self.best)
+            arrays, meta = self._server.saved()
+            tuner = self._engine.resources.tuner
+            meta |= {
+                "progress": self._assessment.saved(),
+                "offsets": journal.offsets(),
+                "totals": journal.totals,
+                "lowerings": None if tuner is None else tuner.used,
+                "identity": self._identity,
+                **self._watch.read(),
+            }
+            checkpoints.save(self._server.step, (arrays, self._assessment.best), meta)
 
     def _resume(self) -> bool:
         """Restores the newest complete checkpoint; returns False if there is none."""
-        if self._checkpoints is None:
+        if self._records.checkpoints is None:
             return False
 
         def template(meta: Mapping[str, Any]) -> PyTree:
             best = self._server.variables if meta["progress"]["kept"] else None
             return self._server.template(meta), best
 
-        found = self._checkpoints.restore(template, self._identity)
-        if found is None:
-            return False
-        (arrays, best), meta = found
-        warn_of_changes(self._algorithm, meta, self._identity)
-        self._server.restore(arrays, meta)
-        self._assessment.restore(meta["progress"], best)
-        if (tuner := self._engine.resources.tuner) is not None:
-            tuner.used.update(meta["lowerings"] or {})
-        self._watch.resume(meta)
-        self._journal.begin(meta["offsets"], meta["totals"])
+        with self._records.checkpoints.taken_up():
+            found = self._records.checkpoints.restore(template, self._identity)
+            if found is None:
+                return False
+            (arrays, best), meta = found
+            warn_of_changes(self._algorithm, meta, self._identity)
+            self._server.restore(arrays, meta)
+            self._assessment.restore(meta["progress"], best)
+            if (tuner := self._engine.resources.tuner) is not None:
+                tuner.used.update(meta["lowerings"] or {})
+            self._watch.resume(meta)
+        with self._records.writing():
+            self._records.journal.begin(meta["offsets"], meta["totals"])
         return True

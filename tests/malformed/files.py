@@ -178,7 +178,7 @@ def other_checkpoint(here: Path) -> None:
 WORK_DIRECTORIES: list[Case] = [
     (
         into(lambda here: (here / "run").write_text("")),
-        "run/checkpoints' | cannot be made | may write to",
+        "workdir = | run': cannot be made | may write to",
     ),
     (into(files(checkpoints="")), "checkpoints' | cannot be made | may write to"),
     (

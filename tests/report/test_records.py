@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_het.common.errors import InputError
-from fedjax_het.common.jsonio import jsonable, write_atomic
+from fedjax_het.common.jsonio import jsonable
+from fedjax_het.common.writing import write_atomic
 from fedjax_het.report import RunRecord, RunWriter, time_to
 
 MAE = {"name": "mae", "higher_is_better": False, "share": False}
