@@ -13,10 +13,10 @@ and, for comparisons, a seventh: `compare`, see `CompareOptions`. Unknown sectio
 options raise an error before anything is compiled.
 """
 
+import os
 import runpy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def load_config(path: str) -> Any:
     Raises:
       InputError: if there is no such file, or it is not Python or does not define `get_config`.
     """
-    require(Path(path).is_file(), f"config {path!r}", "is not a file", "name one of configs/")
+    require(os.path.isfile(path), f"config {path!r}", "is not a file", "name one of configs/")
     try:
         module = runpy.run_path(path)
     except SyntaxError as error:

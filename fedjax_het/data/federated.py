@@ -255,8 +255,8 @@ def from_arrays(
       test_x: test inputs, like `x`.
       test_y: test labels, like `y`.
       clients: assignment of samples to clients: a partitioner from `fedjax_het.data.partition`,
-        the owner of each sample (N ids of any type, e.g. strings; clients are numbered in sorted
-        order of their ids), or a list of n arrays of sample ids.
+        the owner of each sample (N ids, all numbers, all text or all dates; clients are numbered in
+        sorted order of their ids), or a list of n arrays of sample ids.
       num_classes: number of classes; default one more than the largest label, 0 for floats.
       name: name of the data set in records and plots.
       normalise: pair (mean, std), each one number or one per channel, applied after pixels are

@@ -144,6 +144,27 @@ def check_record(
         )
 
 
+def check_comparison(content: Any, where: str) -> tuple[list[str], list[float]]:
+    """The names of the methods and the targets of a `comparison.json`.
+
+    Raises:
+      InputError: if it is not the file of a comparison.
+    """
+    _check_row(content, {"methods": "l", "targets": "l"}, where)
+    for i, method in enumerate(content["methods"]):
+        _check_row(method, {"name": "t"}, f"{where}, methods[{i}]")
+    names = [method["name"] for method in content["methods"]]
+    require(
+        0 < len(set(names)) == len(names),
+        f"{where}: methods {names}",
+        "must be different ones, at least one",
+        _REDO,
+    )
+    for i, target in enumerate(content["targets"]):
+        _check_row({"target": target}, {"target": "r"}, f"{where}, targets[{i}]")
+    return names, content["targets"]
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

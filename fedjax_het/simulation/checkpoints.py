@@ -6,7 +6,6 @@ recognised, and the one before it is used.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -149,6 +148,6 @@ def _digest(target: Path) -> dict[str, str]:
 
 def _whole(target: Path) -> bool:
     try:
-        return json.loads((target / _DIGEST).read_text()) == _digest(target)
-    except (OSError, ValueError):
+        return read_json(target / _DIGEST) == _digest(target)
+    except (OSError, InputError):
         return False

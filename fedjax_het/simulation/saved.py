@@ -12,11 +12,12 @@ import numpy as np
 
 from fedjax_het import models
 from fedjax_het.common.errors import InputError, require
-from fedjax_het.common.jsonio import jsonable
+from fedjax_het.common.files import reason
+from fedjax_het.common.jsonio import jsonable, parse_json
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import Pipeline, prepare
-from fedjax_het.data.checks import as_storage
+from fedjax_het.data.checks import STORAGE, as_storage, is_finite
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.saving import fitted, read, write
 from fedjax_het.problem import Problem
@@ -139,14 +140,7 @@ def load_model(place: str | Path, model: BlockModel | None = None) -> SavedModel
     arrays, metadata = read(place, "place")
     about = _about(metadata, place)
     if model is None:
-        require(
-            about["spec"] is not None,
-            f"place = {str(place)!r}",
-            f"holds model {about['name']!r}, which models.build did not make",
-            "give the model: load_model(place, model=...)",
-        )
-        spec = dict(about["spec"])
-        model = models.build(input_shape=_shape(spec.pop("input_shape")), **spec)
+        model = _built(about, place)
     remedy = "give the model of the run: load_model(place, model=...)"
     variables = fitted(arrays, model.shapes, f"place = {str(place)!r}", remedy)
     pipeline = Pipeline(tuple(about["mean"]), tuple(about["std"]))
@@ -156,18 +150,55 @@ def load_model(place: str | Path, model: BlockModel | None = None) -> SavedModel
 
 
 def _about(metadata: Mapping[str, str], place: str | Path) -> dict[str, Any]:
+    """What the file says about its model, checked."""
+    what = f"place = {str(place)!r}"
+    remedy = "a file of other origin can be the start of a run, simulate(initial=...)"
+    told = metadata.get(_ABOUT, "{}").encode(errors="replace")
+    about = parse_json(told, f"{what}, metadata {_ABOUT}", remedy)
+    known = about if isinstance(about, dict) else {}
+    missing = sorted({"name", "spec", "mean", "std", "inputs"} - set(known)) if known else [_ABOUT]
+    require(
+        not missing,
+        what,
+        f"does not say how its model was made (metadata {', '.join(missing)})",
+        remedy,
+    )
+    parts = {name: known[name] for name in ("mean", "std", "inputs")}
+    numbers = [
+        part
+        for name in ("mean", "std")
+        for part in (parts[name] if isinstance(parts[name], list) and parts[name] else [None])
+    ]
+    require(
+        all(is_finite(number) for number in numbers)
+        and min(parts["std"]) > 0
+        and isinstance(parts["inputs"], list)
+        and all(name in STORAGE for name in parts["inputs"]),
+        f"{what}: {parts}",
+        f"must be numbers, std > 0, and dtypes of {', '.join(STORAGE)}",
+        remedy,
+    )
+    return known
+
+
+def _built(about: Mapping[str, Any], place: str | Path) -> BlockModel:
+    """The model of a file, made again from its options."""
+    what, remedy = f"place = {str(place)!r}", "give the model: load_model(place, model=...)"
+    require(
+        about["spec"] is not None,
+        what,
+        f"holds model {about['name']!r}, which models.build did not make",
+        remedy,
+    )
     try:
-        about = json.loads(metadata[_ABOUT])
-        missing = {"name", "spec", "mean", "std", "inputs"} - set(about)
-    except (KeyError, ValueError, TypeError):
-        missing = {_ABOUT}
-    if missing:
+        spec = dict(about["spec"])
+        return models.build(input_shape=_shape(spec.pop("input_shape")), **spec)
+    # Whatever goes wrong here is the fault of the file, which this version of the package or
+    # another hand may have written.
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
         raise InputError(
-            f"place = {str(place)!r}: does not say how its model was made (metadata "
-            f"{', '.join(sorted(missing))}); a file of other origin can be the start of a run, "
-            "simulate(initial=...)"
-        )
-    return about
+            f"{what}: its model cannot be made again ({reason(error)}); {remedy}"
+        ) from None
 
 
 def _shape(value: Any) -> Any:
