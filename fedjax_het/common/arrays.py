@@ -8,7 +8,7 @@ import io
 import math
 import tokenize
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -154,7 +154,7 @@ def _parsed(content: bytes, kind: str) -> np.ndarray:
     held, claimed = len(content) - stream.tell(), math.prod(shape) * dtype.itemsize
     if held != claimed or min(shape, default=0) < 0:
         raise ValueError(f"claims {list(shape)} x {dtype} and holds {held} bytes")
-    order = "F" if by_column else "C"
+    order: Literal["F", "C"] = "F" if by_column else "C"
     array: np.ndarray = np.ndarray(shape, dtype, content, stream.tell(), order=order)
     array = array.astype(dtype.newbyteorder("="), copy=False)
     if array.dtype.kind == "U" and array.size and not _is_text(array):

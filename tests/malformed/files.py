@@ -204,9 +204,22 @@ WORK_DIRECTORIES: list[Case] = [
         read_back(config_json="{}", metrics_jsonl=ROW, clients_jsonl=ROW),
         "summary.json | does not exist | resume the run",
     ),
+    (read_back(comparison_json="{}"), "'methods' | is missing | run the experiment again"),
     (
-        read_back(comparison_json="{}"),
-        "comparison.json: 'methods' | is missing | run the experiment again",
+        read_back(comparison_json='{"methods": [{"name": "A"}], "targets": ["a"]}'),
+        "targets[0]: target = 'a' | must be a number | run the experiment again",
+    ),
+    (
+        read_back(comparison_json='{"methods": ["A"], "targets": []}'),
+        "methods[0] | must be a mapping, not str | run the experiment again",
+    ),
+    (
+        read_back(comparison_json='{"methods": [], "targets": [0.5]}'),
+        "methods [] | different ones, at least one | run the experiment again",
+    ),
+    (
+        read_back(comparison_json="[" * 100_000),
+        "comparison.json | nested deeper than 64 | restore the file",
     ),
     (lambda here: RunRecord.load("gone"), "workdir = 'gone' | not a directory | finished run"),
     (into(other_checkpoint), "'fedpmt' -> 'fedavg' | another configuration | new work directory"),
