@@ -6,6 +6,8 @@ from typing import Any
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.report.metric import MetricInfo
 
+# Above this, sums of rows would not be finite.
+_LARGEST = 1e300
 STATUSES = ("merged", "partial", "dropped", "failed", "nonfinite", "probed")
 
 # Kinds: i = whole number >= 0, w = that or null, n = number >= 0, r = any number, f = number >= 0
@@ -166,14 +168,15 @@ def check_comparison(content: Any, where: str) -> tuple[list[str], list[float]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= _LARGEST
 
 
 def _fits(value: Any, kind: str) -> bool:
     if kind in "wfgo":
         return value is None or _fits(value, {"w": "i", "f": "n", "g": "r", "o": "t"}[kind])
     if kind == "i":
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
     if kind == "n":
         return _is_number(value) and value >= 0
     if kind == "r":
