@@ -87,7 +87,8 @@ def fitted(arrays: Mapping[str, Any], shapes: Variables, what: str, remedy: str)
     }
     wrong = ", ".join(f"{kind} ({_some(names)})" for kind, names in kinds.items() if names)
     require(not wrong, what, f"does not fit the model: {wrong}", remedy)
-    leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
+    with np.errstate(over="ignore"):  # an overflow becomes inf, which `require_finite` reports
+        leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
