@@ -17,13 +17,16 @@ from fedjax_het.common.jsonio import jsonable, parse_json
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import Pipeline, prepare
-from fedjax_het.data.checks import STORAGE, as_storage, is_finite
+from fedjax_het.data.checks import STORAGE, as_storage
 from fedjax_het.models.base import BlockModel
+from fedjax_het.models.inputs import is_shape
 from fedjax_het.models.saving import fitted, read, write
 from fedjax_het.problem import Problem
 
 # Key of what the file says about its model, as JSON.
 _ABOUT = "fedjax_het"
+# Largest mean and deviation of a file.
+_LARGEST = 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +147,18 @@ def load_model(place: str | Path, model: BlockModel | None = None) -> SavedModel
     remedy = "give the model of the run: load_model(place, model=...)"
     variables = fitted(arrays, model.shapes, f"place = {str(place)!r}", remedy)
     pipeline = Pipeline(tuple(about["mean"]), tuple(about["std"]))
-    return SavedModel(
-        model, jax.tree.map(jax.numpy.asarray, variables), pipeline, tuple(about["inputs"])
+    shape = model.input_shape
+    channels = shape[-1] if is_shape(shape) else 1
+    inputs = tuple(about["inputs"])
+    require(
+        {len(pipeline.mean), len(pipeline.std)} <= {1, channels}
+        and len(inputs) == len(jax.tree.leaves(model.input_dtype)),
+        f"place = {str(place)!r}: {len(pipeline.mean)} means, {len(pipeline.std)} deviations, "
+        f"inputs of {', '.join(inputs)}",
+        f"does not fit inputs {shape} of the model",
+        remedy,
     )
+    return SavedModel(model, jax.tree.map(jax.numpy.asarray, variables), pipeline, inputs)
 
 
 def _about(metadata: Mapping[str, str], place: str | Path) -> dict[str, Any]:
@@ -163,22 +175,29 @@ def _about(metadata: Mapping[str, str], place: str | Path) -> dict[str, Any]:
         f"does not say how its model was made (metadata {', '.join(missing)})",
         remedy,
     )
-    parts = {name: known[name] for name in ("mean", "std", "inputs")}
-    numbers = [
-        part
-        for name in ("mean", "std")
-        for part in (parts[name] if isinstance(parts[name], list) and parts[name] else [None])
-    ]
+    mean, std, inputs = (known[name] for name in ("mean", "std", "inputs"))
     require(
-        all(is_finite(number) for number in numbers)
-        and min(parts["std"]) > 0
-        and isinstance(parts["inputs"], list)
-        and all(name in STORAGE for name in parts["inputs"]),
-        f"{what}: {parts}",
-        f"must be numbers, std > 0, and dtypes of {', '.join(STORAGE)}",
+        isinstance(known["name"], str)
+        and _are_numbers(mean)
+        and _are_numbers(std)
+        and min(std) > 0
+        and isinstance(inputs, list)
+        and all(dtype in tuple(STORAGE) for dtype in inputs),
+        f"{what}, metadata {_ABOUT}: name = {known['name']!r}, mean = {mean!r}, std = {std!r}, "
+        f"inputs = {inputs!r}",
+        f"must be text, numbers, numbers > 0, and some of {', '.join(STORAGE)}",
         remedy,
     )
     return known
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether a value of JSON is a list of one or more numbers that float32 can compute with."""
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(type(v) in (int, float) and abs(v) < _LARGEST for v in values)
+    )
 
 
 def _built(about: Mapping[str, Any], place: str | Path) -> BlockModel:
@@ -192,10 +211,19 @@ def _built(about: Mapping[str, Any], place: str | Path) -> BlockModel:
     )
     try:
         spec = dict(about["spec"])
-        return models.build(input_shape=_shape(spec.pop("input_shape")), **spec)
+        model = models.build(input_shape=_shape(spec.pop("input_shape")), **spec)
+        jax.tree.leaves(model.shapes)  # traces the model
+        return model
     # Whatever goes wrong here is the fault of the file, which this version of the package or
     # another hand may have written.
-    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise InputError(
             f"{what}: its model cannot be made again ({reason(error)}); {remedy}"
         ) from None

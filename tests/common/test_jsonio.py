@@ -49,12 +49,12 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
     path.write_bytes(b"[0]\n" * 8)
     assert read_lines(path) == [[0]] * 8
     monkeypatch.setattr(jsonio, "MAX_LINES", 31)
-    with pytest.raises(InputError, match="rows.jsonl: 32 bytes, must be at most 31; restore"):
+    with pytest.raises(InputError, match=r"rows\.jsonl: 32 bytes, must be at most 31; restore"):
         read_lines(path)
     monkeypatch.setattr(jsonio, "MAX_DOCUMENT", 4)
     with pytest.raises(InputError, match="text: 5 bytes, must be at most 4; restore"):
         parse_json(b"[0,0]", "text")
     monkeypatch.setattr(jsonio, "MAX_DOCUMENT", 100)
     monkeypatch.setattr(jsonio, "_MAX_CONTAINERS", 2)
-    with pytest.raises(InputError, match="text: is not valid JSON .3 lists and objects, must be"):
+    with pytest.raises(InputError, match=r"text: is not valid JSON .3 lists and objects, must be"):
         parse_json(b"[[],{}]", "text")

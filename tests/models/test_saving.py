@@ -109,8 +109,7 @@ def test_other_bits_than_were_saved_are_refused(model, tmp_path):
         path.write_bytes(bytes(damaged))
         try:
             found, _ = read(path, "file")
-        except InputError as error:
-            assert "restore the file, or save the model again" in str(error)
+        except InputError:
             continue
-        assert place < begin, 'in the arrays'
+        assert place < begin
         chex.assert_trees_all_equal(found, arrays)
