@@ -6,6 +6,7 @@ other error is a fault of the program and keeps its traceback.
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,7 @@ def _refuse(error: Exception) -> NoReturn:
 def _config(values: flags.FlagValues) -> dict[str, Any]:
     """The configuration with its overrides."""
     path = config_flags.get_config_filename(values["config"]).partition(":")[0]
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"--config={path}: is not a file; name one of configs/")
     return experiment.plain(values.config)
 

@@ -13,10 +13,10 @@ and, for comparisons, a seventh: `compare`, see `CompareOptions`. Unknown sectio
 options raise an error before anything is compiled.
 """
 
+import os
 import runpy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from fedjax_het import algorithms, models, objectives
 from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.files import read_file
 from fedjax_het.common.options import check_options, defaults
 from fedjax_het.data.load import load_federated
 from fedjax_het.data.partition import PARTITIONERS, partitioner
@@ -33,6 +34,8 @@ from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.problem import Problem, default_objective
 from fedjax_het.simulation.options import RunOptions
 
+# Largest file of a configuration in bytes.
+_MAX_CONFIG = 2**24
 _SECTIONS = ("data", "model", "objective", "fleet", "algorithm", "run", "compare")
 
 
@@ -62,13 +65,17 @@ def load_config(path: str) -> Any:
     Raises:
       InputError: if there is no such file, or it is not Python or does not define `get_config`.
     """
-    require(Path(path).is_file(), f"config {path!r}", "is not a file", "name one of configs/")
+    require(os.path.isfile(path), f"config {path!r}", "is not a file", "name one of configs/")
     try:
+        # Python would also run an archive or compiled code, so the text is compiled first.
+        compile(read_file(path, "name one of configs/", _MAX_CONFIG), path, "exec")
         module = runpy.run_path(path)
     except SyntaxError as error:
         raise InputError(
             f"config {path!r}, line {error.lineno}: is not Python ({error.msg}); correct the file"
         ) from error
+    except (MemoryError, RecursionError) as error:
+        raise InputError(f"config {path!r}: is nested too deeply; correct the file") from error
     require("get_config" in module, f"config {path!r}", "has no get_config()", "see configs/")
     return module["get_config"]()
 

@@ -1,5 +1,6 @@
 """Runs and comparisons from a configuration; the launch programs call these functions."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from fedjax_het.report.compare import Comparison
 from fedjax_het.report.compare import compare as compare_records
 from fedjax_het.report.page import write_report
 from fedjax_het.report.records import RunRecord
+from fedjax_het.report.schema import check_comparison
 from fedjax_het.report.style import png
 from fedjax_het.runtime import processes
 from fedjax_het.simulation.assessment import require_judgeable
@@ -279,22 +281,17 @@ def report(workdir: str | Path) -> Path:
     """
     root = usable_path(workdir, "workdir")
     page = root / "report.html"
-    if (root / "metrics.jsonl").exists():
+    if os.path.lexists(root / "metrics.jsonl"):
         write_report(RunRecord.load(root), page)
         return page
-    if not (root / "comparison.json").exists():
+    if not os.path.lexists(root / "comparison.json"):
         raise InputError(
             f"{root}: holds neither a run (metrics.jsonl) nor a comparison (comparison.json); "
             "name the directory that train or compare wrote to"
         )
-    earlier = read_json(root / "comparison.json")
-    try:
-        records: dict[str, list[RunRecord]] = {m["name"]: [] for m in earlier["methods"]}
-        targets = list(earlier["targets"])
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{root / 'comparison.json'}: is not a comparison ({error!r}); run it again"
-        ) from error
+    place = root / "comparison.json"
+    names, targets = check_comparison(read_json(place), str(place))
+    records: dict[str, list[RunRecord]] = {name: [] for name in names}
     loaded = [RunRecord.load(path.parent) for path in root.glob("*/seed*/summary.json")]
     for record in sorted(loaded, key=lambda r: r.summary["seed"]):
         records.setdefault(record.summary["name"], []).append(record)

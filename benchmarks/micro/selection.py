@@ -17,7 +17,7 @@ from benchmarks import harness
 from fedjax_het.contract.algorithm import Aggregator, Algorithm
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.plan import Timing
-from fedjax_het.contract.selection import Seen
+from fedjax_het.contract.selection import Pool, Seen
 from fedjax_het.engine.selecting import Selection
 from fedjax_het.transforms import select
 
@@ -94,7 +94,7 @@ def calls(name: str, options: dict[str, Any], setting: Setting) -> dict[str, Cal
     )
     selection = Selection(select.SELECTIONS[name](**options)(bare), setting.samples)
     n = len(setting.samples)
-    everyone, rng = np.arange(n), np.random.default_rng(1)
+    everyone, rng = Pool(population=n), np.random.default_rng(1)
     half = np.flatnonzero(rng.random(n) < 0.5)
 
     def choose() -> np.ndarray:

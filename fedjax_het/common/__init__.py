@@ -1,1 +1,1 @@
-"""Tools that every room uses: errors, checks of options, JSON on disk, shared types."""
+"""Tools that every room uses: errors, checks of options, files and arrays, shared types."""

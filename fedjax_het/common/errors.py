@@ -1,12 +1,16 @@
 """The exception that bad input raises, and the checks that raise it."""
 
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
 
 
 class InputError(ValueError):
-    """A given value cannot be used; the message names the value, the limit and the remedy."""
+    """A given value cannot be used; the message, one line, names value, limit and remedy."""
+
+    def __init__(self, message: str):
+        super().__init__(re.sub(r"\s*\n\s*", " ", message))  # arrays print several lines
 
 
 def require(condition: bool, value: str | Callable[[], str], limit: str, remedy: str) -> None:

@@ -3,14 +3,23 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedjax_het.common.errors import InputError
+from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.files import read_file, reason, too_large
 
+# Largest content of a JSON file, and of a file of JSON lines, in bytes; values inside each other.
+MAX_DOCUMENT, MAX_LINES, MAX_DEPTH = 2**29, 2**34, 64
+# Lists and objects of a text; digits of a whole number, so that it is one of float64.
+_MAX_CONTAINERS, _MAX_DIGITS = 10**7, 300
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_RESTORE = "restore the file or run the experiment again"
+_NO_RUN = "name the work directory of a finished run, or resume the run"
 _EXTENDED_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -54,57 +63,100 @@ def _not_json(kind: Any, where: str) -> InputError:
     )
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = _RESTORE, absent: str | None = _NO_RUN) -> Any:
     """The content of a JSON file.
 
+    Args:
+      path: path of the file.
+      remedy: advice in an error message.
+      absent: advice if there is no such file; None for `remedy`.
+
     Raises:
-      InputError: if it is missing or not JSON.
+      InputError: if it is missing, not a regular file, too large, or not JSON.
     """
-    return _parse(_read(path), str(path))
+    return parse_json(read_file(path, remedy, MAX_DOCUMENT, absent), str(path), remedy)
 
 
-def read_lines(path: Path) -> list[Any]:
+def read_lines(path: Path, *, may_be_empty: bool = False) -> list[Any]:
     """The rows of a JSON-lines file.
+
+    Args:
+      path: path of the file.
+      may_be_empty: whether a file may hold no row.
 
     Raises:
       InputError: if it is missing or empty, or a line is not JSON. A last line without newline is
         refused too, because a number at its end may have lost digits.
     """
-    text = _read(path)
-    if not text:
+    content = read_file(path, _RESTORE, MAX_LINES, _NO_RUN)
+    if not content and not may_be_empty:
         raise InputError(f"{path}: is empty; run the experiment again or restore the file")
-    lines = text.split("\n")
+    lines = content.split(b"\n")
     if lines[-1]:
         raise InputError(
             f"{path}, line {len(lines)}: is torn (no newline at its end), the run was interrupted "
             "while writing; resume the run, which cuts it, or delete that line"
         )
-    return [_parse(line, f"{path}, line {i}") for i, line in enumerate(lines[:-1], 1)]
+    return [parse_json(line, f"{path}, line {i}") for i, line in enumerate(lines[:-1], 1)]
 
 
-def _read(path: Path) -> str:
+def parse_json(content: bytes, where: str, remedy: str = _RESTORE) -> Any:
+    """The value of a JSON text: finite numbers, at most `MAX_DEPTH` values inside each other.
+
+    Args:
+      content: text in UTF-8.
+      where: name of the text in an error message.
+      remedy: advice in an error message.
+
+    Raises:
+      InputError: if it is anything else.
+    """
+    if len(content) > MAX_DOCUMENT:
+        raise too_large(where, len(content), MAX_DOCUMENT, remedy)
     try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: does not exist; name the work directory of a finished run, or resume the run"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        text = content.decode()
+        held = text.count("[") + text.count("{")
+        if held > _MAX_CONTAINERS:
+            raise ValueError(f"{held} lists and objects, must be at most {_MAX_CONTAINERS}")
+        value = _DECODER.decode(text)
+        deep = held > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: is not UTF-8 text (byte {error.start}); restore the file or run again"
-        ) from None
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_reject_constant)
+        raise InputError(f"{where}: is not UTF-8 text (byte {error.start}); {remedy}") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: holds half of a surrogate pair; {remedy}") from None
+    except RecursionError:
+        deep = True
     except ValueError as error:
-        raise InputError(
-            f"{where}: is not valid JSON ({error}); restore the file or run the experiment again"
-        ) from None
+        raise InputError(f"{where}: is not valid JSON ({reason(error)}); {remedy}") from None
+    require(not deep, where, f"is nested deeper than {MAX_DEPTH}", remedy)
+    return value
 
 
-def _reject_constant(name: str) -> Iterable[Any]:
-    raise ValueError(f"{name} is not a JSON number")
+def _depth_exceeds(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for each in inner for item in each if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number, which is finite")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits, must be at most {_MAX_DIGITS}")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _reject_constant(digits)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_int=_whole, parse_float=_finite)

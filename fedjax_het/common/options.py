@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
+from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import InputError, require_known
 
 _WORDS = {
@@ -61,6 +62,7 @@ def check_types(options: Mapping[str, Any], what: str, *factories: Callable[...,
     """Raises `InputError` unless every option has the type in the signatures' annotations."""
     known = parameters(*factories)
     for name, value in options.items():
+        require_unmasked(value, f"{what} {name!r}")
         hint, default = known[name].annotation, known[name].default
         group = _group(hint)
         if group is not None and isinstance(value, Mapping):

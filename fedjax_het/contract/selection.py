@@ -5,7 +5,7 @@ which has a state of its own and sees what is known of every client.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,9 +52,10 @@ class Pool:
         listed: np.ndarray | None = None,
         *,
         population: int = 0,
-        absent: np.ndarray = np.zeros(0, np.int64),
+        absent: np.ndarray | Sequence[int] = (),
     ):
-        self._listed, self._population, self._absent = listed, population, np.sort(absent)
+        self._listed, self._population = listed, population
+        self._absent = np.sort(np.asarray(absent, np.int64))
 
     def __len__(self) -> int:
         return self._population - len(self._absent) if self._listed is None else len(self._listed)

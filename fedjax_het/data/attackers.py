@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedjax_het.common.arrays import given_array, within
 from fedjax_het.common.errors import require
 from fedjax_het.data.federated import FederatedData
 
@@ -57,8 +58,10 @@ def require_chosen(
         "must be one of the two",
         "name the attackers, or say share = 0.2",
     )
+    given = () if clients is None else clients
+    ids = given_array(given, f"clients of {what}", "give a list of ids")
     require(
-        clients is None or all(client >= 0 for client in clients),
+        ids.ndim == 1 and (not ids.size or (ids.dtype.kind in "iu" and within(ids, 0, 2**31 - 1))),
         f"clients = {clients} of {what}",
         "must be ids from 0",
         "leave the others out",

@@ -5,9 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_het.common.arrays import as_int32, given_array, require_unmasked
 from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.files import reason
 from fedjax_het.common.types import PyTree
 
+_EQUAL_SAMPLES = "make all samples equally long, e.g. by padding"
 STORAGE = {
     "uint8": "pixels in 0..255",
     "int16": "16-bit audio",
@@ -15,6 +18,10 @@ STORAGE = {
     "int32": "tokens",
     "bool": "masks",
 }
+
+
+# Labels are numbered from 0, and tables hold a count for each.
+MAX_CLASSES = 2**24
 
 
 def _kind(value: Any) -> str:
@@ -28,7 +35,13 @@ def named_arrays(x: PyTree, name: str) -> list[tuple[str, Any]]:
     """The arrays of inputs with their names: `x` itself, or `x['tokens']`, `x[0]` of a pytree."""
     if isinstance(x, list):  # a list of samples, not of arrays of samples
         return [(name, x)]
-    leaves, _ = jax.tree_util.tree_flatten_with_path(x)
+    try:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(x)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{name} of type {type(x).__name__}: must be arrays under names that can be sorted "
+            f"({reason(error)}); name them all by text"
+        ) from None
     return [(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
 
 
@@ -48,9 +61,10 @@ def check_inputs(x: PyTree, name: str) -> None:
 
 
 def _check_input(x: Any, name: str) -> None:
+    require_unmasked(x, name)
     kinds = ", ".join(f"{dtype} ({use})" for dtype, use in STORAGE.items())
     require(
-        isinstance(x, np.ndarray) and x.dtype.name in STORAGE,
+        _is_plain(x) and x.dtype.name in STORAGE,
         f"{name} is {_kind(x)}",
         f"must be a NumPy array of {kinds}",
         "convert it with .astype(...)",
@@ -66,6 +80,11 @@ def _check_input(x: Any, name: str) -> None:
     if x.dtype == np.int32:
         low = int(x.min())
         require(low >= 0, f"{name}: token {low}", "must be >= 0", "number the vocabulary from 0")
+
+
+def _is_plain(array: Any) -> bool:
+    """Whether a value is an array in the machine's byte order."""
+    return isinstance(array, np.ndarray) and array.dtype.isnative
 
 
 def _check_finite(a: np.ndarray, name: str) -> None:
@@ -93,8 +112,9 @@ def check_labels(y: np.ndarray, x: PyTree, num_classes: int, name: str) -> None:
       num_classes: number of labels; 0 for float labels.
       name: name in messages.
     """
+    require_unmasked(y, name)
     require(
-        isinstance(y, np.ndarray) and y.dtype.name in ("int32", "float32") and y.ndim >= 1,
+        _is_plain(y) and y.dtype.name in ("int32", "float32") and y.ndim >= 1,
         f"{name} is {_kind(y)}",
         "must be int32[N, ...] (classes) or float32[N, ...] (numbers)",
         "convert it with .astype(...)",
@@ -115,6 +135,12 @@ def check_labels(y: np.ndarray, x: PyTree, num_classes: int, name: str) -> None:
         )
         return _check_finite(y, name)
     check_whole(num_classes, "num_classes", "count the labels, or the symbols of text")
+    require(
+        num_classes <= MAX_CLASSES,
+        f"num_classes = {num_classes} for {name}",
+        f"must be at most {MAX_CLASSES}",
+        "number the labels from 0 without gaps",
+    )
     low, high = int(y.min()), int(y.max())
     require(
         (low >= 0 or y.ndim > 1) and high < num_classes,
@@ -204,16 +230,6 @@ def check_owner(owner: np.ndarray, num_samples: int, num_clients: int) -> None:
     )
 
 
-def _array(value: Any, name: str) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise InputError(
-            f"{name} of type {_kind(value)}: must be one array ({error}); "
-            "make all samples equally long, e.g. by padding"
-        ) from error
-
-
 def as_storage(x: PyTree, name: str) -> PyTree:
     """Converts inputs to storage dtypes: floats to float32, 32- and 64-bit integers to int32."""
     if isinstance(x, dict | tuple):
@@ -227,22 +243,18 @@ def as_storage(x: PyTree, name: str) -> PyTree:
 
 
 def _stored(x: Any, name: str) -> np.ndarray:
-    x = _array(x, name)
+    x = given_array(x, name, _EQUAL_SAMPLES)
     if x.dtype.kind == "f":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which check_inputs reports
-            x = x.astype(np.float32, copy=False)
-    elif x.dtype in (np.int64, np.uint32, np.uint64) and x.size:
-        high = int(x.max())
-        require(
-            high < 2**31, f"{name}: token {high}", "must be below 2^31", "renumber the vocabulary"
-        )
-        x = x.astype(np.int32)
+            return x.astype(np.float32, copy=False)
+    if x.dtype.name in ("int64", "uint32", "uint64"):
+        return as_int32(x, f"{name}: token", "renumber the vocabulary from 0")
     return x
 
 
 def as_labels(y: Any, name: str) -> np.ndarray:
     """Converts labels: integers and bools to int32, floats to float32."""
-    y = _array(y, name)
+    y = given_array(y, name, _EQUAL_SAMPLES)
     require(
         y.dtype.kind in "iufb",
         f"{name} is {_kind(y)}",
@@ -252,11 +264,7 @@ def as_labels(y: Any, name: str) -> np.ndarray:
     if y.dtype.kind == "f":
         with np.errstate(over="ignore"):
             return y.astype(np.float32)
-    high = int(y.max(initial=0))
-    require(
-        high < 2**31, f"{name}: label {high}", "must be below 2^31", "number the classes from 0"
-    )
-    return y.astype(np.int32)
+    return as_int32(y, f"{name}: label", "number the classes from 0")
 
 
 def is_finite(value: Any) -> bool:

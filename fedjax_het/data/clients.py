@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_het.common.arrays import given_array, within
 from fedjax_het.common.errors import InputError, require
 
 
@@ -16,25 +17,9 @@ def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[list[
         "must say who holds which sample",
         "give one owner per sample, a list of arrays of sample ids, or a partitioner",
     )
-    listed = not isinstance(clients, np.ndarray) and len(clients) > 0 and np.ndim(clients[0]) == 1
-    if listed:
-        parts = [np.asarray(part) for part in clients]
-        for client, part in enumerate(parts):
-            require(
-                part.ndim == 1 and (part.dtype.kind in "iu" or part.size == 0),
-                f"clients[{client}] is {part.dtype}{list(part.shape)}",
-                "must be a one-dimensional array of sample ids",
-                "convert masks with numpy.flatnonzero",
-            )
-            low, high = int(part.min(initial=0)), int(part.max(initial=0))
-            require(
-                low >= 0 and high < num_samples,
-                f"clients[{client}] has sample ids {low}..{high}",
-                f"must lie in 0..{num_samples - 1}",
-                "index the training arrays only",
-            )
-        return [part.astype(np.int64) for part in parts], None
-    owner = np.asarray(clients)
+    if _lists_samples(clients):
+        return [_sample_ids(part, k, num_samples) for k, part in enumerate(clients)], None
+    owner = owner_ids(clients, "clients")
     require(
         owner.shape == (num_samples,),
         f"clients has shape {list(owner.shape)}",
@@ -44,6 +29,82 @@ def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[list[
     ids, index, count = np.unique(owner, return_inverse=True, return_counts=True)
     by_client = np.argsort(index, kind="stable")
     return np.split(by_client, np.cumsum(count)[:-1]), ids
+
+
+def _lists_samples(clients: Sequence[Any] | np.ndarray) -> bool:
+    """Whether a sequence holds the samples of each client, and not the owner of each sample."""
+    if isinstance(clients, np.ndarray) or not len(clients):
+        return False
+    first = clients[0]
+    if isinstance(first, Sequence):
+        return not isinstance(first, str | bytes)
+    return getattr(first, "ndim", 0) >= 1
+
+
+def _sample_ids(part: Any, client: int, num_samples: int) -> np.ndarray:
+    """Ids of the samples of one client, int64[n_k]."""
+    name = f"clients[{client}]"
+    ids = given_array(part, name, "give a list of sample ids")
+    require(
+        ids.ndim == 1 and (ids.dtype.kind in "iu" or ids.size == 0),
+        f"{name} is {ids.dtype}{list(ids.shape)}",
+        "must be a one-dimensional array of sample ids",
+        "convert masks with numpy.flatnonzero",
+    )
+    if not ids.size:
+        return np.zeros(0, np.int64)
+    require(
+        within(ids, 0, num_samples - 1),
+        f"{name} has sample ids {int(ids.min())}..{int(ids.max())}",
+        f"must lie in 0..{num_samples - 1}",
+        "index the training arrays only",
+    )
+    return ids.astype(np.int64)
+
+
+def owner_ids(owners: Any, name: str) -> np.ndarray:
+    """The owner of each sample: bools, integers of 64 bits, finite floats, text, bytes or dates.
+
+    Args:
+      owners: sequence of ids of one type.
+      name: name of the sequence in an error message.
+
+    Raises:
+      InputError: for ids of several types or of another type, and for missing ones.
+    """
+    ids = given_array(owners, name, "give one id per sample")
+    objects = ids.dtype.kind == "O"
+    every = ids.flat if objects else owners if isinstance(owners, list | tuple) else ()
+    kinds = {type(owner) for owner in every}
+    # NumPy makes text of the numbers beside text, so that 1 and "1" would be one client.
+    families = {next((f for f in (str, bytes) if issubclass(kind, f)), None) for kind in kinds}
+    if objects and len(families) == 1:
+        ids = np.asarray(ids.tolist())
+    require(
+        ids.dtype.kind in "biufUSM" and len(families) <= 1,
+        f"{name} holds ids of {', '.join(sorted(kind.__name__ for kind in kinds)) or ids.dtype}",
+        "must all be numbers, all text or all dates",
+        "give every sample an owner, or convert the ids with str",
+    )
+    missing = (
+        np.isnat(ids) if ids.dtype.kind == "M" else ids.dtype.kind == "f" and ~np.isfinite(ids)
+    )
+    first = np.flatnonzero(missing)[:1]
+    require(
+        first.size == 0,
+        f"{name}: {ids.ravel()[first]} of sample {first}",
+        "must not be missing or infinite",
+        "give every sample an owner",
+    )
+    if ids.dtype.kind in "iu":
+        require(
+            within(ids, -(2**63), 2**63 - 1),
+            f"{name}: id {int(ids.max(initial=0))}",
+            "must be below 2^63",
+            "convert the ids with str",
+        )
+        ids = ids.astype(np.int64)
+    return ids
 
 
 def hold_out(
@@ -78,9 +139,9 @@ def owner_index(test_clients: Sequence[Any] | np.ndarray, ids: np.ndarray | None
             "test_clients given: clients must then be the owner of each training sample; "
             "leave test_clients out, or give clients as ids"
         )
-    owner = np.asarray(test_clients)
+    owner = owner_ids(test_clients, "test_clients")
     require(
-        owner.ndim == 1 and (owner.dtype.kind in "US") == (ids.dtype.kind in "US"),
+        owner.ndim == 1 and owner.dtype.kind == ids.dtype.kind,
         f"test_clients is {owner.dtype}{list(owner.shape)}",
         f"must name one owner per test sample, by ids like those of clients ({ids.dtype})",
         "use the same ids in both",

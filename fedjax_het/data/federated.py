@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_het.common.arrays import given_array
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.types import PyTree
 from fedjax_het.data.augment import AUGMENTATIONS
@@ -156,13 +157,14 @@ class FederatedData:
             "leave normalise out, and normalise the numbers beforehand",
         )
         pair = isinstance(self.normalise, tuple | list) and len(self.normalise) == 2
+        parts = [given_array(part, "normalise") for part in self.normalise] if pair else []
         require(
-            pair and all(np.asarray(part).dtype.kind in "iuf" for part in self.normalise),
+            pair and all(part.dtype.kind in "iuf" and part.ndim <= 1 for part in parts),
             f"normalise = {self.normalise!r}",
             "must be (mean, std)",
             "give each as one number, or one per channel",
         )
-        mean, std = (tuple(float(v) for v in np.atleast_1d(part)) for part in self.normalise)
+        mean, std = (tuple(float(v) for v in np.atleast_1d(part)) for part in parts)
         channels = self.input_shape[-1]
         for name, values in (("mean", mean), ("std", std)):
             require(
@@ -255,8 +257,8 @@ def from_arrays(
       test_x: test inputs, like `x`.
       test_y: test labels, like `y`.
       clients: assignment of samples to clients: a partitioner from `fedjax_het.data.partition`,
-        the owner of each sample (N ids of any type, e.g. strings; clients are numbered in sorted
-        order of their ids), or a list of n arrays of sample ids.
+        the owner of each sample (N ids, all numbers, all text or all dates; clients are numbered in
+        sorted order of their ids), or a list of n arrays of sample ids.
       num_classes: number of classes; default one more than the largest label, 0 for floats.
       name: name of the data set in records and plots.
       normalise: pair (mean, std), each one number or one per channel, applied after pixels are

@@ -15,6 +15,7 @@ import numpy as np
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.options import check_options
 from fedjax_het.data.checks import check_whole, is_finite
+from fedjax_het.data.clients import owner_ids
 
 Parts = list[np.ndarray]
 Partitioner = Callable[[np.ndarray, np.random.Generator], Parts]
@@ -57,9 +58,9 @@ def natural(ids: Sequence[Any] | np.ndarray) -> Partitioner:
     """Gives every sample to the client of its id; clients are numbered in sorted order of ids.
 
     Args:
-      ids: owner of each sample, N ids of any sortable type.
+      ids: owner of each sample, N ids: numbers, text or dates.
     """
-    owner = np.asarray(ids)
+    owner = owner_ids(ids, "ids")
     require(
         owner.ndim == 1, f"ids of shape {owner.shape}", "must have one axis", "one id per sample"
     )

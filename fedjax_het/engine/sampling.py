@@ -79,9 +79,7 @@ class Sampler(NamedTuple):
         """All clients."""
         return Pool(population=self.problem.num_clients)
 
-    def ready(
-        self, now_s: float, *, pool: Pool, size: int, least: int
-    ) -> tuple[Pool, float]:
+    def ready(self, now_s: float, *, pool: Pool, size: int, least: int) -> tuple[Pool, float]:
         """The clients that are available as soon as enough of them are.
 
         Args:
@@ -303,4 +301,6 @@ def require_selectable(algorithm: Algorithm, problem: Problem) -> None:
     )
     selection = Selection(algorithm, problem.data.sizes)
     sampler = Sampler(algorithm, problem, seed=0, selection=selection)
-    sampler.ready(0.0, pool=sampler.everyone, size=size, least=1 if algorithm.pace.may_wait else size)
+    sampler.ready(
+        0.0, pool=sampler.everyone, size=size, least=1 if algorithm.pace.may_wait else size
+    )

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_het.common.arrays import given_array, require_unmasked, within
 from fedjax_het.common.errors import InputError, require
 
 
@@ -20,6 +21,7 @@ def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: 
     Raises:
       InputError: if the values are not such numbers.
     """
+    require_unmasked(value, name)
     try:
         column = np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
@@ -58,9 +60,9 @@ def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
     Raises:
       InputError: if a value is not a class, or a class has no name although names are given.
     """
-    groups = np.asarray(value)
+    groups = given_array(value, "groups", "number the device classes from 0")
     require(
-        groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and bool((groups >= 0).all()),
+        groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and within(groups, 0, 2**31 - 1),
         f"groups = {groups}",
         f"must be {n} integers >= 0",
         "number the device classes from 0",

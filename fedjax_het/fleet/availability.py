@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.optimize import brentq
 
+from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import require
 from fedjax_het.fleet.intervals import Intervals
 
@@ -116,6 +117,8 @@ def from_intervals(
       InputError: if intervals overlap or leave the cycle, or a device is never on.
     """
     n = len(on_s)
+    for name, given in (("on_s", on_s), ("period_s", period_s), ("phase_s", phase_s)):
+        require_unmasked(given, name)
     period = np.asarray(period_s, np.float64)
     phase = np.zeros(n) if phase_s is None else np.asarray(phase_s, np.float64)
     require(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import require
 from fedjax_het.fleet.segments import searchsorted_runs
 
@@ -39,6 +40,8 @@ class BandwidthTraces:
 
     def __post_init__(self) -> None:
         time_s, rate, offsets = self.time_s, self.bytes_per_s, self.offsets
+        for name in ("time_s", "bytes_per_s", "offsets", "set_of_trace"):
+            require_unmasked(getattr(self, name), name)
         require(
             offsets.size >= 2
             and offsets[0] == 0
@@ -117,6 +120,8 @@ class TraceLink:
 
     def __post_init__(self) -> None:
         index = self.trace_of_device
+        for name in ("trace_of_device", "phase_s"):
+            require_unmasked(getattr(self, name), name)
         require(
             index.ndim == 1
             and index.shape == self.phase_s.shape

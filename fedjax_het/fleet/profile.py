@@ -5,105 +5,23 @@ print(format_table(cost_table(model), profile))
 problem = Problem(model, data, fleet, cost_override=with_measured(cost_table(model), profile))
 """
 
-import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
-from fedjax_het.common.writing import write_json
+from fedjax_het.fleet.block_times import MeasuredProfile
 from fedjax_het.fleet.cost import CostTable
 from fedjax_het.fleet.flops import differentiable
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block
 from fedjax_het.models.lowering import lowering
-
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class MeasuredProfile:
-    """Seconds per batch and XLA's FLOP counts; one entry per block, then one per exit head.
-
-    Attributes:
-      model: name of the model.
-      backend: `jax.default_backend()` and the kind of device.
-      batch: samples per call.
-      repeats: number of timed calls, of which the median was taken.
-      names: names of the blocks, then of the heads.
-      num_blocks: number of blocks, L; the entries from L on are the heads after blocks 0, 1, ...
-      forward_s: seconds of the forward pass.
-      weight_grad_s: seconds of the backward pass to the block's parameters.
-      input_grad_s: additional seconds of the gradient of its input; 0 if no difference was
-        measured.
-      xla_forward_flops: FLOPs of the compiled forward pass by `cost_analysis`, of all operations.
-      xla_backward_flops: FLOPs of the backward pass to parameters and input, counted likewise.
-    """
-
-    model: str
-    backend: str
-    batch: int
-    repeats: int
-    names: tuple[str, ...]
-    num_blocks: int
-    forward_s: tuple[float, ...]
-    weight_grad_s: tuple[float, ...]
-    input_grad_s: tuple[float, ...]
-    xla_forward_flops: tuple[float, ...]
-    xla_backward_flops: tuple[float, ...]
-
-    @property
-    def step_s(self) -> float:
-        """Seconds per batch of one step of the whole network without exit heads."""
-        blocks = slice(self.num_blocks)
-        parts = (
-            *self.forward_s[blocks],
-            *self.weight_grad_s[blocks],
-            *self.input_grad_s[blocks][1:],
-        )
-        return float(sum(parts))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the profile as JSON; raises InputError if the file cannot be written."""
-        write_json(Path(path), {"format": _FORMAT, **asdict(self)})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "MeasuredProfile":
-        """Reads a file written by `save`; raises InputError if the file is not readable."""
-        remedy = "measure again with launch/profile.py"
-        try:
-            content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            version = content.pop("format")
-            require(version == _FORMAT, f"{path}: format {version}", f"must be {_FORMAT}", remedy)
-            columns: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
-            }
-            profile = cls(**columns)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not a profile ({error!r}); {remedy}") from error
-        numbers = (
-            profile.forward_s,
-            profile.weight_grad_s,
-            profile.input_grad_s,
-            profile.xla_forward_flops,
-            profile.xla_backward_flops,
-        )
-        good = all(
-            len(column) == len(profile.names) and all(np.isfinite(v) and v >= 0 for v in column)
-            for column in numbers
-        )
-        require(good, f"{path}", "must hold one finite number >= 0 per block and column", remedy)
-        return profile
 
 
 def xla_flops(fn: Callable[..., Any], *args: Any) -> float:

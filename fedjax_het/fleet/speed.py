@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import require
 
 
@@ -25,6 +26,8 @@ class SpeedTrace:
 
     def __post_init__(self) -> None:
         time_s, factor = self.time_s, self.factor
+        require_unmasked(time_s, "time_s")
+        require_unmasked(factor, "factor")
         require(
             time_s.ndim == 1
             and factor.ndim == 2

@@ -6,21 +6,28 @@ and availability, from AI-Benchmark, FLASH, FLHetBench and MobiPerf) and `bandwi
 parse, and every member of an npz has a checksum. Nothing is unpickled.
 """
 
-import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.arrays import Layout, given_array, read_arrays, within
+from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.jsonio import read_json
 from fedjax_het.fleet.bandwidth import BandwidthTraces
 
 DATA_DIR_VARIABLE = "FEDJAX_HET_DATA"
 DEVICE_FILE = "fl_device_traces.json"
 BANDWIDTH_FILE = "bandwidth_traces.npz"
 
+_BANDWIDTH_ARRAYS: Layout = {
+    "time_s": ("numbers", ("points",)),
+    "mbps": ("numbers", ("points",)),
+    "length": ("integers", ("traces",)),
+    "set": ("integers", ("traces",)),
+    "sets": ("text", ("sets",)),
+}
 _REMEDY = "fetch the file again, or name another directory"
 
 
@@ -78,7 +85,10 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
     )
     path = Path(str(directory)) / name
     require(
-        path.is_file(), str(path), "no such file", f"put {name} there, or name another data_dir"
+        os.path.isfile(path),
+        str(path),
+        "no such file",
+        f"put {name} there, or name another data_dir",
     )
     return path
 
@@ -179,28 +189,19 @@ def bandwidth(path: str | os.PathLike[str], sets: tuple[str, ...] | None = None)
     Returns:
       The traces.
     """
-    wanted = ("time_s", "mbps", "length", "set", "sets")
-    try:
-        # The file is opened here because np.load does not close it if the archive is damaged.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [key for key in wanted if key not in file.files]
-            require(not missing, str(path), f"lacks the arrays {missing}", _REMEDY)
-            time_s, mbps, length, which, names = (file[key] for key in wanted)
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+    arrays = read_arrays(path, _BANDWIDTH_ARRAYS, _REMEDY)
+    time_s, mbps, length, which, names = (arrays[name] for name in _BANDWIDTH_ARRAYS)
+    # Lengths are bounded before they are added, because a sum of 64 bits may wrap.
+    fits = within(length, 1, time_s.size) and within(which, 0, names.size - 1)
     require(
-        time_s.ndim == mbps.ndim == length.ndim == 1
-        and time_s.size == mbps.size == int(length.sum())
-        and which.shape == length.shape
-        and length.size > 0
-        and bool((length > 0).all() and (which >= 0).all() and (which < names.size).all()),
-        f"{path}: {time_s.size} times, {mbps.size} rates, lengths summing to {int(length.sum())}",
+        fits and int(length.sum(dtype=np.int64)) == time_s.size,
+        f"{path}: {time_s.size} points, {length.size} lengths from {length.min()} to "
+        f"{length.max()}, sets {which.min()} to {which.max()} of {names.size}",
         "the arrays do not fit together",
         _REMEDY,
     )
     known = tuple(str(name) for name in names)
+    require(len(set(known)) == len(known), f"{path}: sets {known}", "must differ", _REMEDY)
     for name in sets or ():
         require_known(name, known, "bandwidth set")
     keep = np.isin(which, [known.index(name) for name in sets or known])
@@ -215,10 +216,7 @@ def bandwidth(path: str | os.PathLike[str], sets: tuple[str, ...] | None = None)
 
 
 def _section(path: str | os.PathLike[str], name: str) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+    content = read_json(Path(path), _REMEDY, None)
     rows = content.get(name) if isinstance(content, dict) else None
     require(
         isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows),
@@ -230,12 +228,14 @@ def _section(path: str | os.PathLike[str], name: str) -> list[dict[str, Any]]:
 
 
 def _array(path: str | os.PathLike[str], value: Any, where: str) -> np.ndarray:
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {where} is not numeric ({error}); {_REMEDY}") from error
-    require(bool(np.isfinite(array).all()), f"{path}: {where}", "must be finite numbers", _REMEDY)
-    return array
+    array = given_array(value, f"{path}: {where}", _REMEDY)
+    require(
+        array.dtype.kind in "iuf",
+        f"{path}: {where}",
+        "is not numeric, or beyond 64 bits",
+        _REMEDY,
+    )
+    return array.astype(np.float64)
 
 
 def _numbers(

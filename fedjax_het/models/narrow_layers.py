@@ -41,7 +41,8 @@ Path: TypeAlias = tuple[str, ...]
 # The run at another width that goes on, an `AtWidth`, or None.
 _CURRENT: contextvars.ContextVar[Any] = contextvars.ContextVar("current", default=None)
 
-# Classes of flax by name: products with a kernel, plus a bias; norms with moments over all channels, and of each.
+# Classes of flax by name: products with a kernel, plus a bias; norms with moments over all
+# channels, and of each.
 _PRODUCTS = ("Dense", "Linear", "Conv", "ConvTranspose", "DenseGeneral", "LinearGeneral")
 _MEANS = ("LayerNorm", "RMSNorm")
 _BY_CHANNEL = ("BatchNorm", "InstanceNorm")

@@ -6,6 +6,7 @@ the arrays under these names.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fedjax_het.common.arrays import given_array
 from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.files import reason
 from fedjax_het.common.types import PyTree
 from fedjax_het.common.writing import write_atomic
 from fedjax_het.contract.algorithm import Variables
@@ -23,6 +26,9 @@ from fedjax_het.contract.algorithm import Variables
 # Files in the work directory of a finished run: the final model and, with patience, that of the
 # best evaluation.
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+
+# Key of the digest of the arrays, in the metadata of a file.
+_SHA256 = "sha256"
 
 # Differences of each kind that an error message lists.
 _LISTED = 4
@@ -61,6 +67,10 @@ def fitted(arrays: Mapping[str, Any], shapes: Variables, what: str, remedy: str)
         of another shape, with both shapes.
     """
     wanted = named(shapes)
+    arrays = {
+        name: leaf if isinstance(leaf, jax.Array) else given_array(leaf, f"{what}, {name}", remedy)
+        for name, leaf in arrays.items()
+    }
     kinds = {
         "missing": [name for name in wanted if name not in arrays],
         "unexpected": [name for name in arrays if name not in wanted],
@@ -77,7 +87,8 @@ def fitted(arrays: Mapping[str, Any], shapes: Variables, what: str, remedy: str)
     }
     wrong = ", ".join(f"{kind} ({_some(names)})" for kind, names in kinds.items() if names)
     require(not wrong, what, f"does not fit the model: {wrong}", remedy)
-    leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
+    with np.errstate(over="ignore"):  # an overflow becomes inf, which `require_finite` reports
+        leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
@@ -88,12 +99,27 @@ def _some(names: list[str]) -> str:
 
 def digest(variables: Variables) -> str:
     """SHA-256 of the names, shapes, dtypes and bits of variables."""
+    return _digest(named(variables))
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
     total = hashlib.sha256()
-    for name, leaf in sorted(named(variables).items()):
+    for name, leaf in sorted(arrays.items()):
         array = np.asarray(leaf, order="C")
         total.update(f"{name} {array.dtype} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def require_finite(variables: Variables, what: str) -> None:
+    """Raises `InputError` if a variable is not finite, so that no training could start there."""
+    bad = [name for name, leaf in named(variables).items() if not np.isfinite(leaf).all()]
+    require(
+        not bad,
+        what,
+        f"has values that are not finite ({_some(bad)})",
+        "start from a model whose training did not diverge",
+    )
 
 
 def write(path: str | Path, variables: Variables, metadata: Mapping[str, str]) -> None:
@@ -108,14 +134,14 @@ def write(path: str | Path, variables: Variables, metadata: Mapping[str, str]) -
       InputError: if the file cannot be written.
     """
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in named(variables).items()}
-    content = save(arrays, metadata=dict(metadata))
+    content = save(arrays, {**metadata, _SHA256: _digest(arrays)})
     write_atomic(Path(path), content, f"path = {str(path)!r}")
 
 
 def locate(place: str | Path) -> Path:
     """The file that a path means: itself, or the `model.safetensors` of a work directory."""
     path = Path(place)
-    return path / MODEL_FILE if path.is_dir() else path
+    return path / MODEL_FILE if os.path.isdir(path) else path
 
 
 def read(place: str | Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -130,17 +156,25 @@ def read(place: str | Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
     """
     path = locate(place)
     require(
-        path.is_file(),
+        os.path.isfile(path),
         f"{what} = {str(place)!r}",
         f"holds no saved model ({path.name} does not exist)",
         "name a .safetensors file, or the work directory of a run that has reached its end",
     )
     try:
         with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
+            metadata = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in list(file.keys())}
+    except (SafetensorError, OSError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise InputError(
-            f"{what} = {str(place)!r}: is not a readable safetensors file ({error}); "
+            f"{what} = {str(place)!r}: is not a readable safetensors file ({reason(error)}); "
             "restore the file, or save the model again"
         ) from None
+    stated = metadata.pop(_SHA256, None)  # files of other programs have none
+    require(
+        stated in (None, _digest(arrays)),
+        f"{what} = {str(place)!r}",
+        "holds other values than were saved in it",
+        "restore the file, or save the model again",
+    )
+    return arrays, metadata

@@ -9,7 +9,7 @@ from fedjax_het.common.options import check_options
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.frozen import freeze, matcher
 from fedjax_het.models.low_rank import lora as with_adapters
-from fedjax_het.models.saving import fitted, read
+from fedjax_het.models.saving import fitted, read, require_finite
 
 
 def check_start(
@@ -61,6 +61,7 @@ def started(
     arrays, _ = read(start, "start")
     remedy = "take the file of a run with this model, or change the options of the model"
     values = fitted(arrays, model.shapes, f"start = {str(start)!r}", remedy)
+    require_finite(values, f"start = {str(start)!r}")
     if lora is not None:
         return with_adapters(model, values, trainable=trainable, **lora)
     return freeze(model, values, ".*" if trainable is None else trainable)

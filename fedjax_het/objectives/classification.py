@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.data.batches import Batch
 from fedjax_het.data.federated import FederatedData
@@ -127,6 +128,7 @@ def _categorical(
         "are two changes of one loss",
         "leave one of them out",
     )
+    require_unmasked(class_weights, "class_weights")
     weights = None if class_weights is None else np.asarray(class_weights, np.float32)
     require(
         weights is None or _are_weights(weights),

@@ -228,7 +228,7 @@ class RunRecord:
         """
         path = Path(workdir)
         require(
-            path.is_dir(),
+            os.path.isdir(path),
             f"workdir = {str(workdir)!r}",
             "is not a directory",
             "name the work directory of a finished run",
@@ -242,9 +242,7 @@ class RunRecord:
             source=str(path),
             # A resumed run may have removed every row.
             client_evaluations=(
-                read_lines(evaluated)
-                if evaluated.is_file() and evaluated.stat().st_size > 0
-                else []
+                read_lines(evaluated, may_be_empty=True) if os.path.lexists(evaluated) else []
             ),
         )
 

@@ -6,11 +6,13 @@ from typing import Any
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.report.metric import MetricInfo
 
+# Above this, sums of rows would not be finite.
+_LARGEST = 1e300
 STATUSES = ("merged", "partial", "dropped", "failed", "nonfinite", "probed")
 
 # Kinds: i = whole number >= 0, w = that or null, n = number >= 0, r = any number, f = number >= 0
 # or null (not finite), g = any number or null, b = true or false, t = text, o = that or null,
-# l = list, d = mapping.
+# l = list, d = mapping, m = that or null.
 # A key that ends in "?" may be absent; keys that are not listed may hold anything.
 _METRICS = {
     "step": "i",
@@ -112,6 +114,7 @@ _KINDS = {
     "o": "text or null",
     "l": "a list",
     "d": "a mapping",
+    "m": "a mapping or null",
 }
 _REDO = "restore the file or run the experiment again"
 
@@ -125,7 +128,7 @@ def check_record(
     source: str,
 ) -> None:
     """Raises `InputError` unless the parts form one record; names file, line and remedy."""
-    _check_row(config, {}, f"{source}/config.json")
+    _check_row(config, {"versions?": "m"}, f"{source}/config.json")
     _check_summary(summary, f"{source}/summary.json")
     metric = MetricInfo.of(summary)
     _check_metrics(metrics, metric, f"{source}/metrics.jsonl")
@@ -144,15 +147,38 @@ def check_record(
         )
 
 
+def check_comparison(content: Any, where: str) -> tuple[list[str], list[float]]:
+    """The names of the methods and the targets of a `comparison.json`.
+
+    Raises:
+      InputError: if it is not the file of a comparison.
+    """
+    _check_row(content, {"methods": "l", "targets": "l"}, where)
+    for i, method in enumerate(content["methods"]):
+        _check_row(method, {"name": "t"}, f"{where}, methods[{i}]")
+    names = [method["name"] for method in content["methods"]]
+    require(
+        0 < len(set(names)) == len(names),
+        f"{where}: methods {names}",
+        "must be different ones, at least one",
+        _REDO,
+    )
+    for i, target in enumerate(content["targets"]):
+        _check_row({"target": target}, {"target": "r"}, f"{where}, targets[{i}]")
+    return names, content["targets"]
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= _LARGEST
 
 
 def _fits(value: Any, kind: str) -> bool:
-    if kind in "wfgo":
-        return value is None or _fits(value, {"w": "i", "f": "n", "g": "r", "o": "t"}[kind])
+    if kind in "wfgom":
+        plain = {"w": "i", "f": "n", "g": "r", "o": "t", "m": "d"}
+        return value is None or _fits(value, plain[kind])
     if kind == "i":
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
     if kind == "n":
         return _is_number(value) and value >= 0
     if kind == "r":
@@ -171,6 +197,11 @@ def _check_row(row: Any, schema: Mapping[str, str], where: str) -> None:
             raise InputError(f"{where}: {name} = {row[name]!r} must be {_KINDS[kind]}; {_REDO}")
 
 
+def _check_each(values: Sequence[Any], kind: str, what: str) -> None:
+    wrong = [value for value in values if not _fits(value, kind)]
+    require(not wrong, f"{what} holds {wrong[:1]}", f"must be a list, each {_KINDS[kind]}", _REDO)
+
+
 def _check_summary(summary: Any, where: str) -> None:
     _check_row(summary, _SUMMARY, where)
     blocks = summary["num_blocks"]
@@ -181,6 +212,7 @@ def _check_summary(summary: Any, where: str) -> None:
         f"must be num_blocks = {blocks}",
         _REDO,
     )
+    _check_each(summary["block_names"], "t", f"{where}: block_names")
     if "metric" in summary:
         _check_row(summary["metric"], _METRIC, f"{where}, metric")
     metric = MetricInfo.of(summary)
@@ -205,13 +237,7 @@ def _check_summary(summary: Any, where: str) -> None:
             f"must be one per device, like the {len(groups)} device_groups",
             _REDO,
         )
-    by_group = summary.get("joules_by_group", [])
-    require(
-        all(_fits(value, "n") for value in by_group),
-        f"{where}: joules_by_group = {by_group}",
-        f"must be a list, each {_KINDS['n']}",
-        _REDO,
-    )
+    _check_each(summary.get("joules_by_group", []), "n", f"{where}: joules_by_group")
     _check_row(summary["data"], {"name": "t"}, f"{where}, data")
     counts = summary["data"].get("label_counts")
     rectangular = counts is None or (

@@ -1,5 +1,6 @@
 """The journal of a run: it writes rows during the run, sums totals, and makes the summary."""
 
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.files import require_file
 from fedjax_het.common.jsonio import read_json, read_lines
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.objectives.metric import Metric
@@ -80,12 +82,16 @@ def require_own(workdir: Path, identity: Mapping[str, Any]) -> None:
       workdir: work directory of the run; it need not exist.
       identity: identity of the run.
     """
-    rows = [workdir / name for name in ("metrics.jsonl", "clients.jsonl")]
-    held = [path.name for path in rows if path.is_file() and path.stat().st_size > 0]
+    rows = [workdir / name for name in ("metrics.jsonl", "clients.jsonl", "clients_eval.jsonl")]
+    for path in rows:
+        # To append to a pipe would wait for a reader.
+        if os.path.lexists(path):
+            require_file(path, "remove it, or name another work directory")
+    held = [path.name for path in rows if os.path.isfile(path) and os.path.getsize(path) > 0]
     if not held:
         return
     require(
-        (workdir / "config.json").is_file(),
+        os.path.isfile(workdir / "config.json"),
         f"workdir = {str(workdir)!r}",
         f"holds {held[0]} but no config.json, so it is not the directory of a run",
         "name another work directory",

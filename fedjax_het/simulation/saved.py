@@ -12,17 +12,21 @@ import numpy as np
 
 from fedjax_het import models
 from fedjax_het.common.errors import InputError, require
-from fedjax_het.common.jsonio import jsonable
+from fedjax_het.common.files import reason
+from fedjax_het.common.jsonio import jsonable, parse_json
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.batches import Pipeline, prepare
-from fedjax_het.data.checks import as_storage
+from fedjax_het.data.checks import STORAGE, as_storage
 from fedjax_het.models.base import BlockModel
+from fedjax_het.models.inputs import is_shape
 from fedjax_het.models.saving import fitted, read, write
 from fedjax_het.problem import Problem
 
 # Key of what the file says about its model, as JSON.
 _ABOUT = "fedjax_het"
+# Largest mean and deviation of a file.
+_LARGEST = 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,35 +143,90 @@ def load_model(place: str | Path, model: BlockModel | None = None) -> SavedModel
     arrays, metadata = read(place, "place")
     about = _about(metadata, place)
     if model is None:
-        require(
-            about["spec"] is not None,
-            f"place = {str(place)!r}",
-            f"holds model {about['name']!r}, which models.build did not make",
-            "give the model: load_model(place, model=...)",
-        )
-        spec = dict(about["spec"])
-        model = models.build(input_shape=_shape(spec.pop("input_shape")), **spec)
+        model = _built(about, place)
     remedy = "give the model of the run: load_model(place, model=...)"
     variables = fitted(arrays, model.shapes, f"place = {str(place)!r}", remedy)
     pipeline = Pipeline(tuple(about["mean"]), tuple(about["std"]))
-    return SavedModel(
-        model, jax.tree.map(jax.numpy.asarray, variables), pipeline, tuple(about["inputs"])
+    shape = model.input_shape
+    channels = shape[-1] if is_shape(shape) else 1
+    inputs = tuple(about["inputs"])
+    require(
+        {len(pipeline.mean), len(pipeline.std)} <= {1, channels}
+        and len(inputs) == len(jax.tree.leaves(model.input_dtype)),
+        f"place = {str(place)!r}: {len(pipeline.mean)} means, {len(pipeline.std)} deviations, "
+        f"inputs of {', '.join(inputs)}",
+        f"does not fit inputs {shape} of the model",
+        remedy,
     )
+    return SavedModel(model, jax.tree.map(jax.numpy.asarray, variables), pipeline, inputs)
 
 
 def _about(metadata: Mapping[str, str], place: str | Path) -> dict[str, Any]:
+    """What the file says about its model, checked."""
+    what = f"place = {str(place)!r}"
+    remedy = "a file of other origin can be the start of a run, simulate(initial=...)"
+    told = metadata.get(_ABOUT, "{}").encode(errors="replace")
+    about = parse_json(told, f"{what}, metadata {_ABOUT}", remedy)
+    known = about if isinstance(about, dict) else {}
+    missing = sorted({"name", "spec", "mean", "std", "inputs"} - set(known)) if known else [_ABOUT]
+    require(
+        not missing,
+        what,
+        f"does not say how its model was made (metadata {', '.join(missing)})",
+        remedy,
+    )
+    mean, std, inputs = (known[name] for name in ("mean", "std", "inputs"))
+    require(
+        isinstance(known["name"], str)
+        and _are_numbers(mean)
+        and _are_numbers(std)
+        and min(std) > 0
+        and isinstance(inputs, list)
+        and all(dtype in tuple(STORAGE) for dtype in inputs),
+        f"{what}, metadata {_ABOUT}: name = {known['name']!r}, mean = {mean!r}, std = {std!r}, "
+        f"inputs = {inputs!r}",
+        f"must be text, numbers, numbers > 0, and some of {', '.join(STORAGE)}",
+        remedy,
+    )
+    return known
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether a value of JSON is a list of one or more numbers that float32 can compute with."""
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(type(v) in (int, float) and abs(v) < _LARGEST for v in values)
+    )
+
+
+def _built(about: Mapping[str, Any], place: str | Path) -> BlockModel:
+    """The model of a file, made again from its options."""
+    what, remedy = f"place = {str(place)!r}", "give the model: load_model(place, model=...)"
+    require(
+        about["spec"] is not None,
+        what,
+        f"holds model {about['name']!r}, which models.build did not make",
+        remedy,
+    )
     try:
-        about = json.loads(metadata[_ABOUT])
-        missing = {"name", "spec", "mean", "std", "inputs"} - set(about)
-    except (KeyError, ValueError, TypeError):
-        missing = {_ABOUT}
-    if missing:
+        spec = dict(about["spec"])
+        model = models.build(input_shape=_shape(spec.pop("input_shape")), **spec)
+        jax.tree.leaves(model.shapes)  # traces the model
+        return model
+    # Whatever goes wrong here is the fault of the file, which this version of the package or
+    # another hand may have written.
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise InputError(
-            f"place = {str(place)!r}: does not say how its model was made (metadata "
-            f"{', '.join(sorted(missing))}); a file of other origin can be the start of a run, "
-            "simulate(initial=...)"
-        )
-    return about
+            f"{what}: its model cannot be made again ({reason(error)}); {remedy}"
+        ) from None
 
 
 def _shape(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The model that a run starts from, if it is not drawn."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import read_json
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.models.base import BlockModel
-from fedjax_het.models.saving import digest, fitted, locate, named, read
+from fedjax_het.models.saving import digest, fitted, locate, named, read, require_finite
 
 
 class Start(NamedTuple):
@@ -65,20 +66,21 @@ def find_start(
         "load it first: freeze(model, load_model(...).variables, ...), or start in a configuration",
     )
     recorded = None if workdir is None else _recorded(Path(workdir))
-    if recorded is not None and not locate(initial).is_file():
+    if recorded is not None and not os.path.isfile(locate(initial)):
         return Start(None, recorded, place)
     arrays, _ = read(initial, "initial")
     return _start(fitted(arrays, model.shapes, f"initial = {place}", remedy), place)
 
 
 def _start(variables: Variables, place: str) -> Start:
+    require_finite(variables, f"initial = {place}")
     return Start(jax.tree.map(jnp.asarray, variables), digest(variables), place)
 
 
 def _recorded(workdir: Path) -> str | None:
     """The digest in the identity of the run that a directory holds, if there is one."""
     path = workdir / "config.json"
-    config = read_json(path) if path.is_file() else None
+    config = read_json(path) if os.path.lexists(path) else None
     identity = config.get("identity") if isinstance(config, dict) else None
     return identity.get("initial") if isinstance(identity, dict) else None
 

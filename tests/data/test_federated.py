@@ -196,7 +196,7 @@ _BAD_ARGUMENTS = {
     "negative label": ({"y": np.full(30, -1)}, r"labels -1\.\.-1"),
     "owners": ({"clients": [0, 1, 2]}, "one owner per training sample, 30 in all"),
     "mask": ({"clients": [np.ones(30, bool)]}, "numpy.flatnonzero"),
-    "out of range": ({"clients": [[0], [30]]}, r"clients\[1\] has sample ids 0\.\.30"),
+    "out of range": ({"clients": [[0], [30]]}, r"clients\[1\] has sample ids 30\.\.30"),
     "empty": ({"clients": [[0], []]}, "1 clients without samples"),
     "twice": ({"clients": [[0, 1], [1, 2]]}, r"sample 1 is held by clients \[0, 1\]"),
     "cap": ({"per_client_cap": 0}, "per_client_cap = 0"),

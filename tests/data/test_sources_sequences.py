@@ -78,10 +78,13 @@ def test_plays_can_be_left_out(tmp_path):
     ("data", "message"),
     [
         (b"{}", "line 1 is not an object with play, role and speeches"),
-        (b"not json", "line 1 is not an object"),
+        (b"not json", "line 1: is not valid JSON"),
         (b'{"play": "P", "role": "R", "speeches": 3}', "line 1 is not an object"),
         (b"[]", "line 1 is not an object"),
-        (b"\xff\xfe", "line 1 is not an object"),
+        (b'{"play": "P", "role": "R", "speeches": "abc"}', "speeches, a list of texts"),
+        (b'{"play": "P", "role": ["R"], "speeches": ["abc"]}', "line 1 is not an object"),
+        (b"[" * 100_000, "line 1: is nested deeper than 64"),
+        (b"\xff\xfe", "line 1: is not UTF-8 text"),
         (b"", "no lines"),
     ],
 )

@@ -93,8 +93,8 @@ def test_fleet_from_traces(directory, links, speed, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        (json.dumps(CONTENT)[:200], "cannot be read"),
+        ("{", "not valid JSON"),
+        (json.dumps(CONTENT)[:200], "not valid JSON"),
         ("[]", "lacks the section"),
         (json.dumps(changed(availability=[])), "lacks the section 'availability'"),
         (json.dumps(changed(ai_benchmark_devices=[{"model": "A"}])), "ai_score"),
@@ -138,12 +138,25 @@ def test_damaged_device_files_are_refused(tmp_path, content, message):
     ("change", "message"),
     [
         ({"length": np.array([2, 2], np.int32)}, "do not fit"),
-        ({"mbps": RATES["mbps"][:-1]}, "do not fit"),
+        ({"mbps": RATES["mbps"][:-1]}, "unequal or no length.*'mbps': 4"),
         ({"set": np.array([0, 2], np.int8)}, "do not fit"),
         ({"mbps": -RATES["mbps"]}, ">= 0"),
         ({"time_s": RATES["time_s"][::-1]}, "start at 0"),
         ({"mbps": np.array([0, 0, 1, 1, 1.0])}, "no bytes"),
-        ({"sets": np.array(["a", {}], object)}, "cannot be read"),
+        ({"sets": np.array(["a", {}], object)}, "'sets' holds Python objects, which are never"),
+        ({"sets": np.array(["a", "a"])}, "must differ"),
+        ({"time_s": np.array(list("01023"))}, "'time_s' is of <U1, and must be numbers"),
+        ({"time_s": RATES["time_s"].astype("M8[s]")}, "'time_s' is of datetime64"),
+        ({"mbps": RATES["mbps"] * 1j}, "'mbps' is of complex"),
+        ({"length": RATES["length"] * 1.0}, "'length' is of float64, and must be integers"),
+        (
+            {"set": np.array([[0], [1]], np.int8)},
+            r"'set' has the shape \[2, 1\]: must be \[traces\]",
+        ),
+        # The sum of these lengths is 5 in 64 bits, and one of these sets is 0 in 32 bits.
+        ({"length": np.array([2**62] * 4 + [5]), "set": np.zeros(5, int)}, "do not fit"),
+        ({"set": np.array([2**32, 1])}, "do not fit"),
+        ({"set": np.array([0, 2**63], np.uint64)}, "do not fit"),
     ],
 )
 def test_damaged_bandwidth_files_are_refused(tmp_path, change, message):
@@ -157,7 +170,11 @@ def test_truncated_and_foreign_npz_are_refused(directory):
     path = directory / traces.BANDWIDTH_FILE
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"not a readable .npz file \(File is not a zip file"):
+        traces.bandwidth(path)
+    with path.open("wb") as single:
+        np.save(single, RATES["mbps"])
+    with pytest.raises(InputError, match=r"holds a single array \(.npy\), and must be an .npz"):
         traces.bandwidth(path)
     flipped = bytearray(whole)
     at = whole.index(RATES["mbps"].tobytes())

@@ -8,9 +8,9 @@ import pytest
 
 from fedjax_het import models
 from fedjax_het.common.errors import InputError
+from fedjax_het.fleet.block_times import MeasuredProfile
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.fleet.profile import (
-    MeasuredProfile,
     format_table,
     measure,
     with_measured,
@@ -90,7 +90,17 @@ def test_profile_of_another_model_is_refused(made):
         lambda c: "[]",
         lambda c: json.dumps({k: v for k, v in c.items() if k != "forward_s"}),
         lambda c: json.dumps({**c, "format": 99}),
+        lambda c: "[" * 100_000,
         lambda c: json.dumps({**c, "forward_s": [1.0]}),
+        lambda c: json.dumps({**c, "forward_s": 1.0}),
+        lambda c: json.dumps({**c, "forward_s": ["1"] * 5}),
+        lambda c: json.dumps({**c, "forward_s": [True] * 5}),
+        lambda c: json.dumps({**c, "forward_s": [10**30] * 5}),
+        lambda c: json.dumps({**c, "batch": 0}),
+        lambda c: json.dumps({**c, "batch": "32"}),
+        lambda c: json.dumps({**c, "num_blocks": 9}),
+        lambda c: json.dumps({**c, "names": [[], 1, 2, 3, 4]}),
+        lambda c: json.dumps({**c, **{k: [0.0] * 5 for k in c if k.endswith("_s")}}),
         lambda c: json.dumps({**c, "forward_s": [-1.0] * 5}),
         lambda c: json.dumps({**c, "unknown": 1}),
     ],

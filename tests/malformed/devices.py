@@ -163,7 +163,7 @@ AVAILABILITY: list[Case] = [
     ),
     (
         trace_file(traces.phones, '{"ai_benchmark_devices": [{"mo'),
-        "cannot be read | char | fetch the file again",
+        "fl_device_traces.json | not valid JSON | fetch the file again",
     ),
     (
         trace_file(traces.latencies, {"x": []}),
@@ -183,7 +183,7 @@ AVAILABILITY: list[Case] = [
         ),
         "availability[0] | sorted, disjoint | fetch",
     ),
-    (bandwidth_file(cut_in_half), "bandwidth.npz | cannot be read | fetch"),
+    (bandwidth_file(cut_in_half), "bandwidth.npz | not a readable .npz | fetch"),
     (
         bandwidth_file(
             lambda path: np.savez(
@@ -193,7 +193,7 @@ AVAILABILITY: list[Case] = [
                 ),
             )
         ),
-        "bandwidth.npz | allow_pickle=False | fetch",
+        "bandwidth.npz | never unpickled | fetch",
     ),
     (
         bandwidth_file(lambda path: np.savez(path, time_s=np.zeros(1), mbps=np.ones(1))),

@@ -94,11 +94,11 @@ DATA_FILES: list[Case] = [
     ),
     (
         npz_file(
-            x=np.zeros(2),
-            y=np.zeros(1),
-            writer=np.zeros(2),
-            is_test=np.zeros(2),
-            writers=np.zeros(2),
+            x=np.zeros((2, 28, 28), np.uint8),
+            y=np.zeros(1, np.uint8),
+            writer=np.zeros(2, np.uint8),
+            is_test=np.zeros(2, bool),
+            writers=np.array(["w"]),
         ),
         "'x': 2, 'y': 1 | unequal | fetch",
     ),
@@ -204,7 +204,23 @@ WORK_DIRECTORIES: list[Case] = [
         read_back(config_json="{}", metrics_jsonl=ROW, clients_jsonl=ROW),
         "summary.json | does not exist | resume the run",
     ),
-    (read_back(comparison_json="{}"), "comparison.json | not a comparison | run it again"),
+    (read_back(comparison_json="{}"), "'methods' | is missing | run the experiment again"),
+    (
+        read_back(comparison_json='{"methods": [{"name": "A"}], "targets": ["a"]}'),
+        "targets[0]: target = 'a' | must be a number | run the experiment again",
+    ),
+    (
+        read_back(comparison_json='{"methods": ["A"], "targets": []}'),
+        "methods[0] | must be a mapping, not str | run the experiment again",
+    ),
+    (
+        read_back(comparison_json='{"methods": [], "targets": [0.5]}'),
+        "methods [] | different ones, at least one | run the experiment again",
+    ),
+    (
+        read_back(comparison_json="[" * 100_000),
+        "comparison.json | nested deeper than 64 | restore the file",
+    ),
     (lambda here: RunRecord.load("gone"), "workdir = 'gone' | not a directory | finished run"),
     (into(other_checkpoint), "'fedpmt' -> 'fedavg' | another configuration | new work directory"),
 ]

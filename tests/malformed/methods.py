@@ -20,7 +20,8 @@ from fedjax_het import (
 from fedjax_het.algorithms.dtfl.profiles import Profile
 from fedjax_het.fleet import Fleet
 from fedjax_het.fleet import build as build_fleet
-from fedjax_het.fleet.profile import MeasuredProfile, with_measured
+from fedjax_het.fleet.block_times import MeasuredProfile
+from fedjax_het.fleet.profile import with_measured
 from fedjax_het.report import compare as compare_records
 
 # ---- methods -------------------------------------------------------------------------------------
@@ -381,7 +382,7 @@ COMPARISONS_AND_PROFILES: list[Case] = [
         "chunk = 0 | at least 1 client | choose automatically",
     ),
     (lambda here: compare_records({}, (), here), "records | is empty | at least one"),
-    (profile_file("{"), "p.json | not a profile | measure again"),
+    (profile_file("{"), "p.json | not valid JSON | measure again"),
     (profile_file('{"format": 7}'), "format 7 | must be 1 | measure again"),
     (other_profile, "profile of 'm' | must match the table's blocks | same model"),
 ]

@@ -93,3 +93,23 @@ def test_all_differences_are_listed(model):
         "(blocks.2.kernel), differently shaped (blocks.1.Dense_0.bias [9] for [10]), not of "
         "floating point (blocks.0.Dense_0.bias int32); use another"
     )
+
+
+def test_other_bits_than_were_saved_are_refused(model, tmp_path):
+    """No flip, in the arrays or in what says which they are, gives other arrays."""
+    path = tmp_path / "m.safetensors"
+    write(path, model.init(jax.random.key(3)), {"of": "a test"})
+    whole = path.read_bytes()
+    arrays, _ = read(path, "file")
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    places = np.random.default_rng(0).integers(begin, len(whole), 40)
+    for place in (*places, *range(8, begin, 7)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(bytes(damaged))
+        try:
+            found, _ = read(path, "file")
+        except InputError:
+            continue
+        assert place < begin
+        chex.assert_trees_all_equal(found, arrays)

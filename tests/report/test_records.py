@@ -237,7 +237,7 @@ def test_load_names_a_missing_or_empty_file(workdir, name):
 def test_load_names_a_directory_in_place_of_a_file(workdir):
     (workdir / "summary.json").unlink()
     (workdir / "summary.json").mkdir()
-    with pytest.raises(InputError, match=r"summary.json: cannot be read"):
+    with pytest.raises(InputError, match=r"summary.json: is a directory"):
         RunRecord.load(workdir)
 
 
@@ -248,7 +248,7 @@ def test_load_names_a_directory_in_place_of_a_file(workdir):
         (lambda b: b[:-20], r"metrics.jsonl, line 5: is torn"),
         (lambda b: b + b"\n", r"metrics.jsonl, line 6: is not valid JSON"),
         (lambda b: b + b"[1]\n", r"line 6: must be a mapping, not list"),
-        (lambda b: b"\xff" + b, r"metrics.jsonl: is not UTF-8 text \(byte 0\)"),
+        (lambda b: b"\xff" + b, r"metrics.jsonl, line 1: is not UTF-8 text \(byte 0\)"),
         (lambda b: b.replace(b'"wall_s":0.05', b'"wall_s":NaN', 1), r"line 2: .*NaN is not a JSON"),
         (lambda b: b.replace(b'"wall_s":0.05', b'"wall_s":null', 1), r"line 2: wall_s = None must"),
         (lambda b: b.replace(b'"step":3', b'"step":"3"'), r"line 4: step = '3' must be a whole"),

@@ -218,7 +218,9 @@ def short():
     return run
 
 
-@pytest.mark.parametrize("damage", ["truncate", "delete", "no digest", "garbage"])
+@pytest.mark.parametrize(
+    "damage", ["truncate", "delete", "no digest", "deep digest", "no file", "garbage"]
+)
 def test_a_torn_checkpoint_falls_back_to_the_one_before(short, tmp_path, damage):
     wanted = short(tmp_path / "whole")
     short(tmp_path / "torn", rounds=4)
@@ -231,6 +233,11 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(short, tmp_path, damage)
         largest.unlink()
     elif damage == "no digest":
         (newest / "digest.json").unlink()
+    elif damage == "deep digest":
+        (newest / "digest.json").write_text("[" * 100_000)
+    elif damage == "no file":
+        (newest / "digest.json").unlink()
+        os.mkfifo(newest / "digest.json")
     else:
         (newest / "meta.json").write_text("{")
     result = short(tmp_path / "torn")

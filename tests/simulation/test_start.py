@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import fedjax_het as fh
 from fedjax_het import experiment
 from fedjax_het.common.errors import InputError
-from fedjax_het.models.saving import MODEL_FILE, named
+from fedjax_het.models.saving import MODEL_FILE, named, read
 from fedjax_het.simulation.saved import save_model
 
 CONFIG = {**BASE, "run": {"rounds": 3, "checkpoint_every": 2}}
@@ -257,3 +257,59 @@ def test_files_are_for_complete_models(run):
     one = fh.simulate(method, problem, rounds=1)
     two = fh.simulate(method, problem, rounds=1, initial=one.variables)
     assert two.record.metrics[0]["loss"] == one.record.metrics[-1]["loss"]
+
+
+METADATA = {
+    "name": 5,
+    "spec": ["mlp"],
+    "mean": [0.1, 0.2],
+    "std": [0.0],
+    "inputs": [["uint8"]],
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_what_a_file_says_of_its_model_is_checked(name, tmp_path):
+    """Values of another kind, in the metadata of a file whose arrays are sound."""
+    base = base_problem()
+    path = tmp_path / "m.safetensors"
+    save_model(path, base, base.model.init(jax.random.key(0)))
+    arrays, metadata = read(path, "place")
+    about = json.loads(metadata["fedjax_het"])
+    for value in (METADATA[name], None, -1, [10**200], [None]):
+        told = json.dumps({**about, name: value})
+        save_file(arrays, path, {"fedjax_het": told})
+        with pytest.raises(InputError, match="place = "):
+            fh.load_model(tmp_path / "m.safetensors")
+    for told in ("[" * 100_000, "[]", '{"name": 1e999}'):
+        save_file(arrays, path, {"fedjax_het": told})
+        with pytest.raises(InputError, match="place = "):
+            fh.load_model(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_shape": "abc"},
+        {"input_shape": [0]},
+        {"input_shape": [-8, 8, 1]},
+        {"input_shape": [8, [8], 1]},
+        {"num_classes": -1},
+        {"num_classes": None},
+        {"num_classes": [10]},
+        {"hidden": [10**9]},
+        {"name": "other"},
+        {"unknown": 1},
+    ],
+)
+def test_a_model_that_cannot_be_made_again_is_refused(change, tmp_path):
+    base = base_problem()
+    path = tmp_path / "m.safetensors"
+    save_model(path, base, base.model.init(jax.random.key(0)))
+    arrays, metadata = read(path, "place")
+    about = json.loads(metadata["fedjax_het"])
+    save_file(
+        arrays, path, {"fedjax_het": json.dumps({**about, "spec": {**about["spec"], **change}})}
+    )
+    with pytest.raises(InputError):
+        fh.load_model(path)

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.fleet.block_times import MeasuredProfile
 from fedjax_het.fleet.cost import cost_table
-from fedjax_het.fleet.profile import MeasuredProfile, with_measured
+from fedjax_het.fleet.profile import with_measured
 from fedjax_het.fleet.splits import Tiers, cuts, price_tiers
 from fedjax_het.models.base import BlockModel
 

