@@ -293,6 +293,12 @@ def test_tasks_are_checked(make_run, change, message):
         ({"seed": "0"}, "seed = '0' must be a whole number"),
         ({"num_blocks": 0, "block_names": []}, "num_blocks = 0: must be >= 1"),
         ({"block_names": ["a"]}, "1 block_names: must be num_blocks = 4"),
+        (
+            {"block_names": ["a", "b", True, "d"]},
+            r"block_names holds \[True\]: must be a list, each",
+        ),
+        ({"seed": 10**30}, "seed = 1000000000000000000000000000000 must be a whole number"),
+        ({"virtual_s": 10**400}, "virtual_s = 10* must be a number"),
         ({"device_groups": []}, "device_groups has 0 entries"),
         ({"device_groups": [0.5] * 12}, r"device_groups holds \[0.5\]"),
         ({"data": {"name": "d", "sizes": [1]}}, "data.sizes has 1 entries: must be one per device"),
@@ -322,6 +328,8 @@ def test_a_record_without_tasks_or_configuration_is_refused(make_run):
         RunRecord(record.config, record.metrics, [], record.summary)
     with pytest.raises(InputError, match=r"config.json: must be a mapping, not NoneType"):
         RunRecord(None, record.metrics, record.clients, record.summary)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="versions = True must be a mapping or null"):
+        RunRecord({"versions": True}, record.metrics, record.clients, record.summary)
 
 
 def test_time_to_is_the_first_evaluation_and_never_interpolates(make_run):
