@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from fedjax_het.common.files import read_file, reason, too_large
 MAX_DOCUMENT, MAX_LINES, MAX_DEPTH = 2**29, 2**34, 64
 # Lists and objects of a text; digits of a whole number, so that it is one of float64.
 _MAX_CONTAINERS, _MAX_DIGITS = 10**7, 300
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _RESTORE = "restore the file or run the experiment again"
 _NO_RUN = "name the work directory of a finished run, or resume the run"
 _EXTENDED_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -120,12 +118,8 @@ def parse_json(content: bytes, where: str, remedy: str = _RESTORE) -> Any:
             raise ValueError(f"{held} lists and objects, must be at most {_MAX_CONTAINERS}")
         value = _DECODER.decode(text)
         deep = held > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not UTF-8 text (byte {error.start}); {remedy}") from None
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: holds half of a surrogate pair; {remedy}") from None
     except RecursionError:
         deep = True
     except ValueError as error:

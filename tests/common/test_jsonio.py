@@ -32,8 +32,6 @@ def test_values_are_those_of_json():
         (b"Infinity", "Infinity is not a JSON number"),
         (b"9" * 400, "a whole number of 400 digits, must be at most 300"),
         (b"9" * 5000, "a whole number of 5000 digits"),
-        (rb'"\ud800"', "text: holds half of a surrogate pair"),
-        (rb'{"\uDFFF": 1}', "text: holds half of a surrogate pair"),
         (b'"\xed\xa0\x80"', "text: is not UTF-8 text .byte 1"),
         (b"\xef\xbb\xbf{}", "text: is not valid JSON"),
         (b"", "text: is not valid JSON"),
