@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "tests" / "faults"
 PACKAGE = ROOT / "fedjax_het"
-# A shrinking stops after this many attempts.
-_ATTEMPTS = 40
+# A shrinking stops after so many attempts, or seconds.
+_ATTEMPTS, _SHRINKING_S = 40, 60.0
 _SHOWN = 300
 
 Case = dict[str, Any]
@@ -47,7 +47,7 @@ class Verdict:
     outcome: str
     failed: bool = False
     detail: str = ""
-    counts: dict[str, float] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
 
 
 def failure(outcome: str, detail: str = "", **counts: float) -> Verdict:
@@ -105,10 +105,10 @@ class Campaign:
 
     def shrunk(self, case: Case, outcome: str) -> Case:
         """The smallest case found that fails in the same way."""
-        attempts = itertools.count()
+        attempts, until = itertools.count(), time.monotonic() + _SHRINKING_S
         while True:
             for candidate in self.smaller(case):
-                if next(attempts) >= _ATTEMPTS:
+                if next(attempts) >= _ATTEMPTS or time.monotonic() > until:
                     return case
                 verdict = self.judged(candidate)
                 if verdict.failed and verdict.outcome == outcome:

@@ -86,7 +86,10 @@ def base(case: Case) -> dict[str, Any]:
     if "fleet" in case:
         config["fleet"] = dict(tiny.FLEETS[case["fleet"]])
     if "model" in case:
-        config["model"] = {**tiny.MODELS[case["model"]], "exits": config["model"].get("exits", False)}
+        config["model"] = {
+            **tiny.MODELS[case["model"]],
+            "exits": config["model"].get("exits", False),
+        }
     if "partition" in case:
         config["data"]["partition"] = dict(tiny.PARTITIONS[case["partition"]])
     if "compose" in case:
@@ -149,7 +152,9 @@ def run(worker: Worker, case: Case) -> Verdict:
 
 if __name__ == "__main__":
     processes.freeze()
-    with tempfile.TemporaryDirectory(prefix="faults-") as place:
-        with Worker(answer, Path(place) / "output.txt", _LIMIT_S) as worker:
-            one = functools.partial(run, worker)
-            main(Campaign("configurations", __doc__, generate, one, smaller))
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as place,
+        Worker(answer, Path(place) / "output.txt", _LIMIT_S) as worker,
+    ):
+        one = functools.partial(run, worker)
+        main(Campaign("configurations", __doc__, generate, one, smaller))

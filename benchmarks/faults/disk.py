@@ -60,7 +60,7 @@ class Disk:
             return _Writes(real_open(file, mode, *rest, **more), files)
 
         builtins.open = opened
-        io.open = opened  # type: ignore[assignment]
+        io.open = opened
 
     def below(self, place: Any) -> bool:
         """Whether an operation on this path or file number is counted."""

@@ -13,13 +13,11 @@ from unittest import mock
 import jax
 import numpy as np
 
-from benchmarks.faults import tiny
 from benchmarks.faults.campaign import Verdict, failure, kind_of, short
 from fedjax_het import experiment
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import jsonable
 from fedjax_het.engine.sampling import Sampler
-from fedjax_het.report.page import run_page
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.simulate import Result
 from fedjax_het.simulation.simulation import Simulation

@@ -56,7 +56,9 @@ def run(runs: Runs, case: Case) -> Verdict:
         if ended is None or ended.code == -signal.SIGKILL:
             kills[how] += 1
         elif ended.code != 0:
-            return failure(complaint(ended), f"after {sum(kills.values())} kills: {ended.output[-200:]}")
+            return failure(
+                complaint(ended), f"after {sum(kills.values())} kills: {ended.output[-200:]}"
+            )
         else:
             break
     total = sum(kills.values())

@@ -26,18 +26,36 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "nested": lambda depth: _nested(depth),
     "power": lambda base, exponent: base**exponent,
 }
+_WHOLE: tuple[Any, ...] = (
+    *(0, -1, 1, 2, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**63, -(2**63), 10**6, 10**12, 10**30),
+    {"$": "power", "base": 10, "exponent": 400},
+)
+_REAL: tuple[Any, ...] = (
+    *(0.0, -0.5, 0.5, 1.5, float("nan"), float("inf"), float("-inf")),
+    *(1e308, -1e308, 1e-308, 1e-320, 1e15, 1e-15),
+)
 _HOSTILE: tuple[Any, ...] = (
-    *(0, -1, 1, 2, 2**31, 2**32 + 1, 2**63, -(2**63), 10**12, 10**30, 0.0, -0.5, 0.5, 1.5),
-    *(float("nan"), float("inf"), float("-inf"), 1e308, 1e-320, 1e15, -1e308),
+    *_WHOLE,
+    *_REAL,
     *("", "\ud800", "\x00", "../x", "[", "a\nb", True, False, None),
     *([], [None], [0], [-1], [[]], [0, [1]], ["a"], [None, 1], [1e308], [float("nan")], {}),
     *({"name": "x"}, {"a": None}, {"$": "complex"}, {"$": "long text"}),
     *({"$": "nested", "depth": 50}, {"$": "nested", "depth": 5000}),
-    {"$": "power", "base": 10, "exponent": 400},
 )
-_WORDS = ("sgd", "adam", "cosine", "loss", "accuracy", "macro_f1", "even", "crop_flip", "iid", "a.b")
-# Options of which a value is a place on the disk; these would be written to or read.
-_PLACES = ("workdir", "data_dir", "initial", "start")
+_WORDS = (
+    "sgd",
+    "adam",
+    "cosine",
+    "loss",
+    "accuracy",
+    "macro_f1",
+    "even",
+    "crop_flip",
+    "iid",
+    "a.b",
+)
+# Parameters that no file gives, and places on the disk, which would be written to or read.
+_GIVEN = ("problem", "input_shape", "partition", "workdir", "data_dir", "initial", "start")
 
 
 def value_of(spec: Any) -> Any:
@@ -72,7 +90,9 @@ def options(config: Mapping[str, Any]) -> dict[str, Any]:
         "data": (load_federated, SOURCES[data["source"]]),
         "data.partition": (PARTITIONERS[data["partition"]["name"]],),
         "model": (models.build, models.MODELS[model["name"]]),
-        "objective": (objectives.OBJECTIVES[config.get("objective", {}).get("name", "classification")],),
+        "objective": (
+            objectives.OBJECTIVES[config.get("objective", {}).get("name", "classification")],
+        ),
         "fleet": (presets.build, presets.FLEETS[config["fleet"]["name"]]),
         "algorithm": _signatures(config["algorithm"]["name"]),
         "run": (RunOptions,),
@@ -82,13 +102,14 @@ def options(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section, factories in sections.items():
         found |= _of(section, factories)
-    skipped = {"problem", "input_shape", "partition", *_PLACES}
-    return {path: hint for path, hint in found.items() if path.rpartition(".")[2] not in skipped}
+    return found
 
 
 def _of(section: str, factories: tuple[Callable[..., Any], ...]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, parameter in parameters(*factories).items():
+        if name in _GIVEN:
+            continue
         found[f"{section}.{name}"] = parameter.annotation
         group = next((k for k in _kinds(parameter.annotation) if _is_group(k)), None)
         if group is not None:
@@ -105,16 +126,18 @@ def _is_group(hint: Any) -> bool:
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Values for an annotated type; half of them are hostile."""
-    return st.one_of(st.sampled_from(_HOSTILE), st.one_of(*map(_typed, _kinds(hint))))
+    """Values for an annotated type; one in four may be of any type."""
+    fitting = st.one_of(*map(_typed, _kinds(hint)))
+    return st.one_of(st.sampled_from(_HOSTILE), fitting, fitting, fitting)
 
 
 def _typed(hint: Any) -> st.SearchStrategy[Any]:
     origin, inner = get_origin(hint), get_args(hint)
     if hint is float:
-        return st.one_of(st.floats(0, 2), st.floats(), st.sampled_from([1e-3, 1.0, 10.0, 1e6]))
+        ordinary = st.one_of(st.floats(0, 2), st.sampled_from([1e-3, 1.0, 10.0, 1e6]))
+        return st.one_of(ordinary, st.floats(), st.sampled_from(_REAL), st.sampled_from(_WHOLE))
     if hint is int:
-        return st.one_of(st.integers(-1, 12), st.integers())
+        return st.one_of(st.integers(1, 12), st.integers(), st.sampled_from(_WHOLE))
     if hint is bool:
         return st.booleans()
     if hint is str:

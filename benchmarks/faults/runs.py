@@ -87,7 +87,7 @@ def launch(file: Path, workdir: Path) -> None:
       file: configuration file.
       workdir: work directory.
     """
-    page.inline_svg = lambda *figure: "<svg></svg>"  # type: ignore[assignment]
+    page.inline_svg = lambda *figure: "<svg></svg>"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     sys.argv = ["fedjax-het train", f"--config={file}", f"--workdir={workdir}"]
     cli.train()
@@ -139,7 +139,7 @@ class Runs:
         """The configuration file of a setting."""
         path = self.root / f"{''.join(c if c.isalnum() else '_' for c in setting)}_{seed}.py"
         if not path.exists():
-            text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return "
+            text = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return "
             path.write_text(f"{text}ConfigDict({config(setting, seed)!r})\n")
         return path
 

@@ -127,6 +127,8 @@ def run(worker: Worker, case: Case) -> Verdict:
 
 if __name__ == "__main__":
     processes.freeze()
-    with tempfile.TemporaryDirectory(prefix="faults-") as place:
-        with Worker(answer, Path(place) / "output.txt", most=100) as worker:
-            main(Campaign("updates", __doc__, generate, functools.partial(run, worker), smaller))
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as place,
+        Worker(answer, Path(place) / "output.txt", most=100) as worker,
+    ):
+        main(Campaign("updates", __doc__, generate, functools.partial(run, worker), smaller))

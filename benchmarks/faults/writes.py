@@ -23,7 +23,7 @@ from benchmarks.faults.disk import ERRORS, OPERATIONS, Disk, failing, limit_file
 from benchmarks.faults.runs import LIMIT_S, SETTINGS, Runs, complaint, differing, left, refusal
 
 _KINDS = (*ERRORS, "torn", "long files", "damage", "damage")
-_DAMAGES = ("flip", "truncate", "empty", "delete", "append", "zeros")
+DAMAGES = ("flip", "truncate", "empty", "delete", "append", "zeros")
 
 
 def generate(seed: int, number: int) -> Case:
@@ -35,7 +35,7 @@ def generate(seed: int, number: int) -> Case:
     if case["kind"] == "long files":
         case["bytes"] = int(10 ** rng.uniform(2, 5))
     elif case["kind"] == "damage":
-        case["how"] = str(rng.choice(_DAMAGES))
+        case["how"] = str(rng.choice(DAMAGES))
         case["damage"] = int(rng.integers(2**31))
     else:
         case["what"] = str(rng.choice(OPERATIONS))
@@ -49,7 +49,9 @@ def run(runs: Runs, case: Case) -> Verdict:
     whole, place = runs.undisturbed(setting, 0), runs.workdir()
     before: Any = functools.partial(limit_files, case.get("bytes", 0))
     if kind == "damage":
-        ended = runs.start(setting, 0, place, lambda: None).kill_after(case["share"] * whole.seconds)
+        ended = runs.start(setting, 0, place, lambda: None).kill_after(
+            case["share"] * whole.seconds
+        )
         if ended is not None and ended.code != 0:
             return failure(f"unkilled: {complaint(ended)}", ended.output[-300:])
         if (name := damage(place, case["how"], case["damage"])) is None:
@@ -90,7 +92,7 @@ def damage(place: Path, how: str, seed: int) -> str | None:
 
 
 def spoil(path: Path, how: str, rng: np.random.Generator) -> None:
-    """Damages a file in one of the ways `_DAMAGES`."""
+    """Damages a file in one of the ways `DAMAGES`."""
     content = bytearray(path.read_bytes())
     if how == "delete":
         path.unlink()
