@@ -46,8 +46,8 @@ def _cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         part = draw(st.sampled_from(sorted(parts)))
         case[part] = draw(st.sampled_from(sorted(parts[part])))
-    if draw(st.integers(0, 9)) == 0:
-        case["workdir"] = True
+    if (kind := draw(st.integers(0, 14))) < 2:
+        case[("workdir", "comparison")[kind]] = True
     case["changes"] = draw(changes(base(case)))
     return case
 
@@ -95,6 +95,8 @@ def base(case: Case) -> dict[str, Any]:
     if "compose" in case:
         name = case["compose"]
         config["algorithm"]["compose"] = [{"name": name, **tiny.TRANSFORMATIONS[name]}]
+    if "comparison" in case:
+        config["compare"] = {"methods": {"A": {}}}
     return config
 
 
@@ -129,7 +131,7 @@ def smaller(case: Case) -> Iterator[Case]:
     for at in range(len(made)):
         if len(made) > 1:
             yield {**case, "changes": [*made[:at], *made[at + 1 :]]}
-    for name in ("workdir", "compose", "data", "fleet", "model", "partition"):
+    for name in ("workdir", "comparison", "compose", "data", "fleet", "model", "partition"):
         if name in case:
             yield {key: value for key, value in case.items() if key != name}
     if case["method"] != "fedavg":

@@ -37,7 +37,7 @@ def verdict(config: dict[str, Any], workdir: bool, built: bool, rounds: int, ste
     """Runs a configuration in this process and judges what comes of it.
 
     Args:
-      config: the configuration.
+      config: the configuration; one with a section `compare` is run as a comparison.
       workdir: whether the run has a work directory and a page.
       built: whether the problem is only built, because its network takes long to compile.
       rounds: largest number of rounds to run.
@@ -48,6 +48,10 @@ def verdict(config: dict[str, Any], workdir: bool, built: bool, rounds: int, ste
             if built:
                 experiment.build_problem(experiment.plain(config))
                 return Verdict("built")
+            if "compare" in config:
+                experiment.compare([config], place)
+                experiment.report(place)
+                return Verdict("compared")
             result = experiment.train(config, place if workdir else None, announce=_announced)
             if workdir:
                 RunRecord.load(place)

@@ -12,6 +12,7 @@ from benchmarks.faults import tiny
 from fedjax_het import models, objectives
 from fedjax_het.algorithms.registry import _signatures
 from fedjax_het.common.options import parameters
+from fedjax_het.config import CompareOptions
 from fedjax_het.data.load import load_federated
 from fedjax_het.data.partition import PARTITIONERS
 from fedjax_het.data.sources import SOURCES
@@ -54,6 +55,7 @@ _WORDS = (
     "iid",
     "a.b",
 )
+_LABELS = ("", " ", "a/b", "..", "\ud800", "x" * 300, "A", "a", "<b>", "\x00")
 # Parameters that no file gives, and places on the disk, which would be written to or read.
 _GIVEN = ("problem", "input_shape", "partition", "workdir", "data_dir", "initial", "start")
 
@@ -99,6 +101,8 @@ def options(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     for place, each in enumerate(config["algorithm"].get("compose", ())):
         sections[f"algorithm.compose.{place}"] = (TRANSFORMATIONS[each["name"]],)
+    if "compare" in config:
+        sections["compare"] = (CompareOptions,)
     found: dict[str, Any] = {}
     for section, factories in sections.items():
         found |= _of(section, factories)
@@ -150,7 +154,11 @@ def _typed(hint: Any) -> st.SearchStrategy[Any]:
         return st.tuples(*map(_typed, inner)).map(list)
     if origin in (Sequence, list, tuple):
         return st.lists(st.one_of(*map(_typed, _kinds(inner[0]))), max_size=6)
-    if origin is Mapping or hint in (Mapping, dict) or origin is dict:
+    if origin is dict:  # labels of a comparison and their methods
+        labels = st.one_of(st.sampled_from(_LABELS), st.text(max_size=3))
+        methods = st.sampled_from([{}, {"name": "fedpmt"}, {"name": "x"}, {"epochs": -1}])
+        return st.dictionaries(labels, methods, max_size=2)
+    if origin is Mapping or hint in (Mapping, dict):
         return _mapping()
     if _is_group(hint):
         known = {name: values(p.annotation) for name, p in parameters(hint).items()}

@@ -27,7 +27,7 @@ import sklearn.datasets  # noqa: F401
 MEMORY_BYTES = 6 * 1024**3
 _CRASHED = 70
 # A fork that gets less than this part of a processor waits for something else.
-_SHARE = 8
+_SHARE = 100
 
 
 @dataclass(frozen=True)
