@@ -27,11 +27,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from benchmarks.faults import judging, processes, tiny
-from benchmarks.faults.campaign import Campaign, Case, Verdict, failure, main
+from benchmarks.faults.campaign import Campaign, Case, Verdict, failure, generator, main
 from benchmarks.faults.options import changes, value_of
 from benchmarks.faults.processes import Ended, Worker
 
-_BLOCK = 50
+# Cases are made in blocks, each from so many examples of hypothesis for one case.
+_BLOCK, _OF = 50, 6
 _ROUNDS = 2
 _MOST_STEPS = 20_000
 _LIMIT_S = 60.0
@@ -54,11 +55,12 @@ def _cases(draw: st.DrawFn) -> Case:
 
 @functools.lru_cache(maxsize=4)
 def _block(number: int, block: int) -> list[Case]:
-    found: list[Case] = []
+    """Cases of different options; most examples of hypothesis resemble the one before."""
+    found: dict[str, Case] = {}
 
     @seed(number * 1_000_003 + block)
     @settings(
-        max_examples=_BLOCK,
+        max_examples=_OF * _BLOCK,
         phases=[Phase.generate],
         database=None,
         deadline=None,
@@ -66,10 +68,13 @@ def _block(number: int, block: int) -> list[Case]:
     )
     @given(_cases())
     def collect(case: Case) -> None:
-        found.append(case)
+        paths = sorted(path for path, _ in case["changes"])
+        found.setdefault(f"{case['method']} {paths}", case)
 
     collect()
-    return found
+    cases = list(found.values())
+    order = generator(number, block).permutation(len(cases))
+    return [cases[i] for i in order[:_BLOCK]]
 
 
 def generate(seed: int, number: int) -> Case:
