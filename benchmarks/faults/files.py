@@ -168,30 +168,30 @@ def generate(seed: int, number: int) -> Case:
     return {"reader": names[number % len(names)], "damage": int(rng.integers(2**31))}
 
 
-def damaged(place: Path, seed: int, how: str | None = None) -> str:
+def damaged(place: Path, case: Case) -> tuple[str, str]:
     """Damages one file below a directory; returns its name and the damage."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(case["damage"])
     files = sorted(path for path in place.rglob("*") if path.is_file())
     kinds = sorted({path.name for path in files})
     name = kinds[int(rng.integers(len(kinds)))]
+    name = case.get("file", name)
     path = next(path for path in files if path.name == name)
     special: dict[str, Spoil] = {".json": JSON, ".jsonl": JSON, ".npz": NPZ}.get(path.suffix, {})
     known = {**ANY, **special}
     # Half of the damages are those that only this kind of file can have.
     group = special if special and rng.random() < 0.5 else known
-    how = how or sorted(group)[int(rng.integers(len(group)))]
+    how = sorted(group)[int(rng.integers(len(group)))]
+    how = case.get("how", how)
     known[how](path, rng)
-    return f"{path.relative_to(place)}: {how}"
+    return name, how
 
 
 def answer(root: Path, case: Case) -> Verdict:
     """The verdict on a reader, in a process of its own."""
     page.inline_svg = lambda *figure: "<svg></svg>"
-    source, read = sound.READERS[case["reader"]]
-    place = root / "case"
-    _clear(place)
-    shutil.copytree(root / "sound" / source, place)
-    told = damaged(place, case["damage"])
+    _, read = sound.READERS[case["reader"]]
+    place = _copied(root, "case", case)
+    told = ": ".join(damaged(place, case))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         read(place)
@@ -208,10 +208,6 @@ def answer(root: Path, case: Case) -> Verdict:
     return verdict
 
 
-def _clear(place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-
-
 def run(root: Path, worker: Worker, case: Case) -> Verdict:
     """The worker's verdict, or that it hung or died."""
     told = worker.ask(case)
@@ -219,15 +215,24 @@ def run(root: Path, worker: Worker, case: Case) -> Verdict:
         return told
     what = "hangs" if told.code is None else f"the process ends with {told.code}"
     # The same damage once more, for its name.
-    place = root / "again"
-    _clear(place)
+    place = _copied(root, "again", case)
+    return failure(f"{case['reader']}: {what}", ": ".join(damaged(place, case)))
+
+
+def smaller(root: Path, case: Case) -> Iterator[Case]:
+    """The same file and damage by their names, which new damages do not change."""
+    if "how" not in case:
+        name, how = damaged(_copied(root, "again", case), case)
+        yield {**case, "file": name, "how": how, "damage": 0}
+        yield {**case, "file": name, "how": how}
+
+
+def _copied(root: Path, name: str, case: Case) -> Path:
+    """A copy of the sound files of a reader."""
+    place = root / name
+    shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(root / "sound" / sound.READERS[case["reader"]][0], place)
-    return failure(f"{case['reader']}: {what}", damaged(place, case["damage"]))
-
-
-def smaller(case: Case) -> Iterator[Case]:
-    """Nothing is smaller."""
-    return iter(())
+    return place
 
 
 if __name__ == "__main__":
@@ -238,4 +243,12 @@ if __name__ == "__main__":
         if made.code != 0:
             raise RuntimeError(f"the sound files cannot be made: {made.output[-2000:]}")
         with Worker(functools.partial(answer, top), top / "output.txt", _LIMIT_S) as one:
-            main(Campaign("files", __doc__, generate, functools.partial(run, top, one), smaller))
+            main(
+                Campaign(
+                    "files",
+                    __doc__,
+                    generate,
+                    functools.partial(run, top, one),
+                    functools.partial(smaller, top),
+                )
+            )
