@@ -271,7 +271,7 @@ FOREIGN = {
 
 
 # Content that is sound for a reader.
-SOUND = {"config.json": ("object",), "text": ("gzip",)}
+SOUND = {"config.json": ("object", "surrogate"), "text": ("gzip",)}
 
 
 @pytest.mark.parametrize("content", FOREIGN)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.faults import tiny
 from fedjax_het import models, objectives
-from fedjax_het.algorithms.registry import _signatures
+from fedjax_het.algorithms.registry import signatures
 from fedjax_het.common.options import parameters
 from fedjax_het.config import CompareOptions
 from fedjax_het.data.load import load_federated
@@ -103,7 +103,7 @@ def options(config: Mapping[str, Any]) -> dict[str, Any]:
             objectives.OBJECTIVES[config.get("objective", {}).get("name", "classification")],
         ),
         "fleet": (presets.build, presets.FLEETS[config["fleet"]["name"]]),
-        "algorithm": _signatures(config["algorithm"]["name"]),
+        "algorithm": signatures(config["algorithm"]["name"]),
         "run": (RunOptions,),
     }
     for place, each in enumerate(config["algorithm"].get("compose", ())):

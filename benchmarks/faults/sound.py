@@ -14,7 +14,7 @@ from fedjax_het import experiment, models
 from fedjax_het.data import load_federated
 from fedjax_het.data.partition import iid
 from fedjax_het.fleet import presets, traces
-from fedjax_het.fleet.profile import _FORMAT, MeasuredProfile
+from fedjax_het.fleet.block_times import FORMAT, MeasuredProfile
 from fedjax_het.report import page
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.saved import load_model
@@ -109,7 +109,7 @@ def _traces(root: Path) -> None:
 
 
 def _profile(path: Path) -> None:
-    content: dict[str, Any] = {"format": _FORMAT}
+    content: dict[str, Any] = {"format": FORMAT}
     for field in dataclasses.fields(MeasuredProfile):
         content[field.name] = [0.5, 0.25]
     content |= {"model": "mlp", "backend": "cpu", "batch": 4, "repeats": 3}

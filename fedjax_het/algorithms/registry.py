@@ -88,7 +88,7 @@ def _register(factory: _Made, options: type) -> _Made:
         steps = [named(each, TRANSFORMATIONS, "transformation") for each in compose or ()]
         selecting = [] if select is None else [named(select, SELECTIONS, "select")]
         algorithm = factory(*arguments, **given)
-        known = parameters(*_signatures(name))
+        known = parameters(*signatures(name))
         chosen = resolved_options(name, {**dict(zip(known, arguments, strict=False)), **given})
         told = {
             option: describe(value, known[option].annotation if option in known else None)
@@ -110,30 +110,30 @@ def build(name: str, problem: Problem, **options: Any) -> Algorithm:
       **options: keyword arguments of the factory; a group of options may be a mapping.
     """
     require_known(name, ALGORITHMS, "algorithm")
-    signatures = _signatures(name)
-    check_options(options, f"option of {name}", *signatures, derived=("problem",))
-    return ALGORITHMS[name](problem, **grouped(options, *signatures))
+    known = signatures(name)
+    check_options(options, f"option of {name}", *known, derived=("problem",))
+    return ALGORITHMS[name](problem, **grouped(options, *known))
 
 
 def default_options(name: str) -> dict[str, Any]:
     """Default options of an algorithm; groups are dictionaries."""
     require_known(name, ALGORITHMS, "algorithm")
-    return defaults(*_signatures(name))
+    return defaults(*signatures(name))
 
 
 def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The given options with defaults for missing options, also within groups."""
     require_known(name, ALGORITHMS, "algorithm")
-    return filled(options, *_signatures(name))
+    return filled(options, *signatures(name))
 
 
 def option_names(name: str) -> set[str]:
     """Names of an algorithm's options."""
     require_known(name, ALGORITHMS, "algorithm")
-    return set(parameters(*_signatures(name))) - {"problem"}
+    return set(parameters(*signatures(name))) - {"problem"}
 
 
-def _signatures(name: str) -> tuple[Callable[..., Any], ...]:
+def signatures(name: str) -> tuple[Callable[..., Any], ...]:
     """The factory and the dataclasses that have the options of a method."""
     factory = ALGORITHMS[name]
     own = inspect.signature(factory).parameters.values()

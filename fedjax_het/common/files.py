@@ -13,7 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from fedjax_het.common.errors import InputError, require
 
@@ -21,6 +21,7 @@ AnyPath = str | os.PathLike[str]
 
 # Largest file, and largest content of a compressed file, in bytes.
 MAX_BYTES = 2**32
+_PIECE = 2**24
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -99,12 +100,21 @@ def read_file(
     """The content of a file; see `open_file`."""
     with open_file(path, remedy, limit, absent) as file:
         try:
-            content = file.read(limit + 1)  # the file may grow meanwhile
+            content = _read_up_to(file, limit)  # the file may grow meanwhile
         except OSError as error:
             raise _unreadable(path, error, remedy) from None
     if len(content) > limit:
         raise too_large(path, f"over {limit}", limit, remedy)
     return content
+
+
+def _read_up_to(file: IO[bytes], limit: int) -> bytes:
+    """The content of a stream, or its first bytes if it has more than `limit`, one at least."""
+    # In pieces: `read(n)` takes memory for n bytes, however few there are.
+    content = io.BytesIO()
+    while content.tell() <= limit and (piece := file.read(_PIECE)):
+        content.write(piece)
+    return content.getvalue()
 
 
 def read_packed(path: AnyPath, remedy: str) -> bytes:
@@ -122,7 +132,7 @@ def read_packed(path: AnyPath, remedy: str) -> bytes:
         return content
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            plain = file.read(MAX_BYTES + 1)
+            plain = _read_up_to(file, MAX_BYTES)
     except _DAMAGE as error:
         raise InputError(
             f"{path}: truncated or corrupt gzip data ({reason(error)}); {remedy}"

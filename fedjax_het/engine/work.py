@@ -17,6 +17,9 @@ from fedjax_het.engine.narrowing import held, network
 
 # Data of the key of a client's uploads; local training splits the client's key instead.
 _UPLOAD = np.uint32(2**32 - 1)
+# Updates with larger values are left out like infinite ones: their weighted sum over a cohort would
+# be infinite in float32.
+_LARGEST = 1e30
 
 
 class Rows(NamedTuple):
@@ -200,7 +203,7 @@ def clean_chunk(
     stats: PyTree = None,
     stats_mask: PyTree = None,
 ) -> tuple[Chunk, jax.Array]:
-    """The chunk for the merge; a client whose update is not finite is left out entirely.
+    """The chunk for the merge; a client whose update is not finite, or huge, is left out entirely.
 
     Args:
       start: model from which the clients start, or several stacked models.
@@ -228,9 +231,7 @@ def clean_chunk(
     finite = jnp.ones_like(rows.valid)
     if not checked:
         leaves = [*jax.tree.leaves(result.delta), *jax.tree.leaves(stats_delta), result.loss]
-        finite = jnp.stack(
-            [jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in leaves]
-        ).all(axis=0)
+        finite = jnp.stack([jnp.all(_moderate(x), axis=1) for x in leaves]).all(axis=0)
     keep = rows.valid & finite
 
     def clean(x: jax.Array) -> jax.Array:
@@ -254,6 +255,12 @@ def clean_chunk(
         stats_mask=stats_mask,
     )
     return chunk, finite
+
+
+def _moderate(x: jax.Array) -> jax.Array:
+    """Whether each value of `[c, ...]` is a number of moderate size, bool[c, n]."""
+    largest = min(_LARGEST, float(jnp.finfo(x.dtype).max))
+    return jnp.abs(x.reshape(x.shape[0], -1)) <= jnp.asarray(largest, x.dtype)
 
 
 def merge_chunk(

@@ -10,7 +10,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import read_json
 from fedjax_het.common.writing import write_json
 
-_FORMAT = 1
+FORMAT = 1
 _COUNTS = ("batch", "repeats", "num_blocks")
 _COLUMNS = (
     "forward_s",
@@ -66,7 +66,7 @@ class MeasuredProfile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the profile as JSON."""
-        write_json(Path(path), {"format": _FORMAT, **asdict(self)})
+        write_json(Path(path), {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MeasuredProfile":
@@ -74,7 +74,7 @@ class MeasuredProfile:
         content = read_json(Path(path), _REMEDY, None)
         content = content if isinstance(content, dict) else {}
         version = content.get("format")
-        require(version == _FORMAT, f"{path}: format {version!r}", f"must be {_FORMAT}", _REMEDY)
+        require(version == FORMAT, f"{path}: format {version!r}", f"must be {FORMAT}", _REMEDY)
         names = [field.name for field in fields(cls)]
         differing = sorted({*names, "format"} ^ set(content))
         require(
