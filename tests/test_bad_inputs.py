@@ -16,6 +16,7 @@ from malformed import (
     methods,
     objectives,
     optimizers,
+    ranges,
     samples,
     selections,
     starts,
@@ -32,6 +33,7 @@ GROUPS = (
     methods,
     objectives,
     optimizers,
+    ranges,
     selections,
     starts,
 )

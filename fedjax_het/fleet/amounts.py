@@ -4,7 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_het.common import numbers
 from fedjax_het.common.errors import InputError, require
+
+# Largest number of a device class; a count of every one is kept.
+_MOST_GROUPS = 10**6
 
 
 def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: bool) -> np.ndarray:
@@ -20,12 +24,11 @@ def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: 
     Raises:
       InputError: if the values are not such numbers.
     """
-    try:
-        column = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
+    column = numbers.reals(value)
+    if column is None:
         raise InputError(
-            f"{name} = {value!r}: must be numbers; give one value per device"
-        ) from error
+            f"{name} = {numbers.shown(value)}: must be numbers; give one value per device"
+        )
     require(
         column.shape in ((), (n,)),
         f"{name} of shape {column.shape}",
@@ -43,6 +46,13 @@ def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: 
         f"must be {limit}",
         "leave the device out, or give it a usable value",
     )
+    bad = np.flatnonzero(~(numbers.usable(column) | np.isinf(column)))
+    require(
+        bad.size == 0,
+        f"{name} = {column[bad[:1]]} of device {bad[:1]}",
+        f"must be from {numbers.LEAST:g} to {numbers.MOST:g}, as all that is physical",
+        "check its unit",
+    )
     column.setflags(write=False)
     return column
 
@@ -58,11 +68,13 @@ def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
     Raises:
       InputError: if a value is not a class, or a class has no name although names are given.
     """
-    groups = np.asarray(value)
+    given = numbers.reals(value)
+    groups = np.zeros(0) if given is None else np.asarray(value)
+    whole = (groups >= 0) & (groups <= _MOST_GROUPS)
     require(
-        groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and bool((groups >= 0).all()),
-        f"groups = {groups}",
-        f"must be {n} integers >= 0",
+        groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and bool(whole.all()),
+        f"groups = {numbers.shown(value)}",
+        f"must be {n} integers >= 0 and at most {_MOST_GROUPS}",
         "number the device classes from 0",
     )
     groups = np.broadcast_to(groups, (n,)).astype(np.int64)
