@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from fedjax_het.common.errors import require
-from fedjax_het.common.numbers import Count
+from fedjax_het.common.numbers import Count, Unlimited
 from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import clock
@@ -35,7 +35,7 @@ def barrier() -> Transformation:
 
 
 @checked
-def deadline(deadline_s: float, late: Literal["drop", "partial"] = "drop") -> Transformation:
+def deadline(deadline_s: Unlimited, late: Literal["drop", "partial"] = "drop") -> Transformation:
     """The server closes every round at a deadline, or earlier if all have arrived.
 
     A round in which nobody meets the deadline does not change the model.
