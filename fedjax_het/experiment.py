@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_het import algorithms
+from fedjax_het.common import numbers
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.jsonio import read_json
 from fedjax_het.common.writing import (
@@ -46,6 +47,9 @@ from fedjax_het.simulation.options import RunOptions
 from fedjax_het.simulation.simulate import Result, simulate
 
 __all__ = ["build_problem", "compare", "load_config", "plain", "plan", "report", "resolve", "train"]
+
+# Largest number of bytes in the label of a method, whose runs have a directory of that name.
+_LONGEST_LABEL = 200
 
 
 def train(
@@ -201,6 +205,12 @@ def _entries(
     places: dict[str, str] = {}
     for setting in settings:
         for label, method in methods(setting).items():
+            require(
+                bool(label.strip()) and len(_slug(label).encode()) <= _LONGEST_LABEL,
+                f"config.compare.methods, label {numbers.shown(label)}",
+                f"names a directory and must have 1 to {_LONGEST_LABEL} bytes",
+                "give it a short label, e.g. 'FedAvg'",
+            )
             other = places.setdefault(_slug(label), label)
             require(
                 bool(label),

@@ -13,6 +13,9 @@ from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.base import BlockModel
 from fedjax_het.objectives import Objective, classification
 
+# Largest number of trained parameters: 40 GB, of which a round holds several copies.
+_MOST_PARAMETERS = 10**10
+
 _MAKERS = {
     "model": "models.build, or models.from_flax for a flax module",
     "data": "data.from_arrays or data.load_federated",
@@ -74,6 +77,13 @@ class Problem:
             f"model of {wanted} inputs, data of {held}",
             "a model of tokens needs tokens, any other model numbers",
             "choose a model with input_dtype=int32 for tokens, float32 for all else",
+        )
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(model.shapes.params))
+        require(
+            parameters <= _MOST_PARAMETERS,
+            f"model {model.name!r} of {parameters:.4g} parameters",
+            f"must have at most {_MOST_PARAMETERS:.4g}",
+            "use fewer or narrower layers",
         )
         self._check_outputs(model.activation_shapes(1)[-1].shape[1:])
 

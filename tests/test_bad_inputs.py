@@ -17,6 +17,7 @@ from malformed import (
     objectives,
     optimizers,
     places,
+    ranges,
     samples,
     selections,
     starts,
@@ -34,6 +35,7 @@ GROUPS = (
     objectives,
     optimizers,
     places,
+    ranges,
     selections,
     starts,
 )

@@ -8,6 +8,7 @@ from fedjax_het.algorithms.parts import full_model, relative_weights
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions, UniformTraining
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import arrivals, window
 from fedjax_het.contract.paces import Paces
@@ -25,7 +26,7 @@ def fedasync(
     staleness: str = "polynomial",
     a: float = 0.5,
     b: float = 4.0,
-    max_staleness: int | None = None,
+    max_staleness: Count | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedAsync: every arrival is merged, $w \leftarrow (1 - \alpha_t) w + \alpha_t w_i$.
@@ -63,12 +64,12 @@ def fedasync(
 def fedbuff(
     problem: Problem,
     *,
-    buffer_size: int = 10,
+    buffer_size: Count = 10,
     server_learning_rate: float = 1.0,
     staleness: str = "polynomial",
     a: float = 0.5,
     b: float = 4.0,
-    max_staleness: int | None = None,
+    max_staleness: Count | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedBuff: every K arrivals, $w \leftarrow w + \frac{\eta}{K} \sum_i s(\tau_i) \Delta_i$.
@@ -117,8 +118,8 @@ def fedfix(
     interval_s: float,
     server_learning_rate: float = 1.0,
     unbiased: bool = True,
-    most_windows: int | None = None,
-    max_staleness: int | None = None,
+    most_windows: Count | None = None,
+    max_staleness: Count | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedFix: every $\Delta t$, $w \leftarrow w + \eta \sum_i d_i \Delta_i$ over the arrivals.

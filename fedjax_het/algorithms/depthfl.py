@@ -11,6 +11,7 @@ from fedjax_het.algorithms.dynamic import pull_back, regularised
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count, Unlimited
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Variables
@@ -58,13 +59,13 @@ def submodels(
 def depthfl(
     problem: Problem,
     *,
-    exits: Sequence[int] | None = None,
-    levels: Sequence[int] | str | None = None,
+    exits: Sequence[Count] | None = None,
+    levels: Sequence[Count] | str | None = None,
     capacity: Sequence[float] | Callable[[int], np.ndarray] | None = None,
     distill: bool = True,
-    ramp_rounds: int = 300,
+    ramp_rounds: Count = 300,
     alpha: float = 0.1,
-    memory_bytes: float = 16e9,
+    memory_bytes: Unlimited = 16e9,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""DepthFL: sub-models by depth, whose exits teach one another, merged with FedDyn.

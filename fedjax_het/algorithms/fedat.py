@@ -10,6 +10,7 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import weighted_sum, zeros
 from fedjax_het.contract.algorithm import Aggregator, Algorithm, Chunk, Merged, Variables
@@ -36,7 +37,7 @@ class State(NamedTuple):
 def fedat(
     problem: Problem,
     *,
-    tiers: int = 5,
+    tiers: Count = 5,
     mu: float = 0.4,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:

@@ -8,6 +8,7 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Unlimited
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import barrier, deadline
 from fedjax_het.problem import Problem
@@ -36,7 +37,7 @@ def fedprox(
     problem: Problem,
     *,
     mu: float = 0.1,
-    deadline_s: float = float("inf"),
+    deadline_s: Unlimited = float("inf"),
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedProx: minimises $F_i(w) + \frac{\mu}{2} \lVert w - w_t \rVert^2$ and keeps partial work.

@@ -10,6 +10,7 @@ from fedjax_het.algorithms.dynamic import pull_back, regularised
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Unlimited
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import barrier
 from fedjax_het.problem import Problem
@@ -20,7 +21,7 @@ def feddyn(
     problem: Problem,
     *,
     alpha: float = 0.01,
-    memory_bytes: float = 16e9,
+    memory_bytes: Unlimited = 16e9,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""FedDyn: clients minimise $F_i(w) - \langle g_i, w \rangle + \frac{\alpha}{2} |w - w_t|^2$.

@@ -11,6 +11,7 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count, Unlimited
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import (
     LOGITS,
@@ -51,12 +52,12 @@ class State(NamedTuple):
 def fedgkt(
     problem: Problem,
     *,
-    client_blocks: int = 2,
+    client_blocks: Count = 2,
     temperature: float = 3.0,
     alpha: float = 1.0,
-    server_epochs: int = 20,
-    anneal_rounds: int = 20,
-    server_flops_per_s: float | None = None,
+    server_epochs: Count = 20,
+    anneal_rounds: Count = 20,
+    server_flops_per_s: Unlimited | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Group knowledge transfer; no weights are averaged.

@@ -10,6 +10,7 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
@@ -54,7 +55,7 @@ def assign_depths(
 def fedpmt(
     problem: Problem,
     *,
-    depths: Sequence[int] | None = None,
+    depths: Sequence[Count] | None = None,
     capacity: Sequence[float] | Callable[[int], np.ndarray] | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:

@@ -12,6 +12,7 @@ from fedjax_het.algorithms.networks import networks
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm
@@ -26,7 +27,7 @@ def fedrolex(
     problem: Problem,
     *,
     rates: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625),
-    levels: Sequence[int] | None = None,
+    levels: Sequence[Count] | None = None,
     shares: Sequence[float] | None = None,
     dynamic: bool = False,
     direction: int = 1,

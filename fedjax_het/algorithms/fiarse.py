@@ -12,6 +12,7 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import Sums, masked_mean
@@ -117,7 +118,7 @@ def fiarse(
     problem: Problem,
     *,
     sizes: Sequence[float] = (1, 1 / 4, 1 / 16, 1 / 64),
-    levels: Sequence[int] | None = None,
+    levels: Sequence[Count] | None = None,
     holders: Literal["mask", "nonzero"] = "mask",
     flops: Literal["dense", "ideal"] = "dense",
     server_learning_rate: float = 1.0,

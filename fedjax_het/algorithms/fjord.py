@@ -13,6 +13,7 @@ from fedjax_het.algorithms.networks import Networks, networks
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks, widths
 from fedjax_het.contract.aggregation import masked_mean
@@ -37,7 +38,7 @@ def fjord(
     problem: Problem,
     *,
     rates: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2),
-    levels: Sequence[int] | None = None,
+    levels: Sequence[Count] | None = None,
     shares: Sequence[float] | None = None,
     distill: bool = False,
     **training: Unpack[TrainingKeywords],

@@ -13,6 +13,7 @@ from fedjax_het.algorithms.networks import Networks, networks
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Task
@@ -28,7 +29,7 @@ def heterofl(
     problem: Problem,
     *,
     rates: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625),
-    levels: Sequence[int] | None = None,
+    levels: Sequence[Count] | None = None,
     shares: Sequence[float] | None = None,
     dynamic: bool = False,
     scaler: bool = True,

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_het.algorithms.training import TrainingOptions
-from fedjax_het.common.errors import require
+from fedjax_het.common import numbers
+from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
@@ -90,10 +91,18 @@ def capacities(
     """
     n, speed = problem.num_clients, problem.fleet.at(round).flops_per_s
     given = capacity(round) if callable(capacity) else capacity
-    kappa = np.asarray(speed / np.max(speed) if given is None else given, np.float64)
+    kappa = numbers.reals(speed / np.max(speed) if given is None else given)
+    if kappa is None:
+        raise InputError(
+            f"capacity = {numbers.shown(given)}: must be numbers; divide the devices' speeds by "
+            "the speed that affords the full model"
+        )
     require(
         kappa.shape == (n,) and bool(np.all((kappa > 0) & (kappa <= 1))),
-        f"capacity of shape {kappa.shape} from {np.min(kappa)} to {np.max(kappa)}",
+        lambda: (
+            f"capacity of shape {kappa.shape}"
+            + (f" from {np.min(kappa)} to {np.max(kappa)}" if kappa.size else "")
+        ),
         f"must be one value in (0, 1] for each of the {n} clients",
         "divide the devices' speeds by the speed that affords the full model",
     )

@@ -9,7 +9,14 @@ from typing import Any, TypeVar, overload
 from fedjax_het.algorithms.describing import describe
 from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.common.options import check_options, defaults, filled, grouped, parameters
+from fedjax_het.common.options import (
+    check_options,
+    check_types,
+    defaults,
+    filled,
+    grouped,
+    parameters,
+)
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.problem import Problem
 from fedjax_het.transforms.catalogue import TRANSFORMATIONS
@@ -87,9 +94,13 @@ def _register(factory: _Made, options: type) -> _Made:
     ) -> Algorithm:
         steps = [named(each, TRANSFORMATIONS, "transformation") for each in compose or ()]
         selecting = [] if select is None else [named(select, SELECTIONS, "select")]
+        made_by = signatures(name)
+        known = parameters(*made_by)
+        all_given = {**dict(zip(known, arguments, strict=False)), **given}
+        own = {n: v for n, v in all_given.items() if n in known and n != "problem"}
+        check_types(own, f"option of {name}", *made_by)
         algorithm = factory(*arguments, **given)
-        known = parameters(*signatures(name))
-        chosen = resolved_options(name, {**dict(zip(known, arguments, strict=False)), **given})
+        chosen = resolved_options(name, all_given)
         told = {
             option: describe(value, known[option].annotation if option in known else None)
             for option, value in chosen.items()

@@ -9,6 +9,7 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.client_memory import LAST_STEP, added, no_rows, require_room, row_of
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
+from fedjax_het.common.numbers import Unlimited
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.aggregation import masked_mean, weighted_sum
 from fedjax_het.contract.algorithm import Aggregator, Algorithm, Chunk, Merged, Task, Variables
@@ -55,7 +56,7 @@ def scaffold(
     problem: Problem,
     *,
     server_learning_rate: float = 1.0,
-    memory_bytes: float = 16e9,
+    memory_bytes: Unlimited = 16e9,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""SCAFFOLD: local steps along $g_i(y) - c_i + c$, which do not drift to a client's optimum.

@@ -12,6 +12,7 @@ from fedjax_het.algorithms.networks import Networks, networks
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions, UniformTraining
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import widths
 from fedjax_het.contract.aggregation import masked_mean
@@ -58,8 +59,8 @@ def scalefl(
     problem: Problem,
     *,
     submodels: Sequence[tuple[float, int]] | None = None,
-    exits: Sequence[int] | None = None,
-    levels: Sequence[int] | str | None = None,
+    exits: Sequence[Count] | None = None,
+    levels: Sequence[Count] | str | None = None,
     capacity: Sequence[float] | Callable[[int], np.ndarray] | None = None,
     gamma: float = 0.05,
     temperature: float = 3.0,

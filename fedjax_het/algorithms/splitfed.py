@@ -7,6 +7,7 @@ import numpy as np
 from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
+from fedjax_het.common.numbers import Count, Unlimited
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.paces import Paces
@@ -20,9 +21,9 @@ from fedjax_het.transforms.plateau import on_plateau
 def splitfed(
     problem: Problem,
     *,
-    client_blocks: int = 2,
-    server_flops_per_s: float | None = None,
-    plateau: int | None = None,
+    client_blocks: Count = 2,
+    server_flops_per_s: Unlimited | None = None,
+    plateau: Count | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     """End-to-end split training: activations up and their gradients down, for every batch.

@@ -13,6 +13,7 @@ from fedjax_het.algorithms.client_memory import LAST_STEP, require_room, row_of
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Unlimited
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
@@ -75,7 +76,7 @@ def sub_fedavg(
     target: float = 0.3,
     least_accuracy: float = 0.5,
     least_distance: float = 1e-4,
-    memory_bytes: float = 16e9,
+    memory_bytes: Unlimited = 16e9,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""Sub-FedAvg with unstructured pruning: personal masks, and a mean over those who hold.

@@ -9,6 +9,7 @@ from fedjax_het.algorithms import parts
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
@@ -60,8 +61,8 @@ def workloads(compute_s: np.ndarray, transfer_s: np.ndarray, fastest: int) -> Wo
 def timelyfl(
     problem: Problem,
     *,
-    fastest: int | None = None,
-    max_epochs: int | None = None,
+    fastest: Count | None = None,
+    max_epochs: Count | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""TimelyFL: fast clients train more epochs, slow ones fewer layers, and no update is stale.

@@ -10,6 +10,7 @@ import optax
 from jax.extend.core import ClosedJaxpr
 
 from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.numbers import INT32, Count
 from fedjax_het.common.options import check_options, check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Task
@@ -33,11 +34,11 @@ class TrainingKeywords(TypedDict, total=False):
     schedule: str | Callable[[int], float]
     decay_rounds: float
     decay_factor: float
-    warmup_rounds: int
-    batch_size: int
-    epochs: int
-    local_steps: int | None
-    clients_per_round: int | None
+    warmup_rounds: Count
+    batch_size: Count
+    epochs: Count
+    local_steps: Count | None
+    clients_per_round: Count | None
     weighting: str
 
 
@@ -83,11 +84,11 @@ class TrainingOptions:
     schedule: str | Callable[[int], float] = "constant"
     decay_rounds: float = 50.0
     decay_factor: float = 0.1
-    warmup_rounds: int = 0
-    batch_size: int = 20
-    epochs: int = 1
-    local_steps: int | None = None
-    clients_per_round: int | None = None
+    warmup_rounds: Count = 0
+    batch_size: Count = 20
+    epochs: Count = 1
+    local_steps: Count | None = None
+    clients_per_round: Count | None = None
     weighting: str = "samples"
 
     def __post_init__(self) -> None:
@@ -169,7 +170,15 @@ class TrainingOptions:
         """Local steps of clients with `sizes` samples, int64[k]."""
         if self.local_steps is not None:
             return np.full(len(sizes), self.local_steps, np.int64)
-        return self.epochs * -(-sizes // self.batch_size)
+        batches = -(-sizes // self.batch_size)
+        most = int(np.max(batches, initial=1))
+        require(
+            self.epochs * most <= INT32,
+            f"epochs = {self.epochs} of {most} mini-batches",
+            f"must be at most {INT32} local steps, which programs count in 32 bits",
+            "use fewer epochs",
+        )
+        return self.epochs * batches
 
     def samples(self, sizes: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Samples that `steps` mini-batches process, int64[k]."""
@@ -178,7 +187,15 @@ class TrainingOptions:
         return (steps // per_epoch) * sizes + rest
 
     def cohort_size(self, problem: Problem) -> int:
-        """Number of clients per round; `InputError` if there are fewer clients."""
+        """Number of clients per round; `InputError` if there are fewer, or with too much work."""
+        sizes = problem.data.sizes
+        most = int(np.max(self.samples(sizes, self.steps(sizes))))
+        require(
+            most <= INT32,
+            f"local_steps = {self.local_steps}, epochs = {self.epochs}, {most:.4g} samples a round",
+            f"must be at most {INT32} samples for a client, which programs count in 32 bits",
+            "train for fewer steps",
+        )
         n = problem.num_clients
         k = n if self.clients_per_round is None else self.clients_per_round
         require(
@@ -206,7 +223,7 @@ class TrainingOptions:
             )
         if self.clip_norm is None:
             return optimizer
-        clip = optimizers.relaxed(optax.clip_by_global_norm(self.clip_norm))
+        clip = optimizers.relaxed(optax.clip_by_global_norm(float(self.clip_norm)))
         return optax.chain(clip, optimizer)
 
     @functools.cached_property

@@ -108,7 +108,7 @@ def read_file(
     return content
 
 
-def _read_up_to(file: IO[bytes], limit: int) -> bytes:
+def _read_up_to(file: IO[bytes] | gzip.GzipFile, limit: int) -> bytes:
     """The content of a stream, or its first bytes if it has more than `limit`, one at least."""
     # In pieces: `read(n)` takes memory for n bytes, however few there are.
     content = io.BytesIO()

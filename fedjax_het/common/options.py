@@ -1,22 +1,24 @@
 """Options by name, checked against the signature of their factory before it is called.
 
 A signature defines which options exist, which are required, and, by its annotations, which types
-they have. A group of options is a dataclass; it may be given as an instance or as a mapping. The
-factory itself checks the ranges of values.
+they have, and how large numbers may be (`common.numbers`). A group of options is a dataclass; it
+may be given as an instance or as a mapping. The factory itself checks what its values mean.
 """
 
 import functools
 import inspect
-import reprlib
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
+from fedjax_het.common import numbers
 from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import InputError, require_known
+
+_Made = TypeVar("_Made", bound=Callable[..., Any])
 
 _WORDS = {
     bool: "True or False",
@@ -74,9 +76,26 @@ def check_types(options: Mapping[str, Any], what: str, *factories: Callable[...,
             require_known(value, map(str, get_args(hint)), name)
         usable = default is not inspect.Parameter.empty and default is not None
         remedy = f"e.g. {name} = {default!r}" if usable else f"correct {name}"
-        raise InputError(
-            f"{what} {name!r} = {reprlib.repr(value)}: must be {_words(hint)}; {remedy}"
-        )
+        limit = _words(hint, ranges=_fits(value, hint, ranges=False))
+        raise InputError(f"{what} {name!r} = {numbers.shown(value)}: must be {limit}; {remedy}")
+
+
+def checked(factory: _Made) -> _Made:
+    """Decorates a factory that is also called directly: every call checks its numbers.
+
+    The factory itself says what is wrong with options that are no numbers.
+    """
+    signature = inspect.signature(factory)
+    numeric = {name for name, each in parameters(factory).items() if _numeric(each.annotation)}
+
+    @functools.wraps(factory)
+    def call(*arguments: Any, **options: Any) -> Any:
+        given = signature.bind(*arguments, **options).arguments
+        own = {name: value for name, value in given.items() if name in numeric}
+        check_types(own, f"option of {factory.__name__}", factory)
+        return factory(*arguments, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def grouped(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[str, Any]:
@@ -140,45 +159,69 @@ def _group(hint: Any) -> type | None:
     return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has an annotated type; a list is accepted for any sequence, as in JSON."""
+def _fits(value: Any, hint: Any, ranges: bool = True) -> bool:
+    """Whether a value has an annotated type; a list is accepted for any sequence, as in JSON.
+
+    Args:
+      value: value of an option.
+      hint: its annotation.
+      ranges: whether numbers must also lie in their ranges.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if hint in (Any, inspect.Parameter.empty) or isinstance(hint, str):
         return True
     if origin in (Union, types.UnionType):
-        return any(_fits(value, each) for each in inner)
+        return any(_fits(value, each, ranges) for each in inner)
     if origin is Literal:
         return isinstance(value, str | int | None) and value in inner
-    if hint is float:
-        return _is(value, int, float, np.integer, np.floating)
-    if hint is int:
-        return _is(value, int, np.integer)
+    kind, limit = _number(hint)
+    if kind is not None:
+        real = numbers.is_real(value) and (kind is float or isinstance(value, int | np.integer))
+        return real and (not ranges or numbers.fits(value, kind, limit))
     if hint is bool:
         return isinstance(value, bool | np.bool_)
     if hint is np.ndarray or origin in (Sequence, list, tuple):
-        if not isinstance(value, list | tuple | np.ndarray) or np.ndim(value) == 0:
+        if not isinstance(value, list | tuple | np.ndarray):
+            return False
+        if isinstance(value, np.ndarray) and value.ndim == 0:
             return False
         if origin is tuple and Ellipsis not in inner:
-            return len(value) == len(inner) and all(map(_fits, value, inner))
-        return not inner or hint is np.ndarray or all(_fits(each, inner[0]) for each in value)
+            pairs = zip(value, inner, strict=False)
+            return len(value) == len(inner) and all(_fits(*pair, ranges) for pair in pairs)
+        one = not inner or hint is np.ndarray
+        return one or all(_fits(each, inner[0], ranges) for each in value)
     return isinstance(value, origin or hint)
 
 
-def _is(value: Any, *kinds: type) -> bool:
-    """Like `isinstance`, except that True and False are not numbers."""
-    return isinstance(value, kinds) and not isinstance(value, bool)
+def _number(hint: Any) -> tuple[type | None, numbers.Range | None]:
+    """Whether an annotation is of numbers: int or float, and their range; None for others."""
+    if hint in (int, float):
+        return hint, None
+    if get_origin(hint) is Annotated:
+        kind, limit = get_args(hint)[:2]
+        return kind, limit
+    return None, None
 
 
-def _words(hint: Any) -> str:
+def _numeric(hint: Any) -> bool:
+    """Whether numbers belong to an annotated type, alone or in a list."""
+    return _number(hint)[0] is not None or any(map(_numeric, get_args(hint)))
+
+
+def _words(hint: Any, ranges: bool = False) -> str:
+    """An annotation in words, with the ranges of its numbers if they matter."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is inspect.Parameter.empty:
         return "see its factory"
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(each) for each in inner)
+        return " or ".join(_words(each, ranges) for each in inner)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, inner))
     if origin in (Sequence, list, tuple):
-        return f"a list, each {_words(inner[0])}" if inner else "a list"
+        return f"a list, each {_words(inner[0], ranges)}" if inner else "a list"
+    kind, limit = _number(hint)
+    if kind is not None:
+        return numbers.words(kind, limit) if ranges else _WORDS[kind]
     if origin is not None and issubclass(origin, Callable):  # type: ignore[arg-type]
         return "a function"
     return _WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"

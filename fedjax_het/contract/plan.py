@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import INT32
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.masks import Route
 
@@ -104,6 +106,25 @@ class Plan(NamedTuple):
             rows=of(self.rows),
             notes=of(self.notes),
         )
+
+
+def require_countable(plan: Plan) -> None:
+    """Raises `InputError` unless the steps, and the samples, of every task fit 32 bits."""
+    steps, batch = np.asarray(plan.steps), np.asarray(plan.batch)
+    # In float64, which cannot wrap.
+    samples = steps.astype(np.float64) * batch
+    whole = steps.dtype.kind in "iu" and batch.dtype.kind in "iu"
+    bad = np.flatnonzero(~((samples <= INT32) & (steps <= INT32) & (batch <= INT32)))
+    require(
+        whole and bad.size == 0,
+        lambda: (
+            f"client {plan.clients[bad[:1]]} with steps = {steps[bad[:1]]} of {steps.dtype}, "
+            f"batch = {batch[bad[:1]]} of {batch.dtype}"
+        ),
+        f"must be whole numbers, and at most {INT32} samples in all, which programs count in 32 "
+        "bits",
+        "plan fewer steps",
+    )
 
 
 class Situation(NamedTuple):

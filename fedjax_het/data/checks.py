@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_het.common import numbers
 from fedjax_het.common.arrays import as_int32, given_array, require_unmasked
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.files import reason
@@ -134,13 +135,7 @@ def check_labels(y: np.ndarray, x: PyTree, num_classes: int, name: str) -> None:
             "leave it out, or convert the labels with .astype(numpy.int32)",
         )
         return _check_finite(y, name)
-    check_whole(num_classes, "num_classes", "count the labels, or the symbols of text")
-    require(
-        num_classes <= MAX_CLASSES,
-        f"num_classes = {num_classes} for {name}",
-        f"must be at most {MAX_CLASSES}",
-        "number the labels from 0 without gaps",
-    )
+    check_whole(num_classes, "num_classes", "count the labels, or the symbols of text", MAX_CLASSES)
     low, high = int(y.min()), int(y.max())
     require(
         (low >= 0 or y.ndim > 1) and high < num_classes,
@@ -269,13 +264,15 @@ def as_labels(y: Any, name: str) -> np.ndarray:
 
 def is_finite(value: Any) -> bool:
     """Whether `value` is a finite Python or NumPy number."""
-    return isinstance(value, int | float | np.number) and bool(np.isfinite(value))
+    return numbers.is_real(value) and numbers.fits(value, float)
 
 
-def check_whole(value: Any, name: str, remedy: str) -> None:
-    """Raises `InputError` unless `value` is a whole number of at least 1."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    require(whole and value >= 1, f"{name} = {value!r}", "must be a whole number >= 1", remedy)
+def check_whole(value: Any, name: str, remedy: str, most: int = numbers.INT32) -> None:
+    """Raises `InputError` unless `value` is a whole number from 1 to `most`."""
+    whole = numbers.is_real(value) and isinstance(value, int | np.integer)
+    given = f"{name} = {numbers.shown(value)}"
+    require(whole and value >= 1, given, "must be a whole number >= 1", remedy)
+    require(value <= most, given, f"must be at most {most}", "give a number that can be held")
 
 
 def check_fraction(value: Any, name: str) -> None:

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_het.common import numbers
 from fedjax_het.common.arrays import given_array
 from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.data.augment import AUGMENTATIONS
 from fedjax_het.data.batches import DeviceData, Pipeline
@@ -168,9 +170,9 @@ class FederatedData:
         channels = self.input_shape[-1]
         for name, values in (("mean", mean), ("std", std)):
             require(
-                len(values) in (1, channels) and bool(np.isfinite(values).all()),
+                len(values) in (1, channels) and bool(numbers.usable(np.asarray(values)).all()),
                 f"normalise: {name} = {values}",
-                f"must be 1 or {channels} finite numbers",
+                f"must be 1 or {channels} finite numbers, 0 or of at least {numbers.LEAST:g}",
                 "give one number, or one per channel (last axis)",
             )
         require(
@@ -287,6 +289,7 @@ def from_arrays(
         "convert one of them with .astype(...)",
     )
     check_fraction(validation_fraction, "validation_fraction")
+    check_types({"classes": classes, "seed": seed}, "option of from_arrays", from_arrays)
     if per_client_cap is not None:
         check_whole(per_client_cap, "per_client_cap", "leave it out to keep all samples")
     require(

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.common.options import check_options
+from fedjax_het.common.numbers import Count, Size
+from fedjax_het.common.options import check_options, checked
 from fedjax_het.data.checks import check_whole, is_finite
 from fedjax_het.data.clients import owner_ids
 
@@ -23,7 +24,8 @@ Partitioner = Callable[[np.ndarray, np.random.Generator], Parts]
 _MAX_RETRIES = 100
 
 
-def iid(num_clients: int) -> Partitioner:
+@checked
+def iid(num_clients: Size) -> Partitioner:
     """Shuffles the samples and splits them equally: sizes differ by at most 1.
 
     Args:
@@ -38,7 +40,8 @@ def iid(num_clients: int) -> Partitioner:
     return partition
 
 
-def contiguous(num_clients: int) -> Partitioner:
+@checked
+def contiguous(num_clients: Size) -> Partitioner:
     """Splits the samples in their order into equal parts; suited to text cut into windows.
 
     Args:
@@ -79,8 +82,9 @@ def natural(ids: Sequence[Any] | np.ndarray) -> Partitioner:
     return partition
 
 
+@checked
 def dirichlet(
-    num_clients: int, alpha: float, min_size: int = 10, balanced: bool = True
+    num_clients: Size, alpha: float, min_size: Count = 10, balanced: bool = True
 ) -> Partitioner:
     """Label skew: splits the samples of each label in proportions drawn from Dir(alpha).
 
@@ -125,7 +129,8 @@ def dirichlet(
     return partition
 
 
-def shards(num_clients: int, shards_per_client: int = 2) -> Partitioner:
+@checked
+def shards(num_clients: Size, shards_per_client: Count = 2) -> Partitioner:
     """Sorts by label, cuts into equal shards and gives each client a fixed number of them.
 
     Args:
@@ -149,7 +154,8 @@ def shards(num_clients: int, shards_per_client: int = 2) -> Partitioner:
     return partition
 
 
-def label_limited(num_clients: int, labels_per_client: int) -> Partitioner:
+@checked
+def label_limited(num_clients: Size, labels_per_client: Count) -> Partitioner:
     """Gives every client exactly k labels.
 
     All labels have equally many clients, up to rounding, and a label's clients share it equally.
@@ -191,7 +197,8 @@ def label_limited(num_clients: int, labels_per_client: int) -> Partitioner:
     return partition
 
 
-def quantity_skew(num_clients: int, sigma: float, min_size: int = 1) -> Partitioner:
+@checked
+def quantity_skew(num_clients: Size, sigma: float, min_size: Count = 1) -> Partitioner:
     """Unequal sizes with i.i.d. labels.
 
     Every client gets `min_size` samples; the rest is split in log-normal proportions.
@@ -227,7 +234,8 @@ PARTITIONERS: dict[str, Callable[..., Partitioner]] = {
 }
 
 
-def partitioner(name: str, num_clients: int, **options: Any) -> Partitioner:
+@checked
+def partitioner(name: str, num_clients: Size, **options: Any) -> Partitioner:
     """Makes a partitioner by name, for configurations and command lines.
 
     Args:

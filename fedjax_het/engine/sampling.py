@@ -10,7 +10,7 @@ from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Flight, dispatch
-from fedjax_het.contract.plan import Plan, Situation, Timing
+from fedjax_het.contract.plan import Plan, Situation, Timing, require_countable
 from fedjax_het.contract.selection import Pool
 from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.selecting import Probes, Selection
@@ -280,7 +280,11 @@ class Sampler(NamedTuple):
           step: number of the server step, from 0.
           start_s: virtual time of dispatch in seconds.
           turn: number of the draw within the step.
+
+        Raises:
+          InputError: if programs cannot count the samples of a task, or it takes no usable time.
         """
+        require_countable(plan)
         fleet = self.problem.fleet
         if not fleet.interrupts:
             return dispatch(plan, start_s, step)

@@ -4,8 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_het.common.arrays import given_array, require_unmasked, within
+from fedjax_het.common import numbers
+from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import InputError, require
+
+# Largest number of a device class; a count of every one is kept.
+_MOST_GROUPS = 10**6
 
 
 def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: bool) -> np.ndarray:
@@ -22,12 +26,11 @@ def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: 
       InputError: if the values are not such numbers.
     """
     require_unmasked(value, name)
-    try:
-        column = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
+    column = numbers.reals(value)
+    if column is None:
         raise InputError(
-            f"{name} = {value!r}: must be numbers; give one value per device"
-        ) from error
+            f"{name} = {numbers.shown(value)}: must be numbers; give one value per device"
+        )
     require(
         column.shape in ((), (n,)),
         f"{name} of shape {column.shape}",
@@ -45,6 +48,13 @@ def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: 
         f"must be {limit}",
         "leave the device out, or give it a usable value",
     )
+    bad = np.flatnonzero(~(numbers.usable(column) | np.isinf(column)))
+    require(
+        bad.size == 0,
+        f"{name} = {column[bad[:1]]} of device {bad[:1]}",
+        f"must be from {numbers.LEAST:g} to {numbers.MOST:g}, as all that is physical",
+        "check its unit",
+    )
     column.setflags(write=False)
     return column
 
@@ -60,11 +70,14 @@ def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
     Raises:
       InputError: if a value is not a class, or a class has no name although names are given.
     """
-    groups = given_array(value, "groups", "number the device classes from 0")
+    require_unmasked(value, "groups")
+    given = numbers.reals(value)
+    groups = np.zeros(0) if given is None else np.asarray(value)
+    whole = (groups >= 0) & (groups <= _MOST_GROUPS)
     require(
-        groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and within(groups, 0, 2**31 - 1),
-        f"groups = {groups}",
-        f"must be {n} integers >= 0",
+        groups.dtype.kind in "iu" and groups.shape in ((), (n,)) and bool(whole.all()),
+        f"groups = {numbers.shown(value)}",
+        f"must be {n} integers >= 0 and at most {_MOST_GROUPS}",
         "number the device classes from 0",
     )
     groups = np.broadcast_to(groups, (n,)).astype(np.int64)

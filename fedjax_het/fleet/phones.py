@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Size
+from fedjax_het.common.options import checked
 from fedjax_het.fleet import traces
 from fedjax_het.fleet.amounts import speed_thirds
 from fedjax_het.fleet.availability import Availability, always, from_intervals, synthetic
@@ -20,8 +22,9 @@ from fedjax_het.fleet.published import FLOPS_PER_S
 KIB = 2.0**10
 
 
+@checked
 def phones(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     median_flops_per_s: float = FLOPS_PER_S,
@@ -76,8 +79,9 @@ def phones(
     )
 
 
+@checked
 def from_traces(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     data_dir: str | os.PathLike[str] | None = None,

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.common.options import check_options
+from fedjax_het.common.numbers import Count, Size, Unlimited
+from fedjax_het.common.options import check_options, check_types, checked
 from fedjax_het.fleet.consistency import OnInterrupt
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.energy import Energy, with_energy
@@ -23,7 +24,7 @@ from fedjax_het.fleet.published import FLOPS_PER_S, adel, dtfl, fedel, prfl
 
 def build(
     name: str,
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     energy: Energy | None = None,
@@ -62,6 +63,8 @@ def build(
         "must be a whole number >= 0",
         "any such number will do",
     )
+    own = {"num_clients": num_clients, "failure_rate": failure_rate}
+    check_types(own, f"option of fleet {name!r}", build)
     options = {"seed": seed, **options}
     check_options(options, f"option of fleet {name!r}", FLEETS[name], derived=("num_clients",))
     fleet = FLEETS[name](int(num_clients), **options)
@@ -70,13 +73,14 @@ def build(
     return fleet if energy is None else with_energy(fleet, energy)
 
 
+@checked
 def uniform(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     flops_per_s: float = FLOPS_PER_S,
-    downlink_bytes_per_s: float = np.inf,
-    uplink_bytes_per_s: float = np.inf,
+    downlink_bytes_per_s: Unlimited = np.inf,
+    uplink_bytes_per_s: Unlimited = np.inf,
 ) -> Fleet:
     """Equal, constant devices, for control experiments."""
     del seed
@@ -88,14 +92,15 @@ def uniform(
     )
 
 
+@checked
 def speed_groups(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     relative_speeds: Sequence[float] = (0.34, 0.71, 1.0),
     base_flops_per_s: float = FLOPS_PER_S,
-    downlink_bytes_per_s: float = np.inf,
-    uplink_bytes_per_s: float = np.inf,
+    downlink_bytes_per_s: Unlimited = np.inf,
+    uplink_bytes_per_s: Unlimited = np.inf,
 ) -> Fleet:
     """G groups of equal size and different speed; client k is in group k mod G.
 
@@ -129,14 +134,15 @@ def speed_groups(
     )
 
 
+@checked
 def exponential(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     mean_flops_per_s: float = FLOPS_PER_S,
-    stages: int = 1,
-    downlink_bytes_per_s: float = np.inf,
-    uplink_bytes_per_s: float = np.inf,
+    stages: Count = 1,
+    downlink_bytes_per_s: Unlimited = np.inf,
+    uplink_bytes_per_s: Unlimited = np.inf,
 ) -> Fleet:
     """Equal devices whose compute times are exponential, or sums of `stages` exponentials."""
     del seed

@@ -9,10 +9,12 @@ from typing import Literal
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Count, Depth, Size
+from fedjax_het.common.options import checked
 from fedjax_het.fleet.amounts import speed_thirds
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.redraw import Redraw
-from fedjax_het.fleet.speed import random_walk
+from fedjax_het.fleet.speed import random_walk, require_walk
 
 # The unit of time where only ratios are known: between the 1e9 FLOP/s that training code sustains
 # on the CPU of a mid-range phone and the 1e11 of the accelerator of a high-end phone.
@@ -20,12 +22,13 @@ FLOPS_PER_S = 1e10
 MIB = 2.0**20
 
 
+@checked
 def adel(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     flops_per_sample_layer: float = 1e6,
-    stages: int = 8,
+    stages: Depth = 8,
     max_power: float = 8192.0,
     min_share: float = 0.05,
     max_communication_s: float = 1.0,
@@ -54,6 +57,13 @@ def adel(
       drift_until_s: virtual time at which the walks end.
     """
     require(0 < min_share <= 1, f"min_share = {min_share}", "must be in (0, 1]", "use 0.05")
+    require(
+        max_communication_s >= 0,
+        f"max_communication_s = {max_communication_s}",
+        "must be at least 0",
+        "use 1, or 0 for free links",
+    )
+    require_walk(drift_every_s, drift_until_s)
     rng = np.random.default_rng(seed)
     power = max_power * rng.uniform(min_share, 1.0, num_clients)
     return Fleet(
@@ -71,8 +81,9 @@ def adel(
     )
 
 
+@checked
 def fedel(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     slowdowns: Sequence[float] = (1.0, 2.0, 3.0, 4.0),
@@ -115,15 +126,16 @@ _DTFL_COEFFICIENT = np.array([16.0, 20.0, 34.0, 130.0, 250.0]) / 14.5
 _DTFL_RATE = np.array([100.0, 30.0, 30.0, 30.0, 10.0])
 
 
+@checked
 def dtfl(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     profiles: Sequence[int] = (1, 2, 3, 4, 5),
     rate_unit: Literal["MiB/s", "Mbit/s"] = "MiB/s",
     base_flops_per_s: float = FLOPS_PER_S,
     link_scale: float = 1.0,
-    redraw_every: int | None = None,
+    redraw_every: Count | None = None,
     redraw_share: float = 0.3,
 ) -> Fleet:
     """DTFL's five resource profiles (methods/dtfl.md 5); client k has `profiles[k mod len]`.
@@ -174,12 +186,13 @@ _PRFL_DOWN = np.array([20.0, 18.0, 12.0, 10.0, 6.0, 4.0, 2.5, 2.0, 2.0, 1.5])
 _PRFL_UP = np.array([5.0, 4.0, 3.0, 2.5, 1.5, 1.0, 0.6, 0.5, 0.5, 0.4])
 
 
+@checked
 def prfl(
-    num_clients: int,
+    num_clients: Size,
     seed: int = 0,
     *,
     sigma: float = 0.3,
-    draws: int = 20,
+    draws: Count = 20,
     scale: float = 1.0,
     flops_per_s: float = FLOPS_PER_S,
 ) -> Fleet:
@@ -201,9 +214,9 @@ def prfl(
     """
     del seed
     require(
-        sigma >= 0 and draws >= 1,
+        0 <= sigma <= 10 and draws >= 1,
         f"sigma = {sigma}, draws = {draws}",
-        "must be >= 0 and >= 1",
+        "must be >= 0 and at most 10, and >= 1",
         "use 0.3 and 20",
     )
     require(scale > 0, f"scale = {scale}", "must be positive", "use 1 for the paper's model")

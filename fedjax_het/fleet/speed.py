@@ -6,6 +6,11 @@ import numpy as np
 
 from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import require
+from fedjax_het.common.options import checked
+
+_TRY = "try step=0.2, every_s=10, until_s=200"
+# Largest number of steps of a random walk.
+_MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +62,19 @@ class SpeedTrace:
         return self.factor[row, clients]
 
 
+def require_walk(every_s: float, until_s: float) -> None:
+    """Raises `InputError` unless a walk with these steps can be held; see `random_walk`."""
+    for name, value in (("every_s", every_s), ("until_s", until_s)):
+        require(value > 0, f"{name} = {value}", "must be positive and finite", _TRY)
+    require(
+        until_s / every_s <= _MOST_STEPS,
+        f"until_s = {until_s} in steps of every_s = {every_s}",
+        f"must be at most {_MOST_STEPS} steps, each of which is held",
+        _TRY,
+    )
+
+
+@checked
 def random_walk(
     num_devices: int, seed: int, *, step: float, every_s: float, until_s: float
 ) -> SpeedTrace:
@@ -69,13 +87,8 @@ def random_walk(
       every_s: seconds between steps.
       until_s: virtual time at which the walks end.
     """
-    for name, value in (("step", step), ("every_s", every_s), ("until_s", until_s)):
-        require(
-            np.isfinite(value) and value > 0,
-            f"{name} = {value}",
-            "must be positive and finite",
-            "try step=0.2, every_s=10, until_s=200",
-        )
+    require(step > 0, f"step = {step}", "must be positive and finite", _TRY)
+    require_walk(every_s, until_s)
     time_s = np.arange(0.0, until_s, every_s)
     steps = np.random.default_rng([seed, 1]).normal(0.0, step, (time_s.size, num_devices))
     steps[0] = 0.0

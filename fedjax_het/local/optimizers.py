@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.extend.core import ClosedJaxpr
 
+from fedjax_het.common import numbers
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.jaxprs import digest
 from fedjax_het.common.types import PyTree
@@ -99,11 +99,12 @@ def make(
         )
         _check_value(f"{what} {name!r}, {key}", key, value, known[key])
     if "weight_decay" in parameters:
-        options["weight_decay"] = weight_decay
-    optimizer = relaxed(factory(learning_rate, **given, **options))
+        options["weight_decay"] = float(weight_decay)
+    # JAX would read whole numbers as 32 bits.
+    optimizer = relaxed(factory(float(learning_rate), **given, **options))
     if not weight_decay or "weight_decay" in parameters:
         return optimizer
-    return optax.chain(optax.add_decayed_weights(weight_decay), optimizer)
+    return optax.chain(optax.add_decayed_weights(float(weight_decay)), optimizer)
 
 
 def named(choice: str | Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:
@@ -130,11 +131,11 @@ def _check_value(what: str, key: str, value: Any, default: Any) -> None:
             f"e.g. {key} = {default}",
         )
         return
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    number = numbers.is_real(value) and numbers.fits(value, float)
     below = 1.0 if key in _SHARES else math.inf
     require(
         number and 0 <= value < below,
-        f"{what} = {value!r}",
+        f"{what} = {numbers.shown(value)}",
         "must be a number of at least 0" + (" and below 1" if key in _SHARES else " and finite"),
         f"leave it out for optax's {default}",
     )

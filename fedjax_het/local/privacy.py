@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Size
 from fedjax_het.common.options import check_types
 from fedjax_het.models.base import BlockModel
 
@@ -44,7 +45,7 @@ class Privacy:
     dcor: float | Sequence[float] = 0.0
     squared: bool = False
     shuffle: Shuffle = "none"
-    patch: int = 4
+    patch: Size = 4
 
     def __post_init__(self) -> None:
         check_types(vars(self), "privacy option", type(self))
@@ -141,7 +142,7 @@ def _centred(x: jax.Array, share: jax.Array, squared: bool) -> jax.Array:
     return d - row[:, None] - row[None, :] + jnp.sum(row * share)
 
 
-def shuffle_patches(key: jax.Array, z: jax.Array, patch: int = 4) -> jax.Array:
+def shuffle_patches(key: jax.Array, z: jax.Array, patch: Size = 4) -> jax.Array:
     """Permutes the square patches of every sample's map.
 
     The size of a patch is the largest common divisor of `patch` and both sides, so that patches

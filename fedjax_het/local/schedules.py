@@ -16,7 +16,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedjax_het.common.errors import require, require_known
+import numpy as np
+
+from fedjax_het.common import numbers
+from fedjax_het.common.errors import InputError, require, require_known
 
 _SHAPES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda t, f: 1.0,
@@ -77,11 +80,11 @@ class StepSchedule:
             return (round + 1) / (self.warmup_rounds + 1)
         if not callable(self.shape):
             return _SHAPES[self.shape](t / self.decay_rounds, self.decay_factor)
-        factor = float(self.shape(t))
-        require(
-            math.isfinite(factor) and factor >= 0,
-            f"schedule({t}) = {factor}",
-            "a factor on the step size must be finite and at least 0",
-            f"correct the function for round {t}",
-        )
-        return factor
+        given = self.shape(t)
+        factor = numbers.reals(given)
+        if factor is None or factor.size != 1 or not np.isfinite(factor) or factor < 0:
+            raise InputError(
+                f"schedule({t}) = {numbers.shown(given)}: a factor on the step size must be a "
+                f"number, finite and at least 0; correct the function for round {t}"
+            )
+        return float(factor.reshape(()))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Size
+from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
 from fedjax_het.models.conv import conv_general_dilated
@@ -81,8 +83,9 @@ def _require_images(input_shape: tuple[int, ...]) -> None:
     )
 
 
+@checked
 def leaf_cnn(
-    input_shape: tuple[int, ...] = (28, 28, 1), num_classes: int = 10, hidden: int = 512
+    input_shape: tuple[int, ...] = (28, 28, 1), num_classes: Size = 10, hidden: Size = 512
 ) -> BlockModel:
     """The CNN of McMahan et al. (2017) and of LEAF: conv 5x5 32, pool, conv 5x5 64, pool, 512.
 
@@ -97,6 +100,7 @@ def leaf_cnn(
       The model with the blocks conv1, conv2, fc1, fc2.
     """
     _require_images(input_shape)
+    require(hidden >= 1, f"hidden = {hidden}", "must be positive", "use 512")
     blocks = (
         flax_block("conv1", Conv(32, 5, pool=True)),
         flax_block("conv2", Conv(64, 5, pool=True)),
@@ -106,7 +110,8 @@ def leaf_cnn(
     return BlockModel("leaf_cnn", blocks, input_shape, num_classes)
 
 
-def pfl_cnn(input_shape: tuple[int, ...] = (32, 32, 3), num_classes: int = 10) -> BlockModel:
+@checked
+def pfl_cnn(input_shape: tuple[int, ...] = (32, 32, 3), num_classes: Size = 10) -> BlockModel:
     """The simple CNN of the pfl-research benchmarks: two 3x3 convolutions, dropout, 128.
 
     Args:
@@ -126,7 +131,8 @@ def pfl_cnn(input_shape: tuple[int, ...] = (32, 32, 3), num_classes: int = 10) -
     return BlockModel("pfl_cnn", blocks, input_shape, num_classes)
 
 
-def cifar_cnn(input_shape: tuple[int, ...] = (32, 32, 3), num_classes: int = 10) -> BlockModel:
+@checked
+def cifar_cnn(input_shape: tuple[int, ...] = (32, 32, 3), num_classes: Size = 10) -> BlockModel:
     """Four layers for CIFAR-10 as used with FedPMT: conv 3x3 32, pool, conv 3x3 64, pool, 256.
 
     Args:
@@ -146,7 +152,8 @@ def cifar_cnn(input_shape: tuple[int, ...] = (32, 32, 3), num_classes: int = 10)
     return BlockModel("cifar_cnn", blocks, input_shape, num_classes)
 
 
-def adel_cnn2(input_shape: tuple[int, ...] = (28, 28, 1), num_classes: int = 10) -> BlockModel:
+@checked
+def adel_cnn2(input_shape: tuple[int, ...] = (28, 28, 1), num_classes: Size = 10) -> BlockModel:
     """The CNN of ADEL-FL's MNIST experiments: two 5x5 convolutions of 6 channels, then 50.
 
     6,422 parameters for 28x28x1 and 10 classes (156 + 906 + 4,850 + 510), without padding.
@@ -168,11 +175,12 @@ def adel_cnn2(input_shape: tuple[int, ...] = (28, 28, 1), num_classes: int = 10)
     return BlockModel("adel_cnn2", blocks, input_shape, num_classes)
 
 
+@checked
 def heterofl_cnn(
     input_shape: tuple[int, ...] = (28, 28, 1),
-    num_classes: int = 10,
+    num_classes: Size = 10,
     *,
-    channels: Sequence[int] = (64, 128, 256, 512),
+    channels: Sequence[Size] = (64, 128, 256, 512),
     norm: Norm = "group",
 ) -> BlockModel:
     """The CNN of HeteroFL (Diao et al., 2021): 3x3 convolutions with norm, mean, linear layer.

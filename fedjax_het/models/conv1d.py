@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Size
+from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
 from fedjax_het.models.conv import conv_general_dilated
@@ -63,12 +65,13 @@ class Pooled(nn.Module):
         return nn.Dense(self.num_classes, dot_general=dot_general)(x)
 
 
+@checked
 def conv1d(
     input_shape: tuple[int, ...] = (128, 9),
-    num_classes: int = 6,
+    num_classes: Size = 6,
     *,
-    channels: Sequence[int] = (32, 64, 128),
-    kernel: int = 5,
+    channels: Sequence[Size] = (32, 64, 128),
+    kernel: Size = 5,
     norm: Norm = "group",
     dropout: float = 0.0,
 ) -> BlockModel:

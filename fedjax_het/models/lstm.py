@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Depth, Size
+from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Lengths, flax_block
 from fedjax_het.models.product import dot_general
@@ -89,13 +91,14 @@ class Symbols(nn.Module):
         return nn.Dense(self.symbols, dot_general=dot_general)(x)
 
 
+@checked
 def char_lstm(
     input_shape: tuple[int, ...] = (80,),
-    num_classes: int = 80,
+    num_classes: Size = 80,
     *,
-    embedding: int = 8,
-    units: int = 256,
-    layers: int = 2,
+    embedding: Size = 8,
+    units: Size = 256,
+    layers: Depth = 2,
     predict: Literal["every", "last"] = "every",
 ) -> BlockModel:
     """The character network of McMahan et al. (2017) and of LEAF: vectors of 8, two LSTMs of 256.

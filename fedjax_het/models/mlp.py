@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Size
+from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
 from fedjax_het.models.norm import Norm, Normalize
@@ -38,15 +40,17 @@ class Dense(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
-def logistic(input_shape: tuple[int, ...] = (784,), num_classes: int = 10) -> BlockModel:
+@checked
+def logistic(input_shape: tuple[int, ...] = (784,), num_classes: Size = 10) -> BlockModel:
     """Multinomial logistic regression, one block."""
     return mlp(input_shape, num_classes, hidden=())
 
 
+@checked
 def mlp(
     input_shape: tuple[int, ...] = (784,),
-    num_classes: int = 10,
-    hidden: Sequence[int] = (200, 200),
+    num_classes: Size = 10,
+    hidden: Sequence[Size] = (200, 200),
     *,
     norm: Norm = "none",
     dropout: float = 0.0,

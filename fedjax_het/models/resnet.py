@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Depth, Size
+from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block, flax_block
 from fedjax_het.models.conv import conv_general_dilated
@@ -133,16 +135,17 @@ class Head(nn.Module):
         return nn.Dense(self.num_classes, dot_general=dot_general)(jnp.mean(x, axis=(1, 2)))
 
 
+@checked
 def resnet(
     input_shape: tuple[int, ...] = (32, 32, 3),
-    num_classes: int = 10,
+    num_classes: Size = 10,
     *,
-    units_per_group: int,
+    units_per_group: Depth,
     bottleneck: bool,
     norm: Norm = "group",
     granularity: Literal["unit", "module"] = "unit",
     stats_policy: Literal["mean", "frozen"] = "mean",
-    width: int = 16,
+    width: Size = 16,
 ) -> BlockModel:
     """ResNet for small images.
 

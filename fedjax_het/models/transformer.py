@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Depth, Size
+from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Lengths, flax_block
 from fedjax_het.models.norm import LayerNorm
@@ -90,13 +92,14 @@ class Output(nn.Module):
         return nn.Dense(self.symbols)(LayerNorm()(x))
 
 
+@checked
 def transformer(
     input_shape: tuple[int, ...] = (80,),
-    num_classes: int = 79,
-    layers: int = 4,
-    width: int = 64,
-    heads: int = 4,
-    hidden: int = 128,
+    num_classes: Size = 79,
+    layers: Depth = 4,
+    width: Size = 64,
+    heads: Size = 4,
+    hidden: Size = 128,
 ) -> BlockModel:
     """Causal transformer over windows of T symbols.
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Depth, Size
+from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Block, Lengths, flax_block
 from fedjax_het.models.conv import conv_general_dilated
@@ -136,12 +138,13 @@ class Up(nn.Module):
         return {"channels": channels, "features": features}
 
 
+@checked
 def unet(
     input_shape: tuple[int, ...] = (32, 32, 3),
-    num_classes: int = 2,
+    num_classes: Size = 2,
     *,
-    width: int = 16,
-    depth: int = 2,
+    width: Size = 16,
+    depth: Depth = 2,
     norm: Norm = "group",
 ) -> BlockModel:
     """U-Net (Ronneberger et al., 2015) for small images, with padding and fewer channels.

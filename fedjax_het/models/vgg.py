@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Size
+from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
 from fedjax_het.models.conv import conv_general_dilated
@@ -16,6 +18,9 @@ from fedjax_het.models.norm import Norm, Normalize
 from fedjax_het.models.pooling import max_pool
 
 # Channels of the convolutions of each stage; a stage ends in 2x2 pooling.
+# Largest factor on the channels.
+_MOST_WIDTH = 100
+
 _STAGES = {
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
@@ -49,13 +54,14 @@ class ConvNorm(nn.Module):
         return max_pool(x, 2) if self.pool else x
 
 
+@checked
 def vgg(
     input_shape: tuple[int, ...] = (32, 32, 3),
-    num_classes: int = 10,
+    num_classes: Size = 10,
     *,
     depth: Literal[11, 13, 16] = 11,
     norm: Norm = "group",
-    hidden: Sequence[int] = (),
+    hidden: Sequence[Size] = (),
     stats_policy: Literal["mean", "frozen"] = "mean",
     width: float = 1.0,
 ) -> BlockModel:
@@ -83,7 +89,12 @@ def vgg(
         "five poolings need images of at least 32x32",
         "pad or resize the images, or use leaf_cnn",
     )
-    require(width > 0, f"width = {width}", "must be positive", "use 1.0 for the published network")
+    require(
+        0 < width <= _MOST_WIDTH,
+        f"width = {width}",
+        f"must be positive and at most {_MOST_WIDTH}",
+        "use 1.0 for the published network",
+    )
     modules: list[nn.Module] = [
         ConvNorm(max(1, round(channels * width)), norm, pool=i == len(stage) - 1)
         for stage in _STAGES[depth]

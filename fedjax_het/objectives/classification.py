@@ -14,6 +14,8 @@ import optax
 
 from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import InputError, require
+from fedjax_het.common.numbers import Count
+from fedjax_het.common.options import checked
 from fedjax_het.data.batches import Batch
 from fedjax_het.data.federated import FederatedData
 from fedjax_het.objectives.class_metrics import METRICS, Labels, named_metrics
@@ -24,6 +26,7 @@ Array = jax.Array
 Metrics = Sequence[str | Metric]
 
 
+@checked
 def classification(
     *,
     label_smoothing: float = 0.0,
@@ -52,9 +55,10 @@ def classification(
     )
 
 
+@checked
 def next_token(
     *,
-    ignore: int | None = -1,
+    ignore: Count | None = -1,
     label_smoothing: float = 0.0,
     metrics: Metrics = ("accuracy", "perplexity"),
 ) -> Objective:
@@ -73,9 +77,10 @@ def next_token(
     )
 
 
+@checked
 def segmentation(
     *,
-    ignore: int | None = -1,
+    ignore: Count | None = -1,
     class_weights: Sequence[float] | None = None,
     focal: float = 0.0,
     metrics: Metrics = ("mean_iou", "accuracy"),
@@ -107,7 +112,7 @@ def _categorical(
     name: str,
     metrics: Metrics,
     *,
-    ignore: int | None = None,
+    ignore: Count | None = None,
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     focal: float = 0.0,

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.options import checked
 from fedjax_het.data.batches import Batch
 from fedjax_het.data.federated import FederatedData
 from fedjax_het.objectives.class_metrics import areas, f1_scores, named_metrics
@@ -17,6 +18,7 @@ from fedjax_het.objectives.objective import Objective, equal_weights
 Array = jax.Array
 
 
+@checked
 def multilabel(
     *,
     positive_weight: float = 1.0,

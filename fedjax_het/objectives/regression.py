@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.options import checked
 from fedjax_het.data.batches import Batch
 from fedjax_het.data.federated import FederatedData
 from fedjax_het.objectives.class_metrics import named_metrics
@@ -18,6 +19,7 @@ from fedjax_het.objectives.objective import Objective, equal_weights
 Array = jax.Array
 
 
+@checked
 def regression(
     *,
     loss: Literal["mse", "mae", "huber"] = "mse",

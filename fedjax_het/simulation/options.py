@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count, Seed, Unlimited
 from fedjax_het.common.options import check_options, check_types
 from fedjax_het.common.writing import encodable, usable_path
 from fedjax_het.contract.algorithm import Variables
@@ -42,28 +43,32 @@ MACHINE = ("execution", "chunk", "max_routes", "devices", "convolution")
 EVALUATION = ("eval_every", "eval_every_s")
 
 
+# Largest number of characters in the name of a run.
+_LONGEST_NAME = 200
+
+
 class RunKeywords(TypedDict, total=False):
     """The fields of `RunOptions` as keywords, for editors and type checkers."""
 
     rounds: Required[int]
-    seed: int
+    seed: Seed
     name: str
     workdir: str | Path | None
-    max_virtual_s: float | None
+    max_virtual_s: Unlimited | None
     target: float | None
     targets: Sequence[float]
     target_metric: str
-    patience: int | None
+    patience: Count | None
     monitor: str
     client_eval: ClientEval
     personal: bool
-    eval_every: int
+    eval_every: Count
     eval_every_s: float | None
-    checkpoint_every: int
+    checkpoint_every: Count
     execution: Execution
-    chunk: int | None
-    max_routes: int
-    devices: int
+    chunk: Count | None
+    max_routes: Count
+    devices: Count
     convolution: ConvolutionChoice
     tensorboard: bool
     initial: str | Path | Variables | None
@@ -112,25 +117,25 @@ class RunOptions:
         without the file; while the file exists, it must hold the same values.
     """
 
-    rounds: int
-    seed: int = 0
+    rounds: Count
+    seed: Seed = 0
     name: str = ""
     workdir: str | Path | None = None
-    max_virtual_s: float | None = None
+    max_virtual_s: Unlimited | None = None
     target: float | None = None
     targets: Sequence[float] = ()
     target_metric: str = ""
-    patience: int | None = None
+    patience: Count | None = None
     monitor: str = ""
     client_eval: ClientEval = "never"
     personal: bool = False
-    eval_every: int = 1
+    eval_every: Count = 1
     eval_every_s: float | None = None
-    checkpoint_every: int = 20
+    checkpoint_every: Count = 20
     execution: Execution = "routed"
-    chunk: int | None = None
-    max_routes: int = 32
-    devices: int = 1
+    chunk: Count | None = None
+    max_routes: Count = 32
+    devices: Count = 1
     convolution: ConvolutionChoice = "table"
     tensorboard: bool = False
     initial: str | Path | Variables | None = None
@@ -159,6 +164,18 @@ class RunOptions:
                 "must be a whole number of at least 1",
                 "count in evaluations" if name == "patience" else "count in server steps",
             )
+        require(
+            len(self.name) <= _LONGEST_NAME,
+            f"name of {len(self.name)} characters",
+            f"must have at most {_LONGEST_NAME}, for it labels tables and plots",
+            "shorten it",
+        )
+        require(
+            self.workdir is None or bool(str(self.workdir).strip()),
+            f"workdir = {self.workdir!r}",
+            "must name a directory",
+            "leave it out to keep the records in memory",
+        )
         require(
             self.seed >= 0,
             f"seed = {self.seed!r}",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.algorithm import LOGITS, Algorithm, ClientResult, Task, Variables
@@ -32,6 +33,7 @@ __all__ = ["ATTACKS", "noise", "scaled", "sign_flip"]
 _ATTACK = np.uint32(2**32 - 2)
 
 
+@checked
 def sign_flip(
     *, clients: Sequence[int] | None = None, share: float | None = None, seed: int = 0
 ) -> Transformation:
@@ -46,6 +48,7 @@ def sign_flip(
     return _attack("sign_flip", lambda delta, task: _times(-1.0, delta), clients, share, seed)
 
 
+@checked
 def scaled(
     *,
     factor: float,
@@ -75,6 +78,7 @@ def scaled(
     return _attack("scaled", change, clients, share, seed, factor=factor)
 
 
+@checked
 def noise(
     *,
     deviation: float,

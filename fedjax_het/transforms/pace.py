@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count, Unlimited
+from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import clock
 from fedjax_het.contract.algorithm import Algorithm, Variables
@@ -32,7 +34,8 @@ def barrier() -> Transformation:
     return lambda algorithm: _paced(algorithm, "barrier", clock.barrier())
 
 
-def deadline(deadline_s: float, late: Literal["drop", "partial"] = "drop") -> Transformation:
+@checked
+def deadline(deadline_s: Unlimited, late: Literal["drop", "partial"] = "drop") -> Transformation:
     """The server closes every round at a deadline, or earlier if all have arrived.
 
     A round in which nobody meets the deadline does not change the model.
@@ -54,8 +57,9 @@ def deadline(deadline_s: float, late: Literal["drop", "partial"] = "drop") -> Tr
     return transformation
 
 
+@checked
 def first(
-    count: int | None = None, *, of: int | None = None, over_select: float | None = None
+    count: Count | None = None, *, of: Count | None = None, over_select: float | None = None
 ) -> Transformation:
     """Over-selection: of n selected clients the first `count` to arrive are merged.
 
@@ -102,13 +106,14 @@ def first(
     return transformation
 
 
+@checked
 def window(
     interval_s: float,
     *,
     staleness: str = "constant",
     a: float = 0.5,
     b: float = 4.0,
-    max_staleness: int | None = None,
+    max_staleness: Count | None = None,
 ) -> Transformation:
     """The server merges what has arrived at every multiple of an interval, see `clock.window`.
 
@@ -126,13 +131,14 @@ def window(
     return _overlapping("window", pace, options, staleness, a, b, max_staleness)
 
 
+@checked
 def arrivals(
-    count: int = 1,
+    count: Count = 1,
     *,
     staleness: str = "constant",
     a: float = 0.5,
     b: float = 4.0,
-    max_staleness: int | None = None,
+    max_staleness: Count | None = None,
 ) -> Transformation:
     """The server merges at every `count`-th arrival, and then sends idle clients out again.
 
@@ -147,13 +153,14 @@ def arrivals(
     return _overlapping("arrivals", pace, options, staleness, a, b, max_staleness)
 
 
+@checked
 def buffer(
-    count: int,
+    count: Count,
     *,
     staleness: str = "constant",
     a: float = 0.5,
     b: float = 4.0,
-    max_staleness: int | None = None,
+    max_staleness: Count | None = None,
 ) -> Transformation:
     """The pace of FedBuff: `arrivals` in which a client that has arrived is replaced at once.
 

@@ -275,7 +275,7 @@ def test_the_inverse_schedule_scales_the_step(problem, start):
         ({"depths": (4,)}, "between 1 and the model's 3"),
         ({"capacity": np.ones(3)}, "each of the 8 clients"),
         ({"capacity": np.zeros(8)}, r"\(0, 1\]"),
-        ({"capacity": np.full(8, np.nan)}, r"\(0, 1\]"),
+        ({"capacity": np.full(8, np.nan)}, "each a finite number"),
         ({"schedule": "linear"}, "constant"),
         ({"decay_rounds": 0.0}, "decay_rounds = 0.0"),
     ],

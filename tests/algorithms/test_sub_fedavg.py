@@ -370,7 +370,7 @@ def test_clients_side_by_side_decide_by_themselves():
         ({"prune_share": 1.0}, r"prune_share = 1.0: must lie in \[0, 1\)"),
         ({"target": -0.1}, r"target = -0.1: must lie in \[0, 1\)"),
         ({"least_accuracy": 50}, r"least_accuracy = 50: must lie in \[0, 1\]"),
-        ({"least_distance": float("nan")}, "least_distance = nan"),
+        ({"least_distance": float("nan")}, "'least_distance' = nan: must be a finite"),
         ({"epochs": 1}, "first and the last epoch"),
         ({"memory_bytes": 8 * 900}, "keeps of 8 clients, 944 bytes each"),
     ],

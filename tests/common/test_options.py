@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from fedjax_het.common.errors import InputError
+from fedjax_het.common.numbers import Count, Unlimited
 from fedjax_het.common.options import (
     check_options,
     check_types,
+    checked,
     defaults,
     filled,
     grouped,
@@ -41,6 +43,9 @@ def factory(
     table: Mapping[str, Any] | None = None,
     place: str | Path | None = None,
     free=None,
+    rounds: Count = 1,
+    levels: Sequence[Count] | None = None,
+    memory: Unlimited = np.inf,
     **rest: Any,
 ):
     return problem
@@ -51,7 +56,14 @@ def factory(
     [
         ("number", 1),
         ("number", np.float32(0.25)),
-        ("number", float("inf")),
+        ("number", 1e-30),
+        ("number", 0),
+        ("number", 2**62),
+        ("whole", 2**63 - 1),
+        ("rounds", np.int64(2**31 - 1)),
+        ("levels", [2**31 - 1]),
+        ("memory", float("inf")),
+        ("memory", 1e9),
         ("whole", None),
         ("whole", np.int64(3)),
         ("flag", np.True_),
@@ -79,6 +91,19 @@ def test_values_of_the_annotated_type_pass(option, value):
         ("number", "1", "'number' = '1': must be a number; e.g. number = 0.5"),
         ("number", True, "must be a number"),
         ("number", np.zeros(2), "must be a number"),
+        ("number", float("inf"), "must be a finite number (0, or 1e-30 to 1e+30 in size)"),
+        ("number", float("nan"), "must be a finite number"),
+        ("number", np.float64(1e308), "must be a finite number"),
+        ("number", 1e-320, "must be a finite number"),
+        ("number", 10**20, "must be a finite number"),
+        ("number", 1j, "must be a number;"),
+        ("numbers", [1.0, float("nan")], "must be a list, each a finite number"),
+        ("numbers", [1, [2]], "must be a list, each a number;"),
+        ("numbers", [None, 1], "must be a list, each a number;"),
+        ("memory", float("nan"), "must be inf or a finite number"),
+        ("whole", 2**63, "'whole' = 9223372036854775808: must be a whole number that fits 64 bits"),
+        ("rounds", 2**31, "at most 2147483647 (programs hold it in 32 bits); e.g. rounds = 1"),
+        ("levels", [2**31], "must be a list, each a whole number of at most 2147483647"),
         ("whole", 2.0, "must be a whole number or None; correct whole"),
         ("flag", 1, "must be True or False"),
         ("text", 3, "must be text"),
@@ -97,6 +122,26 @@ def test_values_of_another_type_are_named(option, value, message):
     with pytest.raises(InputError) as caught:
         check_types({option: value}, "option", factory)
     assert message in str(caught.value)
+
+
+def test_a_number_that_python_refuses_to_write_is_named_by_its_size():
+    for option in ("whole", "number", "rounds"):
+        with pytest.raises(InputError, match=f"{option}' = <whole number of 16610 bits>: must be"):
+            check_types({option: 10**5000}, "option", factory)
+
+
+@checked
+def direct(problem, rate: float = 1.0, *, text: str = "a", **rest: float):
+    """A factory that users call."""
+    return problem, rate, text, rest
+
+
+def test_a_checked_factory_checks_its_numbers_on_every_call():
+    assert direct(1, 2.0, text=3, more=1j) == (1, 2.0, 3, {"more": 1j})
+    assert direct.__doc__ == "A factory that users call."
+    for call in (lambda: direct(1, np.nan), lambda: direct(problem=1, rate=np.nan)):
+        with pytest.raises(InputError, match="option of direct 'rate' = nan: must be a finite"):
+            call()
 
 
 def test_options_of_several_factories_are_known_together():

@@ -59,7 +59,7 @@ CASES: list[Case] = [
     (composed("attack.noise", deviation=0, share=0.2), "deviation = 0 | positive | honest"),
     (
         composed("attack.scaled", factor=float("nan"), share=0.2),
-        "factor = nan | must be finite | -1 to flip",
+        "'factor' = nan | must be a finite number | correct factor",
     ),
     (flipped(), "flip_labels | one of the two | name the attackers"),
     (flipped(clients=[4]), "client 4 of flip_labels | the 4 clients | leave it out"),

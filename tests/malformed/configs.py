@@ -123,7 +123,10 @@ OPTIONS_OF_A_RUN: list[Case] = [
     (ran(targets=(0.8, 90)), "target accuracy 90 | (0, 1] | 0.97"),
     (ran(eval_every=0), "eval_every = 0 | at least 1 | server steps"),
     (ran(eval_every_s=-1), "eval_every_s = -1 | positive number of virtual seconds | leave it out"),
-    (ran(max_virtual_s=float("nan")), "max_virtual_s = nan | positive number | leave it out"),
+    (
+        ran(max_virtual_s=float("nan")),
+        "'max_virtual_s' = nan | inf or a finite number | correct max_virtual_s",
+    ),
     (
         ran(max_virtual_s="long"),
         "'max_virtual_s' = 'long' | must be a number or None | max_virtual_s",

@@ -159,7 +159,7 @@ METHODS: list[Case] = [
     (method("fedavg", learning_rate=-1), "learning_rate = -1 | positive and finite | 0.05"),
     (
         method("fedavg", learning_rate=float("nan")),
-        "learning_rate = nan | positive and finite | 0.05",
+        "'learning_rate' = nan | must be a finite number | correct learning_rate",
     ),
     (
         method("fedavg", learning_rate="slow"),
@@ -410,7 +410,10 @@ REMEMBERING: list[Case] = [
     ),
     (method("feddyn", memory_bytes=0), "memory_bytes = 0 | less than feddyn keeps | raise it"),
     (method("feddyn", alpha=0), "alpha = 0 | must be positive | try 0.01"),
-    (method("feddyn", alpha=float("nan")), "alpha = nan | must be positive | try 0.01"),
+    (
+        method("feddyn", alpha=float("nan")),
+        "'alpha' = nan | must be a finite number | alpha = 0.01",
+    ),
     (
         method("scaffold", server_learning_rate=0),
         "server_learning_rate = 0 | must be positive | 1.0 for sgd",
@@ -430,7 +433,7 @@ SERVERS: list[Case] = [
     ),
     (
         lambda here: server.optimizer("adam", learning_rate=float("inf")),
-        "server_learning_rate = inf | positive and finite | 0.01 for yogi",
+        "'learning_rate' = inf | must be a finite number | correct learning_rate",
     ),
     (
         lambda here: server.optimizer(0.1),

@@ -99,7 +99,7 @@ SCHEDULES: list[Case] = [
         method("fedavg", schedule=lambda round: float("nan")),
         "schedule(0) = nan | finite and at least 0 | round 0",
     ),
-    (method("fedavg", schedule=lambda round: -1), "schedule(0) = -1.0 | at least 0 | round 0"),
+    (method("fedavg", schedule=lambda round: -1), "schedule(0) = -1 | at least 0 | round 0"),
     (
         method("adel", rounds=6, total_s=9.0, schedule="cosine", decay_rounds=3, decay_factor=0.0),
         "step size of 0 in round [3] | rounds that train | decay_factor above 0",

@@ -23,7 +23,7 @@ def dealt(name: str, num_clients: Any, labels: np.ndarray = LABELS, **options: A
 
 PARTITIONS: list[Case] = [
     (dealt("iid", 0), "num_clients = 0 | whole number >= 1 | customary"),
-    (dealt("iid", "ten"), "num_clients = 'ten' | whole number >= 1 | customary"),
+    (dealt("iid", "ten"), "'num_clients' = 'ten' | must be a whole number | correct num_clients"),
     (dealt("iid", 31), "31 clients | of the 30 samples | at most 30 clients"),
     (dealt("dirichlet", 3, alpha=0), "alpha = 0 | finite positive | 0.1 is strong"),
     (

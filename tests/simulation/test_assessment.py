@@ -183,7 +183,7 @@ def test_personal_models_are_the_global_one_after_one_local_training(make_proble
     ("options", "words"),
     [
         ({"target_metric": "accuracy"}, "target_metric 'accuracy'.*mse"),
-        ({"target": float("nan")}, "target nan.*finite"),
+        ({"target": float("nan")}, "'target' = nan: must be a finite number"),
         ({"monitor": "mse"}, "monitor = 'mse' without patience"),
         ({"patience": 1, "monitor": "val_f1"}, "monitor 'val_f1'"),
         ({"patience": 0}, "patience = 0.*at least 1.*evaluations"),

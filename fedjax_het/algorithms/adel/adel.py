@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_het.algorithms import parts
-from fedjax_het.algorithms.adel.bound import AUTHORS, Constants
+from fedjax_het.algorithms.adel.bound import AUTHORS, Constants, require_planned
 from fedjax_het.algorithms.adel.depths import on_batch_statistics
 from fedjax_het.algorithms.adel.merging import (
     OWN_DEADLINE,
@@ -19,9 +19,10 @@ from fedjax_het.algorithms.adel.merging import (
 )
 from fedjax_het.algorithms.adel.online import Learned, Online
 from fedjax_het.algorithms.adel.planning import Solver, make_planner, preview
-from fedjax_het.algorithms.adel.workload import Layered, LayeredKeywords, prepare, require_planned
+from fedjax_het.algorithms.adel.workload import Layered, LayeredKeywords, prepare
 from fedjax_het.algorithms.registry import register
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import deadline
 from fedjax_het.contract.plan import Plan, Situation
@@ -48,7 +49,7 @@ class AdelState(NamedTuple):
 def adel(
     problem: Problem,
     *,
-    rounds: int,
+    rounds: Count,
     total_s: float,
     batch_scale: Sequence[float] = (0.5, 1.2),
     max_miss: float = 0.45,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_het.algorithms import parts
-from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of
+from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of, require_budget, require_planned
 from fedjax_het.algorithms.adel.depths import on_batch_statistics
 from fedjax_het.algorithms.adel.merging import (
     OWN_DEADLINE,
@@ -25,11 +25,10 @@ from fedjax_het.algorithms.adel.workload import (
     LayeredKeywords,
     Setting,
     prepare,
-    require_budget,
-    require_planned,
 )
 from fedjax_het.algorithms.registry import register
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.contract.aggregation import masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import barrier, deadline
@@ -43,7 +42,7 @@ from fedjax_het.problem import Problem
 def salf(
     problem: Problem,
     *,
-    rounds: int,
+    rounds: Count,
     total_s: float,
     batch_scale: float = 1.0,
     aggregator: Rule | None = None,
@@ -144,7 +143,7 @@ def straggler_misses(slow: np.ndarray, layers: int) -> np.ndarray:
 def adel_drop(
     problem: Problem,
     *,
-    rounds: int,
+    rounds: Count,
     total_s: float,
     batch_scale: float = 1.0,
     zero_fill: bool = False,

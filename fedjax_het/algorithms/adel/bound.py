@@ -61,6 +61,9 @@ class Constants:
         return float(np.mean(sigma**2 / power)) / cohort
 
 
+# Largest number of rounds whose deadlines are planned together.
+_MOST_ROUNDS = 100_000
+
 AUTHORS = Constants()
 
 
@@ -198,4 +201,36 @@ def bound_of(
         steps=steps[start:],
         noise=constants.noise(power, setting.cohort),
         constants=constants,
+    )
+
+
+def require_budget(rounds: int, total_s: float, shortest_s: float | None = None) -> None:
+    """Raises `InputError` unless these rounds, their time and shortest deadline can be planned."""
+    require(
+        1 <= rounds <= _MOST_ROUNDS,
+        f"rounds = {rounds}",
+        f"must be at least 1 and at most {_MOST_ROUNDS}, for each is planned before the first",
+        "plan some rounds",
+    )
+    require(
+        np.isfinite(total_s) and total_s > 0,
+        f"total_s = {total_s}",
+        "must be a positive number of virtual seconds",
+        "give the time that all rounds together may take",
+    )
+    require(
+        shortest_s is None or shortest_s >= 0,
+        f"shortest_s = {shortest_s}",
+        "must be at least 0",
+        "leave it out for the slowest client's communication",
+    )
+
+
+def require_planned(round: int, rounds: int) -> None:
+    """Raises `InputError` if a run continues after its last planned round."""
+    require(
+        round < rounds,
+        f"round {round + 1}",
+        f"is beyond the {rounds} rounds that the time was divided among",
+        f"set run.rounds = {rounds}, or plan more rounds",
     )

@@ -14,9 +14,9 @@ from scipy.optimize import SR1, Bounds, LinearConstraint, brentq, minimize, mini
 from scipy.special import gammainccinv
 from threadpoolctl import threadpool_limits
 
-from fedjax_het.algorithms.adel.bound import Bound, Constants, bound_of
+from fedjax_het.algorithms.adel.bound import Bound, Constants, bound_of, require_budget
 from fedjax_het.algorithms.adel.depths import miss_probability
-from fedjax_het.algorithms.adel.workload import Setting, require_budget
+from fedjax_het.algorithms.adel.workload import Setting
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.contract.preview import Column, Preview
 
@@ -102,7 +102,7 @@ def make_planner(
     solver: Solver,
 ) -> Planner:
     """The planner of `adel` with these options; see `adel`."""
-    require_budget(rounds, total_s)
+    require_budget(rounds, total_s, shortest_s)
     require_known(solver, ("water_filling", "trust_constr"), "solver")
     require(
         len(batch_scale) == 2 and 0 < batch_scale[0] <= batch_scale[1] < np.inf,

@@ -23,6 +23,7 @@ from fedjax_het.algorithms.adel.depths import (
 from fedjax_het.algorithms.adel.merging import LayerMerge, Rule
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count, Depth
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.local.training import LocalUpdate
@@ -39,9 +40,9 @@ class LayeredKeywords(TrainingKeywords, total=False):
     """The fields of `Layered` as keywords of a factory, for editors and type checkers."""
 
     granularity: Granularity
-    virtual_layers: int
+    virtual_layers: Depth
     rates: Rates
-    max_batch: int | None
+    max_batch: Count | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,9 @@ class Layered(TrainingOptions):
     schedule: str | Callable[[int], float] = "inverse"
     decay_rounds: float = 1.0
     granularity: Granularity = "module"
-    virtual_layers: int = 0
+    virtual_layers: Depth = 0
     rates: Rates = "ideal"
-    max_batch: int | None = None
+    max_batch: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -326,25 +327,4 @@ def prepare(problem: Problem, options: Layered) -> Setting:
         power=power,
         communication_s=links.download_s + links.upload_s,
         unit_s=options.batch_size / float(np.mean(power)),
-    )
-
-
-def require_budget(rounds: int, total_s: float) -> None:
-    """Raises `InputError` unless the number of rounds is positive and the time finite."""
-    require(rounds >= 1, f"rounds = {rounds}", "must be at least 1", "plan some rounds")
-    require(
-        np.isfinite(total_s) and total_s > 0,
-        f"total_s = {total_s}",
-        "must be a positive number of virtual seconds",
-        "give the time that all rounds together may take",
-    )
-
-
-def require_planned(round: int, rounds: int) -> None:
-    """Raises `InputError` if a run continues after its last planned round."""
-    require(
-        round < rounds,
-        f"round {round + 1}",
-        f"is beyond the {rounds} rounds that the time was divided among",
-        f"set run.rounds = {rounds}, or plan more rounds",
     )

@@ -12,6 +12,7 @@ from fedjax_het.algorithms.dtfl.scheduler import History, Scheduler, advance, be
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, TrainingOptions
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Count, Unlimited
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
@@ -32,12 +33,12 @@ from fedjax_het.transforms.plateau import on_plateau
 def dtfl(
     problem: Problem,
     *,
-    tiers: int | None = None,
+    tiers: Count | None = None,
     scheduler: Scheduler = Scheduler(),
     privacy: Privacy = Privacy(),
-    server_flops_per_s: float | None = None,
+    server_flops_per_s: Unlimited | None = None,
     server_opt_reset: Literal["round", "batch"] = "round",
-    plateau: int | None = None,
+    plateau: Count | None = None,
     **training: Unpack[TrainingKeywords],
 ) -> Algorithm:
     r"""DTFL: split training with local losses and dynamic tiers.

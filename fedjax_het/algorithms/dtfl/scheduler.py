@@ -19,6 +19,7 @@ import numpy as np
 
 from fedjax_het.algorithms.dtfl.profiles import Profile, Source
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.options import check_types
 
 # The time of the straggler is T_max by construction, up to rounding.
@@ -35,14 +36,14 @@ class Scheduler:
       profile: assumed times of the tiers: "analytic", "paper", "code", or a `Profile`.
       ema: weight of a new observation, in (0, 1]. The paper does not state it; the authors' code
         has 2/3 and, in an older version, 1/3.
-      initial_tier: first tier of all clients, from 1; at most M.
+      initial_tier: first tier of all clients, from 1 to M; None for 2, or 1 if there is only one.
       fixed_tier: constant tier of all clients or of each client, from 1; None for dynamic tiers.
       lagged: whether the T_max of the previous round limits the tiers, as in the authors' code.
     """
 
     profile: Source | Profile = "analytic"
     ema: float = 2 / 3
-    initial_tier: int = 2
+    initial_tier: Count | None = None
     fixed_tier: int | Sequence[int] | None = None
     lagged: bool = False
 
@@ -87,7 +88,8 @@ def first_tiers(options: Scheduler, holds: np.ndarray) -> np.ndarray:
     n, count = holds.shape
     pinned = options.fixed_tier is not None
     name = "fixed_tier" if pinned else "initial_tier"
-    value = options.fixed_tier if pinned else min(options.initial_tier, count)
+    first = min(2, count) if options.initial_tier is None else options.initial_tier
+    value = options.fixed_tier if pinned else first
     wanted = np.asarray(value)
     require(
         wanted.dtype.kind in "iu"

@@ -17,6 +17,8 @@ from fedjax_het.problem import Problem
 
 # Devices are profiled once, before the first round.
 _PROFILE_SEED = 20_509
+# Largest resolution of the selection, a table of tensors by parts of the budget.
+_MOST_BUCKETS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Budget:
     def __post_init__(self) -> None:
         check_types(vars(self), "option of budget", type(self))
         value = f"budget.buckets = {self.buckets}"
-        require(self.buckets >= 1, value, "must be at least 1", "use 1000")
+        limit = f"must be at least 1 and at most {_MOST_BUCKETS}, for each has a row of a table"
+        require(1 <= self.buckets <= _MOST_BUCKETS, value, limit, "use 1000")
 
 
 class Prices(NamedTuple):

@@ -16,6 +16,7 @@ from fedjax_het.algorithms.fedel.tensors import TensorTimes, tensor_times
 from fedjax_het.algorithms.registry import register
 from fedjax_het.algorithms.training import TrainingKeywords, UniformTraining
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Count, Unlimited
 from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
@@ -52,7 +53,7 @@ class Extensions:
     global_momentum: float = 0.0
     bandwidth_aware: bool = False
     profile_noise: float = 0.0
-    starts_per_exit: int | None = None
+    starts_per_exit: Count | None = None
 
     def __post_init__(self) -> None:
         check_types(vars(self), "option of extensions", type(self))
@@ -97,7 +98,7 @@ def fedel(
     *,
     variant: windows.Variant = "fedel",
     beta: float = 0.6,
-    threshold: float = 1.0,
+    threshold: Unlimited = 1.0,
     agg: Literal["masked", "nova", "plain"] = "masked",
     mu: float = 0.0,
     budget: Budget = Budget(),

@@ -22,6 +22,7 @@ import numpy as np
 
 from fedjax_het.algorithms.prfl.ranking import Network, flat, join, never_pruned
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Unlimited
 from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
@@ -41,7 +42,7 @@ class Memory:
     """
 
     buffer_density: float | None = None
-    limit_bytes: float = 16e9
+    limit_bytes: Unlimited = 16e9
 
     def __post_init__(self) -> None:
         check_types(vars(self), "memory option", type(self))
@@ -100,10 +101,10 @@ def pool_layout(net: Network, counts: np.ndarray, memory: Memory, *, copies: int
     if copies == 0:
         return layout
     # Rankings, importances, sums, and the positions of each client's pages.
-    fixed = 4 * (20 * parameters + n * layout.per_model)
+    fixed = 4 * (20 * parameters + n * layout.per_model + copies * n * net.dense)
     each = 4 * copies * layout.page
     first, most = int(np.sum(layout.needed(counts))), n * layout.per_model
-    capacity = limit_bytes - fixed - 4 * copies * n * net.dense
+    capacity = limit_bytes - fixed
     wanted = most if density is None else int(np.ceil(density * most))
     require(
         density is None or wanted >= first,
@@ -112,14 +113,13 @@ def pool_layout(net: Network, counts: np.ndarray, memory: Memory, *, copies: int
         "raise it, or lower densities",
     )
     least = first if density is None else wanted
-    need = least * each + limit_bytes - capacity
     require(
         least * each <= capacity,
-        f"buffers of {n} clients and a model of {parameters} parameters: {need:.4g} bytes",
+        f"buffers of {n} clients and {parameters} parameters: {least * each + fixed:.4g} bytes",
         f"exceed limit_bytes = {limit_bytes:.4g}",
         "raise it if there is as much, set roll_back = False, or take smaller densities",
     )
-    return layout._replace(pages=min(wanted, int(capacity // each)))
+    return layout._replace(pages=int(min(wanted, capacity // each)))
 
 
 class Booked(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
 from fedjax_het.common.options import check_types
 
 # The author's first densities for ten clients, fastest first.
@@ -32,7 +33,7 @@ class Density:
     start: Sequence[float] = DENSITIES
     lowest: float = 0.1
     core: float = 0.05
-    interval: int = 50
+    interval: Count = 50
     remask: Literal["always", "on_density_change"] = "always"
     cost_aware: bool = True
     dense_share: float = 0.1
@@ -90,7 +91,7 @@ class Recovery:
     """
 
     increment: float = 0.2
-    patience: int = 10
+    patience: Count = 10
     roll_back: bool = True
     validate_on: Literal["validation", "test"] = "validation"
 

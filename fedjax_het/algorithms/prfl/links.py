@@ -7,6 +7,7 @@ import numpy as np
 
 from fedjax_het.algorithms.prfl.ranking import Network
 from fedjax_het.common.errors import require, require_known
+from fedjax_het.common.numbers import Unlimited
 from fedjax_het.common.options import check_types
 from fedjax_het.contract.clock import Closing, Flight, Pace, arrival_order, barrier, take
 from fedjax_het.contract.plan import Situation, Timing
@@ -36,8 +37,8 @@ class Links:
     """
 
     sizes: Literal["bitmap", "index", "coo64"] = "bitmap"
-    server_up_bytes_per_s: float = 10 * MIB
-    server_down_bytes_per_s: float = 50 * MIB
+    server_up_bytes_per_s: Unlimited = 10 * MIB
+    server_down_bytes_per_s: Unlimited = 50 * MIB
     server_jitter: float = 0.1
     slack_s: float = 0.1
 
@@ -49,9 +50,9 @@ class Links:
             self.server_jitter,
         )
         require(
-            up > 0 and down > 0 and jitter >= 0,
+            up > 0 and down > 0 and 0 <= jitter <= 10,
             f"server link of {up} and {down} bytes/s, jitter {jitter}",
-            "must be positive, with a jitter of at least 0",
+            "must be positive, with a jitter of at least 0 and at most 10",
             "use inf for a link without a limit",
         )
         require(self.slack_s >= 0, f"slack_s = {self.slack_s}", "must be at least 0", "use 0.1")

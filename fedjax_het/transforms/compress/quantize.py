@@ -9,6 +9,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count, Unlimited
+from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract import masks
 from fedjax_het.contract.uploads import leaf_keys
@@ -19,7 +21,8 @@ from fedjax_het.transforms.compress.parts import VALUE_BYTES, compressing, count
 _MAX_BITS = 16
 
 
-def qsgd(*, levels: int, bucket: int = 512) -> Transformation:
+@checked
+def qsgd(*, levels: Count, bucket: Count = 512) -> Transformation:
     """QSGD: every coordinate becomes a multiple of (norm / levels), rounded at random.
 
     A coordinate x becomes `norm * sign(x) * l / levels`, with l one of the two integers around
@@ -48,7 +51,8 @@ def qsgd(*, levels: int, bucket: int = 512) -> Transformation:
     return _rounding("qsgd", _norm, levels, bucket, levels=levels)
 
 
-def uniform(*, bits: int, bucket: int = 512) -> Transformation:
+@checked
+def uniform(*, bits: Count, bucket: Count = 512) -> Transformation:
     """Every coordinate becomes one of 2^bits - 1 evenly spaced values, rounded at random.
 
     The values reach from -m to m, with m the largest magnitude among the `bucket` consecutive
@@ -74,7 +78,8 @@ def uniform(*, bits: int, bucket: int = 512) -> Transformation:
     return _rounding("uniform", _most, 2 ** (bits - 1) - 1, bucket, bits=bits)
 
 
-def sign(*, error_feedback: bool = False, memory_bytes: float = MEMORY_BYTES) -> Transformation:
+@checked
+def sign(*, error_feedback: bool = False, memory_bytes: Unlimited = MEMORY_BYTES) -> Transformation:
     """Sends the sign of every coordinate, and the mean magnitude of the update.
 
     A coordinate x becomes m if x >= 0 and -m if not, with m the mean of |x| over all coordinates

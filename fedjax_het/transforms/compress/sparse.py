@@ -9,6 +9,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Unlimited
+from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.uploads import leaf_keys
 from fedjax_het.transforms.compose import Transformation
@@ -21,8 +23,9 @@ _PARTS = 2**15  # largest denominator of a share, whose products then fit int32
 Number = TypeVar("Number", np.ndarray, jax.Array)
 
 
+@checked
 def top_k(
-    share: float, *, error_feedback: bool = False, memory_bytes: float = MEMORY_BYTES
+    share: float, *, error_feedback: bool = False, memory_bytes: Unlimited = MEMORY_BYTES
 ) -> Transformation:
     """Sends the coordinates of largest magnitude, k = ceil(share d) of the d that a client trains.
 
@@ -71,8 +74,9 @@ def top_k(
     )
 
 
+@checked
 def random_k(
-    share: float, *, error_feedback: bool = False, memory_bytes: float = MEMORY_BYTES
+    share: float, *, error_feedback: bool = False, memory_bytes: Unlimited = MEMORY_BYTES
 ) -> Transformation:
     """Sends random coordinates, k = ceil(share d) of the d that a client trains.
 

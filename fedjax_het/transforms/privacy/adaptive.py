@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Chunk
 from fedjax_het.contract.uploads import Upload
@@ -29,6 +30,7 @@ class Limit(NamedTuple):
     sent: jax.Array
 
 
+@checked
 def adaptive_clip(
     *,
     noise: float,

@@ -5,6 +5,8 @@ import math
 import jax
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Unlimited
+from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Chunk
 from fedjax_het.contract.uploads import Upload
@@ -13,8 +15,9 @@ from fedjax_het.transforms.privacy import mechanism
 from fedjax_het.transforms.sending import uploading
 
 
+@checked
 def gaussian(
-    *, clip: float, noise: float, delta: float | None = None, central: bool = True
+    *, clip: Unlimited, noise: float, delta: float | None = None, central: bool = True
 ) -> Transformation:
     r"""DP-FedAvg: updates of bounded norm, and Gaussian noise.
 

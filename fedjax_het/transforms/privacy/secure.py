@@ -5,6 +5,8 @@ import math
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
+from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Chunk
 from fedjax_het.contract.plan import Timing
@@ -17,11 +19,12 @@ from fedjax_het.transforms.sending import uploading
 _FURTHER_MESSAGES = 3
 
 
+@checked
 def secure_aggregation(
     *,
-    value_bits: int = 32,
-    key_bytes: int = 32,
-    share_bytes: int = 32,
+    value_bits: Count = 32,
+    key_bytes: Count = 32,
+    share_bytes: Count = 32,
     mask_flops: float = 50.0,
 ) -> Transformation:
     r"""Prices a protocol by which the server learns the sum of the updates and nothing else.

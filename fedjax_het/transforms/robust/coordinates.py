@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Unlimited
+from fedjax_het.common.options import checked
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.robust.stacking import MEMORY_BYTES, Rule, replacing
 
 
-def median(*, memory_bytes: float = MEMORY_BYTES) -> Transformation:
+@checked
+def median(*, memory_bytes: Unlimited = MEMORY_BYTES) -> Transformation:
     """The median of each coordinate, in place of the mean of the updates.
 
     It is over the clients that train the coordinate and whose update is merged; of an even number
@@ -30,7 +33,8 @@ def median(*, memory_bytes: float = MEMORY_BYTES) -> Transformation:
     return replacing(Rule("robust.median", _trimmed(lambda m: (m - 1) // 2)), memory_bytes)
 
 
-def trimmed_mean(share: float, *, memory_bytes: float = MEMORY_BYTES) -> Transformation:
+@checked
+def trimmed_mean(share: float, *, memory_bytes: Unlimited = MEMORY_BYTES) -> Transformation:
     r"""The mean of each coordinate without its extremes, in place of the mean of the updates.
 
     Of the m clients that train the coordinate and whose update is merged, the $\lfloor \beta m

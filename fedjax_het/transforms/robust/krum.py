@@ -4,11 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count, Unlimited
+from fedjax_het.common.options import checked
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.robust.stacking import MEMORY_BYTES, Rule, Stack, aligned, replacing
 
 
-def krum(attackers: int, *, keep: int = 1, memory_bytes: float = MEMORY_BYTES) -> Transformation:
+@checked
+def krum(
+    attackers: Count, *, keep: Count = 1, memory_bytes: Unlimited = MEMORY_BYTES
+) -> Transformation:
     r"""Krum: the update closest to its neighbours, in place of the mean of the updates.
 
     The score of a client is the sum of its squared distances to the m - f - 2 closest of the m

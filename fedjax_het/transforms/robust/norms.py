@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.options import checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Chunk
 from fedjax_het.contract.uploads import Upload
@@ -11,6 +12,7 @@ from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.sending import uploading
 
 
+@checked
 def norm_bound(*, limit: float) -> Transformation:
     r"""Updates no longer than a limit: $\Delta_i / \max(1, \lVert \Delta_i \rVert / M)$.
 

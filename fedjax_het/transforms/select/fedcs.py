@@ -3,13 +3,16 @@
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
+from fedjax_het.common.options import checked
 from fedjax_het.contract.plan import Timing
 from fedjax_het.contract.selection import Candidates
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.select.parts import selecting, stateless
 
 
-def fedcs(*, deadline_s: float, asked: int | None = None) -> Transformation:
+@checked
+def fedcs(*, deadline_s: float, asked: Count | None = None) -> Transformation:
     """FedCS: adds the client that lengthens the round least, until deadline or cohort are full.
 
     The round begins with the slowest download. Clients then compute side by side and upload one

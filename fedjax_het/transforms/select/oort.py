@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
+from fedjax_het.common.options import checked
 from fedjax_het.contract.selection import Candidates, Seen, Selector
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.select.parts import at_share, drawn, selecting
@@ -36,6 +38,7 @@ class OortState(NamedTuple):
     percent: np.ndarray
 
 
+@checked
 def oort(
     *,
     exploration: float = 0.9,
@@ -43,7 +46,7 @@ def oort(
     least_exploration: float = 0.2,
     alpha: float = 2.0,
     cut: float = 0.95,
-    pacer_rounds: int = 20,
+    pacer_rounds: Count = 20,
     pacer_step: float = 5.0,
     preferred_percent: float = 10.0,
 ) -> Transformation:

@@ -3,6 +3,8 @@
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
+from fedjax_het.common.options import checked
 from fedjax_het.contract import selection
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.selection import Candidates
@@ -29,7 +31,8 @@ def weighted() -> Transformation:
     return selecting("weighted", choose)
 
 
-def power_of_choice(*, d: int, fresh: bool = False) -> Transformation:
+@checked
+def power_of_choice(*, d: Count, fresh: bool = False) -> Transformation:
     """Of d clients drawn in proportion to their samples, those with the highest loss.
 
     By default the loss of a client is its mean training loss when it last took part, and a client
@@ -73,7 +76,7 @@ def power_of_choice(*, d: int, fresh: bool = False) -> Transformation:
     return checked
 
 
-def _require_compared(d: int, wanted: int) -> None:
+def _require_compared(d: Count, wanted: int) -> None:
     require(
         d >= wanted,
         f"d = {d} of power_of_choice",

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.numbers import Count
+from fedjax_het.common.options import checked
 from fedjax_het.contract.selection import Candidates, Selector
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.select.parts import selecting, unchanged
@@ -31,7 +33,8 @@ class TiflState(NamedTuple):
     compared: np.ndarray
 
 
-def tifl(*, tiers: int = 5, interval: int = 20, rounds: int | None = None) -> Transformation:
+@checked
+def tifl(*, tiers: Count = 5, interval: Count = 20, rounds: Count | None = None) -> Transformation:
     """TiFL, adaptive: draws one tier per round, and clients inside it.
 
     At the first draw all clients are sorted by the duration that the method plans for them, and
@@ -100,7 +103,7 @@ def tifl(*, tiers: int = 5, interval: int = 20, rounds: int | None = None) -> Tr
     return selecting("tifl", Selector(init, choose, unchanged, scored=True), **options)
 
 
-def _profile(candidates: Candidates, tiers: int) -> np.ndarray:
+def _profile(candidates: Candidates, tiers: Count) -> np.ndarray:
     """Tier of every client by its planned duration, int64[n]; ties go by id."""
     assert candidates.price is not None
     n = len(candidates.samples)

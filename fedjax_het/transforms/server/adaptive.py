@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.common.options import check_options
+from fedjax_het.common.options import check_options, checked
 from fedjax_het.common.types import PyTree
 from fedjax_het.local import optimizers
 from fedjax_het.local.optimizers import Choice
@@ -15,6 +15,7 @@ from fedjax_het.local.optimizers import Choice
 FEDOPT = ("yogi", "adam")
 
 
+@checked
 def scale_by_fedopt(
     moment: str, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_het.common.errors import require
+from fedjax_het.common.options import checked
 from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
 from fedjax_het.local import optimizers
 from fedjax_het.local.optimizers import Choice
@@ -13,6 +14,7 @@ from fedjax_het.transforms.nesting import Nested, nested
 from fedjax_het.transforms.server.adaptive import server_rule
 
 
+@checked
 def optimizer(choice: Choice, *, learning_rate: float | None = None) -> Transformation:
     r"""An optimiser of the server, which takes minus the method's change as the gradient.
 
