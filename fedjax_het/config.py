@@ -23,6 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_het import algorithms, models, objectives
+from fedjax_het.common import numbers
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.files import read_file
 from fedjax_het.common.options import check_options, defaults
@@ -95,7 +96,12 @@ def plain(config: Any) -> dict[str, Any]:
             return [value_of(item) for item in value]
         return value
 
-    sections = value_of(config)
+    try:
+        sections = value_of(config)
+    except RecursionError:
+        raise InputError(
+            "config: is nested too deeply, or holds itself; see the files in configs/"
+        ) from None
     if not isinstance(sections, dict):
         raise InputError(
             f"config of type {type(config).__name__}: must be a mapping of sections; "
@@ -105,7 +111,7 @@ def plain(config: Any) -> dict[str, Any]:
         require_known(name, _SECTIONS, "config section")
         require(
             isinstance(part, dict),
-            f"config.{name} = {part!r}",
+            f"config.{name} = {numbers.shown(part)}",
             "must be a mapping of options",
             "see the files in configs/",
         )
@@ -128,14 +134,14 @@ def named(
     chosen = options.pop(key, None)
     require(
         isinstance(chosen, str),
-        f"config.{name}.{key} = {chosen!r}",
+        f"config.{name}.{key} = {numbers.shown(chosen)}",
         "must be given, as text",
         "see the files in configs/",
     )
     for option in derived:
         require(
             option not in options,
-            f"config.{name}.{option} = {options.get(option)!r}",
+            f"config.{name}.{option} = {numbers.shown(options.get(option))}",
             "follows from the rest of the configuration",
             "leave it out",
         )
@@ -155,7 +161,7 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
     if partition is not None:
         require(
             isinstance(partition, dict) and "name" in partition and num_clients is not None,
-            f"config.data.partition = {partition!r}, num_clients = {num_clients}",
+            f"config.data.partition = {numbers.shown(partition)}, num_clients = {num_clients}",
             "a partition has a name and a number of clients to deal to",
             "e.g. partition = dict(name='dirichlet', alpha=0.5), num_clients = 30",
         )
@@ -238,7 +244,7 @@ def methods(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for label, own in config["compare"]["methods"].items():
         require(
             isinstance(own, dict),
-            f"config.compare.methods.{label} = {own!r}",
+            f"config.compare.methods.{label} = {numbers.shown(own)}",
             "must be a mapping of options",
             "e.g. {'name': 'fedpmt'}, or {} for config.algorithm as it is",
         )

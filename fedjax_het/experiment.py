@@ -213,12 +213,6 @@ def _entries(
             )
             other = places.setdefault(_slug(label), label)
             require(
-                bool(label),
-                "method ''",
-                "must have a label, the name of its directory",
-                "give it one under compare.methods",
-            )
-            require(
                 label not in entries and other == label,
                 f"methods {other!r} and {label!r}",
                 "must differ in more than case and punctuation, each has a directory of its own",

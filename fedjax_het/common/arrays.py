@@ -17,6 +17,8 @@ from fedjax_het.common.files import AnyPath, open_file, reason, zip_members
 
 _NPY = b"\x93NUMPY"
 _MAX_HEADER = 10_000
+# Axes that an array of NumPy may have.
+_MOST_AXES = 64
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -53,12 +55,19 @@ def given_array(value: Any, name: str, remedy: str = "give a NumPy array") -> np
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def require_unmasked(value: Any, name: str) -> None:
-    """Raises `InputError` if an array, or one inside lists and tuples, hides values by a mask."""
+def require_unmasked(value: Any, name: str, depth: int = 0) -> None:
+    """Raises `InputError` if an array, or one inside lists and tuples, hides values by a mask.
+
+    Args:
+      value: array, or anything else.
+      name: name of the value.
+      depth: number of lists around it, which may be nested as far as arrays have axes.
+    """
     if isinstance(value, list | tuple):
+        require(depth < _MOST_AXES, name, f"is nested deeper than {_MOST_AXES} lists", "flatten it")
         for part in value:
             if isinstance(part, list | tuple | np.ma.MaskedArray):
-                require_unmasked(part, name)
+                require_unmasked(part, name, depth + 1)
     elif isinstance(value, np.ma.MaskedArray):
         hidden = int(np.count_nonzero(np.ma.getmaskarray(value)))
         require(

@@ -44,7 +44,6 @@ EVALUATION = ("eval_every", "eval_every_s")
 
 
 # Largest number of characters in the name of a run.
-_LONGEST_NAME = 200
 
 
 class RunKeywords(TypedDict, total=False):
@@ -164,18 +163,6 @@ class RunOptions:
                 "must be a whole number of at least 1",
                 "count in evaluations" if name == "patience" else "count in server steps",
             )
-        require(
-            len(self.name) <= _LONGEST_NAME,
-            f"name of {len(self.name)} characters",
-            f"must have at most {_LONGEST_NAME}, for it labels tables and plots",
-            "shorten it",
-        )
-        require(
-            self.workdir is None or bool(str(self.workdir).strip()),
-            f"workdir = {self.workdir!r}",
-            "must name a directory",
-            "leave it out to keep the records in memory",
-        )
         require(
             self.seed >= 0,
             f"seed = {self.seed!r}",

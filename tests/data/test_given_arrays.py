@@ -206,7 +206,7 @@ def test_odd_values_are_used_or_refused(where):
         ({"x": np.full((N, 2), -(2**32))}, "x: token -4294967296: must be at least -2"),
         ({"x": {"tokens": np.full((N, 2), -(2**32))}}, r"x\['tokens'\]: token -4294967296"),
         ({"x": np.full((N, 2), -3, ">i4")}, "x: token -3: must be >= 0"),
-        ({"y": np.array([0, 1, 2, 0, 1, 2**31 - 1])}, "num_classes = 2147483648 for y: must be at"),
+        ({"y": np.array([0, 1, 2, 0, 1, 2**31 - 1])}, "num_classes = 2147483648: must be at"),
         ({"clients": [None, 1, 1, 1, 1, 1]}, "clients holds ids of NoneType, int"),
         ({"clients": [0, [1]]}, "clients of type list: must be one array"),
         ({"clients": [[1], 0]}, r"clients\[1\] is int64\[\]: must be a one-dimensional"),

@@ -57,8 +57,4 @@ CASES: list[Case] = [
     (held, "run' | in use by process | close the earlier simulation"),
     (ran(name="a\udc80"), "name = 'a\\udc80' | surrogate pairs | characters of Unicode"),
     (ran(name="x" * 201), "name of 201 characters | at most 200 | shorter one"),
-    (
-        lambda here: experiment.compare([{**changed(), "compare": {"methods": {"": {}}}}], here),
-        "method '' | must have a label | compare.methods",
-    ),
 ]

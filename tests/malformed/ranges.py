@@ -13,7 +13,6 @@ from fedjax_het import (
     fleet,
     models,
     objectives,
-    simulate,
     transforms,
 )
 from fedjax_het.data import from_arrays, iid, label_limited
@@ -93,7 +92,7 @@ UNBOUNDED: list[Case] = [
         of_fleet("adel", drift=0.1, drift_every_s=1e-9),
         "every_s = 1e-09 | at most 100000 steps | every_s=10",
     ),
-    (arrays(num_classes=10**12), "num_classes = 1000000000000 | at most 10000000 | held"),
+    (arrays(num_classes=10**12), "num_classes = 1000000000000 | at most 16777216 | held"),
     (lambda here: label_limited(10**12, 2), "'num_clients' | at most 10000000 | correct"),
     (model("mlp", hidden=(10**12,)), "'hidden' | each a whole number of at most 10000000 | (200"),
     (
@@ -188,11 +187,7 @@ UNPHYSICAL: list[Case] = [
     (arrays(classes=3), "'classes' = 3 | a list, each text or None | correct classes"),
     (arrays(seed=1j), "'seed' = 1j | a whole number | seed = 0"),
     (arrays(validation_fraction=1j), "validation_fraction = 1j | below 1 | one tenth"),
-    (
-        lambda here: simulate(method("fedavg")(here), problem(), rounds=1, workdir=""),
-        "workdir = '' | must name a directory | in memory",
-    ),
-    (ran(name="a" * 10_000), "name of 10000 characters | at most 200 | shorten"),
+    (ran(name="a" * 10_000), "name of 10000 characters | at most 200 | shorter one"),
     (ran(max_virtual_s=-INF), "max_virtual_s = -inf | positive number | leave it out"),
     (labelled(""), "label '' | names a directory | 'FedAvg'"),
     (labelled("ü" * 150), "label 'üüü | 1 to 200 bytes | 'FedAvg'"),
