@@ -16,7 +16,7 @@ from fedjax_het.contract.algorithm import ClientResult
 from fedjax_het.contract.plan import Schedule
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.problem import Problem
-from fedjax_het.simulation import simulation
+from fedjax_het.simulation import stopwatch
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
@@ -98,7 +98,7 @@ def test_a_round_that_can_never_start_is_reported_when_its_turn_comes(
     tmp_path, monkeypatch, batch_s
 ):
     """Whatever the speed of the machine, which decides how many rounds make a batch."""
-    monkeypatch.setattr(simulation, "_BATCH_S", batch_s)
+    monkeypatch.setattr(stopwatch, "_LONGEST_S", batch_s)
     base = scalar_problem((3, 4))
     algorithm = nudging(base)
     refuse = InputError("no more rounds")
