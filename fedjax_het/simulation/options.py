@@ -43,9 +43,6 @@ MACHINE = ("execution", "chunk", "max_routes", "devices", "convolution")
 EVALUATION = ("eval_every", "eval_every_s")
 
 
-# Largest number of characters in the name of a run.
-
-
 class RunKeywords(TypedDict, total=False):
     """The fields of `RunOptions` as keywords, for editors and type checkers."""
 
