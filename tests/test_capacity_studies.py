@@ -79,7 +79,7 @@ def test_every_method_of_the_fedpmt_study_pays_what_its_groups_afford(monkeypatc
     found = [line.rsplit(maxsplit=3) for line in lines]
     work = {label.strip(): [float(share) for share in shares] for label, *shares in found}
     assert set(work) == set(fedpmt.ARMS)
-    everyone = {"FedAvg", "drop-stragglers", "DepthFL, everyone whole"}
+    everyone = {"FedAvg", "FedDyn", "drop-stragglers", "DepthFL, everyone whole"}
     for label, shares in work.items():
         # The heads of the exits come on top of the complete network.
         assert shares[2] == pytest.approx(1.06 if "DepthFL" in label else 1.0, abs=0.002)
