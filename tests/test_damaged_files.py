@@ -402,7 +402,7 @@ def test_an_npz_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(tmp_p
         at += 4
     path = tmp_path / "bandwidth_traces.npz"
     path.write_bytes(content)
-    assert "9600000000 bytes, must be at most 4294967296" in str(refusal(traces.bandwidth, path))
+    assert "9600000000 bytes, must be at most 268435456" in str(refusal(traces.bandwidth, path))
 
 
 def test_arrays_in_another_order_are_read_rightly(tmp_path):

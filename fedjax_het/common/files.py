@@ -130,16 +130,25 @@ def read_packed(path: AnyPath, remedy: str) -> bytes:
     content = read_file(path, remedy)
     if content[:2] != b"\x1f\x8b":
         return content
+    limit = _most_unpacked(len(content))
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            plain = _read_up_to(file, MAX_BYTES)
+            plain = _read_up_to(file, limit)
     except _DAMAGE as error:
         raise InputError(
             f"{path}: truncated or corrupt gzip data ({reason(error)}); {remedy}"
         ) from None
-    if len(plain) > MAX_BYTES:
-        raise too_large(f"{path}, unpacked", f"over {MAX_BYTES}", MAX_BYTES, remedy)
+    if len(plain) > limit:
+        raise too_large(f"{path}, unpacked", f"over {limit}", limit, remedy)
     return plain
+
+
+def _most_unpacked(packed: int) -> int:
+    """Bytes that a compressed file of a size may unpack to.
+
+    Samples shrink by factors of two to twenty; a thousand is a file that was made to fill memory.
+    """
+    return min(MAX_BYTES, max(2**28, 100 * packed))
 
 
 def zip_members(
@@ -164,7 +173,7 @@ def zip_members(
       The contents in the order of the names.
 
     Raises:
-      InputError: if it is no archive, lacks a member, is damaged, or states more than `MAX_BYTES`.
+      InputError: if it is no archive, lacks a member, is damaged, or states too many bytes.
     """
     with open_file(path, remedy) as file:
         try:
@@ -175,8 +184,9 @@ def zip_members(
                 require(not missing, str(path), lacking, remedy)
                 members = [archive.getinfo(name + suffix) for name in names]
                 stated = sum(member.file_size for member in members)
-                if stated > MAX_BYTES:
-                    raise too_large(f"{path}, unpacked", stated, MAX_BYTES, remedy)
+                limit = _most_unpacked(os.fstat(file.fileno()).st_size)
+                if stated > limit:
+                    raise too_large(f"{path}, unpacked", stated, limit, remedy)
                 return [archive.read(member) for member in members]
         except InputError:
             raise
