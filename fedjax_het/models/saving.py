@@ -6,6 +6,7 @@ the arrays under these names.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -134,8 +135,18 @@ def write(path: str | Path, variables: Variables, metadata: Mapping[str, str]) -
       InputError: if the file cannot be written.
     """
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in named(variables).items()}
-    content = save(arrays, {**metadata, _SHA256: _digest(arrays)})
+    content = _ordered(save(arrays, {**metadata, _SHA256: _digest(arrays)}))
     write_atomic(Path(path), content, f"path = {str(path)!r}")
+
+
+def _ordered(content: bytes) -> bytes:
+    """The content of a file with its metadata by name, which safetensors writes in any order."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def locate(place: str | Path) -> Path:
