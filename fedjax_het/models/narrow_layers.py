@@ -296,8 +296,8 @@ def innermost() -> AbstractContextManager[None]:
 def _scaled(layer: Any, factor: Any) -> Iterator[None]:
     """Inside, a layer multiplies its kernel and bias by a factor, as if it scaled its outputs.
 
-    The parameters are smaller than the outputs, and the operations that follow keep their fusions:
-    a factor on the outputs of convolutions costs a quarter of a step.
+    The parameters are smaller than the outputs: on a CPU a factor on the outputs of convolutions
+    takes up to a third of the time of a round (`docs/performance.md`).
     """
     promote = layer.promote_dtype
 

@@ -261,6 +261,14 @@ def test_files_are_for_complete_models(run):
     assert two.record.metrics[0]["loss"] == one.record.metrics[-1]["loss"]
 
 
+def saved(directory):
+    """A model in a file: its path, its arrays, and what it says of itself."""
+    base, path = base_problem(), directory / "m.safetensors"
+    save_model(path, base, base.model.init(jax.random.key(0)))
+    arrays, metadata = read(path, "place")
+    return path, arrays, json.loads(metadata["fedjax_het"])
+
+
 METADATA = {
     "name": 5,
     "spec": ["mlp"],
@@ -273,11 +281,7 @@ METADATA = {
 @pytest.mark.parametrize("name", METADATA)
 def test_what_a_file_says_of_its_model_is_checked(name, tmp_path):
     """Values of another kind, in the metadata of a file whose arrays are sound."""
-    base = base_problem()
-    path = tmp_path / "m.safetensors"
-    save_model(path, base, base.model.init(jax.random.key(0)))
-    arrays, metadata = read(path, "place")
-    about = json.loads(metadata["fedjax_het"])
+    path, arrays, about = saved(tmp_path)
     for value in (METADATA[name], None, -1, [10**200], [None]):
         told = json.dumps({**about, name: value})
         save_file(arrays, path, {"fedjax_het": told})
@@ -305,11 +309,7 @@ def test_what_a_file_says_of_its_model_is_checked(name, tmp_path):
     ],
 )
 def test_a_model_that_cannot_be_made_again_is_refused(change, tmp_path):
-    base = base_problem()
-    path = tmp_path / "m.safetensors"
-    save_model(path, base, base.model.init(jax.random.key(0)))
-    arrays, metadata = read(path, "place")
-    about = json.loads(metadata["fedjax_het"])
+    path, arrays, about = saved(tmp_path)
     save_file(
         arrays, path, {"fedjax_het": json.dumps({**about, "spec": {**about["spec"], **change}})}
     )

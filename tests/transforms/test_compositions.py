@@ -16,6 +16,7 @@ from methods import DEFAULT, SETTINGS, choosing
 from problems import assert_close, differ, digits_problem
 
 import fedjax_het as fh
+from benchmarks.faults.tiny import TRANSFORMATIONS as OPTIONS
 from fedjax_het.algorithms import ALGORITHMS
 from fedjax_het.common.errors import InputError
 from fedjax_het.engine.engine import make_engine
@@ -24,30 +25,6 @@ from fedjax_het.simulation.start import run_keys
 from fedjax_het.transforms.catalogue import TRANSFORMATIONS
 from fedjax_het.transforms.named import named
 
-# Options of the transformations that need some, or that would do nothing on the small problems.
-OPTIONS = {
-    "attack.noise": {"deviation": 0.1, "share": 0.5},
-    "attack.scaled": {"factor": -2.0, "share": 0.5},
-    "attack.sign_flip": {"share": 0.5},
-    "compress.qsgd": {"levels": 4, "bucket": 16},
-    "compress.random_k": {"share": 0.3, "error_feedback": True},
-    "compress.top_k": {"share": 0.2},
-    "compress.uniform": {"bits": 4, "bucket": 16},
-    "pace.arrivals": {"count": 2},
-    "pace.buffer": {"count": 2, "staleness": "polynomial"},
-    "pace.deadline": {"deadline_s": 1.0},
-    "pace.first": {"count": 2, "of": 3},
-    "pace.window": {"interval_s": 0.12},
-    "privacy.adaptive_clip": {"noise": 0.1},
-    "privacy.gaussian": {"clip": 0.5, "noise": 0.1},
-    "robust.krum": {"attackers": 0, "keep": 2},
-    "robust.norm_bound": {"limit": 0.1},
-    "robust.trimmed_mean": {"share": 0.3},
-    "select.fedcs": {"deadline_s": 1000.0},
-    "select.power_of_choice": {"d": 6},
-    "select.tifl": {"tiers": 2, "interval": 1},
-    "server.optimizer": {"choice": "momentum", "learning_rate": 0.5},
-}
 KINDS = sorted({name.partition(".")[0] for name in TRANSFORMATIONS})
 
 
