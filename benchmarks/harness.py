@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from benchmarks import isa
+
 Run = Callable[[], Any]
 
 # Side of the square matrices whose product measures the machine.
@@ -114,6 +116,7 @@ def machine() -> dict[str, Any]:
         name = models[0] if models else name
     return {
         "cpu": name,
+        "isa": isa.limited(),
         "cores": os.cpu_count(),
         "load_1min": os.getloadavg()[0],
         "device": f"{device.platform}: {device.device_kind}",
@@ -126,7 +129,7 @@ def machine() -> dict[str, Any]:
 def describe(facts: Mapping[str, Any]) -> str:
     """`machine()` on one line."""
     return (
-        f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_1min']:.1f} at the start, "
+        f"{facts['cpu']}, {facts['isa']}, {facts['cores']} cores, load {facts['load_1min']:.1f} at the start, "
         f"{facts['device']}, JAX {facts['jax']}, Python {facts['python']}"
     )
 
@@ -160,12 +163,12 @@ def command(
     """Runs a benchmark from the command line: prints its report, and writes its results if asked.
 
     Args:
-      parser: knows the benchmark's arguments; `--json` is added.
+      parser: knows the benchmark's arguments; `--json` and `--isa` are added.
       measure: takes them by name.
       report: the results as text.
     """
     parser.add_argument("--json", help="also write the results here")
-    arguments = vars(parser.parse_args())
+    arguments = vars(isa.parse(parser))
     path = arguments.pop("json")
     results = measure(**arguments)
     print(report(results))

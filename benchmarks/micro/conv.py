@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
+from benchmarks import harness, isa
 from fedjax_het.models.conv import conv_general_dilated
 from fedjax_het.models.lowering import Convolution, Lowering, choose, device_fits, lowering
 from fedjax_het.runtime.compiling import compiler_options
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16, help="each with kernels of its own")
     parser.add_argument("--batch", type=int, default=20, help="samples of each client")
     parser.add_argument("--dtypes", default="float32", help="e.g. float32,bfloat16")
-    arguments = parser.parse_args()
+    arguments = isa.parse(parser)
     size = 1024 if jax.default_backend() == "cpu" else 8192
     for line in report(arguments.clients, arguments.batch, arguments.dtypes.split(","), size):
         print(line, flush=True)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, isa
 
 _CLIENTS = 4
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=2, help="processes after the first")
     parser.add_argument("--json", help="also write the results here")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = isa.parse(parser)
     if arguments.child:
         print(json.dumps(one(arguments.child)))
         return

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
+from benchmarks import harness, isa
 from fedjax_het.models.product import product
 from fedjax_het.runtime.compiling import compiler_options
 
@@ -102,7 +102,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7, help="turns")
-    arguments = parser.parse_args()
+    arguments = isa.parse(parser)
     print(harness.describe(harness.machine()))
     header = ("product", "which", "XLA's choice, GFLOP/s", "Eigen, GFLOP/s")
     print(harness.table(header, measure(arguments.repeats)))

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, isa
 from benchmarks.micro.training import make_work
 from benchmarks.peers.works import many_small
 from fedjax_het.algorithms.fedavg import fedavg
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(WORKS), help="works, by name")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="also write the results here")
-    arguments = parser.parse_args()
+    arguments = isa.parse(parser)
     results = {
         "machine": harness.machine(),
         "works": [measure(name, arguments.repeats) for name in arguments.only.split(",")],

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import harness, roofline
+from benchmarks import harness, isa, roofline
 from benchmarks.micro.training import INPUT_SHAPES, Trainer, Work
 from fedjax_het import models
 from fedjax_het.algorithms.fedavg import fedavg
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--json", help="also write the results here")
     parser.add_argument("--child", choices=("FedAvg", *WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = isa.parse(parser)
     size = (arguments.model, arguments.clients, arguments.samples, arguments.hidden)
     if arguments.child:
         print(json.dumps({"peak_bytes": peak(*size, arguments.child, arguments.rate)}))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, isa
 from benchmarks.peers.process import CONTENDERS, Contender, Process
 from benchmarks.peers.work import Work
 from benchmarks.peers.works import SETTINGS, Setting, record
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--json", help="also write the results here")
     parser.add_argument("--markdown", help="also write the tables here")
     parser.add_argument("--keep", help="folder for the works and the logs")
-    arguments = parser.parse_args()
+    arguments = isa.parse(parser)
     wanted = {"ours", *(arguments.only or [c.name for c in CONTENDERS])}
     chosen = [c for c in CONTENDERS if c.name in wanted]
     results: dict[str, Any] = {"machine": harness.machine(), "works": []}
