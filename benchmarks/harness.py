@@ -129,7 +129,8 @@ def machine() -> dict[str, Any]:
 def describe(facts: Mapping[str, Any]) -> str:
     """`machine()` on one line."""
     return (
-        f"{facts['cpu']}, {facts['isa']}, {facts['cores']} cores, load {facts['load_1min']:.1f} at the start, "
+        f"{facts['cpu']}, {facts['isa']}, {facts['cores']} cores, "
+        f"load {facts['load_1min']:.1f} at the start, "
         f"{facts['device']}, JAX {facts['jax']}, Python {facts['python']}"
     )
 
