@@ -32,8 +32,8 @@ from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.resources import Resources
 from fedjax_het.problem import Problem
 from fedjax_het.report import preview as previews
-from fedjax_het.report.compare import Comparison
-from fedjax_het.report.compare import compare as compare_records
+from fedjax_het.report.comparison import Comparison
+from fedjax_het.report.comparison import compare as compare_records
 from fedjax_het.report.page import write_report
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.schema import check_comparison

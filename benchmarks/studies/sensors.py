@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from flax import nnx
 
 import fedjax_het as fh
-from fedjax_het.report.compare import Comparison
+from fedjax_het.report.comparison import Comparison
 
 SPEAKERS = 20
 TARGETS = (0.5, 0.7, 0.75)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy
 
 from fedjax_het.common.arrays import require_unmasked
 from fedjax_het.common.errors import require
@@ -233,4 +233,4 @@ def _solve_off_log_std(
         f"must lie below {excess(steady) + on_fraction:.3g} with these medians and this on_log_std",
         "lower it, lower off_median_s, or raise on_median_s",
     )
-    return float(brentq(excess, steady, wild, xtol=1e-6))
+    return float(scipy.optimize.brentq(excess, steady, wild, xtol=1e-6))

@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from jax.extend.core import JaxprEqn
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 # The atom of everything that no sub-network cuts: classes, input features, rows of a table.
 FIXED = 0
@@ -174,8 +173,10 @@ class Ties:
             one, other = (
                 np.concatenate(self._edges, axis=1) if self._edges else np.zeros((2, 0), int)
             )
-            graph = coo_array((np.ones(len(one), bool), (one, other)), (self._count, self._count))
-            self._roots = connected_components(graph, directed=False)[1]
+            graph = scipy.sparse.coo_array(
+                (np.ones(len(one), bool), (one, other)), (self._count, self._count)
+            )
+            self._roots = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
             self._solved = len(self._edges)
         return self._roots
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.metrics import roc_auc_score
 
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.data.batches import Batch
@@ -175,6 +174,8 @@ def areas(scores: np.ndarray, true: np.ndarray) -> float:
       scores: score of each label, float[N, C].
       true: whether each label holds, bool[N, C].
     """
+    from sklearn.metrics import roc_auc_score  # takes a second to import
+
     defined = np.flatnonzero(true.any(axis=0) & ~true.all(axis=0))
     found = [roc_auc_score(true[:, c], scores[:, c]) for c in defined]
     return float(np.mean(found)) if found else float("nan")

@@ -13,17 +13,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from logging import LogRecord
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import read_json
 from fedjax_het.common.writing import make_directory, refusing, write_json
 from fedjax_het.simulation.identity import require_same
+
+if TYPE_CHECKING:
+    from orbax.checkpoint import StandardCheckpointer
 
 _KEEP = 2
 _DIGEST = "digest.json"
@@ -135,9 +137,8 @@ class Checkpoints:
             return None
         meta = read_json(target / "meta.json")
         like = template(meta)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
         with _checkpointer() as reader:
-            arrays = reader.restore(target / "arrays", abstract)
+            arrays = reader.restore(target / "arrays", jax.tree.map(_abstract, _storable(like)))
         return _like(like, arrays), meta
 
     @contextlib.contextmanager
@@ -161,8 +162,10 @@ class Checkpoints:
             ) from error
 
 
-def _checkpointer() -> ocp.StandardCheckpointer:
+def _checkpointer() -> "StandardCheckpointer":
     """A checkpointer for this process only: every process reads, and the first one writes."""
+    import orbax.checkpoint as ocp  # a fifth of the time to import the library
+
     own = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
@@ -182,6 +185,10 @@ def _storable(tree: Any) -> Any:
     return jax.tree.map(
         lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf), tree
     )
+
+
+def _abstract(array: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _like(template: Any, arrays: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
+import scipy
 
 from fedjax_het.algorithms.adel.depths import log_miss, log_miss_slope
 from fedjax_het.algorithms.adel.workload import Setting
@@ -154,7 +154,7 @@ class Bound:
             + log_miss_slope(self.layers, expected_layers)
             - 2.0 * np.log1p(-2.0 * p)
         )
-        return logsumexp(each, axis=-1)
+        return scipy.special.logsumexp(each, axis=-1)
 
     def excess(self, deadlines_s: np.ndarray, scale: float) -> float:
         """The bound without its `floor`; inf if a layer is missed with probability >= 1/2."""

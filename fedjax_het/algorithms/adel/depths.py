@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import gammaincc, gammaln, xlogy
+import scipy
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.types import PyTree
@@ -164,7 +164,7 @@ def miss_probability(layers: int, expected_layers: np.ndarray | float) -> np.nda
       methods/adel_fl.md 1.3.
     """
     needed = layers - np.arange(layers)
-    return gammaincc(needed, np.asarray(expected_layers, np.float64)[..., None])
+    return scipy.special.gammaincc(needed, np.asarray(expected_layers, np.float64)[..., None])
 
 
 def log_miss(layers: int, expected_layers: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ def log_miss(layers: int, expected_layers: np.ndarray) -> np.ndarray:
     rate = np.asarray(expected_layers, np.float64)[..., None]
     k = np.arange(layers)
     # The terms are rate^k / k!; their prefix sums are Q(1), Q(2), ... times e^rate.
-    running = np.logaddexp.accumulate(xlogy(k, rate) - gammaln(k + 1), axis=-1)
+    running = np.logaddexp.accumulate(_log_terms(k, rate), axis=-1)
     return running[..., ::-1] - rate
 
 
@@ -180,7 +180,7 @@ def log_miss_slope(layers: int, expected_layers: np.ndarray) -> np.ndarray:
     """`log(-d miss_probability / d expected_layers)`, the log of a Poisson probability."""
     rate = np.asarray(expected_layers, np.float64)[..., None]
     k = layers - 1 - np.arange(layers)
-    return xlogy(k, rate) - gammaln(k + 1) - rate
+    return _log_terms(k, rate) - rate
 
 
 def batch_sizes(
@@ -249,3 +249,8 @@ def _price(problem: Problem, shapes: Any, ids: Any, first_layer: int) -> tuple[i
     if cost.uploads_stats:
         sent += sum(int(cost.stats_bytes[b]) for b, leaves in enumerate(kept) if leaves)
     return first, flops, sent
+
+
+def _log_terms(k: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """`log(rate^k / k!)`."""
+    return scipy.special.xlogy(k, rate) - scipy.special.gammaln(k + 1)

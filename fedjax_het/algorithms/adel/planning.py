@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.interpolate import CubicSpline
-from scipy.optimize import SR1, Bounds, LinearConstraint, brentq, minimize, minimize_scalar
-from scipy.special import gammainccinv
+import scipy
 from threadpoolctl import threadpool_limits
 
 from fedjax_het.algorithms.adel.bound import Bound, Constants, bound_of, require_budget
@@ -159,7 +157,7 @@ def preview(name: str, setting: Setting, plan: DeadlinePlan, max_batch: int) -> 
 
 def least_ratio(layers: int, users: int, max_miss: float) -> float:
     """The T/m at which all clients miss the input layer with probability `max_miss`."""
-    return float(gammainccinv(layers, max_miss ** (1.0 / users)))
+    return float(scipy.special.gammainccinv(layers, max_miss ** (1.0 / users)))
 
 
 def require_feasible(bound: Bound, limits: Limits) -> float:
@@ -256,7 +254,7 @@ def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarra
     nodes = np.geomspace(ratio, longest, _NODES)
     slope = bound.log_missing_slope(nodes)
     # The slope decreases strictly, so a spline through the swapped nodes is its inverse.
-    inverse = CubicSpline(slope[::-1], nodes[::-1])
+    inverse = scipy.interpolate.CubicSpline(slope[::-1], nodes[::-1])
 
     def ratios(scale: float) -> np.ndarray:
         """Ratios T / m at this scale, float64[R]."""
@@ -273,7 +271,7 @@ def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarra
             return float(np.sum(fill(level)) - total)
 
         ends = slope[-1] + np.min(log_a), slope[0] + np.max(log_a)
-        filled = fill(brentq(surplus, *ends, xtol=1e-13, rtol=1e-14))
+        filled = fill(scipy.optimize.brentq(surplus, *ends, xtol=1e-13, rtol=1e-14))
         free = filled > least
         # The rest of the total after rounding goes to the rounds that are not at their limit.
         if np.any(free):
@@ -287,7 +285,9 @@ def water_filling(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarra
         tried = np.linspace(low, high, _SCALES)
         best = int(np.argmin([cost(scale) for scale in tried]))
         around = tried[max(best - 1, 0)], tried[min(best + 1, _SCALES - 1)]
-        found = minimize_scalar(cost, bounds=around, method="bounded", options={"xatol": 1e-10})
+        found = scipy.optimize.minimize_scalar(
+            cost, bounds=around, method="bounded", options={"xatol": 1e-10}
+        )
         # The search does not evaluate the ends of its interval.
         scale = min((low, high, float(found.x)), key=cost)
     else:
@@ -333,18 +333,18 @@ def trust_constr(bound: Bound, limits: Limits, ratio: float) -> tuple[np.ndarray
     with warnings.catch_warnings(), threadpool_limits(1):
         # If deadlines are so long that no layer is missed, the gradient does not change.
         warnings.filterwarnings("ignore", "delta_grad == 0.0", UserWarning)
-        found = minimize(
+        found = scipy.optimize.minimize(
             lambda x: _UNIT * bound.excess(x[:-1], x[-1]),
             start,
             jac=gradient,
-            hess=SR1(),
+            hess=scipy.optimize.SR1(),
             method="trust-constr",
-            bounds=Bounds(
+            bounds=scipy.optimize.Bounds(
                 np.append(np.full(rounds, limits.shortest_s), low),
                 np.append(np.full(rounds, np.inf), high),
                 keep_feasible=True,
             ),
-            constraints=[LinearConstraint(linear, lower, upper, keep_feasible=True)],
+            constraints=[scipy.optimize.LinearConstraint(linear, lower, upper, keep_feasible=True)],
             options={"gtol": 1e-8, "xtol": 1e-10, "maxiter": 3000},
         )
     return found.x[:-1], float(found.x[-1])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from sklearn.datasets import load_diabetes
 
 from fedjax_het.common.errors import require_known
 from fedjax_het.common.files import zip_members
@@ -56,6 +55,8 @@ def diabetes(data_dir: DataDir = None, test_fraction: float = 0.2) -> RawData:
       Efron, Hastie, Johnstone and Tibshirani, *Least Angle Regression*, 2004.
     """
     del data_dir
+    from sklearn.datasets import load_diabetes  # takes a second to import
+
     table = load_diabetes(scaled=False)
     train, test = _split(len(table.target), test_fraction)
     x, y = _scaled(table.data, train), (table.target / 100).astype(np.float32)
