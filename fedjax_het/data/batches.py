@@ -126,7 +126,8 @@ def in_batches(x: PyTree, y: np.ndarray) -> Batch:
     places = position % count
 
     def cut(a: np.ndarray) -> Array:
-        return jnp.asarray(a.reshape(-1, batch, *a.shape[1:]))
+        # `jnp.asarray` would compile a program for every shape.
+        return jax.device_put(a.reshape(-1, batch, *a.shape[1:]))
 
     return Batch(
         x=jax.tree.map(lambda a: cut(a[places]), x),

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.common import numbers
@@ -205,7 +204,7 @@ class FederatedData:
     def device(self) -> DeviceData:
         """Copies the training samples and the partition to the default device."""
         arrays = (self.x, self.y, self.order, self.start, self.count)
-        return DeviceData(*jax.tree.map(jnp.array, arrays))
+        return DeviceData(*jax.device_put(arrays, may_alias=False))
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all samples, the partition and the preprocessing."""
