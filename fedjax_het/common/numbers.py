@@ -101,6 +101,8 @@ class _Short(reprlib.Repr):
         return super().repr_int(x, level) if bits < 1000 else f"<whole number of {bits} bits>"
 
 
-def shown(value: Any) -> str:
-    """A short text of a value, for messages."""
-    return _Short().repr(value)
+def shown(value: Any, text: int = 30) -> str:
+    """A short text of a value, for messages; of texts at most `text` characters."""
+    short = _Short()
+    short.maxstring = text
+    return short.repr(value)

@@ -1,6 +1,6 @@
 """The identity of a run: all values that decide its result and must agree when it resumes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ from absl import logging
 
 from fedjax_het.common.errors import require
 from fedjax_het.common.jsonio import jsonable
+from fedjax_het.common.numbers import shown
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.plan import Schedule
 from fedjax_het.contract.selection import Selector
@@ -21,6 +22,8 @@ from fedjax_het.simulation.options import EVALUATION, FREE, MACHINE, RunOptions
 
 # Parts of the identity that a resumed run may change, with a warning where this changes results.
 CHANGEABLE = ("machine", "evaluation")
+# Differences that a message names, and characters of a name or a text.
+_NAMED, _NAME = 8, 100
 
 
 def identify(
@@ -153,11 +156,15 @@ def warn_of_changes(algorithm: Algorithm, saved: Any, identity: Mapping[str, Any
 
 
 def differences(old: Any, new: Any, path: str = "") -> str:
-    """The values in which two configurations differ, as `name: old -> new`, comma-separated."""
+    """The first values in which two configurations differ, as `name: old -> new`, in short."""
+    found = list(_differences(old, new, path))
+    more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
+    return ", ".join([*found[:_NAMED], *more])
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        parts = [
-            differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            for key in sorted({*old, *new})
-        ]
-        return ", ".join(part for part in parts if part)
-    return "" if old == new else f"{path}: {old!r} -> {new!r}"
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield f"{path[:_NAME]}: {shown(old, _NAME)} -> {shown(new, _NAME)}"

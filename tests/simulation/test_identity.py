@@ -223,3 +223,14 @@ def test_the_options_of_a_method_are_those_of_its_factory_with_defaults():
 
 def with_heads():
     return Problem(with_exits(PROBLEM.model), PROBLEM.data, PROBLEM.fleet)
+
+
+def test_differences_are_named_in_a_line_that_can_be_read():
+    old = {"data": {"rows": 3, "name": "x" * 10_000}, **{f"k{i}": i for i in range(20)}}
+    assert identity.differences({"data": {"rows": 3}}, {"data": {"rows": 4}}) == "data.rows: 3 -> 4"
+    text = identity.differences(old, {})
+    assert text.startswith("data: {'name': 'xxxxxxxxx")
+    assert ", 'rows': 3} -> None, k0: 0 -> None, " in text
+    assert len(text) < 400
+    assert text.endswith(", and 13 more")
+    assert len(identity.differences({"k" * 10_000: 1}, {})) < 200
