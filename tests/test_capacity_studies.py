@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from problems import digits_problem
 
-from benchmarks.reproduce import adel_heterofl, fedpmt
+from benchmarks.reproduce import adel_heterofl, adel_heterofl_report, fedpmt
 from fedjax_het import algorithms
 from fedjax_het.data import from_arrays
 from fedjax_het.data.partition import iid
@@ -37,7 +37,6 @@ def test_zero_padding_shrinks_what_half_of_the_clients_hold_by_half():
 
 
 def test_accuracy_is_read_at_the_end_of_the_time_and_after_all_rounds(monkeypatch):
-    monkeypatch.setattr(adel_heterofl, "ROUNDS", 3)
     monkeypatch.setitem(adel_heterofl.SETTINGS, "tight", ADEL)
     seen = {"step": [0, 1, 3], "virtual_s": [0.0, 4.0, 9.0], "accuracy": [0.1, 0.5, 0.9]}
     one = {
@@ -49,8 +48,8 @@ def test_accuracy_is_read_at_the_end_of_the_time_and_after_all_rounds(monkeypatc
         "dropped": [0.0],
         "merging": [{"miss_observed": 0.25, "update_weight": 1.5}],
     }
-    assert adel_heterofl.at_time(seen, 4.0) == (0.5, 1)
-    row = adel_heterofl.table([one]).splitlines()[2]
+    assert adel_heterofl_report.at_time(seen, 4.0) == (0.5, 1)
+    row = adel_heterofl_report.table([one], 4.0, 3).splitlines()[2]
     assert row == "| a | 0.1, batch 8 | 50.0 ± 0.0 | 50.0 | 1 | 90.0 ± 0.0 | 0 % | 0.25 | 1.50 |"
     worse = {**one, "learning_rate": 0.2, "curves": [{**seen, "accuracy": [0.1, 0.4, 1.0]}]}
     assert adel_heterofl.best({"x": one, "y": worse}) == {"a": (0.1, 8)}
@@ -67,7 +66,7 @@ def test_the_comparison_of_adel_with_heterofl_runs_on_one_clock(monkeypatch, tmp
     assert [one["label"] for one in runs] == list(labels)
     assert all(one["curves"][0]["step"][-1] == 3 for one in runs[1:])
     assert adel_heterofl.study("tight", str(tmp_path), **size) == runs  # from the files
-    assert adel_heterofl.figure(runs).axes
+    assert adel_heterofl_report.figure(runs, 4.0).axes
 
 
 def test_every_method_of_the_fedpmt_study_pays_what_its_groups_afford(monkeypatch):

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import app, flags
-from matplotlib.figure import Figure
 
 from benchmarks import harness
+from benchmarks.reproduce.adel_heterofl_report import at_time, figure, table
 from fedjax_het import algorithms, experiment
 from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of
 from fedjax_het.algorithms.adel.planning import make_plan, make_planner
@@ -43,7 +43,7 @@ from fedjax_het.common.writing import write_atomic
 from fedjax_het.contract.aggregation import Sums, Term, align, masked_mean
 from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
 from fedjax_het.problem import Problem
-from fedjax_het.report.style import legend_above, method_style, png, styled
+from fedjax_het.report.style import png
 from fedjax_het.simulation.simulate import simulate
 from fedjax_het.sweeps import curve, sweep
 
@@ -174,13 +174,6 @@ def _merging(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(info[name][0]) for name in names if name in info}
 
 
-def at_time(one: Mapping[str, Any], total_s: float) -> tuple[float, int]:
-    """Accuracy and number of rounds at the last evaluation within the time."""
-    inside = np.asarray(one["virtual_s"]) <= total_s * (1 + 1e-9)
-    last = int(np.flatnonzero(inside)[-1])
-    return one["accuracy"][last], one["step"][last]
-
-
 def best(tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
     """Step size and batch size of each arm with the highest accuracy at the end of the time."""
     found: dict[str, tuple[float, float, int]] = {}
@@ -235,65 +228,6 @@ def bounds(setting: Setting, learning_rate: float) -> str:
             )
         )
     return harness.table(("plan", "m", "deadlines (s)", "excess", "p of the input layer"), rows)
-
-
-def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracies at the end of the time and after SALF's rounds, as Markdown, the best first."""
-    lines = [
-        "| method | step size | accuracy at the end of the time (%) | per seed | rounds | "
-        "at SALF's rounds (%) | dropped | all missed the input layer | weight |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    rows = []
-    for one in runs:
-        total_s = SETTINGS[one["setting"]].total_s
-        found = [at_time(each, total_s) for each in one["curves"]]
-        last = [100 * accuracy for accuracy, _ in found]
-        after = [100 * c["accuracy"][-1] for c in one["curves"] if c["step"][-1] == ROUNDS]
-        batch = f", batch {one['batch_size']}" if one["batch_size"] else ""
-        rows.append(
-            (
-                -np.mean(last),
-                f"| {one['label']} | {one['learning_rate']:g}{batch} | {_spread(last)} | "
-                f"{', '.join(f'{value:.1f}' for value in last)} | "
-                f"{np.mean([step for _, step in found]):.0f} | "
-                f"{_spread(after) if len(after) == len(last) else '-'} | "
-                f"{100 * np.mean(one['dropped']):.0f} % | {_counted(one, 'miss_observed')} | "
-                f"{_counted(one, 'update_weight')} |",
-            )
-        )
-    return "\n".join([*lines, *(line for _, line in sorted(rows))])
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=len(values) > 1):.1f}"
-
-
-def _counted(one: Mapping[str, Any], name: str) -> str:
-    values = [each[name] for each in one["merging"] if name in each]
-    return f"{np.mean(values):.2f}" if values else "-"
-
-
-@styled
-def figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy against virtual time, mean over the seeds with their range."""
-    drawing = Figure(figsize=(7.2, 4.2))
-    axes = drawing.add_subplot()
-    entries: list[Any] = []
-    total_s = SETTINGS[runs[0]["setting"]].total_s
-    for i, one in enumerate(runs):
-        look: dict[str, Any] = {**method_style(i), "marker": ""}
-        at = np.linspace(0, total_s, 100)
-        seen = [np.interp(at, c["virtual_s"], c["accuracy"]) for c in one["curves"]]
-        every = 100 * np.stack(seen)
-        (line,) = axes.plot(at, every.mean(axis=0), lw=1.8, **look)
-        axes.fill_between(at, every.min(axis=0), every.max(axis=0), color=look["color"], alpha=0.1)
-        entries.append((one["label"], line))
-    axes.set_xlabel("virtual time (s)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.grid(True)
-    legend_above(drawing, entries)
-    return drawing
 
 
 def study(
@@ -358,9 +292,10 @@ def main(_: Sequence[str]) -> None:
         rates=[float(rate) for rate in chosen.rates],
         labels=[label for label in ARMS if not chosen.arms or label.startswith(chosen.arms)],
     )
-    print(table(runs))
+    total_s = SETTINGS[chosen.setting].total_s
+    print(table(runs, total_s, ROUNDS))
     if chosen.figure:
-        write_atomic(Path(chosen.figure), png(figure(runs)))
+        write_atomic(Path(chosen.figure), png(figure(runs, total_s)))
 
 
 if __name__ == "__main__":
