@@ -15,6 +15,9 @@ two samples of 32 numbers each, and the cohort trains an MLP. Columns:
   are waited for and timed by themselves (`programs`); median of the steps after the first ones.
 * `evaluation`: the same of an evaluation, with the values of all clients.
 * `record`: seconds of summary and population, and of reading and checking the whole record.
+
+Times are those on the wall and, in brackets, of all processors of the process, which say more on a
+loaded machine.
 """
 
 import argparse
@@ -23,9 +26,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -90,19 +93,36 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
 }
 
 
+class _Seconds(NamedTuple):
+    """Seconds on the wall, and of all processors of this process."""
+
+    wall: float = 0.0
+    processors: float = 0.0
+
+    def __sub__(self, other: "_Seconds") -> "_Seconds":
+        return _Seconds(self.wall - other.wall, self.processors - other.processors)
+
+
+def _now() -> _Seconds:
+    return _Seconds(time.perf_counter(), time.process_time())
+
+
+def _median(times: Sequence[_Seconds]) -> _Seconds:
+    return _Seconds(*(statistics.median(clock) for clock in zip(*times, strict=True)))
+
+
 class Programs:
-    """Seconds in compiled programs, which are waited for, and of compiling them."""
+    """Time in compiled programs, which are waited for, and of compiling them, of two clocks."""
 
     def __init__(self) -> None:
-        self.seconds = self.compile_s = 0.0
+        self._ran, self._compiled = _Seconds(), _Seconds()
 
-    def host(self, work: Callable[[], Any]) -> tuple[float, float]:
-        """Seconds of work of this process outside and inside of compiled programs."""
-        began, ran, compiled = time.perf_counter(), self.seconds, self.compile_s
+    def host(self, work: Callable[[], Any]) -> tuple["_Seconds", "_Seconds"]:
+        """Time of work of this process outside and inside of compiled programs."""
+        began, ran, compiled = _now(), self._ran, self._compiled
         work()
-        inside = self.seconds - ran
-        outside = time.perf_counter() - began - (self.compile_s - compiled) - inside
-        return outside, inside
+        inside = self._ran - ran
+        return _now() - began - inside - (self._compiled - compiled), inside
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -110,16 +130,16 @@ class Programs:
         compile = Compiler.compile
 
         def timed(compiler: Compiler, *arguments: Any, **options: Any) -> Callable[..., Any]:
-            before = compiler.seconds
+            began = _now()
             program = compile(compiler, *arguments, **options)
-            self.compile_s += compiler.seconds - before
+            self._compiled -= began - _now()
 
             def run(*values: Any) -> Any:
-                began = time.perf_counter()
+                began = _now()
                 try:
                     return jax.block_until_ready(program(*values))
                 finally:
-                    self.seconds += time.perf_counter() - began
+                    self._ran -= began - _now()
 
             return run
 
@@ -189,21 +209,23 @@ def _run(
     set_up = [programs.host(part)[0] for part in (make, pose, open_run)]
     with ready["run"] as run:
         timed = [programs.host(run.step) for _ in range(_FIRST + steps)][_FIRST:]
+        host, device = zip(*timed, strict=True)
         while not run.done:
             run.step()
-        evaluation_s, _ = programs.host(lambda: ready["evaluator"](run.variables))
-        record_s, _ = programs.host(lambda: ready.update(record=run.record))
+        evaluation, _ = programs.host(lambda: ready["evaluator"](run.variables))
+        record, _ = programs.host(lambda: ready.update(record=run.record))
     data = ready["data"]
-    host, device = zip(*timed, strict=True)
+    times = {
+        **dict(zip(("from_arrays", "problem", "simulation"), set_up, strict=True)),
+        "step": _median(host),
+        "programs": _median(device),
+        "evaluation": evaluation,
+        "record": record,
+    }
     return {
         "data_bytes": sum(a.nbytes for a in (data.x, data.y, data.order, data.count)),
-        "set_up_s": sum(set_up),
-        "set_up_parts_s": set_up,
-        "step_s": statistics.median(host),
-        "slowest_step_s": max(host),
-        "programs_s": statistics.median(device),
-        "evaluation_s": evaluation_s,
-        "record_s": record_s,
+        "seconds": {name: each._asdict() for name, each in times.items()},
+        "slowest_step_s": max(each.wall for each in host),
         "tasks": len(ready["record"].clients),
         "record_bytes": sum(path.stat().st_size for path in place.iterdir() if path.is_file()),
     }
@@ -223,16 +245,23 @@ def measure(sizes: list[int], methods: list[str], cohort: int, steps: int) -> di
 
 def report(results: dict[str, Any]) -> str:
     """The results as a table."""
-    about_time = ("set-up s", "step ms", "slowest", "programs ms", "evaluation ms", "record s")
+    about_time = ("set-up s", "step ms", "programs ms", "evaluation ms", "record s")
     header = ("method", "clients", *about_time, "data MB", "peak", "B a client")
+
+    def both(row: dict[str, Any], *names: str, scale: float = 1.0) -> str:
+        wall, own = (
+            scale * sum(row["seconds"][name][clock] for name in names)
+            for clock in ("wall", "processors")
+        )
+        return f"{wall:.3g} ({own:.3g})"
+
     lines = [
         [
             row["method"],
             f"{row['clients']:,}",
-            f"{row['set_up_s']:.2f}",
-            *(f"{1e3 * row[key]:.1f}" for key in ("step_s", "slowest_step_s", "programs_s")),
-            f"{1e3 * row['evaluation_s']:.1f}",
-            f"{row['record_s']:.2f}",
+            both(row, "from_arrays", "problem", "simulation"),
+            *(both(row, name, scale=1e3) for name in ("step", "programs", "evaluation")),
+            both(row, "record"),
             f"{row['data_bytes'] / 1e6:.1f}",
             f"{row['peak_bytes'] / row['data_bytes']:.2f}",
             f"{row['bytes_a_client']:.0f}",

@@ -118,7 +118,8 @@ def oort(
         state = _priced(state, candidates)
         slowed = slowness(_durations(state, candidates), float(state.percent), alpha)
         fresh = np.isnan(state.utility[clients])
-        seen, unseen = clients[~fresh], clients[fresh]
+        # By index, which is several times as fast as by mask.
+        seen, unseen = (clients[np.flatnonzero(which)] for which in (~fresh, fresh))
         epsilon = max(exploration * decay**candidates.round, least_exploration)
         count = int((1 - epsilon) * wanted + 1e-9)
         count = min(max(count, wanted - len(unseen)), len(seen))
@@ -214,10 +215,15 @@ def scores(utility: np.ndarray, last: np.ndarray, now: int) -> np.ndarray:
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest values, or all, int64."""
+    """Indices of the `count` largest values, or all, int64; of equal ones the first."""
     if count >= len(values):
         return np.arange(len(values))
-    return np.argpartition(-values, count)[:count]
+    if not count:
+        return np.zeros(0, np.int64)
+    # Many devices are as fast as is preferred; to sort indices takes five times as long then.
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    above = np.flatnonzero(values > least)
+    return np.concatenate([above, np.flatnonzero(values == least)[: count - len(above)]])
 
 
 def paced(percent: float, history: np.ndarray, rounds: int, step: float) -> float:
