@@ -132,7 +132,7 @@ def oort(
             good = score >= cut * -np.partition(-score, rank)[rank]
             best = drawn(rng, seen[good], score[good], count)
         reward = candidates.samples[unseen] * slowed[unseen]
-        pool = _largest(reward, int(_WINDOW * (wanted - count)))
+        pool = largest(reward, int(_WINDOW * (wanted - count)))
         new = drawn(rng, unseen[pool], reward[pool], wanted - count)
         exploited = state.exploited.copy()
         exploited[best], exploited[new] = True, False
@@ -214,7 +214,7 @@ def scores(utility: np.ndarray, last: np.ndarray, now: int) -> np.ndarray:
     return worth + np.sqrt(_AGE * np.log(now) / last)
 
 
-def _largest(values: np.ndarray, count: int) -> np.ndarray:
+def largest(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of the `count` largest values, or all, int64; of equal ones the first."""
     if count >= len(values):
         return np.arange(len(values))
