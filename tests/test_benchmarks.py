@@ -25,7 +25,7 @@ from benchmarks.reproduce import (
     oort,
     privacy,
 )
-from benchmarks.scale import accelerator, buffers, overlap
+from benchmarks.scale import accelerator, buffers, overlap, population
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
 from fedjax_het import algorithms, models
@@ -117,6 +117,20 @@ def test_scale_reports_memory_and_programs():
     text = scale.report({**facts, "peak_ratio": 1.0, "compiles": [counts]})
     assert "flat within 10 %" in text
     assert "NOT FLAT" in scale.report({**facts, "peak_ratio": 1.2, "compiles": []})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_population_reports_what_is_around_the_training():
+    compile = population.Compiler.compile
+    rows = [population.one_run(40, name, cohort=4, steps=2) for name in population.METHODS]
+    assert population.Compiler.compile is compile
+    for row in rows:
+        assert row["data_bytes"] == 40 * (2 * (32 * 4 + 4 + 4) + 4)
+        assert all(each["wall"] > 0 for each in row["seconds"].values())
+        assert row["seconds"]["step"]["wall"] <= row["slowest_step_s"]
+        assert row["tasks"] >= 2
+    facts = {"machine": harness.machine(), "cohort": 4, "steps": 2}
+    assert "fedasync" in population.report({**facts, "rows": rows})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

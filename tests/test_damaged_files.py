@@ -147,6 +147,7 @@ READERS |= {
         ("metrics", "metrics.jsonl", lambda path: RunRecord.load(path.parent)),
         ("clients", "clients.jsonl", lambda path: RunRecord.load(path.parent)),
         ("summary", "summary.json", lambda path: RunRecord.load(path.parent)),
+        ("population", "population.npz", lambda path: RunRecord.load(path.parent)),
     )
 }
 

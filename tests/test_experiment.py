@@ -23,7 +23,7 @@ CLIENTS = (
 )
 SUMMARY = (
     "name algorithm seed steps final_accuracy best_accuracy targets virtual_s wall_s compile_s "
-    "bytes_up bytes_down flops tasks merged dropped nonfinite device_groups num_blocks block_names"
+    "bytes_up bytes_down flops tasks merged dropped nonfinite num_clients num_blocks block_names"
 )
 PLOTS = ("accuracy_vs_time", "accuracy_vs_round", "accuracy_vs_bytes_up", "timeline_0")
 
@@ -71,6 +71,7 @@ def test_a_run_leaves_what_the_design_lists(run):
         "metrics.jsonl",
         "clients.jsonl",
         "summary.json",
+        "population.npz",
         "model.safetensors",
         "checkpoints",
         "report.html",

@@ -229,6 +229,7 @@ PUBLIC = {
     ],
     "fedjax_het.report": [
         "Comparison",
+        "Population",
         "RunRecord",
         "RunWriter",
         "compare",

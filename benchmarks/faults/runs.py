@@ -180,6 +180,7 @@ def left(workdir: Path) -> dict[str, Any]:
         "summary": _stable(summary),
         "metrics": [_stable(row) for row in rows],
         "clients": (workdir / "clients.jsonl").read_bytes(),
+        "population": (workdir / "population.npz").read_bytes(),
         "evaluations": evaluated.read_bytes() if evaluated.exists() else b"",
         "parameters": (workdir / "model.safetensors").read_bytes(),
     }

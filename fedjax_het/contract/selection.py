@@ -65,6 +65,8 @@ class Pool:
         """All ids, int64[m]."""
         if self._listed is not None:
             return self._listed
+        if not len(self._absent):
+            return np.arange(self._population)
         return np.delete(np.arange(self._population), self._absent)
 
     def at(self, places: np.ndarray) -> np.ndarray:

@@ -9,16 +9,65 @@ from fedjax_het.common.arrays import given_array, within
 from fedjax_het.common.errors import InputError, require
 
 
-def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[list[np.ndarray], Any]:
-    """Sample ids per client, and the sorted client ids if owners were given, else None."""
+class Partition(Sequence[np.ndarray]):
+    """The samples of each client: a sequence of n arrays of ids, int64[n_k], held as one.
+
+    An array for every client would take a second and 100 MB for a million of them.
+
+    Args:
+      order: ids of the samples grouped by client, int64[N].
+      sizes: number of samples of each client, int64[n].
+    """
+
+    def __init__(self, order: np.ndarray, sizes: np.ndarray):
+        self.order, self.sizes = order, sizes
+        self._ends = np.cumsum(sizes)
+
+    @classmethod
+    def of(cls, parts: Sequence[np.ndarray]) -> "Partition":
+        """The partition of a list of arrays."""
+        sizes = np.fromiter(map(len, parts), np.int64, len(parts))
+        return cls(np.concatenate([np.zeros(0, np.int64), *parts]), sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, client: Any) -> Any:
+        if isinstance(client, slice):
+            return [self[k] for k in range(len(self))[client]]
+        end = self._ends[client]
+        return self.order[end - self.sizes[client] : end]
+
+
+def by_owner(owner: np.ndarray) -> tuple[Partition, np.ndarray]:
+    """The samples of each owner, and the sorted ids of the owners.
+
+    Args:
+      owner: owner of each sample, a result of `owner_ids` with one axis.
+    """
+    order = np.argsort(owner, kind="stable")
+    ids = owner[order]
+    begin = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])[: len(ids)])
+    return Partition(order, np.diff(begin, append=len(ids))), ids[begin]
+
+
+def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[Partition, Any]:
+    """The samples of each client, and the sorted client ids if owners were given, else None."""
     require(
         isinstance(clients, Sequence | np.ndarray) and not isinstance(clients, str),
         f"clients of type {type(clients).__name__}",
         "must say who holds which sample",
         "give one owner per sample, a list of arrays of sample ids, or a partitioner",
     )
+    if isinstance(clients, Partition):
+        return clients, None
     if _lists_samples(clients):
-        return [_sample_ids(part, k, num_samples) for k, part in enumerate(clients)], None
+        held = Partition.of([_sample_ids(part, k, num_samples) for k, part in enumerate(clients)])
+        outside = np.flatnonzero((held.order < 0) | (held.order >= num_samples))
+        if outside.size:
+            client = int(np.searchsorted(np.cumsum(held.sizes), outside[0], side="right"))
+            _require_known(held[client], f"clients[{client}]", num_samples)
+        return held, None
     owner = owner_ids(clients, "clients")
     require(
         owner.shape == (num_samples,),
@@ -26,9 +75,7 @@ def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[list[
         f"must name one owner per training sample, {num_samples} in all",
         "or give a partitioner, or a list of arrays of sample ids",
     )
-    ids, index, count = np.unique(owner, return_inverse=True, return_counts=True)
-    by_client = np.argsort(index, kind="stable")
-    return np.split(by_client, np.cumsum(count)[:-1]), ids
+    return by_owner(owner)
 
 
 def _lists_samples(clients: Sequence[Any] | np.ndarray) -> bool:
@@ -43,6 +90,8 @@ def _lists_samples(clients: Sequence[Any] | np.ndarray) -> bool:
 
 def _sample_ids(part: Any, client: int, num_samples: int) -> np.ndarray:
     """Ids of the samples of one client, int64[n_k]."""
+    if type(part) is np.ndarray and part.dtype == np.int64 and part.ndim == 1:
+        return part  # `groups` looks at all such arrays together
     name = f"clients[{client}]"
     ids = given_array(part, name, "give a list of sample ids")
     require(
@@ -53,13 +102,17 @@ def _sample_ids(part: Any, client: int, num_samples: int) -> np.ndarray:
     )
     if not ids.size:
         return np.zeros(0, np.int64)
+    _require_known(ids, name, num_samples)
+    return ids.astype(np.int64)
+
+
+def _require_known(ids: np.ndarray, name: str, num_samples: int) -> None:
     require(
         within(ids, 0, num_samples - 1),
         f"{name} has sample ids {int(ids.min())}..{int(ids.max())}",
         f"must lie in 0..{num_samples - 1}",
         "index the training arrays only",
     )
-    return ids.astype(np.int64)
 
 
 def owner_ids(owners: Any, name: str) -> np.ndarray:
@@ -108,9 +161,9 @@ def owner_ids(owners: Any, name: str) -> np.ndarray:
 
 
 def hold_out(
-    held_by: list[np.ndarray], fraction: float, rng: np.random.Generator
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Moves `floor(fraction n_k)` random samples of every group into one sorted array."""
+    held_by: Partition, fraction: float, rng: np.random.Generator
+) -> tuple[Partition, np.ndarray]:
+    """Moves `floor(fraction n_k)` random samples of every client into one sorted array."""
     if fraction == 0.0:
         return held_by, np.zeros(0, np.int64)
     kept, held = [], []
@@ -126,7 +179,7 @@ def hold_out(
         f"takes no sample from any of {len(held_by)} clients",
         "raise it, or leave it out",
     )
-    return kept, val
+    return Partition.of(kept), val
 
 
 def owner_index(test_clients: Sequence[Any] | np.ndarray, ids: np.ndarray | None) -> np.ndarray:

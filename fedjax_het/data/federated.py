@@ -29,10 +29,10 @@ from fedjax_het.data.checks import (
     named_arrays,
     num_samples,
 )
-from fedjax_het.data.clients import groups, hold_out, owner_index
+from fedjax_het.data.clients import Partition, groups, hold_out, owner_index
 
 Normalise = tuple[float | Sequence[float], float | Sequence[float]]
-Partitioner = Callable[[np.ndarray, np.random.Generator], list[np.ndarray]]
+Partitioner = Callable[[np.ndarray, np.random.Generator], Sequence[np.ndarray]]
 
 _ARRAYS = ("x", "y", "order", "count", "test_x", "test_y", "test_client", "val_x", "val_y")
 
@@ -124,15 +124,15 @@ class FederatedData:
             return 0
         return max(self.num_clients, 1 + int(np.max(self.test_client)))
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
-        """Number of samples of each client, int64[n]."""
-        return self.count.astype(np.int64)
+        """Number of samples of each client, int64[n], read-only."""
+        return _frozen(self.count.astype(np.int64))
 
-    @property
+    @cached_property
     def start(self) -> np.ndarray:
-        """Position in `order` of each client's first sample, int32[n]."""
-        return (np.cumsum(self.sizes) - self.sizes).astype(np.int32)
+        """Position in `order` of each client's first sample, int32[n], read-only."""
+        return _frozen((np.cumsum(self.sizes) - self.sizes).astype(np.int32))
 
     @property
     def input_shape(self) -> Any:
@@ -302,15 +302,15 @@ def from_arrays(
     )
     owners = None
     if callable(clients):
-        given = [np.arange(num_samples(x), dtype=np.int64)]
+        given = Partition.of([np.arange(num_samples(x), dtype=np.int64)])
     else:
         given, owners = groups(clients, num_samples(x))
     kept, val = hold_out(given, validation_fraction, split_rng)
     if callable(clients):
-        dealt, _ = groups(clients(y[kept[0]], partition_rng), len(kept[0]))
-        kept = [kept[0][part] for part in dealt]
+        dealt, _ = groups(clients(y[kept.order], partition_rng), len(kept.order))
+        kept = Partition(kept.order[dealt.order], dealt.sizes)
     if per_client_cap is not None:
-        kept = [cap_rng.permutation(part)[:per_client_cap] for part in kept]
+        kept = Partition.of([cap_rng.permutation(part)[:per_client_cap] for part in kept])
     if num_classes is None and y.dtype == np.float32:
         num_classes = 0
     elif num_classes is None:
@@ -318,8 +318,8 @@ def from_arrays(
     return FederatedData(
         x=x,
         y=y,
-        order=np.concatenate([np.zeros(0, np.int64), *kept]).astype(np.int32),
-        count=np.asarray([len(part) for part in kept], np.int32),
+        order=kept.order.astype(np.int32),
+        count=kept.sizes.astype(np.int32),
         test_x=test_x,
         test_y=test_y,
         num_classes=num_classes,

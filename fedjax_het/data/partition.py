@@ -1,7 +1,7 @@
 """Partitioners: functions that assign training samples to clients.
 
 A factory closes over its options and returns `partition(labels, rng)`, which assigns the samples
-`0, ..., N - 1` to clients: a list of n disjoint int64 arrays that together cover all N samples. Use
+`0, ..., N - 1` to clients: n disjoint int64 arrays in sequence that together cover all samples. Use
 it as `from_arrays(..., clients=dirichlet(30, alpha=0.5), seed=1)`; the same seed gives the same
 partition. Requests that cannot be met raise `InputError` before anything is drawn.
 """
@@ -16,10 +16,9 @@ from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.numbers import Count, Size
 from fedjax_het.common.options import check_options, checked
 from fedjax_het.data.checks import check_whole, is_finite
-from fedjax_het.data.clients import owner_ids
+from fedjax_het.data.clients import Partition, by_owner, owner_ids
 
-Parts = list[np.ndarray]
-Partitioner = Callable[[np.ndarray, np.random.Generator], Parts]
+Partitioner = Callable[[np.ndarray, np.random.Generator], Sequence[np.ndarray]]
 
 _MAX_RETRIES = 100
 
@@ -33,9 +32,9 @@ def iid(num_clients: Size) -> Partitioner:
     """
     check_whole(num_clients, "num_clients", "10 to 1000 is customary")
 
-    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Partition:
         _check_samples(len(labels), num_clients, 1)
-        return np.array_split(rng.permutation(len(labels)), num_clients)
+        return Partition(rng.permutation(len(labels)), _equal(len(labels), num_clients))
 
     return partition
 
@@ -49,10 +48,10 @@ def contiguous(num_clients: Size) -> Partitioner:
     """
     check_whole(num_clients, "num_clients", "10 to 1000 is customary")
 
-    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Partition:
         del rng
         _check_samples(len(labels), num_clients, 1)
-        return np.array_split(np.arange(len(labels)), num_clients)
+        return Partition(np.arange(len(labels)), _equal(len(labels), num_clients))
 
     return partition
 
@@ -68,7 +67,7 @@ def natural(ids: Sequence[Any] | np.ndarray) -> Partitioner:
         owner.ndim == 1, f"ids of shape {owner.shape}", "must have one axis", "one id per sample"
     )
 
-    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Partition:
         del rng
         require(
             len(labels) == len(owner),
@@ -76,8 +75,7 @@ def natural(ids: Sequence[Any] | np.ndarray) -> Partitioner:
             "must be one id per sample",
             "with validation_fraction, hand the ids to from_arrays as `clients` instead",
         )
-        _, index, count = np.unique(owner, return_inverse=True, return_counts=True)
-        return np.split(np.argsort(index, kind="stable"), np.cumsum(count)[:-1])
+        return by_owner(owner)[0]
 
     return partition
 
@@ -111,7 +109,7 @@ def dirichlet(
     )
     check_whole(min_size, "min_size", "a client without samples cannot train")
 
-    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Partition:
         _check_samples(len(labels), num_clients, min_size)
         per_label = _by_label(labels, rng)
         totals = [len(samples) for samples in per_label]
@@ -144,12 +142,16 @@ def shards(num_clients: Size, shards_per_client: Count = 2) -> Partitioner:
     check_whole(num_clients, "num_clients", "10 to 1000 is customary")
     check_whole(shards_per_client, "shards_per_client", "2 gives most clients two labels")
 
-    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Partition:
         _check_samples(len(labels), num_clients, shards_per_client)
         by_label = np.concatenate(_by_label(labels, rng))
-        pieces = np.array_split(by_label, num_clients * shards_per_client)
-        hands = rng.permutation(len(pieces)).reshape(num_clients, shards_per_client)
-        return [np.concatenate([pieces[p] for p in hand]) for hand in hands]
+        size = _equal(len(by_label), num_clients * shards_per_client)
+        hands = rng.permutation(len(size))
+        begin, size = (np.cumsum(size) - size)[hands], size[hands]
+        # Distance from the place of a shard's samples in the result to that in `by_label`.
+        moved = np.repeat(begin - (np.cumsum(size) - size), size)
+        order = by_label[np.arange(len(by_label)) + moved]
+        return Partition(order, size.reshape(num_clients, shards_per_client).sum(axis=1))
 
     return partition
 
@@ -169,7 +171,7 @@ def label_limited(num_clients: Size, labels_per_client: Count) -> Partitioner:
     check_whole(num_clients, "num_clients", "10 to 1000 is customary")
     check_whole(labels_per_client, "labels_per_client", "2 is the customary strong skew")
 
-    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Partition:
         per_label = _by_label(labels, rng)
         num_labels = len(per_label)
         require(
@@ -191,7 +193,7 @@ def label_limited(num_clients: Size, labels_per_client: Count) -> Partitioner:
                 "every holder must get at least 1",
                 "use fewer clients or fewer labels per client",
             )
-            dealt[label, holders] = [len(p) for p in np.array_split(samples, len(holders))]
+            dealt[label, holders] = _equal(len(samples), len(holders))
         return _deal(per_label, dealt)
 
     return partition
@@ -218,13 +220,13 @@ def quantity_skew(num_clients: Size, sigma: float, min_size: Count = 1) -> Parti
         "1 is strong quantity skew",
     )
 
-    def partition(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+    def partition(labels: np.ndarray, rng: np.random.Generator) -> Partition:
         _check_samples(len(labels), num_clients, min_size)
         share = np.exp(sigma * rng.standard_normal(num_clients))
         ends = np.cumsum(share / share.sum()) * (len(labels) - num_clients * min_size)
         ends[-1] = len(labels) - num_clients * min_size
         extra = np.diff(np.floor(ends).astype(np.int64), prepend=0)
-        return np.split(rng.permutation(len(labels)), np.cumsum(min_size + extra)[:-1])
+        return Partition(rng.permutation(len(labels)), min_size + extra)
 
     return partition
 
@@ -252,7 +254,12 @@ def partitioner(name: str, num_clients: Size, **options: Any) -> Partitioner:
     return factory(num_clients, **options)
 
 
-def _by_label(labels: np.ndarray, rng: np.random.Generator) -> Parts:
+def _equal(total: int, count: int) -> np.ndarray:
+    """Sizes of `count` equal parts of `total`, the first ones larger by 1 if needed, int64."""
+    return np.full(count, total // count) + (np.arange(count) < total % count)
+
+
+def _by_label(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """Shuffled sample ids of every label that occurs, one array per label, in label order."""
     require(
         labels.ndim == 1 and labels.dtype.kind in "iu",
@@ -287,16 +294,21 @@ def _dirichlet_counts(
     return dealt
 
 
-def _deal(per_label: Parts, dealt: np.ndarray) -> Parts:
+def _deal(per_label: list[np.ndarray], dealt: np.ndarray) -> Partition:
     """Cuts every label's samples into the sizes `dealt` [labels, n] and collects them by client."""
-    cut = [np.split(s, np.cumsum(row)[:-1]) for s, row in zip(per_label, dealt, strict=True)]
-    return [np.concatenate(parts) for parts in zip(*cut, strict=True)]
+    owner = np.concatenate([np.repeat(np.arange(dealt.shape[1]), row) for row in dealt])
+    order = np.concatenate(per_label)[np.argsort(owner, kind="stable")]
+    return Partition(order, dealt.sum(axis=0))
 
 
-def _fill_up(parts: Parts, min_size: int, rng: np.random.Generator) -> Parts:
+def _fill_up(held: Partition, min_size: int, rng: np.random.Generator) -> Partition:
     """Moves random samples from the largest clients to those below `min_size`."""
-    sizes = np.asarray([len(part) for part in parts])
-    for client in np.flatnonzero(sizes < min_size):
+    sizes = held.sizes.copy()
+    small = np.flatnonzero(sizes < min_size)
+    if not small.size:
+        return held
+    parts = list(held)
+    for client in small:
         while sizes[client] < min_size:
             donor = int(np.argmax(sizes))
             moved = int(min(min_size - sizes[client], sizes[donor] - min_size))
@@ -305,7 +317,7 @@ def _fill_up(parts: Parts, min_size: int, rng: np.random.Generator) -> Parts:
             parts[donor] = given[moved:]
             sizes[client] += moved
             sizes[donor] -= moved
-    return parts
+    return Partition.of(parts)
 
 
 def _check_samples(num_samples: int, num_clients: int, min_size: int) -> None:

@@ -37,7 +37,8 @@ def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: 
         f"must be a number or have shape ({n},), like flops_per_s",
         "give one value per device",
     )
-    column = np.array(np.broadcast_to(column, (n,)))
+    # One number for all is checked and held once.
+    column = np.array(np.atleast_1d(column))
     # NaN fails every comparison, so it is caught here as well.
     good = ((column > 0) if positive else (column >= 0)) & (may_be_inf | (column < np.inf))
     bad = np.flatnonzero(~good)
@@ -56,7 +57,7 @@ def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: 
         "check its unit",
     )
     column.setflags(write=False)
-    return column
+    return np.broadcast_to(column, (n,))
 
 
 def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
@@ -80,7 +81,7 @@ def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
         f"must be {n} integers >= 0 and at most {_MOST_GROUPS}",
         "number the device classes from 0",
     )
-    groups = np.broadcast_to(groups, (n,)).astype(np.int64)
+    groups = groups.astype(np.int64)
     require(
         not names or int(groups.max()) < len(names),
         f"group {int(groups.max())} with {len(names)} group names",
@@ -88,7 +89,7 @@ def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
         "name them all, or none",
     )
     groups.setflags(write=False)
-    return groups
+    return np.broadcast_to(groups, (n,))
 
 
 def client_ids(clients: np.ndarray, n: int) -> np.ndarray:

@@ -140,7 +140,7 @@ class Fleet:
         """n, the number of devices."""
         return self.flops_per_s.size
 
-    @property
+    @functools.cached_property
     def prices_energy(self) -> bool:
         """Whether any device has a price of energy."""
         return any(getattr(self, name).any() for name in PRICES)

@@ -72,11 +72,11 @@ def perplexity(labels: Labels = EVERY) -> Metric:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels.known(batch.y))
         return _hits(losses, batch.y, labels)
 
-    def finish(mean: float) -> float:
+    def finish(mean: Any) -> Any:
         with np.errstate(over="ignore"):  # of a model that diverged
-            return float(np.exp(mean))
+            return np.exp(mean)
 
-    return Metric("perplexity", measure, finish, higher_is_better=False)
+    return Metric("perplexity", measure, finish, higher_is_better=False, elementwise=True)
 
 
 def _per_class(logits: Array, batch: Batch, labels: Labels) -> Array:

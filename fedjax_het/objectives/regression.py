@@ -71,7 +71,7 @@ def _averaged(name: str, each: Callable[[Array], Array], finish: Callable = floa
     def measure(values: Array, batch: Batch) -> tuple[Array, Array]:
         return each(errors(values, batch)).mean(axis=1), jnp.ones(batch.y.shape[0])
 
-    return Metric(name, measure, finish, higher_is_better=False)
+    return Metric(name, measure, finish, higher_is_better=False, elementwise=True)
 
 
 def mse() -> Metric:
@@ -86,7 +86,7 @@ def mae() -> Metric:
 
 def rmse() -> Metric:
     """Root of the mean squared error."""
-    return _averaged("rmse", jnp.square, lambda mean: float(np.sqrt(mean)))
+    return _averaged("rmse", jnp.square, np.sqrt)
 
 
 def r2() -> Metric:

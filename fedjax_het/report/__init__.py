@@ -3,13 +3,22 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fedjax_het.report.population import Population
 from fedjax_het.report.records import RunRecord, RunWriter, time_to
 
 if TYPE_CHECKING:
     from fedjax_het.report.comparison import Comparison, compare
     from fedjax_het.report.page import write_report
 
-__all__ = ["Comparison", "RunRecord", "RunWriter", "compare", "time_to", "write_report"]
+__all__ = [
+    "Comparison",
+    "Population",
+    "RunRecord",
+    "RunWriter",
+    "compare",
+    "time_to",
+    "write_report",
+]
 
 # Imported when they are asked for: a run needs no matplotlib, which takes as long as JAX.
 _LATER = {"Comparison": "comparison", "compare": "comparison", "write_report": "page"}

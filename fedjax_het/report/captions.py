@@ -1,6 +1,6 @@
 """Captions of the figures: how to read them, and what they show about these runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -181,27 +181,22 @@ def fleet_and_data(record: RunRecord) -> list[tuple[str, str]]:
     """The fleet, the data and the model of a run, as pairs of a name and a description."""
     tasks = tasks_of(record)
     groups = group_devices([record], [tasks])
-    sizes = np.array(record.summary["data"].get("sizes", []), np.int64)
-    devices = len(record.summary["device_groups"])
+    sizes = record.population.sizes
     pairs = [
         (
             "Devices",
-            f"{devices}: "
+            f"{len(sizes)}: "
             + "; ".join(
                 f"{n} in {label.replace(chr(10), ', ')}"
                 for n, label in zip(groups.sizes, groups.labels)
             ),
         )
     ]
-    data: Mapping[str, object] = record.summary["data"]
-    if sizes.size:
-        low, middle, high = np.percentile(sizes, [0, 50, 100])
-        text = (
-            f"{data['name']}: {sizes.sum():,} training samples; per device {low:.0f} to "
-            f"{high:.0f}, median {middle:.0f}"
-        )
-    else:
-        text = str(data["name"])
+    low, middle, high = np.percentile(sizes, [0, 50, 100])
+    text = (
+        f"{record.summary['data']['name']}: {sizes.sum():,} training samples; per device {low:.0f} "
+        f"to {high:.0f}, median {middle:.0f}"
+    )
     names = record.summary["block_names"]
     pairs += [("Data", text), ("Model", f"{len(names)} blocks: {', '.join(names)}")]
     return pairs

@@ -120,7 +120,7 @@ def compare(
         of = client_values(record)
         if of is not None:
             figures[f"clients_{i}"] = metric_by_client(record, of)
-    if firsts[0].summary["data"].get("label_counts") is not None:
+    if firsts[0].population.label_counts is not None:
         figures["labels_by_client"] = plots.labels_by_client(firsts[0])
     for name, figure in figures.items():
         write_atomic(out / f"{name}.png", png(figure))

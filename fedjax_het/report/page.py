@@ -137,7 +137,7 @@ def _page(title: str, lead: str, runs: Runs, results: Sequence[MethodResult]) ->
         "<h2>Fleet, data and model</h2>",
         _pairs(captions.fleet_and_data(first)),
     ]
-    if first.summary["data"].get("label_counts") is not None:
+    if first.population.label_counts is not None:
         body.append(_figure(labels_by_client(first), "labels", captions.labels()))
     body += ["<h2>How it was run</h2>", _pairs(_provenance(runs)), *_configurations(runs)]
     return (

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from fedjax_het.common.errors import require
+from fedjax_het.common.errors import InputError
 from fedjax_het.report.records import RunRecord, time_to
 from fedjax_het.report.style import legend_above, method_style, plain, styled
 from fedjax_het.report.tasks import evenly
@@ -161,18 +161,17 @@ def labels_by_client(record: RunRecord) -> Figure:
     Raises:
       InputError: if the record has no `label_counts`.
     """
-    table = record.summary["data"].get("label_counts")
-    require(
-        table is not None,
-        f"{record.source}: data.label_counts",
-        "is not recorded",
-        "draw this plot for labelled data only",
-    )
-    counts = np.array(table, np.float64)
+    counts = record.population.label_counts
+    if counts is None:
+        raise InputError(
+            f"{record.source}: label_counts: is not recorded; draw this plot for labelled data only"
+        )
     shown = evenly(len(counts), _MOST_ROWS)
     figure = Figure(figsize=(6.6, 3.6))
     axes = figure.add_subplot()
-    mesh = axes.pcolormesh(counts[shown].T, cmap="Blues", vmin=0, edgecolors="face", lw=0.3)
+    mesh = axes.pcolormesh(
+        counts[shown].T.astype(np.float64), cmap="Blues", vmin=0, edgecolors="face", lw=0.3
+    )
     ticks = np.arange(0, shown.size, -(-shown.size // 12))
     axes.set_xticks(ticks + 0.5, [str(shown[t]) for t in ticks])
     classes = np.arange(0, counts.shape[1], -(-counts.shape[1] // 20))

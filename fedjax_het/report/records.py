@@ -1,11 +1,10 @@
 """The record of a run: written step by step during the run, and read back afterwards.
 
-A work directory holds `config.json` and `summary.json` (replaced atomically) and `metrics.jsonl`
-and `clients.jsonl` (one line per server step and per client task, appended). `virtual_s`, `wall_s`
+A work directory holds `config.json`, `summary.json` and `population.npz` (replaced atomically) and
+`metrics.jsonl` and `clients.jsonl` (a line per server step and client task). `virtual_s`, `wall_s`
 and `compile_s` of a metrics row are cumulative; `wall_s` does not include compilation; `bytes_up`,
-`bytes_down`, `joules`, `clients`, `merged` and `dropped` count one step only; there are `joules` if
-the fleet prices energy. If clients were evaluated one by one, `clients_eval.jsonl` has a line per
-client and evaluation.
+`bytes_down`, `joules`, `clients`, `merged` and `dropped` count one step only, `joules` if the fleet
+prices energy. If clients were evaluated one by one, `clients_eval.jsonl` has a line for each.
 """
 
 import os
@@ -30,7 +29,8 @@ from fedjax_het.common.writing import (
     write_json,
 )
 from fedjax_het.report.metric import MetricInfo
-from fedjax_het.report.schema import CLIENT_COLUMNS, check_record
+from fedjax_het.report.population import Population
+from fedjax_het.report.schema import CLIENT_COLUMNS, check_record, check_summary
 
 _METRICS, _CLIENTS, _EVALUATED = "metrics.jsonl", "clients.jsonl", "clients_eval.jsonl"
 _CUMULATIVE = ("step", "virtual_s", "wall_s", "compile_s")
@@ -112,8 +112,9 @@ class RunWriter:
         append({self._file(name): piece for name, piece in lines.items()})
         self._may_append = True
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replaces `summary.json`, which a run writes last."""
+    def write_summary(self, summary: Mapping[str, Any], population: Population) -> None:
+        """Replaces `population.npz` and `summary.json`, which a run writes last."""
+        population.write(self._workdir)
         write_json(self._workdir / "summary.json", summary)
 
     def offsets(self) -> dict[str, int]:
@@ -190,7 +191,8 @@ class RunRecord:
       config: resolved configuration with `versions`, `device` and `git_revision`.
       metrics: rows of the server steps, one per step; step 0 is the initial model.
       clients: rows of the client tasks, one per task.
-      summary: totals, targets, `device_groups`, `block_names`, `data`.
+      summary: totals, targets, `num_clients`, `block_names`, `data`.
+      population: device group, number of samples and label counts of every client.
       source: work directory, or a name of the run for error messages.
       client_evaluations: rows of the clients' evaluations, one per client and evaluation; empty if
         clients were not evaluated one by one.
@@ -200,6 +202,7 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     clients: list[dict[str, Any]]
     summary: dict[str, Any]
+    population: Population
     source: str = field(default="<run>", compare=False)
     client_evaluations: list[dict[str, Any]] = field(default_factory=list)
 
@@ -211,6 +214,7 @@ class RunRecord:
             self.metrics,
             self.clients,
             self.summary,
+            self.population,
             self.client_evaluations,
             self.source,
         )
@@ -234,11 +238,17 @@ class RunRecord:
             "name the work directory of a finished run",
         )
         evaluated = path / _EVALUATED
+        config = read_json(path / "config.json")
+        metrics, clients = (read_lines(path / name) for name in (_METRICS, _CLIENTS))
+        summary = read_json(path / "summary.json")
+        check_summary(summary, str(path / "summary.json"))
+        size = summary["num_clients"], summary["data"]["num_classes"]
         return cls(
-            config=read_json(path / "config.json"),
-            metrics=read_lines(path / _METRICS),
-            clients=read_lines(path / _CLIENTS),
-            summary=read_json(path / "summary.json"),
+            config=config,
+            metrics=metrics,
+            clients=clients,
+            summary=summary,
+            population=Population.read(path, *size),
             source=str(path),
             # A resumed run may have removed every row.
             client_evaluations=(

@@ -203,8 +203,8 @@ def _check_comparable(records: Mapping[str, Sequence[RunRecord]]) -> None:
                 ("data", run.summary["data"]["name"], first[0].summary["data"]["name"]),
                 (
                     "number of devices",
-                    len(run.summary["device_groups"]),
-                    len(first[0].summary["device_groups"]),
+                    run.summary["num_clients"],
+                    first[0].summary["num_clients"],
                 ),
                 ("target metric", _metric_text(run), _metric_text(first[0])),
                 ("energy of tasks", _energy_text(run), _energy_text(first[0])),

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.report.metric import MetricInfo
+from fedjax_het.report.population import POPULATION, Population
 
 # Above this, sums of rows would not be finite.
 _LARGEST = 1e300
@@ -94,7 +95,7 @@ _SUMMARY = {
     "wasted_flops?": "n",
     "wasted_bytes?": "n",
     "wasted_joules?": "n",
-    "device_groups": "l",
+    "num_clients": "i",
     "num_blocks": "i",
     "block_names": "l",
     "data": "d",
@@ -102,6 +103,7 @@ _SUMMARY = {
     "submodels?": "d",
 }
 _METRIC = {"name": "t", "higher_is_better": "b", "share": "b"}
+_DATA = {"name": "t", "num_classes": "w"}
 _KINDS = {
     "i": "a whole number >= 0",
     "w": "a whole number >= 0 or null",
@@ -124,12 +126,20 @@ def check_record(
     metrics: Sequence[Any],
     clients: Sequence[Any],
     summary: Any,
+    population: Population,
     client_evaluations: Sequence[Any],
     source: str,
 ) -> None:
     """Raises `InputError` unless the parts form one record; names file, line and remedy."""
     _check_row(config, {"versions?": "m"}, f"{source}/config.json")
-    _check_summary(summary, f"{source}/summary.json")
+    check_summary(summary, f"{source}/summary.json")
+    told = summary["num_clients"], summary["data"]["num_classes"]
+    require(
+        told == (len(population), population.num_classes),
+        f"{source}/summary.json: num_clients = {told[0]}, num_classes = {told[1]}",
+        f"{POPULATION} holds {len(population)} clients, {population.num_classes} classes",
+        "the files belong to different runs; " + _REDO,
+    )
     metric = MetricInfo.of(summary)
     _check_metrics(metrics, metric, f"{source}/metrics.jsonl")
     merged_at = {row["step"]: row["virtual_s"] for row in metrics}
@@ -202,7 +212,19 @@ def _check_each(values: Sequence[Any], kind: str, what: str) -> None:
     require(not wrong, f"{what} holds {wrong[:1]}", f"must be a list, each {_KINDS[kind]}", _REDO)
 
 
-def _check_summary(summary: Any, where: str) -> None:
+def check_summary(summary: Any, where: str) -> None:
+    """Raises `InputError` unless a value is the content of `summary.json`.
+
+    Args:
+      summary: value to check.
+      where: name of the file.
+    """
+    require(
+        not isinstance(summary, dict) or "device_groups" not in summary,
+        f"{where}: lists the device_groups of the clients",
+        f"is of an earlier version, and must have them in {POPULATION}",
+        "run the same command again, which writes the record of a finished run anew",
+    )
     _check_row(summary, _SUMMARY, where)
     blocks = summary["num_blocks"]
     require(blocks >= 1, f"{where}: num_blocks = {blocks}", "must be >= 1", _REDO)
@@ -224,34 +246,10 @@ def _check_summary(summary: Any, where: str) -> None:
         _check_values(values, [metric.name], metric.share, f"{where}, submodels.{name}")
     for i, target in enumerate(summary["targets"]):
         _check_row(target, {metric.name: "n" if metric.share else "r"}, f"{where}, targets[{i}]")
-    groups = summary["device_groups"]
-    for name, values in (
-        ("device_groups", groups),
-        ("data.sizes", summary["data"].get("sizes", [0] * len(groups))),
-    ):
-        wrong = [v for v in values if not _fits(v, "i")] if isinstance(values, list) else [values]
-        require(not wrong, f"{where}: {name} holds {wrong[:1]}", f"must be {_KINDS['i']}", _REDO)
-        require(
-            len(values) == len(groups) > 0,
-            f"{where}: {name} has {len(values)} entries",
-            f"must be one per device, like the {len(groups)} device_groups",
-            _REDO,
-        )
+    clients = summary["num_clients"]
+    require(clients >= 1, f"{where}: num_clients = {clients}", "must be >= 1", _REDO)
     _check_each(summary.get("joules_by_group", []), "n", f"{where}: joules_by_group")
-    _check_row(summary["data"], {"name": "t"}, f"{where}, data")
-    counts = summary["data"].get("label_counts")
-    rectangular = counts is None or (
-        isinstance(counts, list)
-        and len(counts) == len(groups)
-        and all(isinstance(row, list) and len(row) == len(counts[0]) > 0 for row in counts)
-        and all(_fits(v, "i") for row in counts for v in row)
-    )
-    require(
-        rectangular,
-        f"{where}: data.label_counts",
-        f"must be a table of counts, {len(groups)} devices x classes",
-        _REDO,
-    )
+    _check_row(summary["data"], _DATA, f"{where}, data")
 
 
 def _check_values(row: Mapping[str, Any], names: Sequence[str], share: bool, where: str) -> None:
@@ -294,14 +292,14 @@ def _check_clients(
     where: str,
 ) -> None:
     require(len(clients) > 0, where, "holds no client task", "run at least one server step")
-    devices, blocks = len(summary["device_groups"]), summary["num_blocks"]
+    devices, blocks = summary["num_clients"], summary["num_blocks"]
     for i, row in enumerate(clients, 1):
         _check_row(row, _CLIENTS, f"{where}, line {i}")
         require_known(row["status"], STATUSES, f"{where}, line {i}: status")
         if row["client"] >= devices:
             raise InputError(
-                f"{where}, line {i}: client = {row['client']} must be < {devices}, the number of "
-                f"device_groups; {_REDO}"
+                f"{where}, line {i}: client = {row['client']} must be < {devices}, num_clients; "
+                f"{_REDO}"
             )
         if not row["dispatched_s"] <= merged_at.get(row["step"], -1):
             raise InputError(
@@ -321,7 +319,7 @@ def _check_client_evaluations(
     merged_at: Mapping[int, float],
     where: str,
 ) -> None:
-    metric, devices = MetricInfo.of(summary), len(summary["device_groups"])
+    metric, devices = MetricInfo.of(summary), summary["num_clients"]
     names = (metric.name, f"personal_{metric.name}")
     seen: set[tuple[int, int]] = set()
     for i, row in enumerate(rows, 1):
@@ -336,6 +334,6 @@ def _check_client_evaluations(
         if row["device_group"] is not None and row["client"] >= devices:
             raise InputError(
                 f"{where}, line {i}: client = {row['client']} with a device_group must be < "
-                f"{devices}, the number of device_groups; {_REDO}"
+                f"{devices}, num_clients; {_REDO}"
             )
         seen.add(at)

@@ -127,7 +127,7 @@ def group_devices(records: Sequence[RunRecord], tasks: Sequence[Tasks]) -> Group
       records: records of runs on one fleet.
       tasks: results of `tasks_of` for these records, in the same order.
     """
-    given = [np.array(record.summary["device_groups"], np.int64) for record in records]
+    given = [record.population.device_groups for record in records]
     ids = np.unique(np.concatenate(given))
     if ids.size <= _MOST_GROUPS:
         keys = [np.searchsorted(ids, groups) for groups in given]

@@ -53,6 +53,7 @@ class Evaluator:
             self._sets["val_"] = in_batches(data.val_x, data.val_y)
         self._programs: dict[tuple[str, BlockModel], Any] = {}
         self._spread = Spread(data)
+        self._numbered: tuple[Sequence[str], dict[str, int], np.ndarray] | None = None
 
     def _measure(self, model: BlockModel, variables: Variables, samples: Batch) -> PyTree:
         """The measurements of all metrics, leaves [m, b, ...]; traced."""
@@ -134,11 +135,11 @@ class Evaluator:
         Raises:
           InputError: for a kind of a client without a model.
         """
-        kinds = dict.fromkeys(of_client or ())
+        kinds, kind_of = self._kinds(of_client or ())
         for kind in kinds:
             require_known(kind, [*models, GLOBAL], "of_client")
         row: dict[str, Any] = {}
-        own: dict[str, list[Any] | None] = {}
+        own: dict[str, np.ndarray | None] = {}
         for kind, (model, part) in models.items():
             for prefix in self._sets:
                 measured = self.measured(part, prefix, model)
@@ -152,12 +153,24 @@ class Evaluator:
             own[GLOBAL] = self._spread.values(
                 self.metrics[target], self.measured(variables)[target]
             )
-        known = []
-        for i, client in enumerate(self._spread.columns()["client"]):
-            values = own[of_client[client]] if client < len(of_client) else None
-            if values is not None and values[i] is not None:
-                known.append(values[i])
-        return {**row, f"local_{target}": float(np.mean(known)) if known else None}
+        ids = self._spread.ids
+        kind_of = kind_of[ids[ids < len(kind_of)]]
+        values = np.full(len(kind_of), np.nan)
+        for number, kind in enumerate(kinds):
+            if (found := own[kind]) is not None:
+                rows = np.flatnonzero(kind_of == number)
+                values[rows] = found[rows]
+        known = values[~np.isnan(values)]
+        return {**row, f"local_{target}": float(np.mean(known)) if len(known) else None}
+
+    def _kinds(self, of_client: Sequence[str]) -> tuple[dict[str, int], np.ndarray]:
+        """The kinds of the clients by name, numbered, and the number of each client's, int64[n]."""
+        # They do not change in a run, and reading a million names takes a while.
+        if self._numbered is None or self._numbered[0] is not of_client:
+            numbers = {kind: i for i, kind in enumerate(dict.fromkeys(of_client))}
+            own = np.fromiter((numbers[kind] for kind in of_client), np.int64, len(of_client))
+            self._numbered = of_client, numbers, own
+        return self._numbered[1:]
 
     def scores(self, models: Sequence[Variables], target: str) -> np.ndarray:
         """The metric of every client that trains, negative if lower is better, float64[n].
@@ -170,12 +183,13 @@ class Evaluator:
           Scores; NaN for clients whose metric cannot be known, see `Spread`.
         """
         metric = self.metrics[target]
-        found = [self._spread.values(metric, self.measured(each)[target]) or [] for each in models]
+        found = [self._spread.values(metric, self.measured(each)[target]) for each in models]
         scores = np.full(self._problem.num_clients, np.nan)
-        for client, values in zip(self._spread.columns()["client"], zip(*found, strict=True)):
-            value = _mean(list(values))
-            if value is not None and client < len(scores):
-                scores[client] = value if metric.higher_is_better else -value
+        values = _over_models(found)
+        if values is not None:
+            train = self._spread.ids < len(scores)
+            sign = 1.0 if metric.higher_is_better else -1.0
+            scores[self._spread.ids[train]] = sign * values[train]
         return scores
 
     def clients(
@@ -198,9 +212,11 @@ class Evaluator:
         several = [self.measured(variables) for variables in models]
         columns: dict[str, list[Any]] = {}
         for name, metric in self.metrics.items():
-            found = [self._spread.values(metric, measured[name]) for measured in several]
-            if found[0] is not None and not any(isinstance(v, list) for v in found[0]):
-                columns[name] = [_mean(list(values)) for values in zip(*found, strict=True)]
+            values = _over_models(
+                [self._spread.values(metric, measured[name]) for measured in several]
+            )
+            if values is not None:
+                columns[name] = [None if np.isnan(v) else v for v in values.tolist()]
         if not columns:
             return []
         every = {**self._spread.columns(), **columns}
@@ -218,7 +234,11 @@ class Evaluator:
         if places is None:
             measured = self.measured(variables)
             found = {n: self._spread.values(self.metrics[n], measured[n], client) for n in names}
-            return {f"personal_{name}": value[0] for name, value in found.items() if value}
+            return {
+                f"personal_{name}": None if np.isnan(value[0]) else float(value[0])
+                for name, value in found.items()
+                if value is not None
+            }
         # Padded to one size, so that all clients share a program.
         most = self._spread.most
         padded = np.resize(places, most)
@@ -252,9 +272,17 @@ def _mean(values: list[Any]) -> Any:
     return float(np.mean(values))
 
 
-def _spread_columns(metric: Metric, own: list[Any] | None) -> Mapping[str, float | None]:
+def _over_models(found: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Mean of the clients' values over several models, float64[k]; None if one is not known."""
+    known = [values for values in found if values is not None]
+    if len(known) < len(found):
+        return None
+    return known[0] if len(known) == 1 else np.mean(np.stack(known, axis=1), axis=1)
+
+
+def _spread_columns(metric: Metric, own: np.ndarray | None) -> Mapping[str, float | None]:
     """Mean over the clients and over the worst tenth of them."""
-    known = np.sort([value for value in own or [] if value is not None])
+    known = np.zeros(0) if own is None else np.sort(own[~np.isnan(own)])
     if metric.higher_is_better:
         worst = known[: max(1, len(known) // 10)]
     else:

@@ -17,6 +17,7 @@ from fedjax_het.common.jsonio import read_json, read_lines
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
+from fedjax_het.report.population import Population
 from fedjax_het.report.records import RunRecord, RunWriter
 from fedjax_het.report.submodels import submodel_values
 from fedjax_het.simulation.assessment import reaches
@@ -218,8 +219,7 @@ class Journal:
                 columns["joules"] = sum(row.get("joules", 0.0) for row in until) if hit else None
             reached.append({metric.name: value, **columns})
         best = max if metric.higher_is_better else min
-        data = problem.data
-        counts = data.label_counts() if data.y.ndim == 1 and data.num_classes else None
+        population = _population(problem)
         summary = {
             "name": name,
             "algorithm": algorithm,
@@ -240,10 +240,10 @@ class Journal:
             **self.totals,
             "ended": ended,
             "in_flight": last.get("in_flight", 0),
-            "device_groups": np.asarray(problem.fleet.groups),
+            "num_clients": len(population),
             "num_blocks": problem.model.num_blocks,
             "block_names": [block.name for block in problem.model.blocks],
-            "data": {"name": data.name, "sizes": data.sizes, "label_counts": counts},
+            "data": {"name": problem.data.name, "num_classes": population.num_classes},
             "fleet": problem.fleet.describe(),
         }
         if self._writer is None or self._workdir is None:
@@ -252,14 +252,23 @@ class Journal:
                 list(metrics),
                 list(self._clients),
                 summary,
+                population,
                 client_evaluations=list(self._evaluations),
             )
         if ended is None:
             started = bool(self.totals["tasks"])
             clients = read_lines(self._workdir / "clients.jsonl") if started else []
-            return RunRecord(self._config, metrics, clients, summary, str(self._workdir))
-        self._writer.write_summary(summary)
+            parts = (self._config, metrics, clients, summary, population)
+            return RunRecord(*parts, str(self._workdir))
+        self._writer.write_summary(summary, population)
         return RunRecord.load(self._workdir)
+
+
+def _population(problem: Problem) -> Population:
+    """The facts of the problem's clients."""
+    data = problem.data
+    counts = data.label_counts() if data.y.ndim == 1 and data.num_classes else None
+    return Population(problem.fleet.groups, data.count, counts)
 
 
 def _submodels(metrics: list[dict[str, Any]], problem: Problem, metric: Metric) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 from disk import longest_file, refusing
 
 from fedjax_het.common import writing
 from fedjax_het.common.errors import InputError
-from fedjax_het.common.jsonio import read_json
+from fedjax_het.common.jsonio import jsonable, read_json
 
 LINE = r"[^\n]+: [^\n]+; [^\n]+"
 REFUSALS = {
@@ -45,6 +46,42 @@ def test_any_text_can_be_written_and_comes_back(tmp_path, text):
     assert read_json(path) == {text: [text]}
     assert json.loads(writing.json_line({text: text}, "row")) == {text: text}
     assert writing.encodable(text) == ("\udc80" not in text and "\ud800" not in text)
+
+
+VALUES = (
+    *(
+        0,
+        -1,
+        2**70,
+        True,
+        None,
+        0.1,
+        -0.0,
+        1e300,
+        5e-324,
+        float("nan"),
+        float("inf"),
+        "ä\n",
+        "\ud800",
+    ),
+    *(
+        np.float64(0.1),
+        np.float64("nan"),
+        np.float32(0.1),
+        np.int64(3),
+        np.bool_(True),
+        [1, (2,)],
+        {"a": 1},
+    ),
+)
+
+
+@pytest.mark.parametrize("key", ["name", 1, True, None, 1.5])
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_a_row_that_is_written_as_it_is_has_the_bytes_of_a_converted_one(key, value):
+    row = {"step": 3, key: value, "last": 0.5}
+    wanted = json.dumps(jsonable(row, "row"), allow_nan=False, separators=(",", ":"))
+    assert writing.json_line(row, "row") == wanted.encode() + b"\n"
 
 
 def test_text_that_is_no_unicode_shows_which():

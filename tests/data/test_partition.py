@@ -4,8 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_het.common.errors import InputError
+from fedjax_het.data.clients import by_owner
 from fedjax_het.data.partition import (
     PARTITIONERS,
+    _deal,
     contiguous,
     dirichlet,
     iid,
@@ -53,6 +55,67 @@ def test_parts_are_a_disjoint_cover_and_reproducible(case, clients, extra, class
     assert min(map(len, parts)) >= _LEAST.get(case, 0 if case == "dirichlet_unbalanced" else 1)
     again = _CASES[case](clients)(labels, np.random.default_rng(seed))
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def _split_by_label(labels, rng):
+    shuffled = rng.permutation(len(labels))
+    return [shuffled[labels[shuffled] == label] for label in np.unique(labels)]
+
+
+def _listed_shards(labels, rng, clients):
+    pieces = np.array_split(np.concatenate(_split_by_label(labels, rng)), 2 * clients)
+    hands = rng.permutation(len(pieces)).reshape(clients, 2)
+    return [np.concatenate([pieces[p] for p in hand]) for hand in hands]
+
+
+# The same as lists of arrays, written client by client.
+_LISTED = {
+    "iid": lambda y, rng, n: np.array_split(rng.permutation(len(y)), n),
+    "contiguous": lambda y, rng, n: np.array_split(np.arange(len(y)), n),
+    "shards": _listed_shards,
+}
+
+
+@pytest.mark.parametrize("case", _LISTED)
+@given(clients=st.integers(1, 25), extra=st.integers(0, 200), seed=st.integers(0, 2**32))
+def test_a_partition_is_the_list_of_its_parts(case, clients, extra, seed):
+    labels = np.random.default_rng(seed).integers(0, 4, 2 * clients + extra)
+    parts = _CASES[case](clients)(labels, np.random.default_rng(seed))
+    listed = _LISTED[case](labels, np.random.default_rng(seed), clients)
+    assert [part.tolist() for part in parts] == [part.tolist() for part in listed]
+    assert [part.tolist() for part in parts[1:-1]] == [part.tolist() for part in listed[1:-1]]
+    assert parts[-1].tolist() == listed[-1].tolist()
+    with pytest.raises(IndexError):
+        parts[clients]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1), st.data())
+def test_samples_are_grouped_by_owner_in_sorted_order(owner, data):
+    kind = data.draw(st.sampled_from([np.int64, np.float64, np.str_, "M8[s]"]))
+    held, ids = by_owner(np.asarray(owner).astype(kind))
+    assert ids.tolist() == np.unique(np.asarray(owner).astype(kind)).tolist()
+    for client, mine in zip(np.unique(owner), held, strict=True):
+        assert mine.tolist() == np.flatnonzero(np.asarray(owner) == client).tolist()
+
+
+@given(
+    sizes=st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    clients=st.integers(1, 5),
+    data=st.data(),
+)
+def test_samples_of_each_label_are_dealt_out_in_their_order(sizes, clients, data):
+    ends = np.cumsum(sizes)
+    per_label = np.split(np.random.default_rng(0).permutation(ends[-1]), ends[:-1])
+    cuts = [
+        np.sort(data.draw(st.lists(st.integers(0, n), min_size=clients - 1, max_size=clients - 1)))
+        for n in sizes
+    ]
+    dealt = np.array(
+        [np.diff(c, prepend=0, append=n) for c, n in zip(cuts, sizes, strict=True)], int
+    )
+    parts = [np.split(s, np.cumsum(row)[:-1]) for s, row in zip(per_label, dealt, strict=True)]
+    listed = [np.concatenate(own).tolist() for own in zip(*parts, strict=True)]
+    assert [part.tolist() for part in _deal(per_label, dealt)] == listed
 
 
 def _counts(parts, labels):

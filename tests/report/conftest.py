@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedjax_het.report import RunRecord
+from fedjax_het.report import Population, RunRecord
 
 BLOCK_FLOPS = np.array([4e6, 8e6, 2e6, 1e6])  # per sample
 SPEEDS = np.array([2e9, 1e9, 0.5e9])  # per group
@@ -138,15 +138,13 @@ def fabricate(
         "merged": len(clients) - dropped,
         "dropped": dropped,
         "nonfinite": 0,
-        "device_groups": group,
+        "num_clients": devices,
         "num_blocks": 4,
         "block_names": ["conv_1", "conv_2", "dense_1", "head"],
-        "data": {
-            "name": "digits",
-            "sizes": sizes,
-            "label_counts": rng.multinomial(100, rng.dirichlet([0.3] * 10), devices),
-        },
+        "data": {"name": "digits", "num_classes": 10},
     }
+    counts = rng.multinomial(100, rng.dirichlet([0.3] * 10), devices)
+    population = Population(group, sizes, counts)
     config = {
         "algorithm": {"name": name, "learning_rate": 0.1, **(training or {})},
         "uplink_bytes_per_s": np.inf,
@@ -174,7 +172,7 @@ def fabricate(
                 row[f"personal_{name_of}"] = value * 0.9 if falling else min(1.04 * value, 1.0)
             evaluated.append(row)
     source = f"runs/{name}/{seed}"
-    return RunRecord(config, metrics, clients, summary, source, evaluated)
+    return RunRecord(config, metrics, clients, summary, population, source, evaluated)
 
 
 MAE = {"name": "mae", "higher_is_better": False, "share": False}

@@ -1,9 +1,11 @@
 """The metric client by client: its last evaluation, its figure and what the caption admits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fedjax_het.report import RunRecord, captions
+from fedjax_het.report import captions
 from fedjax_het.report.client_plots import metric_by_client
 from fedjax_het.report.clients import client_summary, client_values
 from fedjax_het.report.results import summarise
@@ -12,8 +14,7 @@ from fedjax_het.report.tables import table_data, table_rows
 
 
 def with_rows(record, rows):
-    parts = (record.config, record.metrics, record.clients, record.summary, record.source)
-    return RunRecord(*parts, rows)
+    return replace(record, client_evaluations=rows)
 
 
 def values(record):
@@ -30,7 +31,7 @@ def test_the_last_evaluation_counts(two_regressions):
     assert of.step == 20
     assert of.values.tolist() == [row["mae"] for row in last]
     assert of.personal.tolist() == [row["personal_mae"] for row in last]
-    assert of.train_samples.tolist() == record.summary["data"]["sizes"]
+    assert of.train_samples.tolist() == record.population.sizes.tolist()
     assert of.own.all()
 
 

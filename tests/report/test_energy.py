@@ -105,4 +105,4 @@ def test_bad_energy_in_a_record_is_refused(make_run, change, message):
     parts = json.loads(json.dumps([run.metrics, run.clients, run.summary]))
     change(*parts)
     with pytest.raises(InputError, match=message):
-        RunRecord(run.config, *parts)
+        RunRecord(run.config, *parts, run.population)

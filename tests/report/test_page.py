@@ -1,6 +1,7 @@
 """The page is one valid, self-contained file; a comparison writes the same bytes each time."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -120,11 +121,9 @@ def test_everything_the_user_wrote_is_escaped(make_run):
         **record.summary,
         "name": evil,
         "block_names": [evil, "$b$", "_c", "d"],
-        "data": {"name": evil},
+        "data": {**record.summary["data"], "name": evil},
     }
-    page = comparison_page(
-        {evil: [RunRecord(config, record.metrics, record.clients, summary)]}, [0.5]
-    )
+    page = comparison_page({evil: [replace(record, config=config, summary=summary)]}, [0.5])
     checker = check(page)
     assert "<script" not in page
     assert evil in "".join(checker.text)
@@ -132,9 +131,10 @@ def test_everything_the_user_wrote_is_escaped(make_run):
 
 def test_a_run_without_labels_targets_versions_or_worst_clients(make_run):
     record = make_run(steps=2, targets=())
-    summary = {**record.summary, "data": {"name": "made up"}}
+    summary = {**record.summary, "data": {"name": "made up", "num_classes": None}}
+    facts = replace(record.population, label_counts=None)
     metrics = [{k: v for k, v in m.items() if "worst" not in k} for m in record.metrics]
-    page = run_page(RunRecord({}, metrics, record.clients, summary))
+    page = run_page(RunRecord({}, metrics, record.clients, summary, facts))
     checker = check(page)
     assert checker.tags.count("svg") == 7
     assert "not recorded" in page

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from fedjax_het.common.errors import InputError
-from fedjax_het.report import RunRecord, device_plots, plots, time_to
+from fedjax_het.report import device_plots, plots, time_to
 from fedjax_het.report.style import PALETTE, inline_svg, method_style, plain, png
 from fedjax_het.report.tasks import (
     evenly,
@@ -70,7 +72,7 @@ def test_a_small_range_and_a_rising_metric_have_a_linear_axis(make_run):
     error = {"name": "rmse", "higher_is_better": False, "share": False}
     run = make_run(metric=error, best=2.0, every=10, targets=())
     late = [row for row in run.metrics if row["step"] != 0]
-    run = RunRecord(run.config, [{**run.metrics[0], "rmse": 4.0}, *late], run.clients, run.summary)
+    run = replace(run, metrics=[{**run.metrics[0], "rmse": 4.0}, *late])
     assert plots.metric_vs_time({"A": [run]}, []).axes[0].get_ylabel() == "test RMSE"
     score = {"name": "r2", "higher_is_better": True, "share": False}
     run = make_run(metric=score, best=0.9, steps=5, targets=())
@@ -100,7 +102,7 @@ def test_worst_clients_need_a_record_of_them(two_methods, make_run):
     assert figure.axes[0].get_ylabel() == "worst-decile client accuracy (%)"
     record = make_run(steps=2)
     metrics = [{k: v for k, v in m.items() if "worst" not in k} for m in record.metrics]
-    bare = RunRecord(record.config, metrics, record.clients, record.summary)
+    bare = replace(record, metrics=metrics)
     assert plots.worst_clients_vs_time({"bare": [bare]}) is None
 
 
@@ -109,8 +111,9 @@ def test_label_heat_map_shows_at_most_sixty_devices(make_run):
     assert figure.axes[0].get_xlabel() == "device (60 of 150, evenly chosen)"
     assert plots.labels_by_client(make_run(steps=1)).axes[0].get_xlabel() == "device"
     record = make_run(steps=1)
-    summary = {**record.summary, "data": {"name": "unlabelled"}}
-    bare = RunRecord(record.config, record.metrics, record.clients, summary)
+    summary = {**record.summary, "data": {"name": "unlabelled", "num_classes": None}}
+    facts = replace(record.population, label_counts=None)
+    bare = replace(record, summary=summary, population=facts)
     with pytest.raises(InputError, match=r"label_counts: is not recorded"):
         plots.labels_by_client(bare)
 
@@ -168,7 +171,7 @@ def test_a_task_without_arrival_is_cut_at_the_merge(make_run):
     record = make_run(deadline_s=9.0, steps=2)
     lost = [{**c, "arrived_s": float("inf")} if c["status"] == "dropped" else c
             for c in record.clients]  # fmt: skip
-    other = RunRecord(record.config, record.metrics, lost, record.summary)
+    other = replace(record, clients=lost)
     np.testing.assert_allclose(tasks_of(other).end_s, tasks_of(record).end_s)
 
 
@@ -184,9 +187,8 @@ def test_a_device_whose_task_failed_does_not_wait(make_run):
 
 def test_groups_are_ordered_by_speed(make_run):
     record = make_run()
-    reverse = 2 - np.array(record.summary["device_groups"])
-    summary = {**record.summary, "device_groups": reverse}
-    record = RunRecord(record.config, record.metrics, record.clients, summary)
+    facts = replace(record.population, device_groups=2 - record.population.device_groups)
+    record = replace(record, population=facts)
     groups = group_devices([record], [tasks_of(record)])
     assert groups.names == ["group 2", "group 1", "group 0"]
     np.testing.assert_array_equal(groups.of_client[0], np.arange(12) // 4)
@@ -197,7 +199,7 @@ def test_many_groups_become_quarters_of_speed(make_run):
     record = make_run(devices=40, groups=40, steps=2)
     lazy = [c for c in record.clients if c["client"] != 7]
     up = sum(c["bytes_up"] for c in record.clients)
-    record = RunRecord(record.config, record.metrics, lazy, {**record.summary, "bytes_up": up})
+    record = replace(record, clients=lazy, summary={**record.summary, "bytes_up": up})
     groups = group_devices([record], [tasks_of(record)])
     assert groups.names == [f"speed Q{i}" for i in range(1, 5)]
     assert groups.of_client[0][7] == -1
@@ -211,7 +213,7 @@ def test_many_groups_become_quarters_of_speed(make_run):
 def test_trained_share_counts_what_reached_the_model(make_run):
     record = make_run(first_block=(0, 1, 2))
     tasks = tasks_of(record)
-    of_client = np.array(record.summary["device_groups"])
+    of_client = record.population.device_groups
     share = trained_share(record, tasks, of_client, 4)
     expected = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]])
     np.testing.assert_array_equal(share[:, :3], expected)

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ def write(record, workdir):
             evaluated = [c for c in record.client_evaluations if c["step"] == row["step"]]
             if evaluated:
                 writer.write_client_evaluations(evaluated)
-        writer.write_summary(record.summary)
+        writer.write_summary(record.summary, record.population)
     return workdir
 
 
@@ -84,12 +85,11 @@ def test_evaluations_of_clients_are_cut_to_the_checkpoint(make_run, tmp_path):
 def test_evaluations_of_clients_are_checked(make_run, change, message):
     record = make_run(steps=2, client_rows="own")
     rows = [{**r, **change} if i == 1 else r for i, r in enumerate(record.client_evaluations)]
-    parts = (record.config, record.metrics, record.clients, record.summary, record.source, rows)
     if message is None:
-        assert RunRecord(*parts).client_evaluations == rows
+        assert replace(record, client_evaluations=rows).client_evaluations == rows
         return
     with pytest.raises(InputError, match=message):
-        RunRecord(*parts)
+        replace(record, client_evaluations=rows)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_evaluations_of_clients_are_checked(make_run, change, message):
 def test_values_of_sub_models_are_checked(make_run, column, summary, message):
     record = make_run(steps=2)
     metrics = [*record.metrics[:-1], {**record.metrics[-1], **column}]
-    parts = (record.config, metrics, record.clients, {**record.summary, **summary}, record.source)
+    changes = {"metrics": metrics, "summary": {**record.summary, **summary}}
     if message is None:
-        assert RunRecord(*parts).summary["submodels"]["w"]["loss"] == 9.0
+        assert replace(record, **changes).summary["submodels"]["w"]["loss"] == 9.0
         return
     with pytest.raises(InputError, match=message):
-        RunRecord(*parts)
+        replace(record, **changes)
 
 
 def test_memory_and_disk_agree_on_numpy_values_and_nan(make_run):
@@ -182,7 +182,7 @@ def test_a_resumed_run_cuts_what_came_after_the_checkpoint(make_run, tmp_path, t
             step(writer, i)
             if i == 2:
                 offsets = writer.offsets()
-        writer.write_summary(record.summary)
+        writer.write_summary(record.summary, record.population)
     for name in offsets:
         with open(tmp_path / name, "ab") as file:
             file.write(torn)
@@ -194,7 +194,7 @@ def test_a_resumed_run_cuts_what_came_after_the_checkpoint(make_run, tmp_path, t
         assert not (tmp_path / "summary.json").exists()
         for i in range(3, 6):
             step(writer, i)
-        writer.write_summary(record.summary)
+        writer.write_summary(record.summary, record.population)
     assert RunRecord.load(tmp_path) == record
 
 
@@ -284,7 +284,7 @@ def test_tasks_are_checked(make_run, change, message):
     record = make_run(steps=2)
     clients = [{**row, **change} if i == 2 else row for i, row in enumerate(record.clients)]
     with pytest.raises(InputError, match=message):
-        RunRecord(record.config, record.metrics, clients, record.summary)
+        replace(record, clients=clients)
 
 
 @pytest.mark.parametrize(
@@ -299,11 +299,13 @@ def test_tasks_are_checked(make_run, change, message):
         ),
         ({"seed": 10**30}, "seed = 1000000000000000000000000000000 must be a whole number"),
         ({"virtual_s": 10**400}, "virtual_s = 10* must be a number"),
-        ({"device_groups": []}, "device_groups has 0 entries"),
-        ({"device_groups": [0.5] * 12}, r"device_groups holds \[0.5\]"),
-        ({"data": {"name": "d", "sizes": [1]}}, "data.sizes has 1 entries: must be one per device"),
-        ({"data": {"sizes": [1] * 12}}, "'name': is missing"),
-        ({"data": {"name": "d", "label_counts": [[1]]}}, "label_counts: must be a table"),
+        ({"device_groups": [0] * 12}, "is of an earlier version, .* population.npz; run the same"),
+        ({"num_clients": 0}, "num_clients = 0: must be >= 1"),
+        ({"num_clients": 11}, "num_clients = 11, .*: population.npz holds 12 clients, 10 classes"),
+        ({"num_clients": 2.0}, "num_clients = 2.0 must be a whole number"),
+        ({"data": {"num_classes": 10}}, "'name': is missing"),
+        ({"data": {"name": "d"}}, "'num_classes': is missing"),
+        ({"data": {"name": "d", "num_classes": None}}, "num_classes = None: population.npz holds"),
         ({"targets": [{"step": 1}]}, r"targets\[0\]: 'accuracy': is missing"),
         ({"targets": None}, "targets = None must be a list"),
         ({"metric": {"name": "mae", "share": False}}, "'higher_is_better': is missing"),
@@ -319,17 +321,17 @@ def test_tasks_are_checked(make_run, change, message):
 def test_the_summary_is_checked(make_run, change, message):
     record = make_run(steps=2)
     with pytest.raises(InputError, match=message):
-        RunRecord(record.config, record.metrics, record.clients, {**record.summary, **change})
+        replace(record, summary={**record.summary, **change})
 
 
 def test_a_record_without_tasks_or_configuration_is_refused(make_run):
     record = make_run(steps=2)
     with pytest.raises(InputError, match="holds no client task"):
-        RunRecord(record.config, record.metrics, [], record.summary)
+        replace(record, clients=[])
     with pytest.raises(InputError, match=r"config.json: must be a mapping, not NoneType"):
-        RunRecord(None, record.metrics, record.clients, record.summary)  # type: ignore[arg-type]
+        replace(record, config=None)
     with pytest.raises(InputError, match="versions = True must be a mapping or null"):
-        RunRecord({"versions": True}, record.metrics, record.clients, record.summary)
+        replace(record, config={"versions": True})
 
 
 def test_time_to_is_the_first_evaluation_and_never_interpolates(make_run):
@@ -392,7 +394,7 @@ def test_a_share_of_another_name_is_checked(make_run):
     for name in ("auroc", "val_auroc"):
         metrics = [*record.metrics[:-1], {**record.metrics[-1], name: 1.5}]
         with pytest.raises(InputError, match=f"line 3: {name} = 1.5 must be a share"):
-            RunRecord(record.config, metrics, record.clients, record.summary)
+            replace(record, metrics=metrics)
 
 
 def test_a_column_of_lists_is_no_curve(make_run):

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import jsonable
-from fedjax_het.report import RunRecord, time_to
+from fedjax_het.report import time_to
 from fedjax_het.report.metric import MetricInfo
 from fedjax_het.report.results import summarise
 from fedjax_het.report.tables import table_data, table_notes, table_rows, text_table
@@ -97,9 +98,7 @@ def test_a_reference_that_missed_the_target_gives_no_speed_up(make_run):
 
 def test_nonfinite_updates_and_unequal_seeds_are_reported(make_run):
     record = make_run(steps=3)
-    ill = RunRecord(
-        record.config, record.metrics, record.clients, {**record.summary, "nonfinite": 2}
-    )
+    ill = replace(record, summary={**record.summary, "nonfinite": 2})
     results = summarise({"ill": [ill], "other": [make_run(seed=5)]}, [])
     assert cells(results, "updates left out, not finite") == ["2", "0"]
     assert "The methods ran with different seeds." in table_notes(results)
@@ -108,7 +107,7 @@ def test_nonfinite_updates_and_unequal_seeds_are_reported(make_run):
 def test_a_diverged_run_without_final_accuracy(make_run):
     record = make_run(steps=3)
     summary = {**record.summary, "final_accuracy": float("nan"), "best_accuracy": None}
-    ill = RunRecord(record.config, record.metrics, record.clients, summary)
+    ill = replace(record, summary=summary)
     assert cells(summarise({"ill": [ill]}, []), "final accuracy") == ["-"]
 
 
@@ -179,9 +178,7 @@ def test_what_cannot_be_compared_is_refused(make_run, records, targets, message)
 def test_runs_on_other_data_are_refused(make_run):
     record = make_run(steps=2)
     data = {**record.summary["data"], "name": "mnist"}
-    other = RunRecord(
-        record.config, record.metrics, record.clients, {**record.summary, "data": data}
-    )
+    other = replace(record, summary={**record.summary, "data": data})
     with pytest.raises(InputError, match="data is 'mnist' but 'digits'"):
         summarise({"a": [record], "b": [other]}, [])
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+from dataclasses import replace
 
 import chex
 import pytest
@@ -27,8 +28,8 @@ from fedjax_het.simulation.sinks import tensorboard_writer
 OPTIONS = {"rounds": 6, "eval_every": 2, "checkpoint_every": 2, "chunk": 1, "client_eval": "always"}
 MEASURED = {"wall_s", "compile_s", "compiled_programs"}
 # os.fsync in a run: config.json; for each of three checkpoints three files of rows, meta.json and
-# the digest; the model before the last checkpoint; the summary.
-SYNCS = 1 + 3 * 5 + 1 + 1
+# the digest; the model before the last checkpoint; the population and the summary.
+SYNCS = 1 + 3 * 5 + 1 + 2
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,7 @@ def test_text_of_a_record_that_is_no_unicode(whole, tmp_path):
     """Only a file that somebody changed holds such a text; the page shows it."""
     record = whole[0].record
     config = json.loads(json.dumps({**record.config, "note": "half \udc80"}))
-    changed = RunRecord(config, record.metrics, record.clients, record.summary)
+    changed = replace(record, config=config)
     fh.report.write_report(changed, tmp_path / "report.html")
     assert "half \\udc80" in (tmp_path / "report.html").read_text()
 

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from selections import assert_drawn_with, candidates, counted, inclusion, seen, selection
 
 import fedjax_het as fh
-from fedjax_het.transforms.select.oort import paced, scores, slowness
+from fedjax_het.transforms.select.oort import largest, paced, scores, slowness
 
 
 def test_scores_of_oort_by_hand():
@@ -32,6 +34,13 @@ def test_oort_slows_clients_behind_the_preferred_duration():
     found = slowness(duration_s, 25, 2.0)  # preferred: 2 s, the second of four
     np.testing.assert_allclose(found, [0.25, 1, 1, np.nan, 1 / 16])
     np.testing.assert_array_equal(slowness(duration_s, 100, 2.0), np.ones(5))
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0, 1e300]), max_size=30), st.integers(0, 40))
+def test_oort_takes_the_first_of_equal_values(values, count):
+    found = largest(np.asarray(values, np.float64), count)
+    wanted = np.argsort(-np.asarray(values, np.float64), kind="stable")[:count]
+    assert sorted(found.tolist()) == sorted(wanted.tolist())
 
 
 def test_the_pacer_of_oort():

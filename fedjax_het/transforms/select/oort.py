@@ -118,7 +118,8 @@ def oort(
         state = _priced(state, candidates)
         slowed = slowness(_durations(state, candidates), float(state.percent), alpha)
         fresh = np.isnan(state.utility[clients])
-        seen, unseen = clients[~fresh], clients[fresh]
+        # By index, which is several times as fast as by mask.
+        seen, unseen = (clients[np.flatnonzero(which)] for which in (~fresh, fresh))
         epsilon = max(exploration * decay**candidates.round, least_exploration)
         count = int((1 - epsilon) * wanted + 1e-9)
         count = min(max(count, wanted - len(unseen)), len(seen))
@@ -131,7 +132,7 @@ def oort(
             good = score >= cut * -np.partition(-score, rank)[rank]
             best = drawn(rng, seen[good], score[good], count)
         reward = candidates.samples[unseen] * slowed[unseen]
-        pool = _largest(reward, int(_WINDOW * (wanted - count)))
+        pool = largest(reward, int(_WINDOW * (wanted - count)))
         new = drawn(rng, unseen[pool], reward[pool], wanted - count)
         exploited = state.exploited.copy()
         exploited[best], exploited[new] = True, False
@@ -213,11 +214,16 @@ def scores(utility: np.ndarray, last: np.ndarray, now: int) -> np.ndarray:
     return worth + np.sqrt(_AGE * np.log(now) / last)
 
 
-def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest values, or all, int64."""
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest values, or all, int64; of equal ones the first."""
     if count >= len(values):
         return np.arange(len(values))
-    return np.argpartition(-values, count)[:count]
+    if not count:
+        return np.zeros(0, np.int64)
+    # Many devices are as fast as is preferred; to sort indices takes five times as long then.
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    above = np.flatnonzero(values > least)
+    return np.concatenate([above, np.flatnonzero(values == least)[: count - len(above)]])
 
 
 def paced(percent: float, history: np.ndarray, rounds: int, step: float) -> float:
