@@ -4,14 +4,15 @@
     python -m benchmarks.faults.kills --cases=300        # about a thousand kills
 
 A case is one run of one setting through the launcher. It is killed several times, with SIGKILL, and
-resumed each time: either at a moment that is uniform over the life of a run, which includes the
-start, or exactly at one of the run's operations on files, which includes every stage of a
-checkpoint. Then it is finished. Rows, summary and parameters must be those of an undisturbed run,
-bit for bit, apart from wall times. Of every fourth case
-the finished run is started once more, which changes nothing.
+resumed each time: either at a moment that is uniform over the life of a run, by the processor time
+that it takes, which includes the start, or exactly at one of the run's operations on files, which
+includes every stage of a checkpoint. Then it is finished. Rows, summary and parameters must be
+those of an undisturbed run, bit for bit, apart from wall times. Of every fourth case the finished
+run is started once more, which changes nothing.
 """
 
 import functools
+import math
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -31,13 +32,17 @@ _AGAIN = 0.25
 def generate(seed: int, number: int) -> Case:
     """A setting, in turn, and the moments of the kills.
 
-    A moment is a share of a life, or a share of the operations of one name, e.g. of the renames.
+    A moment is a share of a life, or a share of the operations of one name, e.g. of the renames. A
+    resumed run has less before it: its moments lie in the first half.
     """
     rng = generator(seed, number)
     names = sorted(SETTINGS)
     moments = [
-        ["life" if rng.integers(2) else str(rng.choice(OPERATIONS)), round(float(rng.random()), 6)]
-        for _ in range(rng.integers(_LEAST, _MOST + 1))
+        [
+            "life" if rng.integers(2) else str(rng.choice(OPERATIONS)),
+            round(float(rng.random() * (0.5 if resumed else 1.0)), 6),
+        ]
+        for resumed in range(rng.integers(_LEAST, _MOST + 1))
     ]
     return {"setting": names[number % len(names)], "seed": 0, "moments": moments}
 
@@ -48,11 +53,11 @@ def run(runs: Runs, case: Case) -> Verdict:
     whole, place = runs.undisturbed(setting, seed), runs.workdir()
     kills = Counter[str]()
     for how, share in case["moments"]:
-        before, seconds = (lambda: None), 1.05 * share * whole.seconds
+        before, used_s = (lambda: None), 1.05 * share * whole.used_s
         if how != "life":
             fault = failing("killed", how, int(share * whole.operations.count(how)))
-            before, seconds = Disk(place, fault).install, LIMIT_S
-        ended = runs.start(setting, seed, place, before).kill_after(seconds)
+            before, used_s = Disk(place, fault).install, math.inf
+        ended = runs.start(setting, seed, place, before).kill_after(used_s, LIMIT_S)
         if ended is None or ended.code == -signal.SIGKILL:
             kills[how] += 1
         elif ended.code != 0:

@@ -6,6 +6,7 @@ therefore imports everything and never asks JAX for a device, whose threads a fo
 
 import atexit
 import gc
+import math
 import multiprocessing
 import os
 import resource
@@ -37,12 +38,12 @@ class Ended:
     Attributes:
       code: exit status; the negative number of a signal that ended it; None if it hung and was
         killed.
-      seconds: wall time that it took.
+      used_s: processor time that it took, which other programs do not change.
       output: what it wrote to its standard output and error.
     """
 
     code: int | None
-    seconds: float
+    used_s: float
     output: str
 
 
@@ -62,7 +63,7 @@ class Child:
     """
 
     def __init__(self, work: Callable[[], Any], output: Path):
-        self._output, self._start = output, time.monotonic()
+        self._output, self._start, self._used_s = output, time.monotonic(), 0.0
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -76,9 +77,14 @@ class Child:
             self.kill()
         return self._told(code)
 
-    def kill_after(self, seconds: float) -> Ended | None:
-        """Kills the child after `seconds`; None if it was killed, else how it ended before."""
-        code = self._ended(seconds)
+    def kill_after(self, used_s: float, seconds: float) -> Ended | None:
+        """Kills the child; None if it was killed, else how it ended before.
+
+        Args:
+          used_s: processor time of the child after which it is killed.
+          seconds: time after which it is killed anyway.
+        """
+        code = self._ended(seconds, used_s)
         if code is None:
             self.kill()
             return None
@@ -89,20 +95,20 @@ class Child:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
-    def _ended(self, seconds: float) -> int | None:
+    def _ended(self, seconds: float, used_s: float = math.inf) -> int | None:
         until = self._start + seconds
         while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, used = os.wait4(self.pid, os.WNOHANG)
             if pid:
+                self._used_s = used.ru_utime + used.ru_stime
                 return os.waitstatus_to_exitcode(status)
             left = until - time.monotonic()
-            if left <= 0:
+            if left <= 0 or _used_s(self.pid) >= used_s:
                 return None
             time.sleep(min(0.002, left))
 
     def _told(self, code: int | None) -> Ended:
-        text = self._output.read_text(errors="replace")
-        return Ended(code, time.monotonic() - self._start, text)
+        return Ended(code, self._used_s, self._output.read_text(errors="replace"))
 
 
 def _become(work: Callable[[], Any], output: Path) -> None:
@@ -172,7 +178,6 @@ class Worker:
             self._begin()
         assert self._child is not None
         assert self._line is not None
-        start = time.monotonic()
         self._line.send(case)
         try:
             if self._answers(self._line, self._child.pid):
@@ -181,7 +186,7 @@ class Worker:
                 if self._left <= 0 or _resident(self._child.pid) > self._grown:
                     self.end()
                 return found
-            ended = Ended(None, time.monotonic() - start, "")
+            ended = Ended(None, _used_s(self._child.pid), "")
         except (EOFError, ConnectionResetError):
             ended = self._child.wait(5.0)
             self._child = None

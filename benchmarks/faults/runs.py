@@ -98,12 +98,12 @@ class Undisturbed(NamedTuple):
 
     Attributes:
       left: what it leaves, see `left`.
-      seconds: how long it takes when its programs are compiled.
+      used_s: processor time that it takes when its programs are compiled.
       operations: names of its operations on files, in their order.
     """
 
     left: dict[str, Any]
-    seconds: float
+    used_s: float
     operations: list[str]
 
 
@@ -167,7 +167,7 @@ class Runs:
                 if ended.code != 0:
                     raise RuntimeError(f"the undisturbed run fails: {ended.output[-2000:]}")
             operations = counted.read_text().splitlines()
-            self._known[setting, seed] = Undisturbed(left(place), ended.seconds, operations)
+            self._known[setting, seed] = Undisturbed(left(place), ended.used_s, operations)
         return self._known[setting, seed]
 
 

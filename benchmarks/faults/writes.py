@@ -50,7 +50,7 @@ def run(runs: Runs, case: Case) -> Verdict:
     before: Any = functools.partial(limit_files, case.get("bytes", 0))
     if kind == "damage":
         ended = runs.start(setting, 0, place, lambda: None).kill_after(
-            case["share"] * whole.seconds
+            case["share"] * whole.used_s, LIMIT_S
         )
         if ended is not None and ended.code != 0:
             return failure(f"unkilled: {complaint(ended)}", ended.output[-300:])
