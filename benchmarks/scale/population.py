@@ -84,7 +84,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedavg": algorithms.fedavg,
     "deadline": _deadline,
     "fedbuff": lambda problem, **training: algorithms.fedbuff(
-        problem, buffer_size=max(1, training["clients_per_round"] // 10), **training
+        problem, buffer_size=min(10, training["clients_per_round"]), **training
     ),
     "fedasync": algorithms.fedasync,
     "oort": lambda problem, **training: transforms.select.oort()(
