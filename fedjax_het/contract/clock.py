@@ -315,13 +315,15 @@ def next_end_s(flight: Flight, closing: Closing, now_s: float, patience: int) ->
       flight: tasks in flight.
       closing: decision of the pace on these tasks.
       now_s: virtual time in seconds.
-      patience: number of failed tasks after which the merge no longer waits for others.
+      patience: number of failed tasks with which the merge no longer waits for others; the last of
+        them is not replaced.
     """
     ended = flight.ends_s <= now_s
     next_s = float(np.min(flight.ends_s[~ended], initial=np.inf))
     waits = next_s < closing.at_s
     if closing.short:
-        waits = next_s <= closing.at_s and bool(np.sum(flight.failed & ended) < patience)
+        failed = np.sum(flight.failed & (flight.ends_s <= next_s))
+        waits = next_s <= closing.at_s and bool(failed < patience)
     return next_s if waits else np.inf
 
 
