@@ -5,12 +5,22 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
 
+# Characters of a message: of its begin, where the value stands, and of its end.
+_BEGIN, _END = 500, 1000
+
 
 class InputError(ValueError):
-    """A given value cannot be used; the message, one line, names value, limit and remedy."""
+    """A given value cannot be used; the message, one line, names value, limit and remedy.
+
+    Of a message that nobody would read to the end, which a value of thousands of characters makes,
+    the middle is left out.
+    """
 
     def __init__(self, message: str):
-        super().__init__(re.sub(r"\s*\n\s*", " ", message))  # arrays print several lines
+        line = re.sub(r"\s*\n\s*", " ", message)  # arrays print several lines
+        if len(line) > _BEGIN + _END + len(" ... "):
+            line = f"{line[:_BEGIN]} ... {line[-_END:]}"
+        super().__init__(line)
 
 
 def require(condition: bool, value: str | Callable[[], str], limit: str, remedy: str) -> None:
