@@ -315,15 +315,14 @@ def next_end_s(flight: Flight, closing: Closing, now_s: float, patience: int) ->
       flight: tasks in flight.
       closing: decision of the pace on these tasks.
       now_s: virtual time in seconds.
-      patience: number of failed tasks with which the merge no longer waits for others; the last of
-        them is not replaced.
+      patience: number of failed tasks, the last of them not replaced, that end the waiting.
     """
     ended = flight.ends_s <= now_s
     next_s = float(np.min(flight.ends_s[~ended], initial=np.inf))
     waits = next_s < closing.at_s
     if closing.short:
-        failed = np.sum(flight.failed & (flight.ends_s <= next_s))
-        waits = next_s <= closing.at_s and bool(failed < patience)
+        waits = next_s <= closing.at_s
+        waits &= bool(np.sum(flight.failed & (flight.ends_s <= next_s)) < patience)
     return next_s if waits else np.inf
 
 
