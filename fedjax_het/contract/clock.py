@@ -317,12 +317,11 @@ def next_end_s(flight: Flight, closing: Closing, now_s: float, patience: int) ->
       now_s: virtual time in seconds.
       patience: number of failed tasks, the last of them not replaced, that end the waiting.
     """
-    ended = flight.ends_s <= now_s
-    next_s = float(np.min(flight.ends_s[~ended], initial=np.inf))
+    next_s = float(np.min(flight.ends_s[flight.ends_s > now_s], initial=np.inf))
     waits = next_s < closing.at_s
     if closing.short:
-        waits = next_s <= closing.at_s
-        waits &= bool(np.sum(flight.failed & (flight.ends_s <= next_s)) < patience)
+        failed = np.sum(flight.failed & (flight.ends_s <= next_s))
+        waits = next_s <= closing.at_s and bool(failed < patience)
     return next_s if waits else np.inf
 
 
