@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, overload
@@ -16,6 +17,7 @@ from fedjax_het.common.options import (
     filled,
     grouped,
     parameters,
+    real,
 )
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.problem import Problem
@@ -96,10 +98,14 @@ def _register(factory: _Made, options: type) -> _Made:
         selecting = [] if select is None else [named(select, SELECTIONS, "select")]
         made_by = signatures(name)
         known = parameters(*made_by)
+        hints = {option: each.annotation for option, each in known.items()}
         all_given = {**dict(zip(known, arguments, strict=False)), **given}
         own = {n: v for n, v in all_given.items() if n in known and n != "problem"}
         check_types(own, f"option of {name}", *made_by)
-        algorithm = factory(*arguments, **given)
+        algorithm = factory(
+            *map(real, arguments, itertools.chain(hints.values(), itertools.repeat(Any))),
+            **{option: real(value, hints.get(option)) for option, value in given.items()},
+        )
         chosen = resolved_options(name, all_given)
         told = {
             option: describe(value, known[option].annotation if option in known else None)

@@ -86,20 +86,32 @@ def checked(factory: _Made) -> _Made:
     The factory itself says what is wrong with options that are no numbers.
     """
     signature = inspect.signature(factory)
-    numeric = {name for name, each in parameters(factory).items() if _numeric(each.annotation)}
+    hints = {name: each.annotation for name, each in parameters(factory).items()}
+    hints = {name: hint for name, hint in hints.items() if _numeric(hint)}
 
     @functools.wraps(factory)
     def call(*arguments: Any, **options: Any) -> Any:
-        given = signature.bind(*arguments, **options).arguments
-        own = {name: value for name, value in given.items() if name in numeric}
+        bound = signature.bind(*arguments, **options)
+        own = {name: value for name, value in bound.arguments.items() if name in hints}
         check_types(own, f"option of {factory.__name__}", factory)
-        return factory(*arguments, **options)
+        bound.arguments |= {name: real(value, hints[name]) for name, value in own.items()}
+        return factory(*bound.args, **bound.kwargs)
 
     return call  # type: ignore[return-value]
 
 
+def real(value: Any, hint: Any) -> Any:
+    """The value of an option; a whole number of more than 32 bits given for a real one as a float.
+
+    A program takes a whole number of Python as one of 32 bits.
+    """
+    kinds = {kind for each in (hint, *get_args(hint)) if (kind := _number(each)[0]) is not None}
+    large = isinstance(value, int) and abs(value) > numbers.INT32
+    return float(value) if large and kinds == {float} else value
+
+
 def grouped(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[str, Any]:
-    """The options, with every group that is given as a mapping converted to its dataclass.
+    """The options as `real` has them, with every group given as a mapping made its dataclass.
 
     Args:
       options: names and values of options, checked by `check_options`.
@@ -110,7 +122,7 @@ def grouped(options: Mapping[str, Any], *factories: Callable[..., Any]) -> dict[
     def made(name: str, value: Any) -> Any:
         group = _group(known[name].annotation)
         if group is None or not isinstance(value, Mapping):
-            return value
+            return real(value, known[name].annotation)
         given, default = grouped(value, group), known[name].default
         # Options that the mapping leaves out have the values of the factory's default, if any.
         same: Any = default if isinstance(default, group) else None

@@ -40,6 +40,8 @@ _COLUMNS = {
 # Columns that a run describes only if a device has another value than this one.
 _USUAL = {**dict.fromkeys((*PRICES, "failure_rate", "joins_s"), 0.0)}
 _USUAL |= dict.fromkeys(("leaves_s", "battery_joules"), np.inf)
+# Longest task: 30,000 years. Virtual time still resolves milliseconds then.
+_LONGEST_S = 1e12
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +213,7 @@ class Fleet:
           The timing. Tasks are independent: other clients and the server's link do not slow a task.
 
         Raises:
-          InputError: if a client is unknown, an amount is negative, or a task would take no time.
+          InputError: if a client is unknown, an amount negative, or a task of no or endless time.
         """
         clients = client_ids(clients, self.num_devices)
         k = clients.size
@@ -226,12 +228,12 @@ class Fleet:
         download_s = self._transfer_s("down", clients, down, start_s, rng)
         upload_s = self._transfer_s("up", clients, up, start_s + download_s + compute_s, rng)
         total_s = download_s + compute_s + upload_s
-        bad = np.flatnonzero(~((total_s > 0) & (total_s < np.inf)))
+        bad = np.flatnonzero(~((total_s > 0) & (total_s <= _LONGEST_S)))
         require(
             bad.size == 0,
             lambda: f"task of client {clients[bad[:1]]} takes {total_s[bad[:1]]} s",
-            "every task must take a positive, finite time",
-            "give it FLOPs, or bytes and a finite link",
+            f"every task must take more than 0 s, and at most {_LONGEST_S:g} s",
+            "give it FLOPs, or bytes and a finite link; or a faster device or link",
         )
         return Timing(
             download_s,

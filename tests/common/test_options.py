@@ -19,6 +19,7 @@ from fedjax_het.common.options import (
     filled,
     grouped,
     parameters,
+    real,
 )
 
 
@@ -204,3 +205,28 @@ def test_what_is_left_out_of_a_group_is_filled_in():
         "links": {"rate": 10.0, "sizes": "index"},
         "own": {"rate": 3.0, "sizes": "coo64"},
     }
+
+
+@pytest.mark.parametrize("hint", [float, float | None, Unlimited, Unlimited | None])
+def test_whole_numbers_beyond_32_bits_are_reals_where_a_real_one_is_asked_for(hint):
+    for value in (2**31, -(2**32) - 1, 10**18):
+        assert real(value, hint) == value
+        assert isinstance(real(value, hint), float)
+    for value in (7, 2**31 - 1, 0.5, None, "x", True):
+        assert real(value, hint) is value
+
+
+@pytest.mark.parametrize("hint", [int, Count, int | None, int | float, Any, str])
+def test_whole_numbers_stay_whole_where_one_is_asked_for(hint):
+    assert isinstance(real(2**40, hint), int)
+
+
+def test_factories_are_given_reals():
+    @checked
+    def made(number: float = 0.5, whole: int = 0):
+        return number, whole
+
+    assert [type(value) for value in made(2**40, 2**40)] == [float, int]
+    assert [type(value) for value in made(number=2**40, whole=2**40)] == [float, int]
+    found = grouped({"number": 2**40, "whole": 2**40}, factory)
+    assert [type(value) for value in found.values()] == [float, int]

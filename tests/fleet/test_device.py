@@ -183,7 +183,8 @@ def test_bad_fleets_are_refused(arguments, message):
         ({"bytes_up": 0.5}, "whole bytes"),
         ({"bytes_down": -1}, "bytes_down"),
         ({"now_s": -1.0}, "now_s"),
-        ({"flops": 0.0, "bytes_up": 10**6}, "client .*0.* takes .*0.* s.*positive, finite"),
+        ({"flops": 0.0, "bytes_up": 10**6}, "client .*0.* takes .*0.* s.*more than 0 s"),
+        ({"flops": 1e25}, r"client .*0.* takes .* s.*at most 1e\+12 s.*faster device or link"),
     ],
 )
 def test_bad_tasks_are_refused(arguments, message):
