@@ -50,14 +50,16 @@ class GatedEvaluator(Evaluator):
 
 
 def main() -> None:
-    """`python -m benchmarks.peers.ours FOLDER NAME KEY`."""
-    folder, name, key = sys.argv[1:4]
+    """`python -m benchmarks.peers.ours FOLDER NAME KEY [--tuned]`."""
+    folder, name, key, *flags = sys.argv[1:]
     work = load(folder)
     gate = Gate(work, name)
     setting = SETTINGS[key]()
     algorithm = setting.algorithm()
     every = work.blocks[0]
     options: dict[str, Any] = {"rounds": work.rounds, "seed": SEED, "eval_every": every}
+    if "--tuned" in flags:
+        options["convolution"] = "tuned"
     engine = Engine(algorithm, RunOptions.parse(options).resources(setting.problem))
     evaluator = GatedEvaluator(
         setting.problem, gate, every, lambda: engine.resources.compiler.seconds

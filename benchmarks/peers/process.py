@@ -46,6 +46,7 @@ class Contender(NamedTuple):
 
 CONTENDERS = (
     Contender("ours", "ours", own_python=True, partial=True, cuts=True),
+    Contender("ours, measured", "ours", ("--tuned",), own_python=True, partial=True, cuts=True),
     Contender("PyTorch loop", "torch_loop", partial=True),
     Contender("PyTorch loop, frozen", "torch_loop", ("--frozen",), partial=True),
     Contender("PyTorch loop over slices", "torch_widths", cuts=True),
@@ -73,7 +74,7 @@ class Process:
         self.weights: list[np.ndarray] | None = None
         self._label = "".join(c if c.isalnum() else "_" for c in contender.name)
         self._log = work.folder / f"{self._label}.log"
-        flags = (key,) if contender.own_python else contender.flags
+        flags = (*((key,) if contender.own_python else ()), *contender.flags)
         module = f"benchmarks.peers.{contender.module}"
         interpreter = sys.executable if contender.own_python else python
         scratch = work.folder / self._label

@@ -63,21 +63,21 @@ class Tuner:
 
     def __call__(self, convolution: Convolution, clients: int) -> Lowering:
         """The lowering of a convolution that `clients` clients compute side by side."""
-        able = candidates(convolution)
+        able = candidates(convolution, clients)
         if len(able) == 1:
             return able[0]
         key = key_of(convolution, clients)
         if key not in self.used:
-            self.used[key] = self._kept(convolution, key) or self._measured(
+            self.used[key] = self._kept(convolution, clients, key) or self._measured(
                 convolution, clients, key
             )
         return self.used[key]
 
-    def _kept(self, convolution: Convolution, key: str) -> Lowering | None:
+    def _kept(self, convolution: Convolution, clients: int, key: str) -> Lowering | None:
         """The verdict in the file, or None if there is none or the device does not support it."""
         verdict = _read(self._path).get(key)
         name = verdict.get("lowering") if isinstance(verdict, dict) else None
-        return name if name in candidates(convolution) else None
+        return name if name in candidates(convolution, clients) else None
 
     def _measured(self, convolution: Convolution, clients: int, key: str) -> Lowering:
         times = measure(convolution, clients)
@@ -131,11 +131,12 @@ def choosing(tuner: Tuner | None, clients: int) -> Iterator[None]:
 def key_of(convolution: Convolution, clients: int) -> str:
     """The key of a verdict; it must not change while `_FORMAT` stays the same."""
     device = jax.devices()[0]
-    dtype, lhs, rhs, strides, padding, implicit, direct = convolution
+    dtype, lhs, rhs, strides, padding, implicit, direct, onednn = convolution
     return (
         f"jax {jax.__version__}, {device.platform}: {device.device_kind}, {clients} x {dtype} "
         f"{_list(lhs)} * {_list(rhs)}, strides {_list(strides)}, "
         f"padding {_list(sum(padding, ()))}{', implicit' * implicit}{', direct' * direct}"
+        f"{', onednn' * (onednn and clients == 1)}"
     )
 
 
@@ -143,8 +144,8 @@ def _list(values: tuple[int, ...]) -> str:
     return "x".join(map(str, values))
 
 
-def candidates(convolution: Convolution) -> tuple[Lowering, ...]:
-    """The lowerings to measure; they are the same for equal keys.
+def candidates(convolution: Convolution, clients: int) -> tuple[Lowering, ...]:
+    """The lowerings to measure for clients side by side; they are the same for equal keys.
 
     "lax" is not measured on a CPU: inside a loop it is ten times slower than the others, so that
     measuring it would take as long as training.
@@ -156,6 +157,8 @@ def candidates(convolution: Convolution) -> tuple[Lowering, ...]:
         found.append("implicit")
     if convolution.direct and jax.default_backend() == "cpu":
         found.append("direct")
+    if convolution.onednn and clients == 1:
+        found.append("onednn")
     if jax.default_backend() != "cpu":
         found.append("lax")
     return tuple(name for name in get_args(Lowering) if name in found)
@@ -174,7 +177,7 @@ def measure(convolution: Convolution, clients: int) -> dict[Lowering, float]:
     with jax.ensure_compile_time_eval():
         arrays = _operands(convolution, clients)
         programs = {}
-        for name in candidates(convolution):
+        for name in candidates(convolution, clients):
             try:
                 with lowering(name):
                     lowered = jax.jit(_steps(convolution, clients)).lower(1, *arrays)

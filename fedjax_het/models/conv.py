@@ -1,4 +1,4 @@
-"""A convolution in six lowerings; backend, dtype and shape decide which of them is fast.
+"""A convolution in seven lowerings; backend, dtype and shape decide which of them is fast.
 
 Under `vmap` with one kernel per client, `lax.conv_general_dilated` becomes a grouped convolution,
 and inside a loop XLA's CPU backend does not use its fast kernels. Both are slower by an order of
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_het.common.errors import require
-from fedjax_het.models import direct
+from fedjax_het.models import direct, onednn
 from fedjax_het.models.lowering import (
     Convolution,
     Lowering,
@@ -62,11 +62,12 @@ def conv_general_dilated(
       axes other than two, ...), one of the others is chosen.
     * `"direct"`: forward pass and input gradient by XLA's convolution, kernel gradient by matmuls
       (`direct`). If this is not supported (`direct_fits`: strides), one of the others is chosen.
+    * `"onednn"`: all three by kernels of oneDNN (`onednn`), only as the result of a measurement.
     * `"lax"`: `jax.lax.conv_general_dilated`. It is always used for dilation, groups, and layouts
       other than channels-last, which the other lowerings do not support.
 
     A window of one element is a matmul in every lowering except `"lax"`. Gradients are those of the
-    slices and matmuls, except in `"direct"` and `"implicit"`.
+    slices and matmuls, except in `"direct"`, `"onednn"` and `"implicit"`.
 
     Args:
       lhs: input, `[batch, *space, channels in]`.
@@ -109,6 +110,7 @@ def conv_general_dilated(
     if min(size) < 1:
         return fallback()
     pairs = tuple((low, high) for low, high in padding)
+    fits_direct = direct_fits(rhs, strides, precision, preferred_element_type)
     convolution = Convolution(
         lhs.dtype.name,
         lhs.shape,
@@ -116,7 +118,8 @@ def conv_general_dilated(
         strides,
         pairs,
         implicit=implicit_fits(lhs, rhs, precision, preferred_element_type),
-        direct=direct_fits(rhs, strides, precision, preferred_element_type),
+        direct=fits_direct,
+        onednn=fits_direct and onednn.fits(lhs, rhs, pairs),
     )
     how = lowering_of(convolution)
     if how == "lax":
@@ -130,8 +133,9 @@ def conv_general_dilated(
         _matmul, precision=precision, preferred_element_type=preferred_element_type
     )
     sliced = functools.partial(_sliced, padding=pairs, size=size, strides=strides, matmul=matmul)
-    if how == "direct":
-        return direct.conv(lhs, rhs, pairs, functools.partial(sliced, how="rows"))
+    if how in ("direct", "onednn"):
+        kernels = direct.KERNELS if how == "direct" else onednn.KERNELS
+        return direct.conv(lhs, rhs, pairs, functools.partial(sliced, how="rows"), kernels)
     return sliced(lhs, rhs, how=how)
 
 

@@ -12,6 +12,7 @@ under `vmap` with a kernel per client. Therefore this lowering computes
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,21 @@ Padding = tuple[tuple[int, int], ...]
 Convolve = Callable[[Array, Array], Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: Array, kernel: Array, padding: Padding, batched: Convolve) -> Array:
+class Kernels(NamedTuple):
+    """The computations of a convolution of stride 1 of a single client.
+
+    Attributes:
+      forward: function `(x, kernel, padding)`.
+      of_input, of_kernel: gradients, functions `(x, kernel, g, padding)` of the output's gradient.
+    """
+
+    forward: Callable[..., Array]
+    of_input: Callable[..., Array]
+    of_kernel: Callable[..., Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv(x: Array, kernel: Array, padding: Padding, batched: Convolve, kernels: Kernels) -> Array:
     """Convolution of stride 1; has no forward-mode derivative.
 
     Args:
@@ -33,21 +47,22 @@ def conv(x: Array, kernel: Array, padding: Padding, batched: Convolve) -> Array:
       kernel: kernel, `[*window, channels in, channels out]`, same dtype.
       padding: pairs (low, high), one per spatial axis.
       batched: equal function of `x` and `kernel`, used under `vmap`.
+      kernels: computations of a single client, `KERNELS` for this module's.
 
     Returns:
       Output, `[batch, *space out, channels out]`.
     """
-    return _alone(functools.partial(_plain, padding=padding), batched)(x, kernel)
+    return _alone(functools.partial(kernels.forward, padding=padding), batched)(x, kernel)
 
 
 def _forward(
-    x: Array, kernel: Array, padding: Padding, batched: Convolve
+    x: Array, kernel: Array, padding: Padding, batched: Convolve, kernels: Kernels
 ) -> tuple[Array, tuple[Array, Array]]:
-    return conv(x, kernel, padding, batched), (x, kernel)
+    return conv(x, kernel, padding, batched, kernels), (x, kernel)
 
 
 def _backward(
-    padding: Padding, batched: Convolve, kept: tuple[Array, Array], g: Array
+    padding: Padding, batched: Convolve, kernels: Kernels, kept: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
     def gradient(which: int, run: Callable[..., Array]) -> Array:
         def derived(x: Array, kernel: Array, g: Array) -> Array:
@@ -55,7 +70,7 @@ def _backward(
 
         return _alone(functools.partial(run, padding=padding), derived)(*kept, g)
 
-    return gradient(0, _of_input), gradient(1, _of_kernel)
+    return gradient(0, kernels.of_input), gradient(1, kernels.of_kernel)
 
 
 conv.defvjp(_forward, _backward)
@@ -84,10 +99,14 @@ def _plain(x: Array, kernel: Array, padding: Padding) -> Array:
 def _of_input(x: Array, kernel: Array, g: Array, padding: Padding) -> Array:
     """Gradient of the input: convolution of `g` with the flipped kernel."""
     del x
+    return _plain(g, *flipped(kernel, padding))
+
+
+def flipped(kernel: Array, padding: Padding) -> tuple[Array, Padding]:
+    """Kernel and padding of the convolution that makes the input's gradient of the output's."""
     window = kernel.shape[:-2]
-    flipped = jnp.swapaxes(jnp.flip(kernel, tuple(range(len(window)))), -1, -2)
-    outside = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, padding))
-    return _plain(g, flipped, outside)
+    turned = jnp.swapaxes(jnp.flip(kernel, tuple(range(len(window)))), -1, -2)
+    return turned, tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, padding))
 
 
 def _of_kernel(x: Array, kernel: Array, g: Array, padding: Padding) -> Array:
@@ -107,3 +126,6 @@ def _of_kernel(x: Array, kernel: Array, g: Array, padding: Padding) -> Array:
         for offset in offsets(window[:-1])
     ]
     return jnp.stack(rows).reshape(kernel.shape)
+
+
+KERNELS = Kernels(_plain, _of_input, _of_kernel)

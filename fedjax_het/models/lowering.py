@@ -18,7 +18,7 @@ from absl import logging
 
 from fedjax_het.common.errors import require_known
 
-Lowering = Literal["patches", "rows", "shift_add", "implicit", "direct", "lax"]
+Lowering = Literal["patches", "rows", "shift_add", "implicit", "direct", "onednn", "lax"]
 
 # Window elements are unrolled; more than 7 x 7 take long to compile.
 _IMPLICIT_WINDOW = 49
@@ -57,6 +57,7 @@ class Convolution(NamedTuple):
       padding: pairs (low, high), one per spatial axis.
       implicit: whether `"implicit"` supports it on this device.
       direct: whether `"direct"` supports it.
+      onednn: whether `"onednn"` supports it on this device.
     """
 
     dtype: str
@@ -66,10 +67,12 @@ class Convolution(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     implicit: bool = False
     direct: bool = False
+    onednn: bool = False
 
     def able(self, name: Lowering) -> bool:
         """Whether this lowering supports the convolution."""
-        return {"implicit": self.implicit, "direct": self.direct}.get(name, True)
+        asked = {"implicit": self.implicit, "direct": self.direct, "onednn": self.onednn}
+        return asked.get(name, True)
 
     @property
     def window(self) -> int:
@@ -103,8 +106,8 @@ def lowering(name: Lowering, *, interpret: bool = False) -> Iterator[None]:
     Compiled functions keep the lowering with which they were traced: jit a new function inside.
 
     Args:
-      name: name of the lowering: `"patches"`, `"rows"`, `"shift_add"`, `"implicit"`, `"direct"` or
-        `"lax"`.
+      name: name of the lowering: `"patches"`, `"rows"`, `"shift_add"`, `"implicit"`, `"direct"`,
+        `"onednn"` or `"lax"`.
       interpret: whether the kernels of `"implicit"` run in Pallas' interpreter, on any backend; for
         tests.
     """

@@ -13,6 +13,7 @@ changed.
 import atexit
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -135,6 +136,15 @@ def enable() -> Cache | None:
         if least_s == _JAX_MIN_COMPILE_S:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_S)
     return _cache
+
+
+def stop_keeping() -> None:
+    """Keeps no program that this process compiles from now on; those of the store are still read.
+
+    For programs with calls of oneDNN: the runtime of JAX 0.10 takes them for calls of another kind
+    when it writes them down, and reads memory that is not theirs.
+    """
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
 
 
 def open_store(root: Path) -> Cache | None:

@@ -12,7 +12,7 @@ from problems import assert_close, digits, fleet, one_round
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.engine.resources import check_resources
-from fedjax_het.models import autotune
+from fedjax_het.models import autotune, onednn
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import flax_block
 from fedjax_het.models.cnn import Conv
@@ -43,7 +43,7 @@ def measured(monkeypatch):
 
     def measure(convolution, clients):
         calls.append((convolution, clients))
-        return {name: 2.0 - (name == "rows") for name in autotune.candidates(convolution)}
+        return {name: 2.0 - (name == "rows") for name in autotune.candidates(convolution, clients)}
 
     monkeypatch.setattr(autotune, "measure", measure)
     return calls
@@ -143,14 +143,14 @@ def test_nothing_is_kept_with_the_cache_off(monkeypatch, measured):
 
 def test_candidates_are_those_of_the_backend(monkeypatch):
     one = SOME._replace(rhs=(1, 1, 3, 4), padding=((0, 0), (0, 0)))
-    assert autotune.candidates(SOME) == ("patches", "rows", "shift_add")
-    assert autotune.candidates(one) == ("patches",)
+    assert autotune.candidates(SOME, 1) == ("patches", "rows", "shift_add")
+    assert autotune.candidates(one, 1) == ("patches",)
     direct = SOME._replace(direct=True)
-    assert autotune.candidates(direct) == ("patches", "rows", "shift_add", "direct")
+    assert autotune.candidates(direct, 1) == ("patches", "rows", "shift_add", "direct")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     everything = ("patches", "rows", "shift_add", "implicit", "lax")
-    assert autotune.candidates(direct._replace(implicit=True)) == everything
-    assert autotune.candidates(one) == ("patches", "lax")
+    assert autotune.candidates(direct._replace(implicit=True), 1) == everything
+    assert autotune.candidates(one, 1) == ("patches", "lax")
 
 
 @pytest.mark.parametrize("clients", [1, 2])
@@ -164,7 +164,7 @@ def test_measures_every_candidate_while_something_else_is_traced(clients):
         return x + 1.0
 
     traced(jnp.zeros(3))
-    assert set(found[0]) == set(autotune.candidates(SOME))
+    assert set(found[0]) == set(autotune.candidates(SOME, clients))
     assert all(seconds > 0 for seconds in found[0].values())
 
 
@@ -177,7 +177,7 @@ def test_candidate_that_fails_is_left_out(monkeypatch, caplog):
     monkeypatch.setattr(autotune, "conv_general_dilated", one_fails)
     assert "patches" not in autotune.measure(SOME, 1)
     assert "patches" in caplog.text
-    monkeypatch.setattr(autotune, "candidates", lambda convolution: ("patches",))
+    monkeypatch.setattr(autotune, "candidates", lambda *_: ("patches",))
     with pytest.raises(RuntimeError, match="no lowering"):
         autotune.measure(SOME, 1)
 
@@ -195,7 +195,7 @@ def test_a_forced_lowering_beats_the_tuner(path, measured):
             run(x, w)
         assert not measured
         run(x, w)
-        assert measured == [(SOME._replace(direct=True), 1)]
+        assert measured == [(SOME._replace(direct=True, onednn=onednn.available()), 1)]
     with autotune.choosing(None, 1):
         run(x, w)
     assert len(measured) == 1
