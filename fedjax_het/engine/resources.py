@@ -65,7 +65,8 @@ class Resources:
       execution: way to run the clients: "routed" skips the work that a route permits to skip;
         "masked" runs all clients on the full route; "debug" runs client by client without
         compiling, and its errors name the client and the stage.
-      chunk: number of clients trained side by side; None chooses it by backend (`choose_chunk`).
+      chunk: number of clients trained side by side, not more than there are; None chooses it by
+        backend (`choose_chunk`).
       max_routes: largest number of routes compiled in a run; further routes are replaced by the
         cheapest covering one.
       devices: number of local devices of every process over which the clients are sharded.
@@ -95,7 +96,10 @@ class Resources:
     ):
         check_resources(execution, chunk, max_routes, devices, convolution)
         self.problem, self.execution = problem, execution
-        self._chunk, self._max_routes = chunk, max_routes
+        # More rows than clients would only take memory.
+        most = power_of_two(problem.num_clients, up=True)
+        self._chunk = None if chunk is None else min(chunk, most)
+        self._max_routes = max_routes
         self.last = problem.model.num_blocks - 1
         self._sample_flops = float(problem.cost.step_flops(0, self.last))
         self._param_bytes = int(np.sum(problem.cost.param_bytes))

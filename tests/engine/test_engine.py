@@ -26,6 +26,7 @@ from fedjax_het.contract.algorithm import ClientResult
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.debugging import ClientError
 from fedjax_het.engine.engine import make_engine
+from fedjax_het.engine.resources import Resources
 from fedjax_het.engine.routes import Routes
 from fedjax_het.runtime.chunking import choose_chunk
 from fedjax_het.simulation.simulate import simulate
@@ -202,6 +203,13 @@ def test_chunks_are_larger_where_steps_are_small():
     assert choose_chunk("gpu", 1e9, 10**6) == 256
     assert choose_chunk("gpu", 1e9, 10**9) == 2
     assert choose_chunk("gpu", 1e9, 10**11) == 1
+
+
+@pytest.mark.parametrize(("chunk", "rows"), [(1, 1), (4, 4), (8, 8), (10**6, 8)])
+def test_a_chunk_has_no_more_rows_than_there_are_clients(chunk, rows):
+    problem = scalar_problem((3, 4, 5, 6, 7))
+    resources = Resources(problem, chunk=chunk)
+    assert resources.side_by_side(np.asarray([2])) == rows
 
 
 @pytest.mark.parametrize(
