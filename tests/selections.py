@@ -33,6 +33,7 @@ def candidates(wanted, *, round=0, clients=None, samples=SAMPLES, seed=0, durati
         wanted=wanted,
         rng=np.random.default_rng(seed),
         samples=np.asarray(samples),
+        running=lambda: np.cumsum(samples, dtype=np.float64),
         known=nothing_known(n)._replace(**{k: np.asarray(v) for k, v in known.items()}),
         price=price,
     )

@@ -80,12 +80,21 @@ def _deadline(problem: Problem, **training: Any) -> Algorithm:
     return algorithms.drop_stragglers(problem, deadline_s=middling_s, **training)
 
 
+def _fedbuff(buffer_size: int) -> Callable[..., Algorithm]:
+    """FedBuff with merges of so many, or of all at work if they are fewer."""
+
+    def method(problem: Problem, **training: Any) -> Algorithm:
+        size = min(buffer_size, training["clients_per_round"])
+        return algorithms.fedbuff(problem, buffer_size=size, **training)
+
+    return method
+
+
 METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedavg": algorithms.fedavg,
     "deadline": _deadline,
-    "fedbuff": lambda problem, **training: algorithms.fedbuff(
-        problem, buffer_size=min(10, training["clients_per_round"]), **training
-    ),
+    "fedbuff": _fedbuff(10),
+    "fedbuff_100": _fedbuff(100),
     "fedasync": algorithms.fedasync,
     "oort": lambda problem, **training: transforms.select.oort()(
         algorithms.fedavg(problem, **training)

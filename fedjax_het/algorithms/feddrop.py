@@ -133,7 +133,7 @@ def feddrop(
     return Algorithm(
         name="feddrop",
         init=parts.stateless,
-        plan=Schedule(tasks),
+        plan=Schedule(tasks, apart=True),
         mask=None,
         local=own.local_update(options, scaled=scaler),
         merge=_MERGES[merge](),

@@ -125,7 +125,7 @@ def fedpmt(
     return Algorithm(
         name="fedpmt",
         init=parts.stateless,
-        plan=Schedule(tasks),
+        plan=Schedule(tasks, apart=True),
         mask=mask,
         local=options.local_update(problem),
         merge=masked_mean(),

@@ -83,7 +83,7 @@ def fedrolex(
     return Algorithm(
         name="fedrolex",
         init=parts.stateless,
-        plan=Schedule(tasks),
+        plan=Schedule(tasks, apart=True),
         mask=None,
         local=own.local_update(options, scaled=scaler),
         merge=masked_mean(),

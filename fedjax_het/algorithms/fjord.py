@@ -94,7 +94,7 @@ def fjord(
     return Algorithm(
         name="fjord",
         init=parts.stateless,
-        plan=Schedule(tasks),
+        plan=Schedule(tasks, apart=True),
         mask=None,
         local=_local(own, options, distill),
         merge=masked_mean(),

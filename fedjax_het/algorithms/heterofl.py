@@ -85,7 +85,7 @@ def heterofl(
     return Algorithm(
         name="heterofl",
         init=parts.stateless,
-        plan=Schedule(tasks),
+        plan=Schedule(tasks, apart=True),
         mask=None if held is None else mask,
         local=own.local_update(
             options, scaled=scaler, wrapped=None if held is None else _without_absent

@@ -290,19 +290,19 @@ def full_model(
       proximal: factor mu of FedProx's proximal term.
       check_memory: whether every device must have the memory for the whole model.
       kept: number of further arrays per parameter that a client holds.
-      amend: function that changes the plans; None for unchanged plans.
+      amend: function that changes the plans row by row; None for unchanged plans.
     """
     if check_memory:
         require_memory(problem, training, 0, kept)
 
     def tasks(situation: Situation) -> Plan:
-        plan = plan_tasks(problem, training, situation, deadline_s=deadline_s)
-        return plan if amend is None else amend(situation, plan)
+        return plan_tasks(problem, training, situation, deadline_s=deadline_s)
 
+    whole = Schedule(tasks, apart=True)
     return Algorithm(
         name=name,
         init=stateless,
-        plan=Schedule(tasks),
+        plan=whole if amend is None else whole.amended(amend),
         mask=None,
         local=training.local_update(problem, proximal=proximal),
         merge=masked_mean(),

@@ -155,13 +155,13 @@ class Pace(NamedTuple):
 
 
 def dispatch(
-    plan: Plan, now_s: float, version: int, interruptions: Interruptions | None = None
+    plan: Plan, now_s: float | np.ndarray, version: int, interruptions: Interruptions | None = None
 ) -> Flight:
     """The plan's tasks in flight.
 
     Args:
       plan: tasks with their prices.
-      now_s: virtual time of dispatch in seconds.
+      now_s: virtual time of dispatch in seconds, or that of each task, float64[k].
       version: number of server steps before the model from which they start.
       interruptions: failures and pauses; None if nothing is interrupted.
 

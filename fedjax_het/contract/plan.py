@@ -1,7 +1,7 @@
 """A plan: the tasks of the clients of a round, and their prices on the virtual clock."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -132,7 +132,8 @@ class Situation(NamedTuple):
 
     Attributes:
       round: number of the server step about to start, from 0.
-      now_s: virtual time of the dispatch in seconds.
+      now_s: virtual time of the dispatch in seconds; for a `Schedule` that plans clients `apart`
+        under a pace that refills perhaps that of each client, float64[k].
       clients: ids of the selected cohort, all available at `now_s`, int64[k].
       key: typed PRNG key of this round, for device work inside the plan.
       rng: NumPy generator of this round, for draws on the host.
@@ -141,7 +142,7 @@ class Situation(NamedTuple):
     """
 
     round: int
-    now_s: float
+    now_s: float | np.ndarray
     clients: np.ndarray
     key: jax.Array
     rng: np.random.Generator
@@ -158,9 +159,17 @@ class Schedule:
 
     Attributes:
       tasks: function `(Situation) -> Plan`.
+      apart: whether the i-th row of a plan is the task of the i-th client whatever the others are,
+        and `Situation.now_s` may differ between the clients. The clients that a pace refills
+        between two merges are then planned several at a time.
     """
 
     tasks: Callable[[Situation], Plan]
+    apart: bool = False
+
+    def amended(self, amend: Callable[[Situation, Plan], Plan]) -> "Schedule":
+        """The schedule whose plans are changed row by row, or in what all rows share."""
+        return replace(self, tasks=lambda situation: amend(situation, self.tasks(situation)))
 
     def __call__(
         self, state: PyTree, variables: PyTree, situation: Situation

@@ -77,13 +77,29 @@ class Pool:
         before = self._absent - np.arange(len(self._absent))
         return places + np.searchsorted(before, places, side="right")
 
+    def mask(self, holds: np.ndarray) -> np.ndarray:
+        """Whether each client belongs to the pool and a condition holds for it, bool[n]."""
+        if self._listed is None:
+            found = holds.copy()
+            found[self._absent] = False
+            return found
+        found = np.zeros_like(holds)
+        found[self._listed] = holds[self._listed]
+        return found
+
     def has(self, clients: np.ndarray) -> np.ndarray:
         """Whether each of these ids belongs to the pool, bool[k]."""
-        if self._listed is None:
-            known = (clients >= 0) & (clients < self._population)
-            return known & ~np.isin(clients, self._absent)
-        places = np.minimum(np.searchsorted(self._listed, clients), len(self._listed) - 1)
-        return self._listed[places] == clients
+        if self._listed is not None:
+            return _among(self._listed, clients)
+        known = (clients >= 0) & (clients < self._population)
+        return known & ~_among(self._absent, clients)
+
+
+def _among(listed: np.ndarray, clients: np.ndarray) -> np.ndarray:
+    """Whether each client is listed, bool[k]; `listed` is ascending."""
+    if not len(listed):
+        return np.zeros(len(clients), bool)
+    return listed[np.minimum(np.searchsorted(listed, clients), len(listed) - 1)] == clients
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,8 @@ class Candidates:
         charge is not enough for it, is not asked, and its loss is NaN; apart from that, all answer:
         questions never fail at random, nor because a device goes off. None for a selection that
         does not `probe`.
+      running: function without arguments that returns the running totals of `samples`, float64[n],
+        computed once a run, for draws by samples.
     """
 
     round: int
@@ -118,6 +136,7 @@ class Candidates:
     known: Known | None = None
     price: Callable[[np.ndarray], Timing] | None = None
     losses: Callable[[np.ndarray], np.ndarray] | None = None
+    running: Callable[[], np.ndarray] | None = None
 
     @property
     def clients(self) -> np.ndarray:

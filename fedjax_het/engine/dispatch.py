@@ -8,7 +8,6 @@ Otherwise all untrained tasks are trained side by side, each from its own versio
 are free slots for results. The memory is that of (versions in flight + slots) models.
 """
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +16,10 @@ import numpy as np
 
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
-from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order, next_end_s
+from fedjax_het.contract.clock import Closing, Flight, Status, arrival_order
 from fedjax_het.contract.plan import Plan
-from fedjax_het.contract.selection import Pool
-from fedjax_het.contract.staleness import give_up
 from fedjax_het.engine.engine import Engine
+from fedjax_het.engine.refilling import Sending
 from fedjax_het.engine.results import Origin
 from fedjax_het.engine.routes import Routes
 from fedjax_het.engine.sampling import Sampler, fold_in
@@ -29,9 +27,6 @@ from fedjax_het.engine.slots import Slots
 from fedjax_het.engine.steps import Now, Step
 from fedjax_het.engine.table import Tasks, table_of
 from fedjax_het.engine.work import Outputs, Round
-
-# A step waits no longer for enough results when this many tasks per client at work have failed.
-_MOST_FAILURES = 10
 
 
 class DispatchTable:
@@ -76,9 +71,6 @@ class DispatchTable:
     ) -> tuple[Closing, PyTree]:
         """Dispatches idle clients, until the next merge.
 
-        A pace that refills replaces clients whose tasks fail as well. If ten times as many tasks
-        failed as clients are at work, the step goes on with the results that there are.
-
         Args:
           sampler: sampler that draws the clients and asks the algorithm for their plan.
           state: state of the algorithm.
@@ -87,65 +79,11 @@ class DispatchTable:
           now_s: virtual time in seconds.
 
         Returns:
-          The `Closing` of the table at the next merge, and the algorithm's state.
+          The `Closing` of the table at the next merge, and the algorithm's state; see
+          `Sending.until_merge`.
         """
-        pace = sampler.algorithm.pace
-        key = sampler.step_key(step)
-        for turn in itertools.count():
-            state = self._send_idle(sampler, state, variables, step, now_s, turn, key)
-            flight = self._tasks.flight  # type: ignore[union-attr]
-            closing = pace.close(flight)
-            now_s = max(now_s, float(np.min(flight.dispatched_s)))
-            most = _MOST_FAILURES * sampler.algorithm.cohort_size
-            next_s = next_end_s(flight, closing, now_s, most)
-            if not pace.refills or next_s == np.inf:
-                break
-            now_s = next_s
-        return give_up(pace, flight, closing, step), state
-
-    def _send_idle(
-        self,
-        sampler: Sampler,
-        state: PyTree,
-        variables: Variables,
-        step: int,
-        now_s: float,
-        turn: int,
-        key: jax.Array,
-    ) -> PyTree:
-        """Dispatches idle clients until `cohort_size` clients are at work, if enough are idle.
-
-        A client is dispatched again with the same version of the model only if its task failed,
-        because a second result would be equal to the first.
-        """
-        idle, working = sampler.everyone, 0
-        if (flight := self.flight) is not None:
-            # Between two merges, clients that have arrived or failed do not count as at work.
-            held = flight.ends_s > now_s if turn else np.ones(self.size, bool)
-            working = int(np.sum(held))
-            same = (flight.version == step) & ~flight.failed
-            busy = np.unique(flight.client[held | same])
-            idle = Pool(population=sampler.problem.num_clients, absent=busy)
-        size, pace = sampler.algorithm.cohort_size - working, sampler.algorithm.pace
-        if size <= 0 or not len(idle):
-            return state
-        clients, start_s = sampler.draw(
-            state,
-            variables,
-            step,
-            now_s,
-            pool=idle,
-            size=size,
-            least=0 if self.size else (1 if pace.may_wait else sampler.algorithm.cohort_size),
-            turn=turn,
-        )
-        if clients.size:
-            plan, state = sampler.plan(state, variables, step, clients, start_s, turn=turn, key=key)
-            flight = sampler.dispatch(plan, step, start_s, turn=turn)
-            if sampler.batteries is not None:
-                sampler.batteries.dispatched(flight)
-            self.send(plan, flight, step, variables)
-        return state
+        sending = Sending(self, sampler, variables, step, sampler.step_key(step))
+        return sending.until_merge(state, now_s)
 
     def send(self, plan: Plan, flight: Flight, version: int, variables: Variables) -> None:
         """Adds the tasks of a plan, as dispatched, to the table."""

@@ -246,7 +246,7 @@ class Sampler(NamedTuple):
         variables: Variables,
         step: int,
         clients: np.ndarray,
-        start_s: float,
+        start_s: float | np.ndarray,
         *,
         turn: int = 0,
         key: jax.Array | None = None,
@@ -258,7 +258,8 @@ class Sampler(NamedTuple):
           variables: model of the server.
           step: number of the server step, from 0.
           clients: ids of the cohort, int64[k].
-          start_s: virtual time of dispatch in seconds.
+          start_s: virtual time of dispatch in seconds, or that of each client, float64[k], see
+            `Situation.now_s`.
           turn: number of the draw within the step.
           key: key of the step, if it was computed before; None computes it.
         """
@@ -272,13 +273,16 @@ class Sampler(NamedTuple):
         )
         return self.algorithm.plan(state, variables, situation)
 
-    def dispatch(self, plan: Plan, step: int, start_s: float, *, turn: int = 0) -> Flight:
+    def dispatch(
+        self, plan: Plan, step: int, start_s: float | np.ndarray, *, turn: int = 0
+    ) -> Flight:
         """The plan's tasks in flight, with their failures and pauses on the fleet of the step.
 
         Args:
           plan: tasks with their prices.
           step: number of the server step, from 0.
-          start_s: virtual time of dispatch in seconds.
+          start_s: virtual time of dispatch in seconds; where nothing is interrupted, perhaps that
+            of each task, float64[k].
           turn: number of the draw within the step.
 
         Raises:
@@ -288,6 +292,7 @@ class Sampler(NamedTuple):
         fleet = self.problem.fleet
         if not fleet.interrupts:
             return dispatch(plan, start_s, step)
+        assert not isinstance(start_s, np.ndarray)
         rng = np.random.default_rng([self.seed, step, 2 * turn, _FAILURES])
         left = None if self.batteries is None else self.batteries.left(plan.clients)
         went_wrong = interruptions(fleet.at(step), plan, start_s, rng, left)

@@ -1,5 +1,6 @@
 """The selection of a run: its state, and the table of what is known of every client."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -46,6 +47,7 @@ class Selection:
 
     def __init__(self, algorithm: Algorithm, samples: np.ndarray):
         self._select, self._name, self._samples = algorithm.select, algorithm.name, samples
+        self._running = functools.cache(lambda: np.cumsum(samples, dtype=np.float64))
         self._kept: tuple[Known, PyTree] | None = None
         self.scored = False
         self.probes: Probes | None = None
@@ -84,7 +86,9 @@ class Selection:
           probe: function that asks clients for their losses; None if the selection never asks.
           least: number of clients that a selection with a state must choose.
         """
-        candidates = Candidates(round, now_s, pool, wanted, rng, self._samples)
+        candidates = Candidates(
+            round, now_s, pool, wanted, rng, self._samples, running=self._running
+        )
         if self._kept is None:
             assert not isinstance(self._select, Selector)
             return self._checked(self._select(candidates), candidates, least=wanted)

@@ -189,7 +189,7 @@ def split_timing(
     client_flops: np.ndarray,
     server_s: np.ndarray,
     moved: Bytes,
-    now_s: float,
+    now_s: float | np.ndarray,
     rng: np.random.Generator,
     *,
     parallel: bool = True,

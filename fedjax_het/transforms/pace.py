@@ -229,8 +229,7 @@ def _closing(algorithm: Algorithm, deadline_s: float) -> Any:
     """The plan of a method with this deadline; a `Schedule` stays one."""
     inner = algorithm.plan
     if isinstance(inner, Schedule):
-        tasks = inner.tasks
-        return Schedule(lambda situation: tasks(situation)._replace(deadline_s=deadline_s))
+        return inner.amended(lambda situation, plan: plan._replace(deadline_s=deadline_s))
 
     def plan(state: PyTree, variables: Variables, situation: Situation) -> tuple[Plan, PyTree]:
         tasks, state = inner(state, variables, situation)

@@ -191,8 +191,7 @@ def _plan(algorithm: Algorithm, draw: Draw) -> Any:
 
     inner = algorithm.plan
     if isinstance(inner, Schedule):
-        tasks = inner.tasks
-        return Schedule(lambda situation: amend(situation, tasks(situation)))
+        return inner.amended(amend)
 
     def plan(state: Nested, variables: Variables, situation: Situation) -> tuple[Plan, Nested]:
         tasks, own = algorithm.plan(state.inner, variables, situation)

@@ -70,6 +70,10 @@ def test_a_pool_without_a_list_is_the_list_of_those_who_are_left(population, abs
     assert len(few) == len(listed)
     asked = np.arange(-2, population + 2)
     assert few.has(asked).tolist() == [i in listed for i in asked]
+    holds = np.arange(population) % 2 == 0
+    chosen = [i in listed and i % 2 == 0 for i in range(population)]
+    assert few.mask(holds).tolist() == chosen
+    assert Pool(few.ids).mask(holds).tolist() == chosen
     if listed:
         places = np.asarray(places, np.int64) % len(listed)
         both = few, Pool(np.asarray(listed))

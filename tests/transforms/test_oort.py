@@ -1,5 +1,6 @@
 """Oort against its formulas by hand."""
 
+import importlib
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from selections import assert_drawn_with, candidates, counted, inclusion, seen, selection
 
 import fedjax_het as fh
-from fedjax_het.transforms.select.oort import largest, paced, scores, slowness
+from fedjax_het.transforms.select.oort import best_of, largest, paced, preferred, scores, slowness
 
 
 def test_scores_of_oort_by_hand():
@@ -31,9 +32,10 @@ def test_oort_clips_utilities_and_floors_their_range():
 
 def test_oort_slows_clients_behind_the_preferred_duration():
     duration_s = np.asarray([4.0, 1.0, 2.0, np.nan, 8.0])
-    found = slowness(duration_s, 25, 2.0)  # preferred: 2 s, the second of four
+    assert preferred(duration_s, 25) == 2  # the second of four
+    found = slowness(duration_s, 2.0, 2.0)
     np.testing.assert_allclose(found, [0.25, 1, 1, np.nan, 1 / 16])
-    np.testing.assert_array_equal(slowness(duration_s, 100, 2.0), np.ones(5))
+    np.testing.assert_array_equal(slowness(duration_s, preferred(duration_s, 100), 2.0), np.ones(5))
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0, 1e300]), max_size=30), st.integers(0, 40))
@@ -41,6 +43,24 @@ def test_oort_takes_the_first_of_equal_values(values, count):
     found = largest(np.asarray(values, np.float64), count)
     wanted = np.argsort(-np.asarray(values, np.float64), kind="stable")[:count]
     assert sorted(found.tolist()) == sorted(wanted.tolist())
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0.0, 0.5, 1.0])), max_size=30),
+    st.integers(0, 12),
+    st.integers(1, 8),
+)
+def test_oort_finds_the_best_of_many_block_by_block(told, count, block):
+    most = np.asarray([n for n, _ in told], np.int64)
+    share = np.asarray([s for _, s in told], np.float64)
+    eligible = np.arange(len(told)) % 3 > 0
+    clients = np.flatnonzero(eligible)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(importlib.import_module(largest.__module__), "_BLOCK", block)
+        found, value = best_of(eligible, most, lambda some: share[some], count)
+    whole = largest(most[clients] * share[clients], count)
+    assert found.tolist() == clients[whole].tolist()
+    assert value.tolist() == (most * share)[found].tolist()
 
 
 def test_the_pacer_of_oort():

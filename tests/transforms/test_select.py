@@ -1,6 +1,7 @@
 """The short selections, what all of them share, and methods that are given one."""
 
 import numpy as np
+import pytest
 from problems import digits_problem
 from selections import (
     SAMPLES,
@@ -17,7 +18,7 @@ from fedjax_het.contract.selection import Selector
 from fedjax_het.engine.selecting import note, nothing_known
 from fedjax_het.transforms.named import named
 from fedjax_het.transforms.select import SELECTIONS
-from fedjax_het.transforms.select.parts import at_share, drawn
+from fedjax_het.transforms.select.parts import at_share, drawn, drawn_by_samples, nth
 
 # ---- parts ---------------------------------------------------------------------------------------
 
@@ -34,6 +35,22 @@ def test_quantiles_are_values_in_order():
     assert [at_share(values, share) for share in (0, 0.1, 0.2, 0.6, 0.98, 1)] == [1, 1, 2, 4, 5, 5]
 
 
+@pytest.mark.parametrize("kind", ["spread", "equal", "sorted", "periodic", "infinite"])
+def test_a_value_in_order_among_many(kind):
+    rng, m = np.random.default_rng(0), 3 * 4096 + 5
+    values = {
+        "spread": rng.lognormal(0, 2, m),
+        "equal": rng.integers(0, 3, m).astype(float),
+        "sorted": np.arange(m, dtype=float),
+        # Every third value, by which the others would be judged, is one of the largest.
+        "periodic": rng.random(m) + 10.0 * (np.arange(m) % 3 == 0),
+        "infinite": np.where(rng.random(m) < 0.3, np.inf, rng.random(m)),
+    }[kind]
+    expected = np.sort(values)
+    for place in (0, 1, 200, m // 2, m - 100, m - 1):
+        assert nth(values, place) == expected[place]
+
+
 # ---- by samples and by loss ----------------------------------------------------------------------
 
 
@@ -41,6 +58,35 @@ def test_weighted_selection_has_the_exact_probabilities():
     choose = selection(fh.select.weighted())
     counts = counted(6000, lambda seed: choose(candidates(2, seed=seed)), 4)
     assert_drawn_with(inclusion(SAMPLES, 2), counts, 6000)
+
+
+def test_a_few_of_many_are_drawn_with_the_exact_probabilities():
+    """Some heavy clients, which are drawn twice, and others that are no candidates."""
+    samples = np.asarray([400, 200, 100, *[1] * 37, 300])
+    clients = np.delete(np.arange(41), [1, 5])
+    draws = 4000
+    first, counts = np.zeros(41), np.zeros(41)
+    for seed in range(draws):
+        chosen = drawn_by_samples(candidates(2, samples=samples, clients=clients, seed=seed), 2)
+        assert len(set(chosen)) == 2
+        first[chosen[0]] += 1
+        counts[chosen] += 1
+    weight = samples[clients]
+    assert len(clients) >= 16 * 2  # not drawn from the list of candidates
+    assert_drawn_with(weight / weight.sum(), first[clients], draws)
+    assert_drawn_with(inclusion(weight.tolist(), 2), counts[clients], draws)
+    assert counts[[1, 5]].tolist() == [0, 0]
+
+
+def test_draws_end_where_few_candidates_have_almost_no_samples():
+    samples = np.asarray([1] * 40 + [10**9])
+    now = {"samples": samples, "clients": np.arange(40)}
+    counts = counted(2000, lambda seed: drawn_by_samples(candidates(2, seed=seed, **now), 2), 40)
+    assert_drawn_with(np.full(40, 2 / 40), counts, 2000)
+    # The largest client is one of each two; eight tries find no other.
+    now["clients"] = np.arange(41)
+    draw = lambda seed: drawn_by_samples(candidates(2, seed=seed, **now), 2)
+    assert counted(2000, draw, 41)[40] == 2000
 
 
 def test_power_of_choice_keeps_the_highest_losses_of_those_drawn_by_samples():

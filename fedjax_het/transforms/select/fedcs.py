@@ -40,10 +40,11 @@ def fedcs(*, deadline_s: float, asked: Count | None = None) -> Transformation:
 
     def choose(candidates: Candidates) -> np.ndarray:
         assert candidates.price is not None
-        clients = candidates.clients
-        if asked is not None and asked < len(clients):
-            count = max(asked, candidates.wanted)
-            clients = np.sort(candidates.rng.choice(clients, count, replace=False))
+        pool, count = candidates.pool, max(asked or 0, candidates.wanted)
+        if asked is None or asked >= len(pool):
+            clients = pool.ids
+        else:
+            clients = np.sort(pool.at(candidates.rng.choice(len(pool), count, replace=False)))
         timing = candidates.price(clients)
         chosen = scheduled(timing, candidates.wanted, deadline_s)
         require(

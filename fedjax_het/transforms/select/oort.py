@@ -1,5 +1,6 @@
 """Oort: clients that learn much and are fast enough, with a share of clients not seen yet."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from fedjax_het.common.numbers import Count
 from fedjax_het.common.options import checked
 from fedjax_het.contract.selection import Candidates, Seen, Selector
 from fedjax_het.transforms.compose import Transformation
-from fedjax_het.transforms.select.parts import at_share, drawn, selecting
+from fedjax_het.transforms.select.parts import at_share, drawn, nth, selecting
 
 # Constants of the author's code: quantile that clips utilities, least range of utilities, weight of
 # the time since a client was seen; relative changes of the exploited utility that count as flat and
@@ -17,6 +18,8 @@ from fedjax_het.transforms.select.parts import at_share, drawn, selecting
 _CLIP, _LEAST_RANGE, _AGE = 0.98, 1e-4, 0.1
 _FLAT, _STEEP = 0.1, 5.0
 _WINDOW = 5.0
+# Clients whose rewards are compared at a time.
+_BLOCK = 1 << 15
 
 
 class OortState(NamedTuple):
@@ -114,26 +117,33 @@ def oort(
         )
 
     def choose(state: OortState, candidates: Candidates) -> tuple[np.ndarray, OortState]:
-        clients, wanted, rng = candidates.clients, candidates.wanted, candidates.rng
+        wanted, rng, pool = candidates.wanted, candidates.rng, candidates.pool
+        assert candidates.known is not None
         state = _priced(state, candidates)
-        slowed = slowness(_durations(state, candidates), float(state.percent), alpha)
-        fresh = np.isnan(state.utility[clients])
-        # By index, which is several times as fast as by mask.
-        seen, unseen = (clients[np.flatnonzero(which)] for which in (~fresh, fresh))
+        last_s = candidates.known.duration_s
+        duration_s = np.where(np.isnan(last_s), state.expected_s, last_s)
+        preferred_s = preferred(duration_s, float(state.percent))
+        fresh = np.isnan(state.utility)
+        seen, unseen = np.flatnonzero(pool.mask(~fresh)), pool.mask(fresh)
+        most_new = int(np.count_nonzero(unseen))
         epsilon = max(exploration * decay**candidates.round, least_exploration)
         count = int((1 - epsilon) * wanted + 1e-9)
-        count = min(max(count, wanted - len(unseen)), len(seen))
+        count = min(max(count, wanted - most_new), len(seen))
         best = np.zeros(0, np.int64)
         if count:
-            assert candidates.known is not None
             last = candidates.known.seen[seen] + 1
-            score = scores(state.utility[seen], last, candidates.round + 1) * slowed[seen]
+            score = scores(state.utility[seen], last, candidates.round + 1)
+            score *= slowness(duration_s[seen], preferred_s, alpha)
             rank = min(count, len(seen) - 1)
-            good = score >= cut * -np.partition(-score, rank)[rank]
+            good = np.flatnonzero(score >= cut * nth(score, len(score) - 1 - rank))
             best = drawn(rng, seen[good], score[good], count)
-        reward = candidates.samples[unseen] * slowed[unseen]
-        pool = largest(reward, int(_WINDOW * (wanted - count)))
-        new = drawn(rng, unseen[pool], reward[pool], wanted - count)
+
+        def slowed(clients: np.ndarray) -> np.ndarray:
+            return slowness(duration_s[clients], preferred_s, alpha)
+
+        several = int(_WINDOW * (wanted - count))
+        likely, reward = best_of(unseen, candidates.samples, slowed, several)
+        new = drawn(rng, likely, reward, wanted - count)
         exploited = state.exploited.copy()
         exploited[best], exploited[new] = True, False
         return np.concatenate([best, new]), state._replace(exploited=exploited)
@@ -172,7 +182,10 @@ def _check_shares(exploration: float, decay: float, least: float, cut: float) ->
 def _priced(state: OortState, candidates: Candidates) -> OortState:
     """The state with the planned durations of all candidates that were not planned before."""
     assert candidates.price is not None
-    new = candidates.clients[np.isnan(state.expected_s[candidates.clients])]
+    unknown = np.isnan(state.expected_s)
+    if not unknown.any():
+        return state
+    new = np.flatnonzero(candidates.pool.mask(unknown))
     if not new.size:
         return state
     expected_s = state.expected_s.copy()
@@ -180,24 +193,29 @@ def _priced(state: OortState, candidates: Candidates) -> OortState:
     return state._replace(expected_s=expected_s)
 
 
-def _durations(state: OortState, candidates: Candidates) -> np.ndarray:
-    """Last duration of each client, or the planned one before, float64[n]; NaN if neither is."""
-    assert candidates.known is not None
-    last_s = candidates.known.duration_s
-    return np.where(np.isnan(last_s), state.expected_s, last_s)
+def preferred(duration_s: np.ndarray, percent: float) -> float:
+    """The longest duration that is preferred, in seconds; inf if all are.
+
+    Args:
+      duration_s: durations, float64[n]; NaN if unknown, at least one of them known.
+      percent: percentage of the known durations that are preferred.
+    """
+    if percent >= 100:
+        return np.inf
+    unknown = np.isnan(duration_s)
+    return at_share(duration_s[~unknown] if unknown.any() else duration_s, percent / 100)
 
 
-def slowness(duration_s: np.ndarray, percent: float, alpha: float) -> np.ndarray:
+def slowness(duration_s: np.ndarray, preferred_s: float, alpha: float) -> np.ndarray:
     """Factor on the score of each client, at most 1, float64[n].
 
     Args:
       duration_s: durations, float64[n]; NaN if unknown, which gives NaN.
-      percent: percentage of the known durations that are preferred.
+      preferred_s: longest duration that is preferred, in seconds; inf for ones.
       alpha: exponent of the penalty.
     """
-    if percent >= 100:
+    if preferred_s == np.inf:
         return np.ones(len(duration_s))
-    preferred_s = at_share(duration_s[~np.isnan(duration_s)], percent / 100)
     return np.minimum(1.0, preferred_s / duration_s) ** alpha
 
 
@@ -214,6 +232,39 @@ def scores(utility: np.ndarray, last: np.ndarray, now: int) -> np.ndarray:
     return worth + np.sqrt(_AGE * np.log(now) / last)
 
 
+def best_of(
+    eligible: np.ndarray,
+    most: np.ndarray,
+    share: Callable[[np.ndarray], np.ndarray],
+    count: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The eligible clients with the `count` largest values, or all, and these values.
+
+    Of equal values the first count; see `largest`. Only shares of clients whose most exceeds
+    `count` values before them are computed.
+
+    Args:
+      eligible: whether each client may be taken, bool[n].
+      most: largest possible value of every client, [n].
+      share: function from ids to the shares of it that are their values, in [0, 1], float64.
+      count: number of clients.
+    """
+    kept, value, floor = np.zeros(0, np.int64), np.zeros(0), -np.inf
+    for start in range(0, len(eligible) if count else 0, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        some = start + np.flatnonzero(eligible[block] & (most[block] > floor))
+        if not some.size:
+            continue
+        kept, value = np.append(kept, some), np.append(value, most[some] * share(some))
+        if len(kept) > 2 * count:
+            # One more, so that those that are chosen at the end have the order of `largest`.
+            best = np.sort(largest(value, count + 1))
+            kept, value = kept[best], value[best]
+            floor = float(np.min(value))
+    best = largest(value, count)
+    return kept[best], value[best]
+
+
 def largest(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of the `count` largest values, or all, int64; of equal ones the first."""
     if count >= len(values):
@@ -221,7 +272,7 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     if not count:
         return np.zeros(0, np.int64)
     # Many devices are as fast as is preferred; to sort indices takes five times as long then.
-    least = np.partition(values, len(values) - count)[len(values) - count]
+    least = nth(values, len(values) - count)
     above = np.flatnonzero(values > least)
     return np.concatenate([above, np.flatnonzero(values == least)[: count - len(above)]])
 

@@ -11,6 +11,12 @@ from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.selection import Candidates, Seen, Select, Selector
 from fedjax_het.transforms.compose import Transformation
 
+# Values that bracket another one, and places of the bracket to both sides of it: four standard
+# deviations of the place of a median among as many values drawn at random.
+_BRACKETS, _REACH = 4096, 128
+# Candidates for each client to draw that are many, and tries to find these among all clients.
+_MANY, _TRIES = 16, 8
+
 
 def selecting(name: str, select: Select | Selector, **options: Any) -> Transformation:
     """The transformation that gives a method this selection.
@@ -71,6 +77,37 @@ def drawn(
     return rng.choice(clients, count, replace=False, p=positive / np.sum(positive))
 
 
+def drawn_by_samples(candidates: Candidates, count: int) -> np.ndarray:
+    """Candidates drawn one after the other in proportion to their samples, without replacement.
+
+    A few of many are drawn from all clients with replacement, and those that are no candidates, or
+    were drawn before, are passed over. The next one then has the same chances as if it were drawn
+    from the candidates that are left.
+
+    Args:
+      candidates: candidates of the draw.
+      count: number of clients to draw, at most as many as candidates.
+
+    Returns:
+      Ids in the order of the draw, int64[count].
+    """
+    assert candidates.running is not None
+    pool, rng, chosen = candidates.pool, candidates.rng, np.zeros(0, np.int64)
+    for _ in range(_TRIES if _MANY * count <= len(pool) else 0):
+        totals = candidates.running()
+        places = rng.random(count - len(chosen)) * totals[-1]
+        found = np.searchsorted(totals, places, side="right")
+        chosen = np.append(chosen, found[pool.has(found)])
+        chosen = chosen[np.sort(np.unique(chosen, return_index=True)[1])]
+        if len(chosen) == count:
+            return chosen
+    left = pool.ids
+    if len(chosen):
+        left = left[~np.isin(left, chosen)]
+    weight = candidates.samples[left]
+    return np.append(chosen, drawn(rng, left, weight, count - len(chosen)))
+
+
 def at_share(values: np.ndarray, share: float) -> float:
     """The value below which a share of the values lies: number floor(share m) in ascending order.
 
@@ -78,5 +115,28 @@ def at_share(values: np.ndarray, share: float) -> float:
       values: at least one value, float64[m].
       share: share in [0, 1]; 1 takes the largest value.
     """
-    place = min(int(share * len(values) + 1e-9), len(values) - 1)
+    return nth(values, min(int(share * len(values) + 1e-9), len(values) - 1))
+
+
+def nth(values: np.ndarray, place: int) -> float:
+    """The value at a place in ascending order, from 0; of many values without moving all of them.
+
+    Values at regular distances bracket it. Only those inside the bracket are sorted in part, or all
+    values, if it is not there.
+
+    Args:
+      values: numbers, float64[m].
+      place: place, from 0 to m - 1.
+    """
+    step = len(values) // _BRACKETS
+    if step > 1:
+        some = np.sort(values[::step])
+        near = place // step
+        low, high = some[max(near - _REACH, 0)], some[min(near + _REACH, len(some) - 1)]
+        reach = values >= low
+        before = len(values) - int(np.count_nonzero(reach))
+        reach &= values <= high
+        inside = values[np.flatnonzero(reach)]
+        if before <= place < before + len(inside):
+            values, place = inside, place - before
     return float(np.partition(values, place)[place])

@@ -9,7 +9,7 @@ from fedjax_het.contract import selection
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.selection import Candidates
 from fedjax_het.transforms.compose import Transformation
-from fedjax_het.transforms.select.parts import drawn, selecting, stateless
+from fedjax_het.transforms.select.parts import drawn_by_samples, selecting, stateless
 
 
 def uniform() -> Transformation:
@@ -25,8 +25,7 @@ def weighted() -> Transformation:
     """
 
     def choose(candidates: Candidates) -> np.ndarray:
-        samples = candidates.samples[candidates.clients]
-        return drawn(candidates.rng, candidates.clients, samples, candidates.wanted)
+        return drawn_by_samples(candidates, candidates.wanted)
 
     return selecting("weighted", choose)
 
@@ -55,10 +54,8 @@ def power_of_choice(*, d: Count, fresh: bool = False) -> Transformation:
 
     def choose(candidates: Candidates) -> np.ndarray:
         assert candidates.known is not None
-        clients = candidates.clients
         _require_compared(d, candidates.wanted)
-        count = min(d, len(clients))
-        compared = drawn(candidates.rng, clients, candidates.samples[clients], count)
+        compared = drawn_by_samples(candidates, min(d, len(candidates.pool)))
         loss, unknown = candidates.known.loss[compared], np.inf
         if fresh:
             assert candidates.losses is not None
