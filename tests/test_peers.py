@@ -13,9 +13,11 @@ from problems import digits, fleet
 from benchmarks import harness
 from benchmarks.peers import compare, nets, works
 from benchmarks.peers.work import Gate, load
+from fedjax_het import models
 from fedjax_het.algorithms.fedavg import fedavg
 from fedjax_het.algorithms.fedpmt import fedpmt
 from fedjax_het.algorithms.heterofl import heterofl
+from fedjax_het.data.federated import from_arrays
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
@@ -37,6 +39,19 @@ def setting(method=fedavg, **training):
     problem = Problem(mlp((64,), 10, hidden=(128, 64)), digits(SIZES), fleet(len(SIZES)))
     options = {"learning_rate": 0.1, "batch_size": 4, "clients_per_round": 3, **training}
     return works.Setting("digits", "digits_mlp", problem, method, options, 2)
+
+
+def text(network, **sizes):
+    """Networks over symbols as in the works, but narrow, on windows of random text."""
+    rng = np.random.default_rng(0)
+    symbols = rng.integers(0, 11, (sum(SIZES) + 8, 8), np.int32)
+    x, y = symbols[:, :7], symbols[:, 7] if "predict" in sizes else symbols[:, 1:]
+    train, test = slice(0, sum(SIZES)), slice(sum(SIZES), None)
+    owner = np.repeat(np.arange(len(SIZES)), SIZES)
+    data = from_arrays(x[train], y[train], x[test], y[test], clients=owner, num_classes=11)
+    model = models.build(network, input_shape=(7,), num_classes=11, **sizes)
+    options = {"learning_rate": 0.1, "batch_size": 4, "clients_per_round": 3}
+    return works.Setting(network, network, Problem(model, data, fleet(5)), fedavg, options, 2)
 
 
 class Open:
@@ -143,11 +158,20 @@ def test_gate_reports_at_the_ends_of_blocks_only(recorded, monkeypatch, capfd):
     assert len(evaluated) == 2
 
 
-def test_torch_loop_comes_to_our_weights(recorded):
+@pytest.mark.parametrize(
+    "one",
+    [
+        setting(),
+        text("char_lstm", embedding=3, units=6, predict="last"),
+        text("transformer", width=8, hidden=12),
+    ],
+    ids=lambda one: one.network,
+)
+def test_torch_loop_comes_to_our_weights(one, tmp_path):
     pytest.importorskip("torch")
     from benchmarks.peers.torch_loop import run
 
-    one, work = recorded
+    work = works.record(one, tmp_path, blocks=1)
     result = simulate(one.algorithm(), one.problem, rounds=work.rounds, seed=works.SEED)
     ours = [np.asarray(a) for a in jax.tree.leaves(result.variables.params["blocks"])]
     theirs = run(work, Open(), frozen=False)

@@ -71,7 +71,9 @@ def run_work(
     taking_part = [
         c
         for c in contenders
-        if (mixed or "--frozen" not in c.flags) and (cut or c.module != "torch_widths")
+        if (mixed or "--frozen" not in c.flags)
+        and (cut or c.module != "torch_widths")
+        and (c.symbols or work.x.dtype == np.float32)
     ]
     processes = [Process(c, work, key, python) for c in taking_part]
     product, product_flops = harness.gemm()
@@ -200,7 +202,7 @@ def report(results: dict[str, Any]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--works", default="a,b,c,d,e,f", help="keys, comma-separated")
+    parser.add_argument("--works", default="a,b,c,d,e,f,g,h", help="keys, comma-separated")
     parser.add_argument("--only", nargs="+", help="names of contenders; ours always takes part")
     parser.add_argument("--blocks", type=int, default=3, help="measured blocks of rounds")
     parser.add_argument("--rounds", type=int, help="of a block; default that of the work")

@@ -3,6 +3,7 @@
 Parameters are exchanged as a list of arrays in the order of `jax.tree.leaves` of our blocks, in our
 layout: per convolution, linear layer or norm the bias, if any, then the weight; kernels are
 `[window, window, channels in, channels out]` and `[inputs, outputs]`, activations channels-last.
+The layers over symbols (`torch_text`) are as wide as their parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,7 @@ def layers(model: str, classes: int) -> list[Layer]:
 
     Args:
       model: a name of `fedjax_het.models`, with its default sizes; `"digits_mlp"` has hidden layers
-        of 128 and 64.
+        of 128 and 64, and `"char_lstm"` predicts at the last position.
       classes: outputs.
     """
     found = {
@@ -81,6 +82,8 @@ def layers(model: str, classes: int) -> list[Layer]:
         "logistic": _dense(classes),
         "pfl_cnn": _pfl_cnn(classes),
         "resnet20": _resnet20(classes),
+        "char_lstm": [("vectors",), ("lstm",), ("lstm",), ("last",), ("dense", classes)],
+        "transformer": [("places",), *[("encoder", 4)] * 4, ("symbols",)],
     }
     return found[model]
 

@@ -34,6 +34,7 @@ class Contender(NamedTuple):
       own_python: runs in this interpreter rather than in that of the peers.
       partial: whether it trains only the blocks that a work leaves to a client.
       cuts: whether it trains the sub-networks by width of a work.
+      symbols: whether it has the layers of networks over symbols.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Contender(NamedTuple):
     own_python: bool = False
     partial: bool = False
     cuts: bool = False
+    symbols: bool = True
 
 
 CONTENDERS = (
@@ -52,7 +54,7 @@ CONTENDERS = (
     Contender("PyTorch loop over slices", "torch_widths", cuts=True),
     Contender("pfl-research", "pfl_sim"),
     Contender("Flower", "flower_sim"),
-    Contender("fedjax", "fedjax_sim"),
+    Contender("fedjax", "fedjax_sim", symbols=False),
     Contender("FLGo", "flgo_sim"),
 )
 

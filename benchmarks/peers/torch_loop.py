@@ -54,7 +54,7 @@ def run(work: Work, gate: Gate, *, frozen: bool) -> list[np.ndarray]:
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     net = Net(work.network, work.leaves)
-    parameters = list(net.parameters())
+    parameters = [p for p in net.parameters() if p.requires_grad]
     blocks = [work.leaf_block[net.leaf_of(p)] for p in parameters]
     x, y = channels_first(work.x), torch.from_numpy(work.y.astype(np.int64))
     test_x, test_y = channels_first(work.test_x), torch.from_numpy(work.test_y.astype(np.int64))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.peers.nets import Layer
+from benchmarks.peers.torch_text import LAYERS, Last
 
 
 class Unit(nn.Module):
@@ -31,7 +32,7 @@ class Mean(nn.Module):
 
 
 class Net(nn.Module):
-    """The network; takes channels-first images or vectors, gives logits.
+    """The network; takes channels-first images, vectors or symbols, gives logits.
 
     Args:
       network: the layers.
@@ -48,22 +49,21 @@ class Net(nn.Module):
         self.layers = self._sequence(network)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits `[batch, classes]`."""
-        return self.layers(x)
+        """Logits `[batch, classes]`; `[batch, classes, T]` for a prediction at every position."""
+        return torch.movedim(self.layers(x), -1, 1)
 
     def leaves(self) -> list[np.ndarray]:
         """The weights in our order and layout."""
-        found = []
-        for module, channels in self._loaded:
-            if module.bias is not None:
-                found.append(module.bias.detach().numpy().copy())
-            found.append(_kernel(module.weight.detach().numpy(), channels))
-        return found
+        return [
+            _kernel(tensor.detach().numpy(), channels)
+            for module, channels in self._loaded
+            for tensor in _tensors(module)
+        ]
 
     def leaf_of(self, parameter: nn.Parameter) -> int:
-        """Place of a parameter among the leaves."""
-        owned = [p for m, _ in self._loaded for p in (m.bias, m.weight) if p is not None]
-        return next(i for i, p in enumerate(owned) if p is parameter)
+        """Place of a parameter, or of its first part, among the leaves."""
+        owned = [tensor for module, _ in self._loaded for tensor in _tensors(module)]
+        return next(i for i, p in enumerate(owned) if p.data_ptr() == parameter.data_ptr())
 
     def _sequence(self, network: Sequence[Layer]) -> nn.Sequential:
         return nn.Sequential(*(self._make(layer) for layer in network))
@@ -94,21 +94,31 @@ class Net(nn.Module):
             return nn.Dropout(rest[0])
         if kind == "pool":
             return nn.MaxPool2d(2)
+        if kind in LAYERS:
+            return self._load(LAYERS[kind](self._left, *rest), 1)
+        if kind == "last":
+            return Last()
         return nn.ReLU() if kind == "relu" else nn.Flatten()
 
     @torch.no_grad()
     def _load(self, module: Any, channels: int) -> nn.Module:
-        if module.bias is not None:
-            module.bias.copy_(torch.from_numpy(self._left.pop(0).copy()))
-        weight = self._left.pop(0)
-        if weight.ndim == 4:
-            weight = weight.transpose(3, 2, 0, 1)
-        elif weight.ndim == 2:
-            rows = weight.reshape(-1, channels, weight.shape[-1]).swapaxes(0, 1)
-            weight = rows.reshape(weight.shape).T
-        module.weight.copy_(torch.from_numpy(weight.copy()))
+        for tensor in _tensors(module):
+            value = self._left.pop(0)
+            if value.ndim == 4:
+                value = value.transpose(3, 2, 0, 1)
+            elif value.ndim == 2:
+                rows = value.reshape(-1, channels, value.shape[-1]).swapaxes(0, 1)
+                value = rows.reshape(value.shape).T
+            tensor.copy_(torch.from_numpy(value.copy()))
         self._loaded.append((module, channels))
         return module
+
+
+def _tensors(module: Any) -> Sequence[torch.Tensor]:
+    """The parameters of a layer in our order, matrices `[outputs, inputs]`."""
+    if hasattr(module, "tensors"):
+        return module.tensors()
+    return [p for p in (module.bias, module.weight) if p is not None]
 
 
 def _kernel(weight: np.ndarray, channels: int) -> np.ndarray:
@@ -122,16 +132,16 @@ def _kernel(weight: np.ndarray, channels: int) -> np.ndarray:
 
 
 def channels_first(x: np.ndarray) -> torch.Tensor:
-    """Inputs in PyTorch's default layout: images with the channels first, vectors as they are."""
+    """Inputs in PyTorch's default layout: images with the channels first, others as they are."""
     values = torch.from_numpy(np.array(x))
     return torch.movedim(values, -1, -3).contiguous() if values.ndim > 2 else values
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int = 500) -> float:
-    """Share of the samples that are classified rightly."""
+    """Share of right predictions."""
     model.eval()
     parts = zip(x.split(batch), y.split(batch), strict=True)
     right = sum(int((model(a).argmax(1) == b).sum()) for a, b in parts)
     model.train()
-    return right / len(y)
+    return right / y.numel()

@@ -29,8 +29,8 @@ class Work:
       learning_rate: of the clients' plain SGD; the server takes the mean by samples.
       batch: samples per step.
       blocks: rounds after which a block ends, ascending; the first is the warm-up.
-      x: float32[N, ...], channels last, ready for the model.
-      y: int32[N].
+      x: float32[N, ...], channels last, or symbols int32[N, T], ready for the model.
+      y: int32[N], or int32[N, T] where every next symbol is predicted.
       test_x, test_y: the test set, likewise.
       cohort: int32[R, K], clients of a round.
       steps: int32[R, K], local steps.

@@ -1,9 +1,10 @@
-"""The six works of the comparison, recorded from runs of this library.
+"""The eight works of the comparison, recorded from runs of this library.
 
 (a) the CIFAR-10 benchmark of pfl-research, (b) the LEAF CNN on FEMNIST, (c) a thousand small
 clients, (d) ResNet-20 with group norm on CIFAR-10, (e) as (b) on a fleet of unequal devices, each
 of which trains as many of the last blocks as it can afford (FedPMT), (f) as (b) with a third of the
-clients at each of three widths (HeteroFL).
+clients at each of three widths (HeteroFL), (g) LEAF's character LSTM and (h) a small transformer on
+Shakespeare's plays by role.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from fedjax_het.data.batches import DeviceData, Pipeline, gather, prepare
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.partition import iid
 from fedjax_het.data.sources import RawData, load
+from fedjax_het.data.sources.text import ROLES_VOCABULARY
 from fedjax_het.fleet.presets import build as build_fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
@@ -38,6 +40,7 @@ from fedjax_het.simulation.simulate import simulate
 
 SEED = 0
 _FEMNIST_BATCH = 20
+_TEXT_BATCH = 10
 # Compute capacities of the mixed fleet: the FLOP shares of the last 1, 2, 3 of the CNN's 4 layers,
 # and the full model, in equal parts.
 _CAPACITY = (0.35, 0.40, 0.72, 1.0)
@@ -77,15 +80,16 @@ class Setting(NamedTuple):
         return self.method(self.problem, **self.training)._replace(submodels=None)
 
 
-def _problem(network: str, data: FederatedData) -> Problem:
+def _problem(network: str, data: FederatedData, **options: Any) -> Problem:
+    shapes = {"input_shape": data.input_shape, "num_classes": data.num_classes}
     if network == "digits_mlp":
-        model = mlp(data.input_shape, data.num_classes, hidden=(128, 64))
+        model = mlp(**shapes, hidden=(128, 64))
     else:
-        model = models.build(network, input_shape=data.input_shape, num_classes=data.num_classes)
+        model = models.build(network, **shapes, **options)
     return Problem(model, data, build_fleet("uniform", data.num_clients))
 
 
-def _images(raw: RawData, clients: Any, tests: int) -> FederatedData:
+def _federated(raw: RawData, clients: Any, tests: int) -> FederatedData:
     """A data set with the first `tests` test samples, as evaluation is not what is compared."""
     return from_arrays(
         raw.x,
@@ -100,13 +104,22 @@ def _images(raw: RawData, clients: Any, tests: int) -> FederatedData:
     )
 
 
-def _femnist() -> FederatedData:
-    """All writers of the subset, each with a whole number of batches."""
-    raw = load("femnist")
+def _natural(raw: RawData, batch: int, tests: int) -> FederatedData:
+    """A data set by its own clients, each with a whole number of batches."""
     assert raw.clients is not None
-    held = [np.flatnonzero(raw.clients == writer) for writer in np.unique(raw.clients)]
-    whole = [rows[: len(rows) // _FEMNIST_BATCH * _FEMNIST_BATCH] for rows in held]
-    return _images(raw, [rows for rows in whole if len(rows)], 2000)
+    held = [np.flatnonzero(raw.clients == client) for client in np.unique(raw.clients)]
+    whole = [rows[: len(rows) // batch * batch] for rows in held]
+    return _federated(raw, [rows for rows in whole if len(rows)], tests)
+
+
+def _femnist() -> FederatedData:
+    """The writers of the subset."""
+    return _natural(load("femnist"), _FEMNIST_BATCH, 2000)
+
+
+def _plays() -> RawData:
+    """Shakespeare's plays in windows of 80; with LEAF's number of symbols, one of them not used."""
+    return load("shakespeare", vocabulary=ROLES_VOCABULARY + "}")
 
 
 def _digits(clients: int, each: int) -> FederatedData:
@@ -123,7 +136,7 @@ def _digits(clients: int, each: int) -> FederatedData:
 
 def pfl_cifar() -> Setting:
     """(a) 1,000 users of 50 samples, IID; 50 a round, one epoch of batches of 10; with dropout."""
-    problem = _problem("pfl_cnn", _images(load("cifar10"), iid(1000), 2000))
+    problem = _problem("pfl_cnn", _federated(load("cifar10"), iid(1000), 2000))
     training = {"learning_rate": 0.1, "batch_size": 10, "clients_per_round": 50}
     title = "pfl CNN, CIFAR-10, 50 x 50 samples"
     return Setting(title, "pfl_cnn", problem, fedavg, training, 3, exact=False)
@@ -152,7 +165,7 @@ def many_small() -> Setting:
 
 def resnet_cifar() -> Setting:
     """(d) 100 clients, 5 a round, 5 steps of batches of 20."""
-    problem = _problem("resnet20", _images(load("cifar10"), iid(100), 1000))
+    problem = _problem("resnet20", _federated(load("cifar10"), iid(100), 1000))
     training = {
         "learning_rate": 0.1,
         "batch_size": 20,
@@ -180,6 +193,27 @@ def widths_femnist() -> Setting:
     return Setting(title, "leaf_cnn", problem, heterofl, {**_FEMNIST_TRAINING, **cut}, 5)
 
 
+_TEXT_TRAINING = {"batch_size": _TEXT_BATCH, "clients_per_round": 10}
+
+
+def leaf_shakespeare() -> Setting:
+    """(g) 10 roles a round, one epoch, batches of 10; the symbol after each window of 80."""
+    raw = _plays()
+    ends = dataclasses.replace(raw, y=raw.y[:, -1], test_y=raw.test_y[:, -1])
+    problem = _problem("char_lstm", _natural(ends, _TEXT_BATCH, 1000), predict="last")
+    title = "LEAF LSTM, Shakespeare, 10 roles"
+    training = {**_TEXT_TRAINING, "learning_rate": 0.8}
+    return Setting(title, "char_lstm", problem, fedavg, training, 1)
+
+
+def transformer_shakespeare() -> Setting:
+    """(h) As (g), but every next symbol is predicted, by a transformer of 4 layers of width 64."""
+    problem = _problem("transformer", _natural(_plays(), _TEXT_BATCH, 1000))
+    title = "transformer, Shakespeare, 10 roles"
+    training = {**_TEXT_TRAINING, "learning_rate": 0.3}
+    return Setting(title, "transformer", problem, fedavg, training, 3)
+
+
 SETTINGS: dict[str, Callable[[], Setting]] = {
     "a": pfl_cifar,
     "b": leaf_femnist,
@@ -187,6 +221,8 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
     "d": resnet_cifar,
     "e": mixed_femnist,
     "f": widths_femnist,
+    "g": leaf_shakespeare,
+    "h": transformer_shakespeare,
 }
 
 

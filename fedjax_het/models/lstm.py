@@ -58,9 +58,10 @@ class Lstm(nn.Module):
             bias_init=_open,
             dot_general=dot_general,
             name="inputs",
-        )(x)
+        )(jnp.swapaxes(x, 0, 1))
         orthogonal = nn.initializers.orthogonal()
-        return recurrence(gates, self.param("states", orthogonal, (self.units, 4 * self.units)))
+        matrix = self.param("states", orthogonal, (self.units, 4 * self.units))
+        return jnp.swapaxes(recurrence(gates, matrix), 0, 1)
 
     def at_width(self, lengths: Lengths) -> dict[str, int]:
         """Attributes at another width, see `narrow_layers`."""

@@ -40,7 +40,7 @@ def dot_general(
 ) -> Array:
     """Replacement of `jax.lax.dot_general` in `nn.Dense(..., dot_general=dot_general)`.
 
-    On a CPU it uses `product` for plain matrices, which has no forward-mode derivative.
+    On a CPU it uses `product`, which has no forward-mode derivative.
 
     Args:
       lhs: left factor, `[..., k]`.
@@ -52,10 +52,12 @@ def dot_general(
     Returns:
       Product, `[..., n]`.
     """
-    matrices = lhs.ndim == rhs.ndim == 2 and jax.tree.leaves(dimension_numbers) == [1, 0]
+    linear = rhs.ndim == 2 and jax.tree.leaves(dimension_numbers) == [lhs.ndim - 1, 0]
     plain = precision is None and preferred_element_type is None
-    if matrices and plain and jax.default_backend() == "cpu":
-        return product(lhs, rhs)
+    if linear and plain and jax.default_backend() == "cpu":
+        # All positions of a sequence are rows of one product.
+        rows = product(lhs.reshape(-1, lhs.shape[-1]), rhs)
+        return rows.reshape(*lhs.shape[:-1], rhs.shape[-1])
     return lax.dot_general(
         lhs,
         rhs,

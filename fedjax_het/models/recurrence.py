@@ -22,17 +22,17 @@ def recurrence(inputs: Array, matrix: Array) -> Array:
     It starts from zero and has no forward-mode derivative. Gates and cells c are float32.
 
     Args:
-      inputs: products of the inputs, with the bias, `[batch, T, 4 units]`.
+      inputs: products of the inputs, with the bias, `[T, batch, 4 units]`.
       matrix: matrix of the states, `[units, 4 units]`, same dtype.
 
     Returns:
-      The states h, `[batch, T, units]`, same dtype.
+      The states h, `[T, batch, units]`, same dtype.
     """
     return _forward(inputs, matrix)[0]
 
 
 def _forward(inputs: Array, matrix: Array) -> tuple[Array, tuple[Array, ...]]:
-    batch, units = inputs.shape[0], matrix.shape[0]
+    batch, units = inputs.shape[1], matrix.shape[0]
 
     def step(carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], tuple]:
         h, c = carry
@@ -43,8 +43,8 @@ def _forward(inputs: Array, matrix: Array) -> tuple[Array, tuple[Array, ...]]:
         return (h, c), (h, c, jnp.concatenate([i, f, g, o], axis=-1))
 
     start = jnp.zeros((batch, units), inputs.dtype), jnp.zeros((batch, units), jnp.float32)
-    _, (h, c, gates) = lax.scan(step, start, jnp.swapaxes(inputs, 0, 1))
-    return jnp.swapaxes(h, 0, 1), (h, c, gates, matrix)
+    _, (h, c, gates) = lax.scan(step, start, inputs)
+    return h, (h, c, gates, matrix)
 
 
 def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array]:
@@ -68,11 +68,11 @@ def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array]:
         return (inner @ transposed, grad_c * f), inner
 
     start = jnp.zeros_like(h[0]), jnp.zeros_like(c[0])
-    steps = (jnp.swapaxes(grad, 0, 1), c, _delayed(c), gates)
+    steps = (grad, c, _delayed(c), gates)
     _, inner = lax.scan(step, start, steps, reverse=True)
     rows = inner.reshape(-1, inner.shape[-1])
     grad_matrix = _delayed(h).reshape(-1, h.shape[-1]).T @ rows
-    return jnp.swapaxes(inner, 0, 1), grad_matrix
+    return inner, grad_matrix
 
 
 def _delayed(values: Array) -> Array:

@@ -10,6 +10,7 @@ from fedjax_het.common.options import checked
 from fedjax_het.models.base import BlockModel
 from fedjax_het.models.block import Lengths, flax_block
 from fedjax_het.models.norm import LayerNorm
+from fedjax_het.models.product import dot_general
 
 Array = jax.Array
 
@@ -59,7 +60,7 @@ class Encoder(nn.Module):
         z = LayerNorm()(x)
 
         def split(name: str) -> Array:
-            parts = nn.Dense(self.width, name=name)(z)
+            parts = nn.Dense(self.width, dot_general=dot_general, name=name)(z)
             return parts.reshape(batch, length, self.heads, self.width // self.heads)
 
         query, key, value = split("query"), split("key"), split("value")
@@ -68,9 +69,11 @@ class Encoder(nn.Module):
         scores = jnp.where(jnp.broadcast_to(past[None, None], scores.shape), scores, -1e9)
         shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(value.dtype)
         mixed = jnp.einsum("bhts,bshd->bthd", shares, value)
-        x = x + nn.Dense(self.width, name="out")(mixed.reshape(batch, length, self.width))
-        z = nn.Dense(self.hidden, name="expand")(LayerNorm()(x))
-        return x + nn.Dense(self.width, name="contract")(nn.gelu(z))
+        x = x + nn.Dense(self.width, dot_general=dot_general, name="out")(
+            mixed.reshape(batch, length, self.width)
+        )
+        z = nn.Dense(self.hidden, dot_general=dot_general, name="expand")(LayerNorm()(x))
+        return x + nn.Dense(self.width, dot_general=dot_general, name="contract")(nn.gelu(z))
 
     def at_width(self, lengths: Lengths) -> dict[str, int]:
         """Attributes at another width, see `narrow_layers`: `width` is that inside the heads."""
@@ -89,7 +92,7 @@ class Output(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`float32[batch, T, width] -> float32[batch, T, symbols]`."""
-        return nn.Dense(self.symbols)(LayerNorm()(x))
+        return nn.Dense(self.symbols, dot_general=dot_general)(LayerNorm()(x))
 
 
 @checked

@@ -49,6 +49,24 @@ def test_equals_the_cell_of_flax_with_all_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mine, theirs)
 
 
+def test_a_step_multiplies_rows_in_order_of_time():
+    # The gates of a layer, the largest arrays of a step, are nowhere transposed.
+    layer = Lstm(4)
+    params = layer.init(KEY, X[0])
+
+    def loss(params):
+        return jnp.sum(layer.apply(params, X[0]))
+
+    batch, steps = X.shape[1:3]
+    moved = [
+        equation.invars[0].aval.shape
+        for equation in jax.make_jaxpr(jax.grad(loss))(params).jaxpr.eqns
+        if equation.primitive.name == "transpose"
+    ]
+    assert moved
+    assert not [shape for shape in moved if 16 in shape and batch * steps <= np.prod(shape) / 16]
+
+
 def test_states_and_cells_in_bfloat16():
     inputs, matrix = jnp.ones((2, 3, 8), jnp.bfloat16), jnp.ones((2, 8), jnp.bfloat16)
     y, pullback = jax.vjp(recurrence, inputs, matrix)
