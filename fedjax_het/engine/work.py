@@ -1,7 +1,7 @@
 """The work on one client or one chunk: its mask, its training, and the merge of its result."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -231,7 +231,7 @@ def clean_chunk(
     finite = jnp.ones_like(rows.valid)
     if not checked:
         leaves = [*jax.tree.leaves(result.delta), *jax.tree.leaves(stats_delta), result.loss]
-        finite = jnp.stack([jnp.all(_moderate(x), axis=1) for x in leaves]).all(axis=0)
+        finite = _all([jnp.all(_moderate(x), axis=1) for x in leaves])
     keep = rows.valid & finite
 
     def clean(x: jax.Array) -> jax.Array:
@@ -261,6 +261,14 @@ def _moderate(x: jax.Array) -> jax.Array:
     """Whether each value of `[c, ...]` is a number of moderate size, bool[c, n]."""
     largest = min(_LARGEST, float(jnp.finfo(x.dtype).max))
     return jnp.abs(x.reshape(x.shape[0], -1)) <= jnp.asarray(largest, x.dtype)
+
+
+def _all(flags: Sequence[jax.Array]) -> jax.Array:
+    """Conjunction of arrays of flags, of their shape."""
+    # A loop, which the compiler keeps as one value. Without it, the code that cleans each tensor
+    # would contain the conjunction over all of them, and grow with the square of their number.
+    stacked = jnp.stack(flags)
+    return jax.lax.fori_loop(1, len(flags), lambda i, every: every & stacked[i], stacked[0])
 
 
 def merge_chunk(

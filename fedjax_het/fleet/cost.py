@@ -20,7 +20,7 @@ import numpy as np
 from fedjax_het.common.errors import require
 from fedjax_het.contract.plan import Timing
 from fedjax_het.fleet.device import Fleet
-from fedjax_het.fleet.flops import BlockPrice, price_block, tree_bytes
+from fedjax_het.fleet.flops import BlockPrice, pricing, tree_bytes
 from fedjax_het.models.base import BlockModel
 
 
@@ -267,12 +267,13 @@ def cost_table(model: BlockModel) -> CostTable:
     inputs = [model.input_shapes(1)]
     inputs += model.activation_shapes(1)
     live = model.stats_policy == "mean"
+    priced = pricing(live, key)
     blocks = [
-        price_block(block, params["blocks"][b], stats["blocks"][b], inputs[b], live, key)
+        priced(block, params["blocks"][b], stats["blocks"][b], inputs[b])
         for b, block in enumerate(model.blocks)
     ]
     heads = [
-        price_block(head, params["exits"][slot], stats["exits"][slot], inputs[b + 1], live, key)
+        priced(head, params["exits"][slot], stats["exits"][slot], inputs[b + 1])
         for b, head in enumerate(model.exits)
         for slot in (model.exit_slot(b),)
     ]

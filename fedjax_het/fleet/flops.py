@@ -182,8 +182,8 @@ def price_block(
     grads = both_grads if differentiable(x) else weight_grad
     args = (params, x, stats, key)
     with lowering("patches"):
-        y = jax.eval_shape(run, *args)
-        forward = contraction_flops(run, *args)
+        jaxpr, y = jax.make_jaxpr(run, return_shape=True)(*args)
+        forward = jaxpr_flops(jaxpr.jaxpr)
         weight = backward_flops(weight_grad)
         both = backward_flops(grads)
     return BlockPrice(
@@ -194,6 +194,30 @@ def price_block(
         param_bytes=tree_bytes(params),
         stored_bytes=kept_bytes(2) - kept_bytes(1),
     )
+
+
+def pricing(live: bool, key: Any) -> Callable[..., BlockPrice]:
+    """The function `(block, params, stats, x) -> BlockPrice`, which traces equal blocks once.
+
+    Deep networks repeat blocks, and tracing them takes most of the time.
+
+    Args:
+      live: as in `price_block`.
+      key: as in `price_block`.
+    """
+    known: dict[Any, BlockPrice] = {}
+
+    def priced(block: Block, params: PyTree, stats: PyTree, x: PyTree) -> BlockPrice:
+        leaves, structure = jax.tree.flatten((params, stats, x))
+        kind = block.apply, tuple(leaves), structure
+        try:
+            found = known.get(kind)
+        except TypeError:  # a module with attributes that cannot be compared
+            return price_block(block, params, stats, x, live, key)
+        known[kind] = found or price_block(block, params, stats, x, live, key)
+        return known[kind]
+
+    return priced
 
 
 def differentiable(x: PyTree) -> bool:

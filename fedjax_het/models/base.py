@@ -16,6 +16,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.models import checks, inputs
 from fedjax_het.models.block import Block, cast, in_mode
+from fedjax_het.models.drawing import Draw
 from fedjax_het.models.origin import Origin
 from fedjax_het.models.shapes import EXIT_KEY, new_variables, output_of
 
@@ -71,23 +72,23 @@ class BlockModel:
     @functools.cached_property
     def shapes(self) -> Variables:
         """The variables of `init` as `ShapeDtypeStruct`s; cached, without computation."""
-        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+        return self._draw.shapes
+
+    @functools.cached_property
+    def _draw(self) -> Draw:
+        heads = self.exits[:1] if self.shared_exit else self.exits
+        return Draw(lambda key: new_variables(self.blocks, heads, key, self.input_shapes(1)))
 
     def exit_slot(self, block: int) -> int:
         """Index in `params["exits"]` of the head after a block."""
         return 0 if self.shared_exit else block
 
     def init(self, key: Array) -> Variables:
-        """New variables; block b draws from `fold_in(key, b)`, so exits do not change the blocks.
+        """New variables, float32, from a typed PRNG key.
 
-        Args:
-          key: typed PRNG key.
-
-        Returns:
-          The variables, float32.
+        Block b draws from `fold_in(key, b)`, so exits do not change the blocks.
         """
-        heads = self.exits[:1] if self.shared_exit else self.exits
-        return new_variables(self.blocks, heads, key, self.input_shapes(1))
+        return self._draw(key)
 
     def apply(
         self,

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import flax.errors
@@ -54,13 +55,11 @@ def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> B
     """
     mode = "train" in inspect.signature(type(module).__call__).parameters
 
-    def flags(train: bool | Array) -> dict[str, Any]:
-        return {"train": train} if mode else {}
-
     def init(key: Array, x: Any) -> tuple[PyTree, PyTree]:
         # `lazy_init` needs no forward pass and does not compile a program.
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
-        variables = dict(module.lazy_init({"params": key}, shapes, **flags(False)))
+        flags: dict[str, Any] = {"train": False} if mode else {}
+        variables = dict(module.lazy_init({"params": key}, shapes, **flags))
         params, stats = variables.pop("params", {}), variables.pop("batch_stats", {})
         require(
             not variables,
@@ -70,7 +69,19 @@ def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> B
         )
         return params, stats
 
-    def apply(
+    return Block(name, init, _Apply(module, mode, name), traced_train)
+
+
+@dataclass(frozen=True)
+class _Apply:
+    """`Block.apply` of a linen module; equal for equal modules, so that these are priced once."""
+
+    module: nn.Module
+    mode: bool
+    name: str = field(compare=False)
+
+    def __call__(
+        self,
         params: PyTree,
         stats: PyTree,
         x: PyTree,
@@ -80,16 +91,17 @@ def flax_block(name: str, module: nn.Module, *, traced_train: bool = False) -> B
         weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
         rngs = {} if key is None else {"dropout": key}
+        flags = {"train": train} if self.mode else {}
         variables = {"params": params, "batch_stats": stats}
+        run = functools.partial(
+            _checked, self.name, self.module.apply, variables, x, rngs=rngs, **flags
+        )
         # `train is False` instead of `not train`, because a traced flag has no truth value.
         if train is False or not stats:
-            return _checked(name, module.apply, variables, x, rngs=rngs, **flags(train)), stats
-        run = functools.partial(_checked, name, module.apply, variables, x, rngs=rngs)
+            return run(), stats
         with norm.over_real(weight):
-            y, updated = run(mutable=["batch_stats"], **flags(train))
+            y, updated = run(mutable=["batch_stats"])
         return y, norm.updated(stats, updated["batch_stats"], weight)
-
-    return Block(name, init, apply, traced_train)
 
 
 def in_mode(

@@ -32,6 +32,12 @@ def compiler_options() -> dict[str, str | bool]:
     return _CPU_OPTIONS
 
 
+def options_of_one_run() -> dict[str, str | bool | int]:
+    """Compiler options for a program that runs once on the default backend and does little."""
+    # Generated without optimisation, the code of an initialisation takes a quarter of the time.
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+
+
 class Compiler:
     """Compiles functions for given arguments; the first compiler enables the persistent cache.
 

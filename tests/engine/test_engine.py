@@ -22,12 +22,13 @@ from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
-from fedjax_het.contract.algorithm import ClientResult
+from fedjax_het.contract.algorithm import ClientResult, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.debugging import ClientError
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.resources import Resources
 from fedjax_het.engine.routes import Routes
+from fedjax_het.engine.work import Round, Rows, clean_chunk
 from fedjax_het.runtime.chunking import choose_chunk
 from fedjax_het.simulation.simulate import simulate
 
@@ -267,6 +268,32 @@ def test_updates_that_are_not_finite_never_reach_the_model(engine, poison):
     merged, outputs = one_round(algorithm, problem, start, only, **engine)
     assert not outputs.finite.any()
     chex.assert_trees_all_equal(merged, start)
+
+
+def test_code_that_leaves_clients_out_grows_with_the_tensors_not_with_their_square():
+    one = np.ones(1, np.int32)
+    rows = Rows(one > 0, one, one, one, np.ones(1, np.float32), *[one] * 5)
+    common = Round(jax.random.key(0), jnp.float32(1), None)
+
+    def lines(tensors):
+        def merged(delta, acc):
+            result = ClientResult(delta, [], jnp.ones(1), jnp.ones(1))
+            start = Variables(acc, [])
+            chunk, _ = clean_chunk(start, rows, result, None, common, checked=False)
+            return [a + x[0] for a, x in zip(acc, chunk.delta, strict=True)]
+
+        def loop(delta, acc):
+            def body(_, acc):
+                return merged([x + a[None] for x, a in zip(delta, acc, strict=True)], acc)
+
+            return jax.lax.fori_loop(0, 9, body, acc)
+
+        # Of several sizes, so that no two tensors share their code.
+        acc = [jnp.ones(5 + i) for i in range(tensors)]
+        text = jax.jit(loop).lower([a[None] for a in acc], acc).compile().as_text()
+        return text.count("\n")
+
+    assert lines(48) < 5 * lines(12)
 
 
 # ---- debug names the client and the stage ----------------------------------------------------

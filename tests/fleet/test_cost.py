@@ -150,6 +150,55 @@ def test_further_heads_of_one_shared_head_weigh_nothing():
     assert t.step_flops(0, 2, heads) == t.step_flops(0, 2) + 2 * 3 * (2 * 3 * 2)
 
 
+class Counted(nn.Module):
+    """A layer that counts its traces by width."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        TRACED.append(self.features)
+        return nn.relu(nn.Dense(self.features)(x))
+
+
+TRACED: list[int] = []
+
+
+def test_equal_blocks_are_priced_once():
+    def table(*widths):
+        layers = [flax_block(f"layer{b}", Counted(width)) for b, width in enumerate(widths)]
+        model = BlockModel("deep", (*layers, flax_block("head", nn.Dense(3))), (6,), 3)
+        model.activation_shapes(1)
+        TRACED.clear()
+        found = cost_table(model)
+        return found, {width: TRACED.count(width) for width in widths}
+
+    (one, once), (four, repeated) = table(6), table(6, 6, 6, 6)
+    # Apart from the shapes between the blocks, which are asked for block by block.
+    assert repeated[6] == once[6] + 3
+    for name in ("forward_flops", "weight_grad_flops", "input_grad_flops", "stored_bytes"):
+        np.testing.assert_array_equal(getattr(four, name)[:4], getattr(one, name)[[0, 0, 0, 0]])
+    # The same layer on another input is another block: 6 -> 5 and 5 -> 5.
+    narrow, _ = table(5, 5)
+    assert narrow.forward_flops[:2].tolist() == [2 * 6 * 5, 2 * 5 * 5]
+
+
+class Keeps(nn.Module):
+    """A layer with an attribute that cannot be compared."""
+
+    factors: np.ndarray
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(6)(x * self.factors)
+
+
+def test_blocks_that_cannot_be_compared_are_priced_one_by_one():
+    layers = [flax_block(name, Keeps(np.ones((1, 6), np.float32))) for name in "ab"]
+    model = BlockModel("kept", (*layers, flax_block("head", nn.Dense(3))), (6,), 3)
+    assert cost_table(model).forward_flops.tolist() == [72, 72, 36]
+
+
 def test_running_statistics_travel_unless_frozen():
     mean, frozen = cost_table(normed()), cost_table(normed("frozen"))
     np.testing.assert_array_equal(mean.stats_bytes, [4 * 12, 0, 0])
