@@ -81,3 +81,28 @@ def test_a_case_depends_on_its_seed_and_number_alone():
     make = toy().generate
     assert make(0, 7) == make(0, 7) != make(1, 7)
     assert not np.array_equal(generator(0, 1).random(3), generator(1, 0).random(3))
+
+
+@pytest.mark.parametrize(
+    ("turn_s", "limit_s", "answers"), [(1.0, 6.0, True), (1.0, 3.5, False), (1000.0, 60.0, True)]
+)
+def test_a_campaign_that_was_stopped_takes_no_fork_for_hanging(
+    monkeypatch, turn_s, limit_s, answers
+):
+    from benchmarks.faults import processes
+
+    class Line:
+        """Answers after five turns; in the first one, the clock goes on by `turn_s`."""
+
+        turns, now_s = 0, 0.0
+
+        def poll(self, _):
+            self.now_s += turn_s if self.turns == 0 else 1.0
+            self.turns += 1
+            return self.turns > 5
+
+    line = Line()
+    monkeypatch.setattr(processes.time, "monotonic", lambda: line.now_s)
+    monkeypatch.setattr(processes, "_used_s", lambda _: 0.0)
+    worker = processes.Worker(lambda case: case, Path(os.devnull), seconds=limit_s)
+    assert worker._answers(line, 0) is answers

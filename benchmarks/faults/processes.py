@@ -29,6 +29,8 @@ MEMORY_BYTES = 6 * 1024**3
 _CRASHED = 70
 # A fork that gets less than this part of a processor waits for something else.
 _SHARE = 100
+# A fork is asked so often whether it has answered.
+_TURN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,13 @@ class Worker:
 
     def _answers(self, line: Connection, pid: int) -> bool:
         """Waits for an answer; a fork that computes on a busy machine gets the time it lacks."""
-        begin, used_s = time.monotonic(), _used_s(pid)
-        while not line.poll(1.0):
-            wall_s, cpu_s = time.monotonic() - begin, _used_s(pid) - used_s
-            busy = cpu_s > wall_s / _SHARE
-            if wall_s > self._seconds and not (busy and cpu_s < self._seconds):
+        began, waited_s, used_s = time.monotonic(), 0.0, _used_s(pid)
+        while not line.poll(_TURN_S):
+            # Time for which the whole campaign was stopped is no time that the fork had.
+            waited_s += min(time.monotonic() - began, 2 * _TURN_S)
+            began, cpu_s = time.monotonic(), _used_s(pid) - used_s
+            busy = cpu_s > waited_s / _SHARE
+            if waited_s > self._seconds and not (busy and cpu_s < self._seconds):
                 return False
         return True
 
