@@ -74,7 +74,7 @@ SMALL: dict[str, Training | Rounds] = {
 
 def ways() -> tuple[str, ...]:
     """The table, the tuner, and the lowerings that this device has."""
-    here = [name for name in get_args(Lowering) if name not in ("shift_add", "direct")]
+    here = [n for n in get_args(Lowering) if n not in ("shift_add", "direct", "onednn")]
     if not device_fits():
         here.remove("implicit")
     return ("table", "tuned", *here)
