@@ -263,7 +263,7 @@ def one_round(
     state = algorithm.init(variables, jax.random.key(0))
     if plan is None:
         plan, state = algorithm.plan(state, variables, situation(problem))
-    executed = (routes or engine.resources.routes()).execute(plan.routes)
+    executed = (routes or engine.resources.routes()).execute(plan)
     acc, outputs = engine.train(state, variables, plan, jax.random.key(seed), executed)
     _, merged, _ = engine.close(acc, state, variables, plan.shared, NOW)
     return merged, outputs

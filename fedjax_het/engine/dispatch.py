@@ -182,7 +182,7 @@ class DispatchTable:
         """Trains and merges a single task in one program; does not wait for the device."""
         version = int(task.flight.version[0])
         plan, late = task.plan(), int(now.step) - version
-        (route,) = self._routes.execute(plan.routes)
+        (route,) = self._routes.execute(plan)
         origin = self._origins[version]
         step = self._engine.step_alone(state, variables, shared, plan, route, *origin, late, now)
         return Step(*step)
@@ -210,7 +210,7 @@ class DispatchTable:
                 acc,
                 plan,
                 *self._origins[int(version)],
-                routes=self._routes.execute(plan.routes),
+                routes=self._routes.execute(plan),
                 staleness=np.full(own.size, step - version),
                 place=place[own],
                 capacity=self._capacity,

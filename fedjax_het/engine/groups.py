@@ -33,7 +33,7 @@ def kinds_of(
     """
     rounds = []
     for plan in plans:
-        groups = members(routes.execute(plan.routes))
+        groups = members(routes.execute(plan))
         size = -(-algorithm.cohort_size // max(len(routes.known), 1))
         rounds.append(
             {

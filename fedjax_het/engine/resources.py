@@ -1,15 +1,15 @@
 """Resources that all programs of a run share: data on the devices, compiler, choice of chunks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import jax
 import numpy as np
 
 from fedjax_het.common.errors import require, require_known
-from fedjax_het.contract.masks import Route, full_route
+from fedjax_het.contract.masks import full_route
 from fedjax_het.engine.placement import check_devices, place
-from fedjax_het.engine.routes import Routes
+from fedjax_het.engine.routes import PRICES, Routes
 from fedjax_het.models import autotune
 from fedjax_het.problem import Problem
 from fedjax_het.runtime import allocation, processes
@@ -111,10 +111,23 @@ class Resources:
         if jax.default_backend() == "cpu":
             allocation.keep_freed()
 
-    def routes(self, known: Sequence[Route] = ()) -> Routes:
-        """The routes of a run; `known` holds those of its checkpoint if it resumes."""
+    def routes(
+        self,
+        *,
+        rents: bool = False,
+        shares: Sequence[float] = (1.0,),
+        saved: Mapping[str, Any] | None = None,
+    ) -> Routes:
+        """The routes of a run.
+
+        Args:
+          rents: whether a new route is rented before it gets a program; see `engine.routes`.
+          shares: FLOPs of the network of each width relative to the complete model.
+          saved: `Routes.saved` of the run's checkpoint, if it resumes.
+        """
         bound = 0 if self.execution == "masked" else self._max_routes
-        return Routes(bound, self.full, self.problem.cost, known)
+        price = PRICES["cpu" if jax.default_backend() == "cpu" else "other"] if rents else None
+        return Routes(bound, self.full, self.problem.cost, price, shares, saved)
 
     def side_by_side(self, batch: np.ndarray, share: float = 1.0) -> int:
         """Largest useful number of clients side by side.

@@ -65,7 +65,7 @@ class Slots:
           The `Outputs` of the tasks.
         """
         plan, version = tasks.plan(), tasks.flight.version
-        routes = self._routes.execute(plan.routes)
+        routes = self._routes.execute(plan)
         if self.results is None:
             self.results = self.empty(slots, plan, origins[int(version[0])])
         if self._engine.resources.place.size > 1:

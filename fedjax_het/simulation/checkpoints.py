@@ -36,6 +36,7 @@ _FIELDS: dict[str, Any] = {
     "now_s": _NUMBER,
     "unseen_score": (*_NUMBER, type(None)),
     "routes": list,
+    "rented_s": list,
     "progress": dict,
     "offsets": dict,
     "totals": dict,

@@ -20,7 +20,6 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Report, Variables
 from fedjax_het.contract.clock import Closing, Flight
-from fedjax_het.contract.masks import Route, decoded
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.dispatch import DispatchTable
@@ -90,7 +89,7 @@ class Server:
         ends_s = fleet.presence.off_after(np.arange(problem.num_clients))
         self._may_end = bool(np.isfinite(np.minimum(ends_s, fleet.battery_joules)).all())
         self._in_batches = algorithm.plans_ahead and not self._debug
-        self._begin(())
+        self._begin()
         self._spent = None if self._batteries is None else self._batteries.spent
         self._planned: deque[PlannedRound] = deque()
         self._closing: Closing | None = None
@@ -98,10 +97,12 @@ class Server:
         self.variables = problem.model.init(keys["model"]) if initial is None else initial
         self.state = algorithm.init(self.variables, keys["state"])
 
-    def _begin(self, known: tuple[Route, ...]) -> None:
-        """Starts with these routes, and without clients at work."""
-        algorithm = self._algorithm
-        self._routes = self._engine.resources.routes(known)
+    def _begin(self, saved: Mapping[str, Any] | None = None) -> None:
+        """Starts with the routes of a checkpoint, if any, and without clients at work."""
+        algorithm, widths = self._algorithm, self._algorithm.widths
+        # A batch of rounds has one program for the routes of all the rounds that are planned ahead.
+        rents, shares = not algorithm.plans_ahead, (1.0,) if widths is None else widths.shares
+        self._routes = self._engine.resources.routes(rents=rents, shares=shares, saved=saved)
         self._table: DispatchTable | None = None
         if algorithm.overlaps:
             parts = (self._engine, self._routes, self._round_key)
@@ -172,7 +173,7 @@ class Server:
         info: Mapping[str, Any] = {}
         if one.ran.size:
             plan, key = one.executed, fold_in(self._round_key, self.step)
-            routes = self._routes.execute(plan.routes)
+            routes = self._routes.execute(plan)
             acc, out = self._engine.train(self.state, self.variables, plan, key, routes)
             now = Now(np.int32(self.step), self._round_key)
             self.state, self.variables, info = self._engine.close(
@@ -316,7 +317,7 @@ class Server:
             "step": self.step,
             "now_s": self.now_s,
             "unseen_score": self.unseen.score,
-            "routes": [route.code for route in self._routes.known],
+            **self._routes.saved,
         }
         arrays = self._arrays
         if self._table is not None:
@@ -336,7 +337,7 @@ class Server:
 
     def restore(self, arrays: PyTree, meta: Mapping[str, Any]) -> None:
         """Restores the server from the result of `saved`."""
-        self._begin(tuple(map(decoded, meta["routes"])))
+        self._begin(meta)
         self.variables, self.state, *rest = arrays
         if self._table is not None:
             self._table.restore(rest.pop(), meta["flight"])

@@ -27,7 +27,6 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.engine.debugging import ClientError
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.resources import Resources
-from fedjax_het.engine.routes import Routes
 from fedjax_het.engine.work import Round, Rows, clean_chunk
 from fedjax_het.runtime.chunking import choose_chunk
 from fedjax_het.simulation.simulate import simulate
@@ -160,33 +159,6 @@ def test_the_bound_on_routes_changes_nothing_but_the_programs(suffixes, bound):
     later = window_plan(problem, first=[1] * 9)
     one_round(algorithm, problem, start, later, engine=bounded, routes=few)
     assert len(few.known) == bound  # also later
-
-
-def test_widening_keeps_to_the_cheapest_covering_route():
-    full = Route(0, None)
-
-    def execute(planned, known):
-        routes = Routes(3, full, exits_problem().cost, known)
-        return routes.execute(planned), routes.known
-
-    planned = [Route(2, 2), Route(1, 2), Route(0, 2), Route(0, 0), Route(2, 2)]
-    executed, known = execute(planned, [])
-    for route, chosen in zip(planned, executed, strict=True):
-        assert chosen.covers(route)
-    assert set(executed) <= {full, *planned}
-    assert set(executed) == set(known)
-    assert len(known) == 3
-    # What was chosen before is taken again, and what it covers goes along with it.
-    assert execute(planned, known) == (executed, known)
-    known = []
-    for route, chosen in [
-        (Route(1, 2), Route(1, 2)),
-        (Route(0, 2), Route(0, 2)),
-        (Route(2, 2), Route(1, 2)),
-        (Route(0, 0), full),
-    ]:
-        (own,), known = execute([route], known)
-        assert own == chosen
 
 
 def test_masked_execution_runs_one_route(suffixes):

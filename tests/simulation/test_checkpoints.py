@@ -18,6 +18,7 @@ META = {
     "now_s": 1.5,
     "unseen_score": None,
     "routes": [],
+    "rented_s": [],
     "progress": {},
     "offsets": {},
     "totals": {},
