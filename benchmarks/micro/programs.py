@@ -3,8 +3,8 @@
     python -m benchmarks.micro.programs --models mlp,cifar_cnn,vgg11,resnet20 --rounds 30
 
 Twenty clients of four speeds, all of them in every round, five steps of 16 on images of CIFAR's
-size. Every run is a process with an empty cache: once with a program for every window at once
-("own"), once with windows that are rented first, as is the default (`engine/routes.py`).
+size, for "mlp" of 8 x 8. Every run is a process with an empty cache: once with a program for every
+window at once ("own"), once with windows that are rented first, the default (`engine/routes.py`).
 """
 
 import argparse
@@ -38,8 +38,10 @@ def one(model: str, rents: bool, rounds: int) -> dict[str, float]:
     from fedjax_het.simulation.simulate import simulate
 
     if not rents:
-        routes.PRICES.update({k: p._replace(program_s=0.0) for k, p in routes.PRICES.items()})
-    shape, each = (32, 32, 3), _STEPS * _BATCH
+        routes.PRICES.update(
+            {k: p._replace(program_s=0.0, program_block_s=0.0) for k, p in routes.PRICES.items()}
+        )
+    shape, each = (8, 8, 1) if model == "mlp" else (32, 32, 3), _STEPS * _BATCH
     rng = np.random.default_rng(0)
     # Classes that can be learnt, so that importances and windows are those of a training.
     y = rng.integers(0, 10, _CLIENTS * each + 1)

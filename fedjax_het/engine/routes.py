@@ -25,19 +25,23 @@ from fedjax_het.fleet.cost import CostTable
 class Price(NamedTuple):
     """What a program and a step of training take on a kind of machine; only ratios matter.
 
+    A block is counted once for its forward pass and once for its gradients.
+
     Attributes:
-      program_s: seconds in which a training program is compiled.
+      program_s: seconds in which a training program is compiled, apart from its blocks.
+      program_block_s: seconds for each of its blocks.
       flops_per_s: rate of training.
-      block_s: seconds that a block takes in a step in addition, forward or for its gradients.
+      step_block_s: seconds that a block takes in a step beside its FLOPs.
     """
 
     program_s: float
+    program_block_s: float
     flops_per_s: float
-    block_s: float
+    step_block_s: float
 
 
-# Of two cores with AVX-512 (`benchmarks.micro.routes`), and of an accelerator, as an estimate.
-PRICES = {"cpu": Price(2.5, 1e11, 1e-5), "other": Price(5.0, 1e13, 1e-6)}
+# Of two cores with AVX-512 (`benchmarks.micro.programs`), and of an accelerator, as an estimate.
+PRICES = {"cpu": Price(1.0, 0.2, 1e11, 1e-5), "other": Price(3.0, 0.3, 1e13, 1e-6)}
 
 
 class Routes:
@@ -118,10 +122,10 @@ class Routes:
 
         def work_s(of: Route) -> float:
             flops, blocks = self._flops(of) * self._shares[of.width], self._blocks(of)
-            return float(samples * flops / price.flops_per_s + steps * blocks * price.block_s)
+            return float(samples * flops / price.flops_per_s + steps * blocks * price.step_block_s)
 
         wasted_s = self._rented_s.pop(route, 0.0) + max(work_s(wider) - work_s(route), 0.0)
-        if wasted_s >= price.program_s:
+        if wasted_s >= price.program_s + self._blocks(route) * price.program_block_s:
             return True
         self._rented_s[route] = wasted_s
         return False

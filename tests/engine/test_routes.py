@@ -17,7 +17,7 @@ FULL = Route(0, None)
 PROBLEM = exits_problem()
 COST = PROBLEM.cost
 WINDOWS = [Route(first, exit) for exit in range(3) for first in range(exit + 1)]
-# With block_s = 0, FLOPs are the only price.
+# With nothing for blocks, FLOPs are the only price.
 RATE = 1e6
 
 
@@ -35,7 +35,7 @@ def flops(route):
 def renting(tasks, saved=None):
     """Routes whose program costs as much as `tasks` tasks of (1, 1) waste on the full route."""
     program_s = tasks * (flops(FULL) - flops(Route(1, 1))) / RATE
-    return Routes(32, FULL, COST, Price(program_s, RATE, 0.0), saved=saved)
+    return Routes(32, FULL, COST, Price(program_s, 0.0, RATE, 0.0), saved=saved)
 
 
 def test_widening_keeps_to_the_cheapest_covering_route():
@@ -111,7 +111,7 @@ def test_work_is_wasted_up_to_the_price_and_a_resumed_run_decides_alike(data):
 
 def test_narrow_networks_are_compared_by_their_own_flops():
     full, narrow = Route(0, 2), Route(0, 2, width=1)
-    price = Price(0.5 * flops(full) / RATE, RATE, 0.0)
+    price = Price(0.5 * flops(full) / RATE, 0.0, RATE, 0.0)
     for share, bought in ((0.9, False), (0.1, True)):
         waste_s = (1 - share) * flops(full) / RATE
         routes = Routes(32, full, COST, price, (1.0, share))
