@@ -3,10 +3,9 @@
 Every route is a program, and compiling one takes as long as many rounds of a small model. A method
 that learns what its clients train (a window, a tier) asks for new routes as it goes. Such a route
 is *rented* first: its clients run on the cheapest known route that covers it, until the work wasted
-there would exceed the price of a program; then it gets its own. So a run wastes at most as much
-again as it compiles, and compiles only what it has already paid for in work: the ski-rental rule
-(Karlin, Manasse, Rudolph & Sleator, 1988), which no order of later routes makes worse than twice
-the best choice made with hindsight.
+there would exceed the price of a program; then it gets its own. No route wastes more than its
+program costs, whatever comes later: the rule of ski rental (Karlin, Manasse, Rudolph & Sleator,
+1988).
 
 The price is one of a kind of machine, and not measured, so the routes of a run, which decide the
 last bits of its sums, are the same on a slow machine and on a fast one.
