@@ -18,6 +18,7 @@ MAX_DOCUMENT, MAX_LINES, MAX_DEPTH = 2**29, 2**34, 64
 _MAX_CONTAINERS, _MAX_DIGITS = 10**7, 300
 _RESTORE = "restore the file or run the experiment again"
 _NO_RUN = "name the work directory of a finished run, or resume the run"
+_PLAIN = (int, str, bool, type(None))
 _EXTENDED_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -39,9 +40,12 @@ def jsonable(value: Any, where: str = "value") -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): jsonable(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            str(key): item if _is_plain(item) else jsonable(item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [jsonable(item, where) for item in value]
+        return [item if _is_plain(item) else jsonable(item, where) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "__array__"):
@@ -52,6 +56,12 @@ def jsonable(value: Any, where: str = "value") -> Any:
             raise _not_json(array.dtype, where)
         return jsonable(array.tolist(), where)
     raise _not_json(type(value).__name__, where)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value stays as it is: most of the millions in the rows of a run."""
+    kind = type(value)
+    return kind in _PLAIN or (kind is float and math.isfinite(value))
 
 
 def _not_json(kind: Any, where: str) -> InputError:

@@ -73,6 +73,7 @@ class Routes:
     ):
         self._bound, self._full, self._cost = bound, full, cost
         self._price, self._shares, saved = price, shares, saved or {}
+        self._priced: dict[Route, float] = {}
         self.known = [decoded(code) for code in saved.get("routes", ())]
         # Work wasted on wider routes so far, in seconds, by planned route.
         self._rented_s = {decoded(code): seconds for code, seconds in saved.get("rented_s", ())}
@@ -131,11 +132,12 @@ class Routes:
 
     def _flops(self, route: Route) -> float:
         """FLOPs per sample at full width."""
-        if route.exit is not None:
-            return float(self._cost.step_flops(route.first, route.exit))
-        # The whole model, and a loss after every block.
-        last = self._cost.num_blocks - 1
-        return float(self._cost.step_flops(0, last, np.arange(last + 1) < last))
+        if route not in self._priced:
+            # All exits: the whole model, and a loss after every block.
+            last = self._cost.num_blocks - 1
+            own = (0, last, np.arange(last + 1) < last) if route.exit is None else route[:2]
+            self._priced[route] = float(self._cost.step_flops(*own))
+        return self._priced[route]
 
     def _blocks(self, route: Route) -> int:
         """Number of blocks that run forward, and of those that train, heads included."""

@@ -6,12 +6,12 @@ the head after block `exit` gives the loss, and deeper blocks do not run. Its co
     sum_{b <= exit} forward_b  +  sum_{first <= b <= exit} weight_grad_b
       +  sum_{first < b <= exit} input_grad_b  +  head_exit
 
-The heads of blocks before `exit` may give further losses (`heads`), each at its price. A larger
-`first` or a smaller `exit` is always cheaper. The forward pass of the frozen blocks is always paid:
-the cost of a step is at least its share, about one third.
+The heads of blocks before `exit` may give further losses (`heads`), each at its price. The forward
+pass of the frozen blocks is always paid: a step costs at least its share, about one third.
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -83,6 +83,15 @@ class CostTable:
                     "build the table with cost_table(model)",
                 )
 
+    @cached_property
+    def _sums(self) -> dict[str, np.ndarray]:
+        """Prefix sums of the columns: entry b is the sum of the first b values."""
+        return {
+            column.name: np.append(np.zeros(1, values.dtype), np.cumsum(values))
+            for column in fields(self)
+            if isinstance(values := getattr(self, column.name), np.ndarray)
+        }
+
     @property
     def num_blocks(self) -> int:
         """L, the number of blocks."""
@@ -104,16 +113,16 @@ class CostTable:
         first, exit = self._sub_model(first, exit)
         head = self.exit_forward_flops + self.exit_weight_grad_flops + self.exit_input_grad_flops
         return (
-            _running(self.forward_flops)[exit + 1]
-            + _between(self.weight_grad_flops, first, exit + 1)
-            + _between(self.input_grad_flops, first + 1, exit + 1)
+            self._sums["forward_flops"][exit + 1]
+            + _between(self._sums["weight_grad_flops"], first, exit + 1)
+            + _between(self._sums["input_grad_flops"], first + 1, exit + 1)
             + self._of_heads(head, first, exit, heads)
         )
 
     def forward_pass_flops(self, exit: Any = None) -> np.ndarray:
         """FLOPs per sample of inference through block `exit` and its head; float64."""
         _, exit = self._sub_model(0, exit)
-        return _running(self.forward_flops)[exit + 1] + self.exit_forward_flops[exit]
+        return self._sums["forward_flops"][exit + 1] + self.exit_forward_flops[exit]
 
     def upload_bytes(self, first: Any = 0, exit: Any = None, heads: Any = None) -> np.ndarray:
         """Bytes that a client uploads: the trained blocks, their statistics and the exit heads.
@@ -127,7 +136,7 @@ class CostTable:
           The bytes, int64 of the broadcast shape.
         """
         first, exit = self._sub_model(first, exit)
-        sent = self.param_bytes + (self.stats_bytes if self.uploads_stats else 0)
+        sent = self._sums["param_bytes"] + (self._sums["stats_bytes"] if self.uploads_stats else 0)
         return _between(sent, first, exit + 1) + self._head_bytes(first, exit, heads)
 
     def download_bytes(self) -> int:
@@ -147,7 +156,7 @@ class CostTable:
           the heads, int64 of the broadcast shape.
         """
         first, exit = self._sub_model(0, exit)
-        blocks = _running(self.param_bytes + self.stats_bytes)[exit + 1]
+        blocks = (self._sums["param_bytes"] + self._sums["stats_bytes"])[exit + 1]
         return blocks + self._head_bytes(first, exit, heads)
 
     def memory_bytes(
@@ -179,9 +188,9 @@ class CostTable:
             "use the local batch size, and 0 slots for SGD",
         )
         held = self.held_bytes(exit, heads)
-        trained = _between(self.param_bytes, first, exit + 1)
+        trained = _between(self._sums["param_bytes"], first, exit + 1)
         trained = trained + self._head_bytes(first, exit, heads)
-        stored = _between(self.stored_bytes, first, exit + 1)
+        stored = _between(self._sums["stored_bytes"], first, exit + 1)
         stored = stored + self._of_heads(self.exit_stored_bytes, first, exit, heads)
         return held + (1 + optimizer_slots) * trained + batch * stored
 
@@ -237,14 +246,8 @@ class CostTable:
         return first, exit
 
 
-def _running(values: np.ndarray) -> np.ndarray:
-    """Prefix sums: entry b is the sum of the first b values."""
-    return np.append(np.zeros(1, values.dtype), np.cumsum(values))
-
-
-def _between(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    total = _running(values)
-    return total[stop] - total[start]
+def _between(sums: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    return sums[stop] - sums[start]
 
 
 def cost_table(model: BlockModel) -> CostTable:

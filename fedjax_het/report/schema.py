@@ -1,6 +1,6 @@
 """The schema of a run record, and the checks made before a record is used."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedjax_het.common.errors import InputError, require, require_known
@@ -178,37 +178,46 @@ def check_comparison(content: Any, where: str) -> tuple[list[str], list[float]]:
     return names, content["targets"]
 
 
+# Values are as JSON has them, so that their types are exactly these; a run has millions of them.
 def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= _LARGEST
+    return type(value) in (float, int) and abs(value) <= _LARGEST
 
 
-def _fits(value: Any, kind: str) -> bool:
-    if kind in "wfgom":
-        plain = {"w": "i", "f": "n", "g": "r", "o": "t", "m": "d"}
-        return value is None or _fits(value, plain[kind])
-    if kind == "i":
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-    if kind == "n":
-        return _is_number(value) and value >= 0
-    if kind == "r":
-        return _is_number(value)
-    return isinstance(value, {"b": bool, "t": str, "l": list, "d": dict}[kind])
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "i": lambda value: type(value) is int and 0 <= value < 2**63,
+    "n": lambda value: _is_number(value) and value >= 0,
+    "r": _is_number,
+    "b": lambda value: type(value) is bool,
+    "t": lambda value: isinstance(value, str),
+    "l": lambda value: isinstance(value, list),
+    "d": lambda value: isinstance(value, dict),
+}
+
+
+def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+_FITS |= {kind: _or_null(_FITS[plain]) for kind, plain in zip("wfgom", "inrtd", strict=True)}
 
 
 def _check_row(row: Any, schema: Mapping[str, str], where: str) -> None:
     if not isinstance(row, dict):
         raise InputError(f"{where}: must be a mapping, not {type(row).__name__}; {_REDO}")
     for key, kind in schema.items():
-        name = key.rstrip("?")
-        if name not in row:
-            require(key.endswith("?"), f"{where}: {name!r}", "is missing", _REDO)
-        elif not _fits(row[name], kind):
+        if key in row:
+            if _FITS[kind](row[key]):
+                continue
+            raise InputError(f"{where}: {key} = {row[key]!r} must be {_KINDS[kind]}; {_REDO}")
+        name = key.removesuffix("?")
+        if name == key:
+            raise InputError(f"{where}: {name!r}: is missing; {_REDO}")
+        if name in row and not _FITS[kind](row[name]):
             raise InputError(f"{where}: {name} = {row[name]!r} must be {_KINDS[kind]}; {_REDO}")
 
 
 def _check_each(values: Sequence[Any], kind: str, what: str) -> None:
-    wrong = [value for value in values if not _fits(value, kind)]
+    wrong = [value for value in values if not _FITS[kind](value)]
     require(not wrong, f"{what} holds {wrong[:1]}", f"must be a list, each {_KINDS[kind]}", _REDO)
 
 
