@@ -2,7 +2,7 @@
 
 A configuration has six sections, each passed to one registry::
 
-    data       source, data_dir, partition {name, ...}, num_clients, seed, ... -> load_federated
+    data       source, data_dir or path, partition {name, ...}, num_clients, ... -> load_federated
     model      name, exits, start, trainable, lora, ...                        -> models.build
     objective  name, ... (default: classification)                             -> objectives.build
     fleet      name, seed, ...                                                 -> fleet.build
@@ -174,7 +174,7 @@ def build_problem(config: Mapping[str, Any]) -> Problem:
         partition = partitioner(num_clients=data_options.pop("num_clients"), **partition)
     require_known(source, SOURCES, "data set")
     check_options(
-        data_options, "option of data", load_federated, SOURCES[source], derived=("name",)
+        data_options, "option of data", load_federated, SOURCES[source], derived=("source",)
     )
     model, model_options = named(config, "model", derived=("input_shape", "num_classes"))
     fleet, fleet_options = named(config, "fleet", derived=("num_clients",))

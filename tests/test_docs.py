@@ -14,6 +14,8 @@ from fedjax_het import algorithms, cli, experiment
 from fedjax_het.algorithms.fedrolex import fedrolex
 from fedjax_het.common.errors import InputError
 from fedjax_het.config import methods, named, section
+from fedjax_het.data import load_federated
+from fedjax_het.data.sources import READERS
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.resources import Resources
 from fedjax_het.models import saving
@@ -159,7 +161,7 @@ def test_every_configuration_can_be_run(path, request, tmp_path, monkeypatch):
     text = path.read_text()
     assert "Command:" in text[: text.index("import")]
     settings = experiment.plain(experiment.load_config(str(path)))
-    if settings["data"]["source"] != "digits":
+    if settings["data"]["source"] not in ("digits", "csv"):
         # Skips, saying how to provide the data, where there are none.
         assert os.path.isdir(request.getfixturevalue("data_dir"))
     try:
@@ -178,3 +180,29 @@ def test_every_configuration_can_be_run(path, request, tmp_path, monkeypatch):
         one = {**settings, "algorithm": method, "run": {**section(settings, "run"), "name": label}}
         assert experiment.resolve(one, problem)["algorithm"]["learning_rate"] > 0
     assert found
+
+
+def test_the_formats_of_the_documentation_are_read_as_it_says(elsewhere, capsys):
+    """Configuration and function of a block give the same samples, and clients with ids."""
+    (elsewhere / "tests").symlink_to(ROOT / "tests")
+    page, found = ROOT / "docs" / "data.md", {}
+    names: dict = {"__name__": "data"}
+    for code, _ in blocks(page, "python"):
+        names["section"] = None
+        try:
+            exec(compile(code, str(page), "exec"), names)
+        except InputError as error:
+            if "pip install" not in str(error):
+                raise
+            continue
+        if names["section"]:
+            source = names["section"].pop("source")
+            again = load_federated(source, **names["section"])
+            assert again.fingerprint() == names["data"].fingerprint()
+            found[source] = names["data"].ids
+    assert {"csv", "jsonl", "npz", "leaf", "text_matrix"} <= set(found)
+    assert all(ids is not None for ids in found.values())
+    printed = capsys.readouterr().out
+    assert "['ann' 'bob'] [30 30]" in printed
+    rows = re.findall(r"^\| .* \| `(\w+)` \| `(\w+)` \|", page.read_text(), flags=re.M)
+    assert sorted(rows) == sorted((f.__name__.removeprefix("read_"), f.__name__) for f in READERS)

@@ -27,7 +27,13 @@ _HEADERS = {
 # What the parser of headers raises for damaged ones.
 _DAMAGE = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
 # Kinds of dtypes by the words of a layout; any other word is the name of a dtype.
-_WORDS = {"integers": "iu", "numbers": "iuf", "text": "U"}
+_WORDS = {
+    "integers": "iu",
+    "numbers": "iuf",
+    "text": "U",
+    "names": "iuU",
+    "numbers, bools or text": "biufU",
+}
 # Kind and shape of the arrays of a file; axes with one name are equally long.
 Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
 
@@ -105,28 +111,15 @@ def read_arrays(path: AnyPath, layout: Layout, remedy: str) -> dict[str, np.ndar
     Args:
       path: path of the file.
       layout: kind and shape of every array that is read. A kind is the name of a dtype, or
-        "integers", "numbers" or "text". An axis is a length or a name; axes of one name are equally
-        long, and none of them is empty.
+        "integers", "numbers", "text", "names" (integers or text) or "numbers, bools or text". An
+        axis is a length or a name; axes of one name are equally long, and none of them is empty.
       remedy: advice in an error message.
 
     Raises:
       InputError: if the file is damaged or too large, lacks an array, or holds one of another kind
         or shape.
     """
-    with open_file(path, remedy) as file:
-        if file.read(len(_NPY)) == _NPY:
-            raise InputError(
-                f"{path}: holds a single array (.npy), and must be an .npz archive; {remedy}"
-            )
-    contents = zip_members(path, list(layout), remedy, ".npz file", "arrays", ".npy")
-    arrays = {}
-    for (name, (kind, _)), content in zip(layout.items(), contents, strict=True):
-        try:
-            arrays[name] = _parsed(content, kind)
-        except _DAMAGE as error:
-            raise InputError(
-                f"{path}: not a readable .npz file (array {name!r} {reason(error)}); {remedy}"
-            ) from None
+    arrays = npz_arrays(path, {name: kind for name, (kind, _) in layout.items()}, remedy)
     lengths: dict[str | int, dict[str, int]] = {}
     for name, (_, axes) in layout.items():
         shape = arrays[name].shape
@@ -147,6 +140,31 @@ def read_arrays(path: AnyPath, layout: Layout, remedy: str) -> dict[str, np.ndar
             f"holds arrays of unequal or no length: {found}",
             remedy,
         )
+    return arrays
+
+
+def npz_arrays(path: AnyPath, kinds: Mapping[str, str], remedy: str) -> dict[str, np.ndarray]:
+    """Arrays of any shape of an .npz file by name; see `read_arrays`.
+
+    Args:
+      path: path of the file.
+      kinds: kind of every array that is read.
+      remedy: advice in an error message.
+    """
+    with open_file(path, remedy) as file:
+        if file.read(len(_NPY)) == _NPY:
+            raise InputError(
+                f"{path}: holds a single array (.npy), and must be an .npz archive; {remedy}"
+            )
+    contents = zip_members(path, list(kinds), remedy, ".npz file", "arrays", ".npy")
+    arrays = {}
+    for (name, kind), content in zip(kinds.items(), contents, strict=True):
+        try:
+            arrays[name] = _parsed(content, kind)
+        except _DAMAGE as error:
+            raise InputError(
+                f"{path}: not a readable .npz file (array {name!r} {reason(error)}); {remedy}"
+            ) from None
     return arrays
 
 

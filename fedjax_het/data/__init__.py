@@ -16,6 +16,18 @@ from fedjax_het.data.partition import (
     shards,
 )
 from fedjax_het.data.sources import SOURCES, RawData, load
+from fedjax_het.data.sources.readers import (
+    read_csv,
+    read_hub,
+    read_image_folder,
+    read_jsonl,
+    read_leaf,
+    read_mapping,
+    read_npz,
+    read_parquet,
+    read_text_matrix,
+    read_tff_h5,
+)
 
 __all__ = [
     "PARTITIONERS",
@@ -38,6 +50,16 @@ __all__ = [
     "partitioner",
     "prepare",
     "quantity_skew",
+    "read_csv",
+    "read_hub",
+    "read_image_folder",
+    "read_jsonl",
+    "read_leaf",
+    "read_mapping",
+    "read_npz",
+    "read_parquet",
+    "read_text_matrix",
+    "read_tff_h5",
     "shards",
     "steps_per_epoch",
 ]

@@ -225,6 +225,16 @@ def check_owner(owner: np.ndarray, num_samples: int, num_clients: int) -> None:
     )
 
 
+def check_ids(ids: np.ndarray, clients: int) -> None:
+    """Raises `InputError` unless there is an id, text or a whole number, for every client."""
+    require(
+        _is_plain(ids) and ids.dtype.kind in "iU" and ids.shape == (clients,),
+        f"ids is {_kind(ids)}",
+        f"must be an array of {clients} integers or texts, one per client",
+        "use from_arrays, which makes it",
+    )
+
+
 def as_storage(x: PyTree, name: str) -> PyTree:
     """Converts inputs to storage dtypes: floats to float32, 32- and 64-bit integers to int32."""
     if isinstance(x, dict | tuple):

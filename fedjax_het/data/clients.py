@@ -1,6 +1,6 @@
 """Assignments of samples to clients, read from each of the forms that users may give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,16 +51,25 @@ def by_owner(owner: np.ndarray) -> tuple[Partition, np.ndarray]:
     return Partition(order, np.diff(begin, append=len(ids))), ids[begin]
 
 
-def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[Partition, Any]:
-    """The samples of each client, and the sorted client ids if owners were given, else None."""
+def groups(clients: Any, num_samples: int) -> tuple[Partition, Any]:
+    """The samples of each client, and the clients' ids if they were given, else None.
+
+    Args:
+      clients: owner of each sample (sorted ids are returned), a dictionary from the ids to the
+        samples of each, or a list of the samples of each.
+      num_samples: number of samples.
+    """
+    clients = plain_owners(clients)
     require(
-        isinstance(clients, Sequence | np.ndarray) and not isinstance(clients, str),
+        isinstance(clients, Sequence | np.ndarray | Mapping) and not isinstance(clients, str),
         f"clients of type {type(clients).__name__}",
         "must say who holds which sample",
-        "give one owner per sample, a list of arrays of sample ids, or a partitioner",
+        "give one owner per sample, a list or dictionary of arrays of sample ids, or a partitioner",
     )
     if isinstance(clients, Partition):
         return clients, None
+    if isinstance(clients, Mapping):
+        return _held_by(clients, num_samples)
     if _lists_samples(clients):
         held = Partition.of([_sample_ids(part, k, num_samples) for k, part in enumerate(clients)])
         outside = np.flatnonzero((held.order < 0) | (held.order >= num_samples))
@@ -76,6 +85,29 @@ def groups(clients: Sequence[Any] | np.ndarray, num_samples: int) -> tuple[Parti
         "or give a partitioner, or a list of arrays of sample ids",
     )
     return by_owner(owner)
+
+
+def plain_owners(owners: Any) -> Any:
+    """A column of another library (a Series of pandas or polars) as an array, others as given."""
+    convert = getattr(owners, "to_numpy", None)
+    return owners if isinstance(owners, np.ndarray) or convert is None else convert()
+
+
+def _held_by(clients: Mapping[Any, Any], num_samples: int) -> tuple[Partition, np.ndarray]:
+    require(bool(clients), "clients = {}", "must have at least 1 client", "give its samples")
+    ids = owner_ids(list(clients), "clients")
+    parts = []
+    for client, part in clients.items():
+        part = plain_owners(part)
+        require(
+            (isinstance(part, Sequence) and not isinstance(part, str | bytes))
+            or getattr(part, "ndim", 0) == 1,
+            f"clients[{client!r}] of type {type(part).__name__}",
+            "must be a list of sample ids",
+            "give one list per client",
+        )
+        parts.append(np.asarray(part, np.int64) if not len(part) else part)
+    return groups(parts, num_samples)[0], ids
 
 
 def _lists_samples(clients: Sequence[Any] | np.ndarray) -> bool:
@@ -125,6 +157,7 @@ def owner_ids(owners: Any, name: str) -> np.ndarray:
     Raises:
       InputError: for ids of several types or of another type, and for missing ones.
     """
+    owners = plain_owners(owners)
     ids = given_array(owners, name, "give one id per sample")
     objects = ids.dtype.kind == "O"
     every = ids.flat if objects else owners if isinstance(owners, list | tuple) else ()
@@ -182,8 +215,8 @@ def hold_out(
     return Partition.of(kept), val
 
 
-def owner_index(test_clients: Sequence[Any] | np.ndarray, ids: np.ndarray | None) -> np.ndarray:
-    """Client numbers of the owners of the test samples, int32[N_test].
+def owner_index(test_clients: Any, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Client numbers of the owners of the test samples, int32[N_test], and the ids of all clients.
 
     Owners without training samples only test; they are numbered after the others, in sorted order.
     """
@@ -201,4 +234,14 @@ def owner_index(test_clients: Sequence[Any] | np.ndarray, ids: np.ndarray | None
     )
     every = np.concatenate([ids, np.setdiff1d(owner, ids)])
     order = np.argsort(every, kind="stable")
-    return order[np.searchsorted(every, owner, sorter=order)].astype(np.int32)
+    return order[np.searchsorted(every, owner, sorter=order)].astype(np.int32), every
+
+
+def readable(ids: np.ndarray | None) -> np.ndarray | None:
+    """Ids as text or int64; None if they are the numbers of the clients, or not given."""
+    if ids is None or (ids.dtype.kind == "i" and np.array_equal(ids, np.arange(len(ids)))):
+        return None
+    if ids.dtype.kind in "iU":
+        return ids
+    texts = [i.decode(errors="replace") if isinstance(i, bytes) else str(i) for i in ids.tolist()]
+    return np.array(texts)

@@ -1,7 +1,7 @@
 """The federated data set: training samples, their partition, and their preprocessing."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from fedjax_het.data.checks import (
     as_labels,
     as_storage,
     check_fraction,
+    check_ids,
     check_inputs,
     check_labels,
     check_owner,
@@ -29,7 +30,7 @@ from fedjax_het.data.checks import (
     named_arrays,
     num_samples,
 )
-from fedjax_het.data.clients import Partition, groups, hold_out, owner_index
+from fedjax_het.data.clients import Partition, groups, hold_out, owner_index, readable
 
 Normalise = tuple[float | Sequence[float], float | Sequence[float]]
 Partitioner = Callable[[np.ndarray, np.random.Generator], Sequence[np.ndarray]]
@@ -61,6 +62,8 @@ class FederatedData:
         `num_clients` on are clients that only test.
       val_x, val_y: inputs and labels of a validation set taken from the training samples, or None.
       classes: names of the labels, or None.
+      ids: ids of the clients as the user gave them, those that only test behind the others, text
+        or int64 [max(n, num_test_clients)]; None if they have none but their numbers.
     """
 
     x: PyTree
@@ -77,6 +80,7 @@ class FederatedData:
     val_x: PyTree = None
     val_y: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
+    ids: np.ndarray | None = None
 
     def __post_init__(self):
         check_inputs(self.x, "x")
@@ -108,6 +112,9 @@ class FederatedData:
                 f"must name all classes, num_classes = {self.num_classes}",
                 "leave it out if they have no names",
             )
+        if self.ids is not None:
+            check_ids(self.ids, max(self.num_clients, self.num_test_clients))
+            object.__setattr__(self, "ids", _frozen(self.ids))
         _ = self.pipeline  # checks `normalise`
         for name in _ARRAYS:
             object.__setattr__(self, name, jax.tree.map(_frozen, getattr(self, name)))
@@ -233,7 +240,7 @@ def from_arrays(
     test_x: PyTree,
     test_y: np.ndarray,
     *,
-    clients: Partitioner | Sequence[Any] | np.ndarray,
+    clients: Partitioner | Mapping[Any, Any] | Sequence[Any] | np.ndarray,
     num_classes: int | None = None,
     name: str = "custom",
     normalise: Normalise | None = None,
@@ -258,8 +265,9 @@ def from_arrays(
       test_x: test inputs, like `x`.
       test_y: test labels, like `y`.
       clients: assignment of samples to clients: a partitioner from `fedjax_het.data.partition`,
-        the owner of each sample (N ids, all numbers, all text or all dates; clients are numbered in
-        sorted order of their ids), or a list of n arrays of sample ids.
+        the owner of each sample (N ids in an array, a list or a Series of pandas, all numbers, all
+        text or all dates; clients are numbered in sorted order of their ids), a dictionary from
+        ids to arrays of sample ids, or a list of n such arrays.
       num_classes: number of classes; default one more than the largest label, 0 for floats.
       name: name of the data set in records and plots.
       normalise: pair (mean, std), each one number or one per channel, applied after pixels are
@@ -311,6 +319,9 @@ def from_arrays(
         kept = Partition(kept.order[dealt.order], dealt.sizes)
     if per_client_cap is not None:
         kept = Partition.of([cap_rng.permutation(part)[:per_client_cap] for part in kept])
+    owner = None
+    if test_clients is not None:
+        owner, owners = owner_index(test_clients, owners)
     if num_classes is None and y.dtype == np.float32:
         num_classes = 0
     elif num_classes is None:
@@ -326,8 +337,9 @@ def from_arrays(
         name=name,
         normalise=normalise,
         augment=augment,
-        test_client=None if test_clients is None else owner_index(test_clients, owners),
+        test_client=owner,
         val_x=jax.tree.map(lambda a: a[val], x) if len(val) else None,
         val_y=y[val] if len(val) else None,
         classes=None if classes is None else tuple(str(c) for c in classes),
+        ids=readable(owners),
     )

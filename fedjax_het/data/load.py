@@ -1,7 +1,8 @@
-"""Loading federated data by the name of a data set, in one call."""
+"""Loading federated data by the name of a data set, or from what a reader made, in one call."""
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from fedjax_het.common.errors import InputError, require
@@ -13,13 +14,13 @@ from fedjax_het.data.sources.files import DataDir
 
 
 def load_federated(
-    name: str,
+    source: str | RawData,
     data_dir: DataDir = None,
     *,
     partition: Partitioner | None = None,
     num_clients: int | None = None,
     min_client_samples: int = 1,
-    test_others: bool = False,
+    test_others: bool | None = None,
     normalise: Normalise | None = None,
     augment: str | None = None,
     validation_fraction: float = 0.0,
@@ -29,29 +30,35 @@ def load_federated(
 ) -> FederatedData:
     """Reads a data set and assigns its samples to clients.
 
+    A file of one's own is read by the name of its format, or by a function of `fh.data`.
+
     Example::
 
         data = load_federated("mnist", "~/data", partition=dirichlet(30, alpha=0.5), seed=1)
         data = load_federated("femnist", "~/data", num_clients=100)
+        data = load_federated("csv", path="hospitals.csv", label="outcome", client="hospital")
+        data = load_federated(read_csv("hospitals.csv", "outcome"), partition=iid(5))
 
     Args:
-      name: name of the data set, a key of `SOURCES`.
-      data_dir: directory with the files; default the environment variable `FEDJAX_HET_DATA`.
+      source: name of the data set or the format, a key of `SOURCES`; or a `RawData`.
+      data_dir: directory with the files of a set by name; default the environment variable
+        `FEDJAX_HET_DATA`.
       partition: partitioner from `fedjax_het.data.partition`; None uses the natural clients, which
-        only femnist, flights, speech_commands and shakespeare have.
+        femnist, flights, speech_commands and shakespeare have, and files that name them.
       num_clients: number of natural clients to keep, those with the most training samples; default
         all. A partitioner states its own number.
       min_client_samples: least number of training samples of a natural client; clients with fewer
         are left out.
       test_others: whether the test samples of natural clients that are left out stay in the test
-        set. Their owners are only tested, as clients that were never seen.
+        set. Their owners are only tested, as clients that were never seen. None: only if the set
+        is split by client, so that no owner of a test sample trains.
       normalise: pair (mean, std), each one number or one per channel, applied after scaling to
         [0, 1]; default the customary values of the set.
       augment: name of the augmentation, `"crop_flip"` or `"crop_flip_cutout"`, or None.
       validation_fraction: share of the training samples moved to `val_x`, `val_y`.
       per_client_cap: largest number of samples a client keeps.
       seed: seed of the partition, the validation split and the cap.
-      **options: options of the source, e.g. `window` for text, `features` for audio.
+      **options: options of the source, e.g. `window` for text, `path` and `label` for a file.
 
     Returns:
       The `FederatedData`. Test samples whose natural owner does not train are left out, unless
@@ -60,7 +67,17 @@ def load_federated(
     Raises:
       InputError: see `load` and `from_arrays`.
     """
-    raw = load(name, data_dir, **options)
+    if isinstance(source, RawData):
+        given = [*options, *([] if data_dir is None else ["data_dir"])]
+        require(
+            not given,
+            f"options {given} for a RawData",
+            "belong to the reader that made it",
+            "give them there",
+        )
+        raw = source
+    else:
+        raw = load(source, data_dir, **options)
     if partition is not None:
         require(
             num_clients is None and min_client_samples == 1 and not test_others,
@@ -92,13 +109,13 @@ def load_federated(
 
 
 def _natural(
-    raw: RawData, num_clients: int | None, min_samples: int, test_others: bool
+    raw: RawData, num_clients: int | None, min_samples: int, test_others: bool | None
 ) -> dict[str, Any]:
     """Samples, labels and owners of the natural clients that are kept."""
     if raw.clients is None:
         raise InputError(
             f"data set {raw.name!r} without partition: it has no natural clients; give partition, "
-            "e.g. dirichlet(30, alpha=0.5), or contiguous(20) for text"
+            "e.g. dirichlet(30, alpha=0.5), or contiguous(20) for text; or, for a file, client"
         )
     check_whole(min_samples, "min_client_samples", "1 keeps every client")
     ids, index, count = np.unique(raw.clients, return_inverse=True, return_counts=True)
@@ -115,15 +132,17 @@ def _natural(
     )
     rows = np.isin(index, keep)
     if raw.test_clients is None:
-        test = np.ones(len(raw.test_x), bool)
+        test = np.ones(len(raw.test_y), bool)
         owners = None
     else:
+        if test_others is None:
+            test_others = not np.isin(raw.test_clients, ids).any()
         test = np.isin(raw.test_clients, ids[keep]) | test_others
         owners = raw.test_clients[test]
     return {
-        "x": raw.x[rows],
+        "x": jax.tree.map(lambda a: a[rows], raw.x),
         "y": raw.y[rows],
-        "test_x": raw.test_x[test],
+        "test_x": jax.tree.map(lambda a: a[test], raw.test_x),
         "test_y": raw.test_y[test],
         "clients": raw.clients[rows],
         "test_clients": owners,

@@ -57,7 +57,9 @@ def label_plot(data: FederatedData, path: str | os.PathLike[str] | None = None) 
         )
     if in_order:
         step = -(-data.num_clients // 30)
-        heat.set_yticks(range(0, data.num_clients, step))
+        shown = range(0, data.num_clients, step)
+        ids = [str(client if data.ids is None else data.ids[client]) for client in shown]
+        heat.set_yticks(shown, ids, parse_math=False)
     else:
         heat.set_yticks([])
     held = data.sizes[rows]

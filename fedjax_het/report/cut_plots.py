@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from fedjax_het.report.population import Population
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import styled
 from fedjax_het.report.tasks import evenly
@@ -38,11 +39,13 @@ def cuts_over_time(record: RunRecord, most: int = 40) -> Figure | None:
     """
     found = cuts_of(record)
     last = int(record.summary["num_blocks"]) - 1
-    return None if found is None else _heat_maps(*found, last, most)
+    return None if found is None else _heat_maps(*found, last, most, record.population)
 
 
 @styled
-def _heat_maps(block: np.ndarray, speed: np.ndarray, last: int, most: int) -> Figure:
+def _heat_maps(
+    block: np.ndarray, speed: np.ndarray, last: int, most: int, population: Population
+) -> Figure:
     known = np.isfinite(speed).any(axis=1)
     mean = np.full(len(speed), np.inf)
     mean[known] = np.nanmean(speed[known], axis=1)
@@ -67,7 +70,8 @@ def _heat_maps(block: np.ndarray, speed: np.ndarray, last: int, most: int) -> Fi
             interpolation="nearest",
         )
         figure.colorbar(image, ax=axes, label=label)
-        axes.set_yticks(np.arange(shown.size), [str(c) for c in shown])
+        names = [population.client_name(int(client)) for client in shown]
+        axes.set_yticks(np.arange(shown.size), names, parse_math=False)
         axes.tick_params("y", length=0, labelsize=8)
         axes.set_ylabel("client")
     parts[-1].set_xlabel("server step")

@@ -85,7 +85,8 @@ def timeline(record: RunRecord, until_s: float, most: int = 40) -> Figure:
             ms=6,
             zorder=4,
         )
-    _label_rows(axes, shown, groups.of_client[0][shown], groups.labels)
+    names = [record.population.client_name(int(device)) for device in shown]
+    _label_rows(axes, names, groups.of_client[0][shown], groups.labels)
     axes.set_xlim(0, until_s / scale * 1.005)
     axes.set_xlabel(f"virtual time ({unit_name})")
     some = "" if shown.size == devices.size else f" ({shown.size} of {devices.size}, evenly chosen)"
@@ -120,10 +121,10 @@ def _bars(left: np.ndarray, right: np.ndarray, row: np.ndarray) -> Path:
     return Path(np.stack([x, y], 2).reshape(-1, 2), np.tile(codes, row.size))
 
 
-def _label_rows(axes: Axes, shown: np.ndarray, group: np.ndarray, labels: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(shown.size), [str(c) for c in shown])
-    axes.tick_params("y", length=0, labelsize=8 if shown.size > 20 else 9.5)
-    axes.set_ylim(shown.size - 0.4, -0.6)
+def _label_rows(axes: Axes, names: Sequence[str], group: np.ndarray, labels: Sequence[str]) -> None:
+    axes.set_yticks(np.arange(len(names)), names, parse_math=False)
+    axes.tick_params("y", length=0, labelsize=8 if len(names) > 20 else 9.5)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     for g in np.unique(group):
         rows = np.flatnonzero(group == g)
         if rows[0] > 0:

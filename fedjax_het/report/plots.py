@@ -22,6 +22,7 @@ Runs = Mapping[str, Sequence[RunRecord]]
 
 _MOST_POINTS = 400  # points per line, more than a screen shows
 _MOST_ROWS = 60
+_MOST_ACROSS = 6  # characters of a name that fits beside eleven others
 _WIDE = 5.0  # ratio of largest to smallest value from which a linear axis hides the progress
 
 
@@ -173,9 +174,13 @@ def labels_by_client(record: RunRecord) -> Figure:
         counts[shown].T.astype(np.float64), cmap="Blues", vmin=0, edgecolors="face", lw=0.3
     )
     ticks = np.arange(0, shown.size, -(-shown.size // 12))
-    axes.set_xticks(ticks + 0.5, [str(shown[t]) for t in ticks])
+    names = [record.population.client_name(int(shown[t])) for t in ticks]
+    long = max(map(len, names)) > _MOST_ACROSS
+    slant, side = (30, "right") if long else (0, "center")
+    axes.set_xticks(ticks + 0.5, names, rotation=slant, ha=side, parse_math=False)
     classes = np.arange(0, counts.shape[1], -(-counts.shape[1] // 20))
-    axes.set_yticks(classes + 0.5, [str(c) for c in classes])
+    labels = [record.population.class_name(int(c)) for c in classes]
+    axes.set_yticks(classes + 0.5, labels, parse_math=False)
     some = "" if shown.size == len(counts) else f" ({shown.size} of {len(counts)}, evenly chosen)"
     axes.set_xlabel(f"device{some}")
     axes.set_ylabel("class")

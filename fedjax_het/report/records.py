@@ -242,7 +242,8 @@ class RunRecord:
         metrics, clients = (read_lines(path / name) for name in (_METRICS, _CLIENTS))
         summary = read_json(path / "summary.json")
         check_summary(summary, str(path / "summary.json"))
-        size = summary["num_clients"], summary["data"]["num_classes"]
+        data = summary["data"]
+        size = summary["num_clients"], data["num_classes"], data.get("named", [])
         return cls(
             config=config,
             metrics=metrics,

@@ -69,6 +69,7 @@ _CLIENT_EVALUATIONS = {
     "train_samples": "i",
     "device_group": "w",
     "own": "b",
+    "id?": "t",
     "loss?": "g",
 }
 CLIENT_COLUMNS = tuple(key.rstrip("?") for key in _CLIENTS)
@@ -103,7 +104,7 @@ _SUMMARY = {
     "submodels?": "d",
 }
 _METRIC = {"name": "t", "higher_is_better": "b", "share": "b"}
-_DATA = {"name": "t", "num_classes": "w"}
+_DATA = {"name": "t", "num_classes": "w", "named?": "l"}
 _KINDS = {
     "i": "a whole number >= 0",
     "w": "a whole number >= 0 or null",
@@ -259,6 +260,7 @@ def check_summary(summary: Any, where: str) -> None:
     require(clients >= 1, f"{where}: num_clients = {clients}", "must be >= 1", _REDO)
     _check_each(summary.get("joules_by_group", []), "n", f"{where}: joules_by_group")
     _check_row(summary["data"], _DATA, f"{where}, data")
+    _check_each(summary["data"].get("named", []), "t", f"{where}, data.named")
 
 
 def _check_values(row: Mapping[str, Any], names: Sequence[str], share: bool, where: str) -> None:

@@ -15,6 +15,7 @@ from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.plan import Schedule
 from fedjax_het.contract.selection import Selector
 from fedjax_het.data.batches import Batch
+from fedjax_het.data.sources import PLACES
 from fedjax_het.models.structure import structure
 from fedjax_het.problem import Problem
 from fedjax_het.runtime import processes
@@ -47,7 +48,7 @@ def identify(
     settings = {name: part for name, part in config.items() if name != "run"}
     if "data" in settings:
         # Where files are does not matter; the fingerprint and the digests cover their content.
-        settings["data"] = {k: v for k, v in settings["data"].items() if k != "data_dir"}
+        settings["data"] = {k: v for k, v in settings["data"].items() if k not in PLACES}
     if "model" in settings:
         settings["model"] = {k: v for k, v in settings["model"].items() if k != "start"}
     origin = problem.model.origin

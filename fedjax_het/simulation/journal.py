@@ -243,7 +243,11 @@ class Journal:
             "num_clients": len(population),
             "num_blocks": problem.model.num_blocks,
             "block_names": [block.name for block in problem.model.blocks],
-            "data": {"name": problem.data.name, "num_classes": population.num_classes},
+            "data": {
+                "name": problem.data.name,
+                "num_classes": population.num_classes,
+                "named": population.named,
+            },
             "fleet": problem.fleet.describe(),
         }
         if self._writer is None or self._workdir is None:
@@ -268,7 +272,13 @@ def _population(problem: Problem) -> Population:
     """The facts of the problem's clients."""
     data = problem.data
     counts = data.label_counts() if data.y.ndim == 1 and data.num_classes else None
-    return Population(problem.fleet.groups, data.count, counts)
+    return Population(
+        problem.fleet.groups,
+        data.count,
+        counts,
+        ids=None if data.ids is None else data.ids[: data.num_clients],
+        classes=None if counts is None or data.classes is None else np.array(data.classes),
+    )
 
 
 def _submodels(metrics: list[dict[str, Any]], problem: Problem, metric: Metric) -> dict[str, Any]:

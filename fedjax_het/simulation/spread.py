@@ -64,8 +64,10 @@ class Spread:
         """The columns that describe the clients, in the order of `values`."""
         sizes = np.append(self._data.sizes, np.zeros(len(self._ids), np.int64))
         trains = self._ids < self._data.num_clients
+        names = self._data.ids
         return {
             "client": self._ids.tolist(),
+            **({} if names is None else {"id": names[self._ids].astype(str).tolist()}),
             "samples": self._samples.tolist(),
             "train_samples": np.where(trains, sizes[np.where(trains, self._ids, -1)], 0).tolist(),
             "own": [self._data.test_client is not None] * len(self._ids),

@@ -42,6 +42,44 @@ def test_partitioner_owner_ids_and_lists_agree():
         assert data.fingerprint() == by_id.fingerprint()
 
 
+def test_ids_of_clients_stay_with_them():
+    x, y, test_x, test_y = _arrays()
+    owner = np.where(np.arange(30) < 12, "zoe", "adam")
+    held = {"zoe": range(12), "adam": np.arange(12, 30)}
+    for clients, ids in (
+        (owner, ["adam", "zoe"]),
+        (owner.tolist(), ["adam", "zoe"]),
+        (held, ["zoe", "adam"]),
+    ):
+        data = from_arrays(
+            x, y, test_x, test_y, clients=clients, test_clients=["zoe"] * 5 + ["eve"]
+        )
+        assert data.ids.tolist() == [*ids, "eve"]
+        of_zoe = ids.index("zoe")
+        assert data.client_samples(of_zoe).tolist() == list(range(12))
+        assert data.test_client.tolist() == [of_zoe] * 5 + [2]
+    numbers = from_arrays(x, y, test_x, test_y, clients={70: range(12), 7: range(12, 30)})
+    assert numbers.ids.tolist() == [70, 7]
+    assert from_arrays(x, y, test_x, test_y, clients=np.arange(30) % 3).ids is None
+    assert from_arrays(x, y, test_x, test_y, clients=iid(2)).ids is None
+    dates = np.array(["2024-05-01", "2024-05-02"], "datetime64[D]")[np.arange(30) % 2]
+    data = from_arrays(x, y, test_x, test_y, clients=dates)
+    assert data.ids.tolist() == ["2024-05-01", "2024-05-02"]
+    plain = from_arrays(x, y, test_x, test_y, clients=np.arange(30) % 2)
+    assert plain.fingerprint() == data.fingerprint()  # ids change no result
+
+
+@pytest.mark.parametrize("dtype", ["object", "string", "category", "int64", "Int64"])
+def test_columns_of_pandas_are_owners(dtype):
+    pandas = pytest.importorskip("pandas")
+    x, y, test_x, test_y = _arrays()
+    text = [3, 5, 9] if dtype.lower() == "int64" else ["ann", "bob", "eve"]
+    owners = pandas.Series([text[i % 3] for i in range(30)], index=range(100, 130), dtype=dtype)
+    data = from_arrays(x, y, test_x, test_y, clients=owners, test_clients=owners[:6])
+    assert data.ids.tolist() == text
+    assert data.test_client.tolist() == [0, 1, 2] * 2
+
+
 def test_label_counts_sizes_and_device():
     x, y, test_x, test_y = _arrays()
     data = from_arrays(x, y, test_x, test_y, clients=iid(4), seed=3)

@@ -78,6 +78,27 @@ def test_columns_may_not_be_changed_and_are_compared_by_value():
     assert Population(own, own).sizes is not own
 
 
+def test_names_of_clients_and_classes_are_kept(tmp_path):
+    counts = np.ones((2, 3), int)
+    text = Population(np.zeros(2, int), np.ones(2, int), counts, ["north", "a" * 40], list("xyz"))
+    numbers = Population(np.zeros(2, int), np.ones(2, int), ids=np.array([7, 2**40]))
+    for held in (text, numbers):
+        held.write(tmp_path)
+        found = Population.read(tmp_path, 2, held.num_classes, held.named)
+        assert found == held
+        assert found.ids.tolist() == held.ids.tolist()
+    assert text.named == ["ids", "classes"]
+    assert numbers.named == ["ids"]
+    assert (text.client_name(0), text.class_name(2)) == ("north", "z")
+    assert text.client_name(1) == "a" * 15 + "…"
+    assert (numbers.client_name(1), numbers.class_name(2)) == (str(2**40), "2")
+    assert text != Population(np.zeros(2, int), np.ones(2, int), counts, list("ab"), list("xyz"))
+    with pytest.raises(InputError, match=r"ids of <U1\[3\]: must be text or whole numbers \[2\]"):
+        Population(np.zeros(2, int), np.ones(2, int), ids=list("abc"))
+    with pytest.raises(InputError, match=r"classes of <U1\[2\]"):
+        Population(np.zeros(2, int), np.ones(2, int), counts, classes=list("ab"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

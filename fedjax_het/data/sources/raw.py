@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedjax_het.common.types import PyTree
 from fedjax_het.data.federated import Normalise
 
 
@@ -14,7 +15,7 @@ class RawData:
     Attributes:
       name: name of the source.
       x: training inputs, [N, ...] in storage dtype (uint8 pixels, int16 audio, float32 features,
-        int32 tokens).
+        int32 tokens), or a dictionary of such arrays.
       y: labels, int32[N, ...] or float32[N, ...].
       test_x: test inputs, like `x`.
       test_y: test labels, like `y`.
@@ -26,9 +27,9 @@ class RawData:
     """
 
     name: str
-    x: np.ndarray
+    x: PyTree
     y: np.ndarray
-    test_x: np.ndarray
+    test_x: PyTree
     test_y: np.ndarray
     num_classes: int
     normalise: Normalise | None = None
