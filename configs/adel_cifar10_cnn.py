@@ -4,7 +4,7 @@
 every bias a layer (8); 450 virtual seconds for 100 rounds; powers up to 64 samples x layers per
 second, batches of about 37 samples for a device of mean power.
 
-The step size of each method is its best in benchmarks.reproduce.search on seed 100.
+The step size of each method is its best of a sweep on seed 100.
 
 Command:   fedjax-het compare --config=configs/adel_cifar10_cnn.py --workdir=runs/adel_cifar10_cnn
 Data:      CIFAR-10 in FEDJAX_HET_DATA/cifar10 (the binary version)

@@ -4,7 +4,7 @@
 fleet is the paper's with powers up to 256 in place of 8192 samples x layers per second. Batches
 have 10 to 160 samples, so that a laptop can run it.
 
-The step size of each method is its best in benchmarks.reproduce.search on seeds 100 and 101.
+The step size of each method is its best of a sweep on seeds 100 and 101.
 
 Command:   fedjax-het compare --config=configs/adel_mnist_cnn2.py --workdir=runs/adel_mnist_cnn2
 Plan only: fedjax-het plan --config=configs/adel_mnist_cnn2.py --out=runs/plan

@@ -4,7 +4,7 @@
 up to 512 samples x layers per second. The arm "ADEL-FL, physical" has layer times of whole samples
 and merges with inverse propensities.
 
-The step size of each method is its best in benchmarks.reproduce.search on seeds 100 and 101.
+The step size of each method is its best in the sweep below, on seeds 100 and 101.
 
 Command:   fedjax-het compare --config=configs/adel_mnist_mlp.py --workdir=runs/adel_mnist_mlp
 Data:      MNIST in FEDJAX_HET_DATA/mnist (the usual four IDX files)
@@ -69,6 +69,12 @@ def get_config() -> ConfigDict:
                 },
                 "seeds": (0, 1, 2, 3, 4),
                 "targets": (0.8, 0.85),
+            },
+            "sweep": {
+                "space": {
+                    "algorithm": {"learning_rate": (0.05, 0.1, 0.2, 0.4), "decay_rounds": (50.0,)}
+                },
+                "seeds": (100, 101),
             },
         }
     )

@@ -36,5 +36,10 @@ def get_config() -> ConfigDict:
                 "seeds": (0, 1, 2),
                 "targets": (0.9, 0.95),
             },
+            "sweep": {
+                "space": {"algorithm": {"learning_rate": (0.03, 0.1, 0.3)}},
+                "target": 0.9,
+                "seeds": (1000,),
+            },
         }
     )

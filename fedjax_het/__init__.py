@@ -29,6 +29,7 @@ from fedjax_het.contract import (
 )
 from fedjax_het.problem import Problem
 from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model, simulate
+from fedjax_het.sweeps import Sweep, sweep
 from fedjax_het.transforms import (
     attack,
     compose,
@@ -56,6 +57,7 @@ __all__ = [
     "SavedModel",
     "Schedule",
     "Simulation",
+    "Sweep",
     "TrainingOptions",
     "Variables",
     "__version__",
@@ -81,5 +83,6 @@ __all__ = [
     "selection",
     "server",
     "simulate",
+    "sweep",
     "transforms",
 ]

@@ -1,9 +1,10 @@
-"""The command line, `fedjax-het train|compare|plan|profile|report`; `launch/` calls the same code.
+"""The command line, `fedjax-het train|compare|sweep|plan|profile|report`; as in `launch/`.
 
 Input errors, on the command line or in a file, end a program with one line and exit status 2. Any
 other error is a fault of the program and keeps its traceback.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -18,11 +19,13 @@ from ml_collections import config_flags
 from fedjax_het import __version__, experiment
 from fedjax_het.common.errors import InputError, require, require_known
 from fedjax_het.common.jsonio import jsonable
+from fedjax_het.common.writing import usable_path
 from fedjax_het.fleet import profile as profiles
 from fedjax_het.report import preview as previews
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.units import number
-from fedjax_het.runtime import processes
+from fedjax_het.runtime import processes, workers
+from fedjax_het.simulation.lock import InUseError, locked
 
 
 def _config_flag(flag_values: flags.FlagValues) -> None:
@@ -35,6 +38,24 @@ def _config_flag(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     flags.mark_flag_as_required("config", flag_values)
+
+
+def _workers_flag() -> None:
+    flags.DEFINE_integer(
+        "workers", 1, "Processes on this machine that share the runs.", lower_bound=1
+    )
+
+
+def _start_workers(values: flags.FlagValues, place: Path | None) -> None:
+    """Lets `--workers` processes do the runs; this one writes the comparison to `place`, if any."""
+    workers.require_cores(values.workers)
+    if values.workers > 1:
+        with contextlib.ExitStack() as stack:
+            # Whoever holds the directory writes the comparison.
+            with contextlib.suppress(InUseError):
+                if place is not None:
+                    stack.enter_context(locked(place))
+            workers.run(values.workers, values.workdir)
 
 
 def _run(program: Callable[[flags.FlagValues], None], define: Callable[[Any], None]) -> None:
@@ -142,6 +163,7 @@ def compare() -> None:
         flags.DEFINE_list("seeds", None, "Seeds, in place of those of the configuration.")
         flags.DEFINE_string("workdir", None, "Where the runs and the comparison go.")
         flags.mark_flag_as_required("workdir", flag_values)
+        _workers_flag()
 
     def program(values: flags.FlagValues) -> None:
         configs = [_config(values), *(experiment.load_config(path) for path in values.more)]
@@ -151,8 +173,34 @@ def compare() -> None:
             raise InputError(
                 f"--seeds={','.join(values.seeds)}: must be whole numbers; write --seeds=0,1,2"
             ) from error
+        _start_workers(values, usable_path(values.workdir, "workdir"))
         result = experiment.compare(configs, values.workdir, seeds)
         print(f"\n{result.headline}\n\n{result.table()}\n\nreport: {values.workdir}/report.html")
+
+    _run(program, define)
+
+
+def sweep() -> None:
+    """Tunes every method: `--config=FILE --workdir=DIR [--workers=N] [--then_compare]`."""
+
+    def define(flag_values: flags.FlagValues) -> None:
+        _config_flag(flag_values)
+        flags.DEFINE_string("workdir", None, "Where the trials and the best options go.")
+        flags.mark_flag_as_required("workdir", flag_values)
+        flags.DEFINE_bool("then_compare", False, "Also compare the methods at their best options.")
+        _workers_flag()
+
+    def program(values: flags.FlagValues) -> None:
+        from fedjax_het.sweeps import sweep  # a command has this name
+
+        settings = _config(values)
+        place = usable_path(values.workdir, "workdir") / "comparison"
+        _start_workers(values, place if values.then_compare else None)
+        found = sweep(settings, values.workdir)
+        print(f"\n{found.table()}\n")
+        if values.then_compare:
+            result = experiment.compare([found.tuned], place)
+            print(f"{result.headline}\n\n{result.table()}\n\nreport: {place}/report.html")
 
     _run(program, define)
 
@@ -208,7 +256,7 @@ def report() -> None:
     _run(program, define)
 
 
-COMMANDS = {f.__name__: f for f in (train, compare, plan, profile, report)}
+COMMANDS = {f.__name__: f for f in (train, compare, sweep, plan, profile, report)}
 
 
 def main() -> None:

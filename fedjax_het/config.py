@@ -9,13 +9,14 @@ A configuration has six sections, each passed to one registry::
     algorithm  name, ...                                                       -> algorithms.build
     run        rounds, initial, ...                                            -> RunOptions
 
-and, for comparisons, a seventh: `compare`, see `CompareOptions`. Unknown sections, names and
-options raise an error before anything is compiled.
+and two more: `compare` for comparisons, see `CompareOptions`, and `sweep` for sweeps, see
+`sweeps.SweepOptions`. Unknown sections, names and options raise an error before anything is
+compiled.
 """
 
 import os
 import runpy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +38,9 @@ from fedjax_het.simulation.options import RunOptions
 
 # Largest file of a configuration in bytes.
 _MAX_CONFIG = 2**24
-_SECTIONS = ("data", "model", "objective", "fleet", "algorithm", "run", "compare")
+# Largest number of bytes in the label of a method, whose runs have a directory of that name.
+_LONGEST_LABEL = 200
+_SECTIONS = ("data", "model", "objective", "fleet", "algorithm", "run", "compare", "sweep")
 
 
 @dataclass(frozen=True)
@@ -265,3 +268,27 @@ def methods(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         require_known(reference, found, "compare.reference")
         found = {reference: found.pop(reference), **found}
     return found
+
+
+def require_places(labels: Iterable[str]) -> None:
+    """Raises `InputError` unless every label of a method has a directory of its own, its `slug`."""
+    places: dict[str, str] = {}
+    for label in labels:
+        require(
+            bool(label.strip()) and len(slug(label).encode()) <= _LONGEST_LABEL,
+            f"config.compare.methods, label {numbers.shown(label)}",
+            f"names a directory and must have 1 to {_LONGEST_LABEL} bytes",
+            "give it a short label, e.g. 'FedAvg'",
+        )
+        require(
+            slug(label) not in places,
+            f"methods {places.get(slug(label))!r} and {label!r}",
+            "must differ in more than case and punctuation, each has a directory of its own",
+            "give one another label under compare.methods",
+        )
+        places[slug(label)] = label
+
+
+def slug(label: str) -> str:
+    """Converts the label of a method to the name of a directory."""
+    return "".join(c if c.isalnum() else "_" for c in label).lower()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_het import algorithms
-from fedjax_het.common import numbers
 from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.jsonio import read_json
 from fedjax_het.common.writing import (
@@ -23,8 +22,10 @@ from fedjax_het.config import (
     methods,
     named,
     plain,
+    require_places,
     resolve,
     section,
+    slug,
 )
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.preview import Preview
@@ -42,14 +43,12 @@ from fedjax_het.runtime import processes
 from fedjax_het.simulation.assessment import require_judgeable
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.identity import differences
-from fedjax_het.simulation.lock import locked
+from fedjax_het.simulation.lock import InUseError, locked
 from fedjax_het.simulation.options import RunOptions
-from fedjax_het.simulation.simulate import Result, simulate
+from fedjax_het.simulation.sharing import finished, share
+from fedjax_het.simulation.simulate import Result, audited, simulate
 
 __all__ = ["build_problem", "compare", "load_config", "plain", "plan", "report", "resolve", "train"]
-
-# Largest number of bytes in the label of a method, whose runs have a directory of that name.
-_LONGEST_LABEL = 200
 
 
 def train(
@@ -87,7 +86,8 @@ def train(
 
 
 def _recorded(settings: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-    return resolve({name: s for name, s in settings.items() if name != "compare"}, problem)
+    parts = {name: s for name, s in settings.items() if name not in ("compare", "sweep")}
+    return resolve(parts, problem)
 
 
 def _run(
@@ -118,6 +118,7 @@ def compare(
     """Runs every method of every configuration with every seed on the same data and fleet.
 
     An interrupted comparison resumes: finished runs are read back, an unfinished run continues.
+    Processes that call this with the same directory at the same time share the runs.
 
     Args:
       configs: configurations that agree in data, model, objective and fleet. A configuration with a
@@ -130,7 +131,7 @@ def compare(
 
     Raises:
       InputError: for configurations that cannot be compared, or a directory that cannot be written
-        to or is in use by another process.
+        to.
     """
     require(bool(configs), "no configuration", "must name at least one", "pass --config=FILE")
     settings = [plain(config) for config in configs]
@@ -156,71 +157,76 @@ def compare(
     root = usable_path(workdir, "workdir")
 
     def run_options(label: str, seed: int) -> dict[str, Any]:
-        place = str(root / _slug(label) / f"seed{seed}")
+        place = str(root / slug(label) / f"seed{seed}")
         own = {"seed": seed, "name": label, "targets": targets, "workdir": place}
         return {**section(entries[label][0], "run"), **own}
 
     # All options are checked before the first run, so that a mistake in the last wastes no time.
-    engines = {
+    options = {
         label: RunOptions.parse(run_options(label, seed)) for label in entries for seed in chosen
     }
     problem = build_problem(first)
     made = {
-        label: algorithms.build(name, problem, **options)
-        for label, (_, name, options) in entries.items()
+        label: algorithms.build(name, problem, **own) for label, (_, name, own) in entries.items()
     }
     for label, algorithm in made.items():
-        require_judgeable(algorithm, problem, engines[label])
-    with locked(root):
-        evaluator = Evaluator(problem)
-        # Methods share their resources, unless their options for the machine differ.
-        resources: list[tuple[dict[str, Any], Resources]] = []
-        records: dict[str, list[RunRecord]] = {}
-        for label, (setting, name, options) in entries.items():
-            # Seeds are not compiled in, so all runs of a method share its compiled programs.
-            own = engines[label].machine
+        require_judgeable(algorithm, problem, options[label])
+    newest: dict[str, Engine] = {}
+    # Methods share their resources, unless their options for the machine differ.
+    resources: list[tuple[dict[str, Any], Resources]] = []
+    evaluator = Evaluator(problem)
+
+    def engine(label: str) -> Engine:
+        """The engine of a method. Seeds are not compiled in, so all its runs share programs."""
+        if label not in newest:
+            newest.clear()
+            own = options[label].machine
             shared = next((r for machine, r in resources if machine == own), None)
             if shared is None:
-                shared = engines[label].resources(problem)
+                shared = options[label].resources(problem)
                 resources.append((own, shared))
-            engine = Engine(made[label], shared)
-            for seed in chosen:
-                one = {
-                    **setting,
-                    "algorithm": {"name": name, **options},
-                    "run": run_options(label, seed),
-                }
-                result = _run(one, problem, made[label], engine, evaluator)
-                records.setdefault(label, []).append(result.record)
-        comparison = compare_records(records, targets, root)
-        write_json(root / "config.json", settings)
-        return comparison
+            newest[label] = Engine(made[label], shared)
+        return newest[label]
+
+    def take(job: tuple[str, int]) -> RunRecord:
+        """Runs a method with a seed, or reads the run back."""
+        label, seed = job
+        setting, name, own = entries[label]
+        run = run_options(label, seed)
+        one = {**setting, "algorithm": {"name": name, **own}, "run": run}
+        parts = made[label], problem, _recorded(one, problem)
+        record = finished(*parts, RunOptions.parse(run))
+        if record is None:
+            return _run(one, problem, made[label], engine(label), evaluator).record
+        audited(record)
+        # Missing if the process was killed while it drew.
+        page = Path(run["workdir"]) / "report.html"
+        if not page.exists() and processes.is_leader():
+            write_report(record, page)
+        return record
+
+    done = share([[(label, seed) for seed in chosen] for label in entries], take)
+    records = {label: [done[label, seed] for seed in chosen] for label in entries}
+    try:
+        with locked(root):
+            comparison = compare_records(records, targets, root)
+            write_json(root / "config.json", settings)
+    except InUseError:
+        # The process that holds the directory has all records as well, and writes the same files.
+        comparison = compare_records(records, targets)
+    return comparison
 
 
 def _entries(
     settings: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[dict[str, Any], str, dict[str, Any]]]:
     """Methods by label: configuration, and name and options of the algorithm."""
-    entries: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {}
-    places: dict[str, str] = {}
-    for setting in settings:
-        for label, method in methods(setting).items():
-            require(
-                bool(label.strip()) and len(_slug(label).encode()) <= _LONGEST_LABEL,
-                f"config.compare.methods, label {numbers.shown(label)}",
-                f"names a directory and must have 1 to {_LONGEST_LABEL} bytes",
-                "give it a short label, e.g. 'FedAvg'",
-            )
-            other = places.setdefault(_slug(label), label)
-            require(
-                label not in entries and other == label,
-                f"methods {other!r} and {label!r}",
-                "must differ in more than case and punctuation, each has a directory of its own",
-                "give one another label under compare.methods",
-            )
-            algorithm = named({"algorithm": method}, "algorithm", derived=("problem",))
-            entries[label] = (setting, *algorithm)
-    return entries
+    found = [(label, s, method) for s in settings for label, method in methods(s).items()]
+    require_places([label for label, *_ in found])
+    return {
+        label: (setting, *named({"algorithm": method}, "algorithm", derived=("problem",)))
+        for label, setting, method in found
+    }
 
 
 def _agreed(settings: Sequence[dict[str, Any]], name: str) -> list[Any]:
@@ -234,11 +240,6 @@ def _agreed(settings: Sequence[dict[str, Any]], name: str) -> list[Any]:
             "change one of the files, or leave it out in one",
         )
     return list(given[0] if given else getattr(CompareOptions, name))
-
-
-def _slug(label: str) -> str:
-    """Converts a label to the name of a directory."""
-    return "".join(c if c.isalnum() else "_" for c in label).lower()
 
 
 def plan(config: Any, out: str | Path | None = None) -> Preview:

@@ -96,7 +96,7 @@ def test_the_installed_command_is_this_main():
 def test_help_lists_the_commands(fedjax_het):
     status, out, _ = fedjax_het("--help")
     assert status == 0
-    assert {"train:", "compare:", "profile:", "report:"} <= set(out.split())
+    assert {"train:", "compare:", "sweep:", "profile:", "report:"} <= set(out.split())
 
 
 def test_the_version_is_the_package_s(fedjax_het):
@@ -115,6 +115,9 @@ def test_the_version_is_the_package_s(fedjax_het):
         (["train", "--config=no.py", "--workdir=x", "--config.run.rounds=2"], "no.py"),
         (["compare", "--config=TINY", "--workdir=x", "--seeds=a,1"], "--seeds=a,1: must be whole"),
         (["compare", "--config=TINY", "--workdir=x", "--more=no.py"], "'no.py': is not a file"),
+        (["compare", "--config=TINY", "--workdir=x", "--workers=0"], "--workers=0: .* positive"),
+        (["compare", "--config=TINY", "--workdir=x", "--workers=9999"], "workers = 9999: must be"),
+        (["sweep", "--config=TINY"], "flag --workdir=None: .* must have a value"),
         (["profile", "--config=TINY", "--batch=0"], "--batch=0: .* positive"),
         (["profile", "--config=TINY", "--nomeasure", "--out=x"], "--out=x: needs a measurement"),
         (["profile", "--config=TINY", "--out=no/x"], "--out=no/x: must be in a directory"),
@@ -233,7 +236,38 @@ def test_compare_hands_over_files_and_seeds(fedjax_het, tiny, tmp_path, monkeypa
     assert fedjax_het("compare", *arguments)[0] == 7
 
 
-@pytest.mark.parametrize("program", ["train", "compare", "profile", "report"])
+def test_sweep_hands_over_and_compares_what_it_tuned(fedjax_het, tiny, tmp_path, monkeypatch):
+    class Found:
+        tuned = "tuned"
+
+        def table(self):
+            return "the table"
+
+    def found(settings, workdir):
+        assert (settings["data"]["source"], workdir) == ("digits", str(tmp_path))
+        return Found()
+
+    def compare(configs, place):
+        assert (configs, place) == (["tuned"], tmp_path / "comparison")
+        sys.exit(7)
+
+    monkeypatch.setattr("fedjax_het.sweeps.sweep", found)
+    monkeypatch.setattr(experiment, "compare", compare)
+    arguments = ("sweep", f"--config={tiny}", f"--workdir={tmp_path}")
+    assert fedjax_het(*arguments)[:2] == (0, "\nthe table\n\n")
+    assert fedjax_het(*arguments, "--then_compare")[0] == 7
+
+
+def test_a_sweep_without_a_section_is_one_line(fedjax_het, tiny, tmp_path):
+    pytest.importorskip("optuna")
+    status, _, err = fedjax_het("sweep", f"--config={tiny}", f"--workdir={tmp_path}/out")
+    assert (status, err) == (
+        2,
+        "error: config.sweep is missing: must be given; see the files in configs/\n",
+    )
+
+
+@pytest.mark.parametrize("program", ["train", "compare", "sweep", "profile", "report"])
 def test_launch_programs_are_the_commands(program):
     assert runpy.run_path(str(ROOT / "launch" / f"{program}.py"))[program] is cli.COMMANDS[program]
 

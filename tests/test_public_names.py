@@ -25,6 +25,7 @@ PUBLIC = {
         "SavedModel",
         "Schedule",
         "Simulation",
+        "Sweep",
         "TrainingOptions",
         "Variables",
         "__version__",
@@ -50,6 +51,7 @@ PUBLIC = {
         "selection",
         "server",
         "simulate",
+        "sweep",
         "transforms",
     ],
     "fedjax_het.algorithms": [
@@ -255,6 +257,7 @@ PUBLIC = {
         "load_model",
         "simulate",
     ],
+    "fedjax_het.sweeps": ["Sweep", "SweepOptions", "Trial", "sweep"],
     "fedjax_het.transforms": [
         "Nested",
         "Transformation",

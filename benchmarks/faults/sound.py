@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.cells import run_cells
 from benchmarks.faults import runs
 from fedjax_het import experiment, models
 from fedjax_het.data import load_federated
@@ -18,7 +19,6 @@ from fedjax_het.fleet.block_times import FORMAT, MeasuredProfile
 from fedjax_het.report import page
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.saved import load_model
-from fedjax_het.sweeps import sweep
 
 _SETTING = "blocks of rounds"
 
@@ -128,7 +128,7 @@ def make(root: Path) -> None:
     _traces(root / "traces")
     (root / "other").mkdir()
     _profile(root / "other" / "profile.json")
-    sweep({"cell": lambda: {"accuracy": 0.5}}, root / "other" / "sweep")
+    run_cells({"cell": lambda: {"accuracy": 0.5}}, root / "other" / "sweep")
     config = settings()
     experiment.train(config, root / "run")
     config["compare"] = {
@@ -186,7 +186,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "traces: bandwidth": ("traces", lambda root: traces.bandwidth(root / traces.BANDWIDTH_FILE)),
     "fleet of traces": ("traces", _trace_fleet("bandwidth")),
     "profile": ("other", lambda root: MeasuredProfile.load(root / "profile.json")),
-    "sweep": ("other/sweep", lambda root: sweep({"cell": lambda: {"accuracy": 0.5}}, root)),
+    "sweep": ("other/sweep", lambda root: run_cells({"cell": lambda: {"accuracy": 0.5}}, root)),
     "record": ("run", RunRecord.load),
     "page of a run": ("run", experiment.report),
     "page of a comparison": ("comparison", experiment.report),

@@ -33,6 +33,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import harness
+from benchmarks.cells import curve, run_cells
 from benchmarks.reproduce.adel_heterofl_report import at_time, figure, table
 from fedjax_het import algorithms, experiment
 from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of
@@ -45,7 +46,6 @@ from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
 from fedjax_het.problem import Problem
 from fedjax_het.report.style import png
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 
 ROUNDS, TUNING_SEEDS = 150, (100, 101, 102)
 # Factor on the step sizes of arms with zero-filled merges, which shrink their updates.
@@ -260,8 +260,8 @@ def study(
         for batch in _batches(label, SETTINGS[name])
         for rate in (ZERO_FILL * rate if "zero-fill" in label else rate for rate in rates)
     }
-    chosen = best(sweep(tried, out, announce))
-    found = sweep(
+    chosen = best(run_cells(tried, out, announce))
+    found = run_cells(
         {
             f"{name} {label} {rate:g} {batch} {len(seeds)} seeds": functools.partial(
                 run, label, name, seeds, rate, batch

@@ -22,8 +22,8 @@ import numpy as np
 from absl import app, flags, logging
 
 import fedjax_het as fh
+from benchmarks.cells import curve, run_cells
 from fedjax_het.fleet.phones import KIB
-from fedjax_het.sweeps import curve, sweep
 from fedjax_het.transforms import Transformation
 
 UPLINK_BYTES_PER_S = 64 * KIB
@@ -163,7 +163,7 @@ def main(_: Sequence[str]) -> None:
         scores = ", ".join(f"{100 * accuracy(run):.1f}" for run in runs)
         print(f"{name}: {scores} %, {runs[0]['wall_s']:.0f} s a run", flush=True)
 
-    searched = sweep(
+    searched = run_cells(
         {
             f"search {label} {rate}": functools.partial(
                 run_arm, ARMS[label], rate, SEARCHED, rounds // 3
@@ -185,7 +185,7 @@ def main(_: Sequence[str]) -> None:
             f"{rate}: {accuracy(searched[f'search {label} {rate}'][0]):.3f}" for rate in STEP_SIZES
         ]
         print(f"{label}, step size and accuracy: {', '.join(tried)}")
-    runs = sweep(
+    runs = run_cells(
         {
             f"{label} {best[label]}": functools.partial(run_arm, arm, best[label], SEEDS, rounds)
             for label, arm in ARMS.items()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import app, flags
 
+from benchmarks.cells import curve, run_cells
 from fedjax_het import algorithms, models
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.data.federated import FederatedData, from_arrays
@@ -34,7 +35,6 @@ from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunOptions
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 
 PER_CLIENT, TEST, SIDE = 200, 2_000, 16
 ROUNDS, EVAL_EVERY = 80, 2
@@ -242,7 +242,7 @@ def main(_: Sequence[str]) -> None:
         accuracy, virtual_s, wall_s = row["accuracy"][-1], row["virtual_s"][-1], row["wall_s"]
         print(f"{name:30s} {accuracy:.3f}, {virtual_s:.1f} virtual s, {wall_s:.0f} s", flush=True)
 
-    sweep(cells, flags.FLAGS.out, announce)
+    run_cells(cells, flags.FLAGS.out, announce)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks.cells import curve, run_cells
 from fedjax_het import algorithms
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.data.partition import partitioner
@@ -30,7 +31,6 @@ from fedjax_het.models.norm import GroupNorm
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 
 TRAINING: dict[str, Any] = {
     "learning_rate": 0.1,
@@ -236,7 +236,7 @@ def main(_: Sequence[str]) -> None:
         accuracy, wall_s = row["accuracy"][-1], row["wall_s"]
         print(f"{name:30s} {accuracy:.4f}, round {budgets:.3f} budgets, {wall_s:.0f} s", flush=True)
 
-    sweep(cells, _OUT.value, announce)
+    run_cells(cells, _OUT.value, announce)
 
 
 if __name__ == "__main__":

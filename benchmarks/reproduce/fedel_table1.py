@@ -27,6 +27,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import harness
+from benchmarks.cells import curve, run_cells
 from benchmarks.reproduce import fedel_table1_plans as plans_of
 from benchmarks.reproduce import fedel_table1_report as report
 from fedjax_het import algorithms
@@ -47,7 +48,6 @@ from fedjax_het.models.cnn import Conv
 from fedjax_het.models.norm import GroupNorm
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 
 DEVICES, TRAIN, TEST, ALPHA = 10, 5_000, 1_000, 0.1
 ROUNDS, TUNING_SEED = 40, 100
@@ -281,12 +281,12 @@ def study(
             )
             for rate in rates
         }
-        best = report.best_rate(list(sweep(tuning, out, announce).values()))
+        best = report.best_rate(list(run_cells(tuning, out, announce).values()))
         cells = {
             f"{label} {best:g} {seed}": functools.partial(run, label, seed, best, rounds, images)
             for seed in seeds
         }
-        runs[label] = list(sweep(cells, out, announce).values())
+        runs[label] = list(run_cells(cells, out, announce).values())
     return runs
 
 

@@ -34,6 +34,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from benchmarks import harness
+from benchmarks.cells import run_cells
 from benchmarks.reproduce.oort import best_rates
 from fedjax_het import algorithms
 from fedjax_het.common.writing import write_atomic
@@ -50,7 +51,6 @@ from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.report.style import legend_above, method_style, png, styled
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import sweep
 
 CLIENTS, TUNING_SEED, HELD_OUT = 30, 100, 2000
 SPEEDS = (0.456, 0.701, 1.0)
@@ -277,7 +277,7 @@ def study(
     def announce(cell: str, one: dict[str, Any]) -> None:
         print(f"{cell}: {100 * one['accuracy'][-1]:.1f} %, {one['wall_s']:.0f} s", flush=True)
 
-    tuned = sweep(
+    tuned = run_cells(
         {
             f"{name} {split} tuning {label} {rate:g}": functools.partial(
                 run, label, name, split, [TUNING_SEED], rate, -(-rounds // 2)
@@ -288,7 +288,7 @@ def study(
         out,
         announce,
     )
-    found = sweep(
+    found = run_cells(
         {
             f"{name} {split} {label} {rate:g} {len(seeds)} seeds": functools.partial(
                 run, label, name, split, seeds, rate, rounds

@@ -29,6 +29,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import harness
+from benchmarks.cells import curve, run_cells
 from fedjax_het.algorithms.heterofl import heterofl
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.data.federated import FederatedData, from_arrays
@@ -40,7 +41,6 @@ from fedjax_het.models.cnn import heterofl_cnn
 from fedjax_het.models.norm import Norm
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 # Published rounds of the partitions.
@@ -281,7 +281,7 @@ def study(
             if label in labels:
                 place = Path(out) / "checkpoints" / f"{number}_{seed}"
                 cells[f"{label} {seed}"] = functools.partial(run, label, size, seed, str(place))
-    found = sweep(cells, out, announce)
+    found = run_cells(cells, out, announce)
     return {label: [one for one in found.values() if one["label"] == label] for label in labels}
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import harness
+from benchmarks.cells import curve, run_cells
 from fedjax_het import algorithms
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.partition import dirichlet
@@ -34,7 +35,6 @@ from fedjax_het.fleet.device import Fleet
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 
 COHORT, TUNING_SEED = 20, 100
 # Batches and steps; clients of the digits have 14 samples, and five epochs bound the added work.
@@ -227,7 +227,7 @@ def study(
         last = 100 * one["accuracy"][-1]
         print(f"{name}: {last:.1f} %, {one['rounds']} rounds, {one['wall_s']:.0f} s", flush=True)
 
-    tuned = sweep(
+    tuned = run_cells(
         {
             f"{data} tuning {label} {rate:g}": functools.partial(
                 run, label, data, TUNING_SEED, rate, seconds / 2
@@ -239,7 +239,7 @@ def study(
         announce,
     )
     chosen = best_rates(tuned)
-    found = sweep(
+    found = run_cells(
         {
             f"{data} {label} {chosen[label]:g} {seed}": functools.partial(
                 run, label, data, seed, chosen[label], seconds

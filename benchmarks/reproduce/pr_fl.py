@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks.cells import curve, run_cells
 from fedjax_het import algorithms
 from fedjax_het.data.federated import FederatedData, from_arrays
 from fedjax_het.data.sources import load
@@ -33,7 +34,6 @@ from fedjax_het.models.mlp import Dense, mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 
 CLIENTS, VGG11 = 10, 9_747_136
 TRAINING: dict[str, Any] = {"batch_size": 20, "local_steps": 5, "learning_rate": 0.1}
@@ -235,7 +235,7 @@ def main(_: Sequence[str]) -> None:
         best, wall_s = max(run["accuracy"]), run["wall_s"]
         print(f"{name}: best {best:.4f}, {run['steps']} merges, {wall_s:.0f} s", flush=True)
 
-    sweep(cells, flags.FLAGS.out, announce)
+    run_cells(cells, flags.FLAGS.out, announce)
 
 
 if __name__ == "__main__":

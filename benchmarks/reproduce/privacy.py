@@ -20,12 +20,12 @@ import numpy as np
 from absl import app, flags
 
 import fedjax_het as fh
+from benchmarks.cells import run_cells
 from fedjax_het.data import from_arrays
 from fedjax_het.data.sources import load
 from fedjax_het.fleet import presets
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
-from fedjax_het.sweeps import sweep
 
 METHODS = ("fedavg", "fedpmt")
 TARGETS: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)  # None for the plain method
@@ -175,7 +175,7 @@ def main(_: Sequence[str]) -> None:
     def announce(name: str, arm: dict[str, Any]) -> None:
         print(f"{name}: {arm['accuracy']}, {arm['wall_s']:.0f} s", flush=True)
 
-    print(table(list(sweep(cells, flags.FLAGS.out, announce).values())))
+    print(table(list(run_cells(cells, flags.FLAGS.out, announce).values())))
 
 
 if __name__ == "__main__":

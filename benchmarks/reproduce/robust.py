@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from benchmarks.cells import curve, run_cells
 from benchmarks.reproduce import pr_fl
 from fedjax_het import algorithms
 from fedjax_het.data import flip_labels
@@ -23,7 +24,6 @@ from fedjax_het.fleet import presets
 from fedjax_het.models.mlp import mlp
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 from fedjax_het.transforms import Transformation, attack, compose, robust
 
 CLIENTS, SHARE = 10, 0.2
@@ -148,7 +148,7 @@ def main(_: Sequence[str]) -> None:
         end, wall_s = at_the_end([row])[0], row["wall_s"]
         print(f"{name:50s} {end:5.1f} %, {wall_s:.0f} s", flush=True)
 
-    print("\n".join(tables(sweep(cells, flags.FLAGS.out, announce))))
+    print("\n".join(tables(run_cells(cells, flags.FLAGS.out, announce))))
 
 
 if __name__ == "__main__":

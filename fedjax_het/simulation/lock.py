@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -28,6 +29,12 @@ NAME, OWNER = ".lock", ".lock.owner"
 # What a file system answers that has no `flock`, or no second names for a file.
 _NONE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EPERM)
 _MOST_BYTES = 4096
+# Who waits for a lock tries to take it so often.
+_TURN_S = 0.1
+
+
+class InUseError(InputError):
+    """Another run holds the lock of a directory."""
 
 
 class Lock:
@@ -37,8 +44,9 @@ class Lock:
       directory: work directory; made if it does not exist.
 
     Raises:
-      InputError: if another run holds the lock; the message says which process, since when, and
-        what to do. It is a `WriteError` if the directory cannot be made or written to.
+      InUseError: if another run holds the lock; the message says which process, since when, and
+        what to do.
+      WriteError: if the directory cannot be made or written to.
     """
 
     def __init__(self, directory: Path):
@@ -129,14 +137,14 @@ class Lock:
             if moved != holder:
                 raise self._in_use(moved)
 
-    def _in_use(self, holder: Mapping[str, Any] | None) -> InputError:
+    def _in_use(self, holder: Mapping[str, Any] | None) -> InUseError:
         remedy = (
             f"wait for it, stop it, name another work directory, or delete {self._path} if that "
             "process is gone"
         )
         if holder is not None and all(holder.get(k) == self._own[k] for k in ("host", "process")):
             remedy = "close the earlier simulation there first"
-        return InputError(f"{self._what}: is in use by {_described(holder)}; {remedy}")
+        return InUseError(f"{self._what}: is in use by {_described(holder)}; {remedy}")
 
 
 def first_takes(directory: Path) -> Lock | None:
@@ -151,8 +159,9 @@ def first_takes(directory: Path) -> Lock | None:
             lock = Lock(directory)
         except InputError as error:
             refused = error
-    if not processes.leaders(float(lock is not None)):
-        raise refused or InputError(
+    if not processes.leaders(float(refused is None)):
+        in_use = processes.leaders(float(isinstance(refused, InUseError)))
+        raise refused or (InUseError if in_use else InputError)(
             f"workdir = {str(directory)!r}: was refused to the first process of the run; "
             "see what that one says"
         )
@@ -168,6 +177,21 @@ def locked(directory: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+
+
+@contextlib.contextmanager
+def waited_for(directory: Path) -> Iterator[None]:
+    """Holds the lock of a directory; waits as long as another process does. For short work."""
+    while True:
+        try:
+            lock = Lock(directory)
+            break
+        except InUseError:
+            time.sleep(_TURN_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _this_process() -> dict[str, Any]:

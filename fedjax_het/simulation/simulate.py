@@ -165,9 +165,23 @@ def _run(
             while not run.done:
                 bar.update(run.advance())
         record = run.record
+    faults = audited(record, audit)
+    return Result(run.variables, run.state, record, faults, problem, run.best)
+
+
+def audited(record: RunRecord, strict: bool = True) -> list[str]:
+    """The violations of the event log's invariants, which are logged.
+
+    Args:
+      record: record of a finished run.
+      strict: whether a violation raises an error.
+
+    Raises:
+      AuditError: if there are any, and `strict`.
+    """
     faults = verify(record.clients, record.metrics, record.summary)
     for fault in faults:
         logging.error("event log: %s", fault)
-    if faults and audit:
-        raise AuditError(run.name, faults)
-    return Result(run.variables, run.state, record, faults, problem, run.best)
+    if faults and strict:
+        raise AuditError(record.summary["name"], faults)
+    return faults

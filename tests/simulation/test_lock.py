@@ -13,7 +13,6 @@ from disk import refusing
 from problems import digits_problem
 
 import fedjax_het as fh
-from fedjax_het import experiment
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.simulation import lock as locks
@@ -178,25 +177,3 @@ def test_a_run_that_fails_at_its_start_frees_its_directory(tmp_path):
     # The error still holds the frames of the run.
     assert caught.value.__traceback__ is not None
     Lock(tmp_path).release()
-
-
-def test_a_comparison_holds_its_directory(tmp_path, monkeypatch):
-    config = {
-        "data": {"source": "digits", "num_clients": 4, "partition": {"name": "iid"}},
-        "model": {"name": "mlp", "hidden": (8,)},
-        "fleet": {"name": "uniform"},
-        "algorithm": {"name": "fedavg", "learning_rate": 0.1, "batch_size": 4},
-        "run": {"rounds": 1},
-    }
-
-    def run(*arguments):
-        with pytest.raises(InputError, match="is in use by process"):
-            Lock(tmp_path)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, "_run", run)
-    with pytest.raises(KeyboardInterrupt):
-        experiment.compare([config], tmp_path)
-    Lock(tmp_path).release()
-    with locked(tmp_path), pytest.raises(InputError, match="is in use by process"):
-        experiment.compare([config], tmp_path)

@@ -1,7 +1,7 @@
 """Sweeps of a study that can be interrupted: every cell runs once and writes one file.
 
 cells = {f"fedavg_{lr}": functools.partial(final_accuracy, lr) for lr in (0.05, 0.1)}
-found = sweep(cells, "runs/search")
+found = run_cells(cells, "runs/search")
 """
 
 import os
@@ -16,7 +16,7 @@ from fedjax_het.common.writing import make_directory, usable_path, write_json
 from fedjax_het.report.records import RunRecord
 
 
-def sweep(
+def run_cells(
     cells: Mapping[str, Callable[[], Any]],
     out: str | os.PathLike[str],
     announce: Callable[[str, Any], None] | None = None,

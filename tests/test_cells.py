@@ -6,9 +6,9 @@ import json
 import pytest
 from problems import nudge, scalar_problem
 
+from benchmarks.cells import curve, run_cells
 from fedjax_het.common.errors import InputError
 from fedjax_het.simulation.simulate import simulate
-from fedjax_het.sweeps import curve, sweep
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
@@ -21,9 +21,9 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
         return {"name": name, "value": 0.1 + 0.2}
 
     with pytest.raises(RuntimeError, match="the power went"):
-        sweep({"a": lambda: cell("a"), "b": lambda: cell("b", fails=True)}, tmp_path / "cells")
+        run_cells({"a": lambda: cell("a"), "b": lambda: cell("b", fails=True)}, tmp_path / "cells")
     cells = {name: functools.partial(cell, name) for name in "abc"}
-    found = sweep(cells, tmp_path / "cells", lambda name, value: told.append(name))
+    found = run_cells(cells, tmp_path / "cells", lambda name, value: told.append(name))
     assert ran == ["a", "b", "b", "c"]
     assert told == ["b", "c"]
     assert list(found) == ["a", "b", "c"]
@@ -33,7 +33,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
 
 def test_cells_of_one_file_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"cells .* differ in more than punctuation"):
-        sweep({"a/b": dict, "a b": dict}, tmp_path)
+        run_cells({"a/b": dict, "a b": dict}, tmp_path)
 
 
 def test_the_curve_of_a_run_has_its_evaluations_only():
