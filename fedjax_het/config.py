@@ -217,7 +217,9 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
         filled = defaults(objectives.OBJECTIVES[full["objective"]["name"]])
         full["objective"] = {**filled, **full["objective"]}
     if "fleet" in full:
-        full["fleet"] = {**defaults(FLEETS[full["fleet"]["name"]]), **full["fleet"]}
+        filled = defaults(FLEETS[full["fleet"]["name"]])
+        filled.pop("num_clients", None)
+        full["fleet"] = {**filled, **full["fleet"]}
     if "name" in full.get("algorithm", {}):
         full["algorithm"] = algorithms.resolved_options(
             full["algorithm"]["name"], full["algorithm"]

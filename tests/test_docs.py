@@ -5,8 +5,10 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from problems import assert_close, differ, digits_problem
 
@@ -18,6 +20,8 @@ from fedjax_het.data import load_federated
 from fedjax_het.data.sources import READERS
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.resources import Resources
+from fedjax_het.fleet import build as build_fleet
+from fedjax_het.fleet.columns import UNITS
 from fedjax_het.models import saving
 from fedjax_het.simulation.simulate import simulate
 from fedjax_het.transforms.catalogue import TRANSFORMATIONS
@@ -131,6 +135,29 @@ def test_the_composed_method_of_the_documentation_runs(capsys):
     named_ones = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)`", page.read_text()))
     kinds = {name.partition(".")[2] for name in TRANSFORMATIONS}
     assert kinds <= {name.rpartition(".")[2] for name in named_ones}
+
+
+def test_the_fleet_of_the_documentation_is_read(elsewhere, capsys):
+    page = ROOT / "docs" / "fleets.md"
+    devices, times = [code for code, _ in blocks(page, "csv")]
+    (elsewhere / "devices.csv").write_text(devices)
+    (elsewhere / "availability.csv").write_text(times + "d2,0,1\n")
+    ((code, _),) = blocks(page, "python")
+    exec(compile(code, str(page), "exec"), {"__name__": "fleets"})
+    assert "('low', 'high') ['d0' 'd1' 'd2'] [4.e+08 5.e+08 4.e+09]" in capsys.readouterr().out
+    ((configured, _),) = blocks(page, "py")
+    config = SimpleNamespace()
+    exec(configured, {"config": config})
+    made = build_fleet(num_clients=3, **config.fleet)
+    assert made.next_available(np.arange(3), 600.0).tolist() == [np.inf, 600.0, np.inf]
+    told = page.read_text()
+    assert [
+        name
+        for name in UNITS
+        if f"`{name}`" not in told
+        and f"`_{name.split('_', 1)[-1]}`" not in told
+        and not re.match("(mj|uj|nj|pj)_per_", name)
+    ] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
@@ -79,6 +80,7 @@ NEEDED = {"deviation": 1.0, "factor": 2.0, "levels": 4, "share": 0.4, "bits": 4,
 NEEDED |= {"deadline_s": 1.0, "interval_s": 1.0, "noise": 1.0, "clip": 1.0, "attackers": 1}
 NEEDED |= {"limit": 1.0, "choice": "sgd", "learning_rate": 0.1, "alpha": 1.0, "sigma": 1.0}
 NEEDED |= {"labels_per_client": 2, "num_clients": 4, "rounds": 1}
+NEEDED |= {"path": str(Path(__file__).parent / "fleet" / "files" / "devices.csv")}
 
 
 def built(options: Mapping[str, Any], make: Callable[..., Any]) -> None:
@@ -92,7 +94,7 @@ def made_by(of: str) -> Callable[..., Any]:
     kind, _, name = of.partition(" ")
     makers: dict[str, Callable[..., Any]] = {
         "objective": lambda **o: objectives.build(name, **o),
-        "fleet": lambda **o: fleet.build(name, **o).describe(),
+        "fleet": lambda **o: fleet.build(name, **{"num_clients": 8, **o}).describe(),
         "partition": lambda **o: partitioner(name, **o),
         "transformation": lambda **o: named({"name": name, **o}, TRANSFORMATIONS, "step"),
         "run": RunOptions,

@@ -20,13 +20,22 @@ def loaded(program):
 
 
 @pytest.mark.parametrize(
-    "program",
-    ["import fedjax_het", "from fedjax_het.models import mlp", "import fedjax_het.report"],
+    ("program", "computes"),
+    [
+        ("import fedjax_het as fh; [getattr(fh, name) for name in fh.__all__]", True),
+        ("from fedjax_het.models import mlp", True),
+        ("import fedjax_het.report", False),
+    ],
 )
-def test_the_library_leaves_heavy_packages_for_later(program):
+def test_the_library_leaves_heavy_packages_for_later(program, computes):
     modules = set(loaded(program))
-    assert "jax" in modules
+    assert ("jax" in modules) == computes
     assert sorted(modules & set(LATER)) == []
+
+
+def test_the_command_line_leaves_everything_for_later():
+    modules = set(loaded("import fedjax_het.cli, launch.train; assert 'fleet' in dir(fedjax_het)"))
+    assert sorted(modules & {"jax", "flax", "scipy", *LATER}) == []
 
 
 def test_what_comes_later_is_there_when_it_is_asked_for():
@@ -36,5 +45,7 @@ def test_what_comes_later_is_there_when_it_is_asked_for():
     )
     assert "matplotlib" in modules
     assert set(fh.report.__all__) <= {*dir(fh.report), "compare", "write_report", "Comparison"}
+    with pytest.raises(AttributeError, match="module 'fedjax_het' has no attribute 'nothing'"):
+        fh.nothing  # noqa: B018
     with pytest.raises(AttributeError, match=r"fedjax_het\.report.* 'nothing'"):
         fh.report.nothing  # noqa: B018

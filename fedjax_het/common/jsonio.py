@@ -108,13 +108,14 @@ def read_lines(path: Path, *, may_be_empty: bool = False) -> list[Any]:
     return [parse_json(line, f"{path}, line {i}") for i, line in enumerate(lines[:-1], 1)]
 
 
-def parse_json(content: bytes, where: str, remedy: str = _RESTORE) -> Any:
+def parse_json(content: bytes, where: str, remedy: str = _RESTORE, distinct: bool = False) -> Any:
     """The value of a JSON text: finite numbers, at most `MAX_DEPTH` values inside each other.
 
     Args:
       content: text in UTF-8.
       where: name of the text in an error message.
       remedy: advice in an error message.
+      distinct: whether a name that an object has twice is an error; else the last one counts.
 
     Raises:
       InputError: if it is anything else.
@@ -126,7 +127,7 @@ def parse_json(content: bytes, where: str, remedy: str = _RESTORE) -> Any:
         held = text.count("[") + text.count("{")
         if held > _MAX_CONTAINERS:
             raise ValueError(f"{held} lists and objects, must be at most {_MAX_CONTAINERS}")
-        value = _DECODER.decode(text)
+        value = (_DISTINCT if distinct else _DECODER).decode(text)
         deep = held > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH)
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not UTF-8 text (byte {error.start}); {remedy}") from None
@@ -163,4 +164,19 @@ def _finite(digits: str) -> float:
     return value if math.isfinite(value) else _reject_constant(digits)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_int=_whole, parse_float=_finite)
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"the name {twice[:100]!r} is there twice")
+    return found
+
+
+_PARSERS: dict[str, Any] = {
+    "parse_constant": _reject_constant,
+    "parse_int": _whole,
+    "parse_float": _finite,
+}
+_DECODER = json.JSONDecoder(**_PARSERS)
+_DISTINCT = json.JSONDecoder(**_PARSERS, object_pairs_hook=_distinct)

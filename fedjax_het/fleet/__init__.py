@@ -6,6 +6,7 @@ from fedjax_het.fleet.block_times import MeasuredProfile
 from fedjax_het.fleet.cost import CostTable, cost_table, price
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.energy import task_joules, with_energy
+from fedjax_het.fleet.files import read_csv, read_fedscale, read_json
 from fedjax_het.fleet.phones import from_traces, phones
 from fedjax_het.fleet.presets import FLEETS, build, exponential, speed_groups, uniform
 from fedjax_het.fleet.profile import format_table, measure, with_measured
@@ -33,6 +34,9 @@ __all__ = [
     "phones",
     "prfl",
     "price",
+    "read_csv",
+    "read_fedscale",
+    "read_json",
     "speed_groups",
     "synthetic",
     "task_joules",

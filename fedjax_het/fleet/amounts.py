@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 
 from fedjax_het.common import numbers
-from fedjax_het.common.arrays import require_unmasked
+from fedjax_het.common.arrays import given_array, require_unmasked
 from fedjax_het.common.errors import InputError, require
 
 # Largest number of a device class; a count of every one is kept.
 _MOST_GROUPS = 10**6
+# Characters of the name of a device; an array of text has room for the longest in every place.
+LONGEST_NAME = 100
 
 
 def device_column(name: str, value: Any, n: int, *, positive: bool, may_be_inf: bool) -> np.ndarray:
@@ -90,6 +92,20 @@ def device_groups(value: Any, names: tuple[str, ...], n: int) -> np.ndarray:
     )
     groups.setflags(write=False)
     return np.broadcast_to(groups, (n,))
+
+
+def device_names(value: Any, n: int) -> np.ndarray:
+    """The name of each device, text[n], read-only; `InputError` if the values are no such names."""
+    names = given_array(value, "device_names", "give one text per device")
+    require(
+        names.dtype.kind == "U" and names.shape == (n,) and names.itemsize <= 4 * LONGEST_NAME,
+        f"device_names of {names.dtype} and shape {names.shape}",
+        f"must be {n} texts of at most {LONGEST_NAME} characters",
+        "give one per device",
+    )
+    names = names.copy()
+    names.setflags(write=False)
+    return names
 
 
 def client_ids(clients: np.ndarray, n: int) -> np.ndarray:

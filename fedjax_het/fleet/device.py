@@ -9,37 +9,25 @@ import numpy as np
 from fedjax_het.common.errors import require
 from fedjax_het.contract.plan import Timing
 from fedjax_het.fleet import jitter
-from fedjax_het.fleet.amounts import client_ids, device_column, device_groups, span, task_amount
+from fedjax_het.fleet.amounts import (
+    client_ids,
+    device_column,
+    device_groups,
+    device_names,
+    span,
+    task_amount,
+)
 from fedjax_het.fleet.availability import Always, Availability, always
 from fedjax_het.fleet.bandwidth import TraceLink
+from fedjax_het.fleet.columns import COLUMNS, PRICES, USUAL
 from fedjax_het.fleet.consistency import OnInterrupt, require_consistent
 from fedjax_het.fleet.membership import Membership
 from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.fleet.speed import SpeedTrace
 
-# Columns that price energy; a fleet in which all are 0 records none.
-PRICES = ("joules_per_flop", "joules_per_byte_up", "joules_per_byte_down", "idle_watts")
-
 # Fields given as a number or an array, and stored as arrays of length n.
 PerDevice = Any
 
-_COLUMNS = {
-    "flops_per_s": {"positive": True, "may_be_inf": False},
-    "downlink_bytes_per_s": {"positive": True, "may_be_inf": True},
-    "uplink_bytes_per_s": {"positive": True, "may_be_inf": True},
-    "memory_bytes": {"positive": True, "may_be_inf": True},
-    "latency_s": {"positive": False, "may_be_inf": False},
-    "compute_jitter": {"positive": False, "may_be_inf": False},
-    "link_jitter": {"positive": False, "may_be_inf": False},
-    **{name: {"positive": False, "may_be_inf": False} for name in PRICES},
-    "failure_rate": {"positive": False, "may_be_inf": False},
-    "joins_s": {"positive": False, "may_be_inf": False},
-    "leaves_s": {"positive": True, "may_be_inf": True},
-    "battery_joules": {"positive": True, "may_be_inf": True},
-}
-# Columns that a run describes only if a device has another value than this one.
-_USUAL = {**dict.fromkeys((*PRICES, "failure_rate", "joins_s"), 0.0)}
-_USUAL |= dict.fromkeys(("leaves_s", "battery_joules"), np.inf)
 # Longest task: 30,000 years. Virtual time still resolves milliseconds then.
 _LONGEST_S = 1e12
 
@@ -92,7 +80,9 @@ class Fleet:
         for a constant fleet. The arrays above are those of round 0.
       groups: int64[n], class of each device, for plots.
       group_names: names of the classes, or () for numbers.
+      device_names: text[n], names of the devices in records and plots; None for numbers.
       name: name of the fleet in records.
+      source: digest of the files that the fleet was read from; empty for none.
     """
 
     flops_per_s: np.ndarray
@@ -120,7 +110,9 @@ class Fleet:
     redraw: Redraw | None = None
     groups: PerDevice = 0
     group_names: tuple[str, ...] = ()
+    device_names: np.ndarray | None = None
     name: str = "custom"
+    source: str = ""
 
     def __post_init__(self) -> None:
         n = np.size(self.flops_per_s)
@@ -130,11 +122,13 @@ class Fleet:
             "must be one number per device",
             "pass an array of length n >= 1",
         )
-        for name, limits in _COLUMNS.items():
+        for name, limits in COLUMNS.items():
             column = device_column(name, getattr(self, name), n, **limits)
             object.__setattr__(self, name, column)
         groups = device_groups(self.groups, self.group_names, n)
         object.__setattr__(self, "groups", groups)
+        if self.device_names is not None:
+            object.__setattr__(self, "device_names", device_names(self.device_names, n))
         require_consistent(self)
 
     @property
@@ -301,10 +295,11 @@ class Fleet:
         return {
             "name": self.name,
             "num_devices": self.num_devices,
+            **({"source": self.source} if self.source else {}),
             **{
                 f"{name} (min, median, max)": span(getattr(self, name))
-                for name in _COLUMNS
-                if name not in _USUAL or (getattr(self, name) != _USUAL[name]).any()
+                for name in COLUMNS
+                if name not in USUAL or (getattr(self, name) != USUAL[name]).any()
             },
             **({} if self.on_interrupt == "finish" else {"on_interrupt": self.on_interrupt}),
             "compute_distribution": self.compute_distribution,

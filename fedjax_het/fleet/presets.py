@@ -2,8 +2,9 @@
 
     fleet = build("speed_groups", num_clients=30, relative_speeds=(0.34, 0.71, 1.0))
 
-Every builder is `(num_clients, seed, **options) -> Fleet`; the same arguments give the same fleet.
-With free links (infinite rate) only computation takes time, as in papers that model nothing else.
+Every builder takes `num_clients`, `seed` and options of its own by name; the same arguments and
+files give the same fleet. With free links (infinite rate) only computation takes time, as in papers
+that model nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from fedjax_het.common.options import check_options, check_types, checked
 from fedjax_het.fleet.consistency import OnInterrupt
 from fedjax_het.fleet.device import Fleet
 from fedjax_het.fleet.energy import Energy, with_energy
+from fedjax_het.fleet.files import READERS
 from fedjax_het.fleet.phones import from_traces, phones
 from fedjax_het.fleet.published import FLOPS_PER_S, adel, dtfl, fedel, prfl
 
@@ -67,7 +69,7 @@ def build(
     check_types(own, f"option of fleet {name!r}", build)
     options = {"seed": seed, **options}
     check_options(options, f"option of fleet {name!r}", FLEETS[name], derived=("num_clients",))
-    fleet = FLEETS[name](int(num_clients), **options)
+    fleet = FLEETS[name](num_clients=int(num_clients), **options)
     if failure_rate or on_interrupt != "finish":
         fleet = replace(fleet, failure_rate=failure_rate, on_interrupt=on_interrupt)
     return fleet if energy is None else with_energy(fleet, energy)
@@ -166,4 +168,5 @@ FLEETS: dict[str, Callable[..., Fleet]] = {
     "speed_groups": speed_groups,
     "traces": from_traces,
     "uniform": uniform,
+    **READERS,
 }

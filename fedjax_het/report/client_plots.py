@@ -107,7 +107,7 @@ def _by_group(
             half = 0.45 * width
             ends = [group + middle - half, group + middle + half]
             axes.plot(ends, [own.mean()] * 2, color="black", lw=1.6)
-    axes.set_xticks(np.arange(len(names)), names)
+    axes.set_xticks(np.arange(len(names)), [plain(name) for name in names])
     axes.tick_params("x", labelsize=8.5, length=0, rotation=0 if len(names) <= 4 else 90)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_title("by device group, mean as a line", fontsize=10)

@@ -14,6 +14,7 @@ from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import PALETTE, WAITING, legend_above, method_style, plain, styled
 from fedjax_het.report.tasks import (
     Tasks,
+    device_labels,
     evenly,
     group_devices,
     mean_by_group,
@@ -85,8 +86,7 @@ def timeline(record: RunRecord, until_s: float, most: int = 40) -> Figure:
             ms=6,
             zorder=4,
         )
-    names = [record.population.client_name(int(device)) for device in shown]
-    _label_rows(axes, names, groups.of_client[0][shown], groups.labels)
+    _label_rows(axes, device_labels(record, shown), groups.of_client[0][shown], groups.labels)
     axes.set_xlim(0, until_s / scale * 1.005)
     axes.set_xlabel(f"virtual time ({unit_name})")
     some = "" if shown.size == devices.size else f" ({shown.size} of {devices.size}, evenly chosen)"
@@ -122,7 +122,7 @@ def _bars(left: np.ndarray, right: np.ndarray, row: np.ndarray) -> Path:
 
 
 def _label_rows(axes: Axes, names: Sequence[str], group: np.ndarray, labels: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(len(names)), names, parse_math=False)
+    axes.set_yticks(np.arange(len(names)), [plain(name) for name in names])
     axes.tick_params("y", length=0, labelsize=8 if len(names) > 20 else 9.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
     for g in np.unique(group):
@@ -130,7 +130,7 @@ def _label_rows(axes: Axes, names: Sequence[str], group: np.ndarray, labels: Seq
         if rows[0] > 0:
             axes.axhline(rows[0] - 0.5, color="#777777", lw=0.8)
         axes.annotate(
-            labels[g],
+            plain(labels[g]),
             (1, rows.mean()),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),
@@ -173,7 +173,7 @@ def trained_blocks(runs: Runs) -> Figure:
                 color = "white" if value > 0.55 else "black"
                 axes.text(g + 0.5, b + 0.5, text, ha="center", va="center", color=color, fontsize=9)
         axes.set_title(plain(name))
-        axes.set_xticks(np.arange(count) + 0.5, groups.names)
+        axes.set_xticks(np.arange(count) + 0.5, [plain(name) for name in groups.names])
         lowest = i + columns >= len(runs)
         axes.tick_params("x", labelsize=8.5, rotation=0 if count <= 3 else 90, labelbottom=lowest)
         ticks = np.arange(0, len(names), -(-len(names) // 20))
@@ -224,7 +224,7 @@ def waiting_by_group(runs: Runs) -> Figure:
         )
         entries.append((f"{name}, busy", Patch(color=color)))
     entries.append(("waiting", Patch(facecolor=WAITING, hatch="////", edgecolor="#888888")))
-    axes.set_xticks(np.arange(count), groups.labels)
+    axes.set_xticks(np.arange(count), [plain(label) for label in groups.labels])
     axes.tick_params("x", labelsize=9.5 if count <= 4 else 7.5, length=0)
     axes.set_ylabel(f"mean time per task ({unit_name})")
     axes.grid(True, axis="y")

@@ -89,7 +89,7 @@ def energy_by_group(runs: Runs) -> Figure:
     for i, joules in enumerate(spent.values()):
         at = np.arange(count) + (i - (len(runs) - 1) / 2) * width
         axes.bar(at, joules / scale, width * 0.92, color=method_style(i)["color"])
-    axes.set_xticks(np.arange(count), groups.labels)
+    axes.set_xticks(np.arange(count), [plain(label) for label in groups.labels])
     axes.tick_params("x", labelsize=9.5 if count <= 4 else 7.5, length=0)
     axes.set_ylabel(f"energy of a whole run ({unit_name})")
     axes.grid(True, axis="y")

@@ -17,8 +17,8 @@ from fedjax_het.common.numbers import INT32
 from fedjax_het.common.writing import write_atomic
 
 POPULATION = "population.npz"
-# Columns that give names to clients and classes.
-NAMES = ("ids", "classes")
+# Columns that give names to clients, classes and devices.
+NAMES = ("ids", "classes", "device_names")
 _MOST_CHARACTERS = 16
 _REDO = "restore the file or run the experiment again"
 # Dtypes in the file: the first that holds all numbers of a column.
@@ -36,6 +36,7 @@ class Population:
         not one class per sample.
       ids: the user's ids of the clients, text or integers [n]; None for their numbers.
       classes: names of the classes, text [C]; None for their numbers.
+      device_names: names of the clients' devices, text [n]; None for their numbers.
       source: file, or name of the columns for error messages.
 
     Raises:
@@ -47,6 +48,7 @@ class Population:
     label_counts: np.ndarray | None = None
     ids: np.ndarray | None = None
     classes: np.ndarray | None = None
+    device_names: np.ndarray | None = None
     source: str = field(default="population", repr=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +57,8 @@ class Population:
             given = getattr(self, name)
             if name != "label_counts" or given is not None:
                 object.__setattr__(self, name, _column(given, f"{self.source}: {name}", n, axes))
-        for name, length in (("ids", len(self)), ("classes", self.num_classes)):
+        lengths = (len(self), self.num_classes, len(self))
+        for name, length in zip(NAMES, lengths, strict=True):
             given = getattr(self, name)
             if given is not None:
                 object.__setattr__(self, name, _names(given, f"{self.source}: {name}", length))
@@ -125,9 +128,7 @@ class Population:
         layout: Layout = dict.fromkeys(("device_groups", "sizes"), ("integers", (clients,)))
         if classes is not None:
             layout = {**layout, "label_counts": ("integers", (clients, classes))}
-        lengths = {"ids": clients, "classes": classes}
-        for name in NAMES:
-            length = lengths[name]
+        for name, length in zip(NAMES, (clients, classes, clients), strict=True):
             if name in named and length is not None:
                 layout = {**layout, name: ("names", (length,))}
         return cls(**read_arrays(path, layout, _REDO), source=str(path))

@@ -100,6 +100,7 @@ _SUMMARY = {
     "num_blocks": "i",
     "block_names": "l",
     "data": "d",
+    "fleet?": "d",
     "metric?": "d",
     "submodels?": "d",
 }

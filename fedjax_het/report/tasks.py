@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedjax_het.report.population import shortened
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.units import quantity
 
 _MOST_GROUPS = 8
+# Characters of the name of a group.
+_LONGEST = 24
 _WHOLE = ("step", "client", "first_block", "exit_block")
 _REAL = ("dispatched_s", "download_s", "compute_s", "upload_s", "flops", "samples")
 
@@ -131,7 +134,7 @@ def group_devices(records: Sequence[RunRecord], tasks: Sequence[Tasks]) -> Group
     ids = np.unique(np.concatenate(given))
     if ids.size <= _MOST_GROUPS:
         keys = [np.searchsorted(ids, groups) for groups in given]
-        names = [f"group {i}" for i in ids]
+        names = [_class_name(records[0], int(i)) for i in ids]
     else:
         keys = [_quarters(groups.size, t) for groups, t in zip(given, tasks, strict=True)]
         names = [f"speed Q{i}" for i in range(1, 5)]
@@ -145,6 +148,24 @@ def group_devices(records: Sequence[RunRecord], tasks: Sequence[Tasks]) -> Group
         for i in order
     )
     return Groups(labels, tuple(rank[key] for key in keys))
+
+
+def _class_name(record: RunRecord, number: int) -> str:
+    """The name that the fleet gives to a group, shortened to fit into a plot, or its number."""
+    groups = record.summary.get("fleet", {}).get("groups")
+    given = [*groups] if isinstance(groups, dict) else []
+    name = given[number] if number < len(given) else str(number)
+    if name == str(number):
+        return f"group {number}"
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def device_labels(record: RunRecord, devices: np.ndarray) -> list[str]:
+    """The names of devices, or if the fleet has none, the ids of their clients."""
+    population = record.population
+    if population.device_names is not None:
+        return [shortened(name) for name in population.device_names[devices]]
+    return [population.client_name(int(device)) for device in devices]
 
 
 def _quarters(devices: int, tasks: Tasks) -> np.ndarray:

@@ -16,6 +16,7 @@ from fedjax_het.contract.plan import Schedule
 from fedjax_het.contract.selection import Selector
 from fedjax_het.data.batches import Batch
 from fedjax_het.data.sources import PLACES
+from fedjax_het.fleet.files import without_paths
 from fedjax_het.models.structure import structure
 from fedjax_het.problem import Problem
 from fedjax_het.runtime import processes
@@ -49,6 +50,9 @@ def identify(
     if "data" in settings:
         # Where files are does not matter; the fingerprint and the digests cover their content.
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in PLACES}
+    if "fleet" in settings:
+        # The fleet's description has a digest of its files.
+        settings["fleet"] = without_paths(settings["fleet"])
     if "model" in settings:
         settings["model"] = {k: v for k, v in settings["model"].items() if k != "start"}
     origin = problem.model.origin

@@ -278,6 +278,7 @@ def _population(problem: Problem) -> Population:
         counts,
         ids=None if data.ids is None else data.ids[: data.num_clients],
         classes=None if counts is None or data.classes is None else np.array(data.classes),
+        device_names=problem.fleet.device_names,
     )
 
 

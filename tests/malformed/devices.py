@@ -57,6 +57,14 @@ FLEETS: list[Case] = [
         "battery_joules = 50.0 without a price of energy | never be spent | with_energy",
     ),
     (devices(idle_watts="low"), "idle_watts = 'low' | must be numbers | per device"),
+    (
+        devices(device_names=["a", "b"]),
+        "device_names of <U1 and shape (2,) | 3 texts of at most 100 | one per device",
+    ),
+    (
+        devices(device_names=[1, 2, 3]),
+        "device_names of int64 and shape (3,) | 3 texts of at most 100 | one per device",
+    ),
     (fleet_of("uniform", energy="phone"), "energy 'phone' | phone_lte, phone_wifi | did you mean"),
     (fleet_of("uniform", energy=5.0), "energy 5.0 | must be one of | choose one"),
     (devices(groups=0.5), "groups = 0.5 | integers >= 0 | from 0"),

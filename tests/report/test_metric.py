@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedjax_het import cli
+from fedjax_het.cli import programs
 from fedjax_het.common.errors import InputError
 from fedjax_het.report.metric import MetricInfo
 
@@ -84,7 +84,7 @@ def test_targets_that_are_no_values_are_refused():
 
 
 def test_the_command_line_names_the_metric(make_run, two_regressions):
-    lines = cli._outcome(make_run("FedAvg", steps=3, every=3), "runs/a").split("\n")
+    lines = programs.outcome(make_run("FedAvg", steps=3, every=3), "runs/a").split("\n")
     assert lines[1:] == [
         "test accuracy 0.6018 (best 0.6018)",
         "  80 %: not reached",
@@ -92,6 +92,6 @@ def test_the_command_line_names_the_metric(make_run, two_regressions):
         "report: runs/a/report.html",
     ]
     record = two_regressions["FedAvg"][0]
-    lines = cli._outcome(record, "runs/a").split("\n")
+    lines = programs.outcome(record, "runs/a").split("\n")
     assert lines[1] == f"test MAE {record.final:.3f} (best {record.best:.3f})"
     assert lines[2] == "  MAE 3: not reached"

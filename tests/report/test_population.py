@@ -66,6 +66,16 @@ def test_packed_arrays_have_no_time_and_no_place_of_their_making():
         packed_arrays({"a": np.array([{}], object)})
 
 
+def test_names_of_devices_are_read_back(tmp_path):
+    named = Population(np.array([0, 1]), np.array([3, 4]), device_names=np.array(["d0", "ü"]))
+    named.write(tmp_path)
+    assert Population.read(tmp_path, 2, None, named=["device_names"]) == named
+    assert Population.read(tmp_path, 2, None) != named
+    Population(np.array([0, 1]), np.array([3, 4])).write(tmp_path)
+    with pytest.raises(InputError, match=r"population.npz: lacks the arrays \['device_names'\]"):
+        Population.read(tmp_path, 2, None, named=["device_names"])
+
+
 def test_columns_may_not_be_changed_and_are_compared_by_value():
     held = Population(np.array([0, 1]), np.array([3, 4]))
     with pytest.raises(ValueError, match="read-only"):
@@ -116,6 +126,7 @@ def test_names_of_clients_and_classes_are_kept(tmp_path):
             {"label_counts": np.ones((2, 0), int)},
             r"label_counts of shape \[2, 0\]: must have 2 axes",
         ),
+        ({"device_names": np.array(["a"])}, "device_names of .*: must be text or whole numbers"),
         ({"label_counts": np.ones(2, int)}, r"label_counts of shape \[2\]"),
         ({"label_counts": np.ones((3, 2), int)}, r"label_counts of shape \[3, 2\]"),
     ],
