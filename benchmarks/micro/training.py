@@ -121,7 +121,7 @@ class Trainer:
         plan, _ = self._algorithm.plan(self._state, self._variables, situation)
         if steps is not None:
             plan = plan._replace(steps=np.full(clients, steps))
-        routes = self._engine.resources.routes().execute(plan.routes)
+        routes = self._engine.resources.routes().execute(plan)
         acc, _ = self._engine.train(self._state, self._variables, plan, key, routes)
         now = Now(np.int32(0), key)
         return self._engine.close(acc, self._state, self._variables, plan.shared, now)[1].params
