@@ -32,7 +32,14 @@ if TYPE_CHECKING:
         selection,
     )
     from fedjax_het.problem import Problem
-    from fedjax_het.simulation import Result, RunOptions, SavedModel, Simulation, load_model
+    from fedjax_het.simulation import (
+        SINKS,
+        Result,
+        RunOptions,
+        SavedModel,
+        Simulation,
+        load_model,
+    )
     from fedjax_het.simulation.simulate import simulate
     from fedjax_het.sweeps import Sweep, sweep
     from fedjax_het.transforms import (
@@ -49,6 +56,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "SINKS",
     "Aggregator",
     "Algorithm",
     "ClientResult",
@@ -113,6 +121,7 @@ _HOMES = {
     ),
     "fedjax_het.problem": ("Problem",),
     "fedjax_het.simulation": (
+        "SINKS",
         "Result",
         "RunOptions",
         "SavedModel",

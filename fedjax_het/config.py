@@ -225,7 +225,7 @@ def resolve(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
             full["algorithm"]["name"], full["algorithm"]
         )
     run = asdict(RunOptions.parse(section(config, "run")))
-    for name in ("workdir", "name", "tensorboard"):
+    for name in ("workdir", "name", "sinks"):
         run.pop(name)
     return {
         **full,

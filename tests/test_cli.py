@@ -215,7 +215,7 @@ def test_a_mistake_ends_with_one_line(fedjax_het, tiny, tmp_path, monkeypatch, a
         ("algorithm.momentum=high", "'momentum' = 'high': must be a number; e.g. momentum = 0.0"),
         ("run.rounds=many", "--config.run.rounds=many"),
         ("run.rounds=0", "rounds = 0: must be a whole number of at least 1"),
-        ("run.tensorboard=maybe", "'tensorboard' = 'maybe': must be True or False"),
+        ("run.sinks=('tensorbord',)", "sink 'tensorbord': must be one of"),
         ("modle.name=mlp", "override of --config: 'modle'"),
         ("modle=3", "config section 'modle': must be one of"),
         ("run=3", "--config.run=3"),

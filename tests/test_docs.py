@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from problems import assert_close, differ, digits_problem
 
+import fedjax_het as fh
 from fedjax_het import algorithms, cli, experiment
 from fedjax_het.algorithms.fedrolex import fedrolex
 from fedjax_het.common.errors import InputError
+from fedjax_het.common.jsonio import read_lines
 from fedjax_het.config import methods, named, section
 from fedjax_het.data import load_federated
 from fedjax_het.data.sources import READERS
@@ -135,6 +137,18 @@ def test_the_composed_method_of_the_documentation_runs(capsys):
     named_ones = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)`", page.read_text()))
     kinds = {name.partition(".")[2] for name in TRANSFORMATIONS}
     assert kinds <= {name.rpartition(".")[2] for name in named_ones}
+
+
+def test_the_sink_of_the_documentation_gets_rows(elsewhere, capsys, monkeypatch):
+    """The last block; the one before asks for an extra."""
+    code, _ = blocks(ROOT / "docs" / "sinks.md", "python")[-1]
+    problem = digits_problem()
+    algorithm = algorithms.build("fedavg", problem, learning_rate=0.1, batch_size=4)
+    monkeypatch.setitem(fh.SINKS, "printed", None)  # what the page adds is removed again
+    exec(code, {"fh": fh, "problem": problem, "algorithm": algorithm})
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = read_lines(elsewhere / "runs" / "printed" / "metrics.jsonl")
+    assert told == [[str(row["step"]), str(row["accuracy"])] for row in rows]
 
 
 def test_the_fleet_of_the_documentation_is_read(elsewhere, capsys):

@@ -151,7 +151,7 @@ def test_a_finished_run_is_read_back_and_a_longer_one_goes_on(run, rounds, witho
     assert again.record.metrics == result.record.metrics
     config["run"] |= {
         "rounds": 3,
-        "tensorboard": importlib.util.find_spec("tensorboardX") is not None,
+        "sinks": ["tensorboard"] if importlib.util.find_spec("tensorboardX") else [],
     }
     longer = experiment.train(config, workdir, problem())
     assert rounds == ["fedavg"]

@@ -23,7 +23,7 @@ from fedjax_het.report.submodels import submodel_values
 from fedjax_het.simulation.assessment import reaches
 from fedjax_het.simulation.evaluation import metrics_of
 from fedjax_het.simulation.identity import require_same
-from fedjax_het.simulation.sinks import TensorBoard
+from fedjax_het.simulation.sinks import Sinks
 
 _PACKAGES = ("fedjax-het", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 # Totals of the run that are sums over the rows of the steps, and the others.
@@ -106,7 +106,7 @@ class Journal:
     Args:
       workdir: work directory; None keeps the rows in memory.
       config: resolved configuration, without the environment.
-      sink: another place for the rows of metrics, or None.
+      sinks: other places for the rows of metrics, or None.
       fleet: fleet of the run; if it prices energy, the joules are summed as well, in total and over
         its device groups. None sums none.
 
@@ -118,10 +118,10 @@ class Journal:
         self,
         workdir: Path | None,
         config: Mapping[str, Any],
-        sink: TensorBoard | None = None,
+        sinks: Sinks | None = None,
         fleet: Fleet | None = None,
     ):
-        self._workdir, self._sink = workdir, sink
+        self._workdir, self._sinks = workdir, sinks
         self._config = {**config, **environment()}
         self._writer: RunWriter | None = None
         self._metrics: list[dict[str, Any]] = []
@@ -166,8 +166,8 @@ class Journal:
             self._clients.extend(clients)
         else:
             self._writer.write_step(metrics, clients)
-        if self._sink is not None:
-            self._sink.write(metrics)
+        if self._sinks is not None:
+            self._sinks.write(metrics)
 
     def write_evaluations(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows of clients that were evaluated."""
@@ -180,8 +180,8 @@ class Journal:
         """Closes the files, also after a failure."""
         if self._writer is not None:
             self._writer.close()
-        if self._sink is not None:
-            self._sink.close()
+        if self._sinks is not None:
+            self._sinks.close()
 
     def record(
         self,

@@ -13,7 +13,7 @@ from fedjax_het.simulation.checkpoints import Checkpoints
 from fedjax_het.simulation.journal import Journal, require_own
 from fedjax_het.simulation.lock import Lock, first_takes
 from fedjax_het.simulation.options import RunOptions
-from fedjax_het.simulation.sinks import tensorboard_writer
+from fedjax_het.simulation.sinks import SinkRun, open_sinks
 
 
 class Records(NamedTuple):
@@ -87,8 +87,9 @@ def open_records(
         checkpoints.newest(identity)
         if writes:
             processes.meet("checkpoints")
-        sink = tensorboard_writer(workdir) if options.tensorboard and writes else None
-        journal = Journal(workdir if writes else None, recorded, sink, fleet)
+        told = SinkRun(workdir, options.name, recorded)
+        sinks = open_sinks(options.sinks if writes else (), told)
+        journal = Journal(workdir if writes else None, recorded, sinks, fleet)
     except BaseException:
         if lock is not None:
             lock.release()

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
-from fedjax_het.common.errors import require
+from fedjax_het.common.errors import require, require_known
 from fedjax_het.common.numbers import Count, Seed, Unlimited
 from fedjax_het.common.options import check_options, check_types
 from fedjax_het.common.writing import encodable, usable_path
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.engine.resources import ConvolutionChoice, Execution, Resources, check_resources
 from fedjax_het.problem import Problem
+from fedjax_het.simulation.sinks import SINKS
 
 # Characters of the longest name: every figure and table of a page repeats it.
 _LONGEST_NAME = 200
@@ -32,7 +33,7 @@ FREE = (
     "checkpoint_every",
     "workdir",
     "name",
-    "tensorboard",
+    "sinks",
     # Its place does not matter; the identity has a digest of its values.
     "initial",
 )
@@ -66,7 +67,7 @@ class RunKeywords(TypedDict, total=False):
     max_routes: Count
     devices: Count
     convolution: ConvolutionChoice
-    tensorboard: bool
+    sinks: Sequence[str]
     initial: str | Path | Variables | None
 
 
@@ -105,8 +106,9 @@ class RunOptions:
       devices: number of local devices over which clients are sharded.
       convolution: way to choose lowerings, "table" or "tuned" (measured on this device); see
         `Resources`.
-      tensorboard: whether TensorBoard events are also written, to `workdir/tensorboard` (extra
-        "tracking").
+      sinks: further places for the numbers of `metrics.jsonl`, keys of `SINKS`: "tensorboard"
+        (events in the work directory), "wandb", "mlflow", "trackio"; extras of these names, and
+        "tracking" for TensorBoard. A sink that fails later does not end the run.
       initial: model to start from, for every seed: the work directory of a finished run (of any
         method or data), a safetensors file, or variables. Names and shapes must be those of the
         problem's model. None draws the model with `seed`. A run that has a checkpoint continues
@@ -133,7 +135,7 @@ class RunOptions:
     max_routes: Count = 32
     devices: Count = 1
     convolution: ConvolutionChoice = "table"
-    tensorboard: bool = False
+    sinks: Sequence[str] = ()
     initial: str | Path | Variables | None = None
 
     def __post_init__(self) -> None:
@@ -150,6 +152,8 @@ class RunOptions:
             f"must have at most {_LONGEST_NAME}, because every figure and table repeats it",
             "choose a shorter one",
         )
+        for sink in self.sinks:
+            require_known(sink, SINKS, "sink")
         if self.workdir is not None:
             usable_path(self.workdir, "workdir")
         for name in ("rounds", "eval_every", "checkpoint_every", "patience"):
@@ -194,9 +198,9 @@ class RunOptions:
                 "leave it out for no limit",
             )
         require(
-            not self.tensorboard or self.workdir is not None,
-            "tensorboard = True without a workdir",
-            "needs a place to write to",
+            not self.sinks or self.workdir is not None,
+            f"sinks = {self.sinks} without a workdir",
+            "need a place to write to",
             "set workdir",
         )
         check_resources(**self.machine)

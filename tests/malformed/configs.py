@@ -132,10 +132,10 @@ OPTIONS_OF_A_RUN: list[Case] = [
         "'max_virtual_s' = 'long' | must be a number or None | max_virtual_s",
     ),
     (ran(checkpoint_every=0), "checkpoint_every = 0 | at least 1 | server steps"),
-    (ran(tensorboard="yes"), "'tensorboard' = 'yes' | must be True or False | tensorboard = False"),
+    (ran(sinks=["wandbb"]), "sink 'wandbb' | must be one of mlflow | did you mean 'wandb'"),
     (
         lambda here: simulate(
-            algorithms.fedavg(problem(), learning_rate=0.1), problem(), rounds=1, tensorboard=True
+            algorithms.fedavg(problem(), learning_rate=0.1), problem(), rounds=1, sinks=["wandb"]
         ),
         "without a workdir | a place to write | set workdir",
     ),

@@ -23,7 +23,7 @@ from fedjax_het.report import records
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation import simulation as simulations
 from fedjax_het.simulation.evaluation import Evaluator
-from fedjax_het.simulation.sinks import tensorboard_writer
+from fedjax_het.simulation.sinks import SinkRun, open_sinks
 
 OPTIONS = {"rounds": 6, "eval_every": 2, "checkpoint_every": 2, "chunk": 1, "client_eval": "always"}
 MEASURED = {"wall_s", "compile_s", "compiled_programs"}
@@ -157,7 +157,7 @@ def test_a_run_that_lost_a_row_does_not_go_on(tmp_path, monkeypatch):
 def test_events_on_a_full_disk_are_one_line_too(tmp_path):
     """tensorboardX's own writer would wait for ever for the thread that the error has ended."""
     pytest.importorskip("tensorboardX")
-    sink = tensorboard_writer(tmp_path)
+    sink = open_sinks(["tensorboard"], SinkRun(tmp_path, "", {}))
     sink.write({"step": 1, "accuracy": 0.5, "info": {}, "ended": "no"})
     row = {"step": 2, **{f"column {i}": 1.0 for i in range(1000)}}
     refused = pytest.raises(WriteError, match=r"tensorboard: cannot be written \(File too large")

@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedjax_het.common.errors import InputError
 from fedjax_het.common.writing import make_directory, refusing
 from fedjax_het.simulation import stopwatch
+from fedjax_het.simulation.sinks.base import SinkRun, missing
 
-_SKIPPED = ("step", "info", "nonfinite")
 # Seconds after which rows are sent to the disk, for those who watch the run.
 _FLUSH_S = 120.0
 
 
 class TensorBoard:
-    """Writes every number of a metrics row under its own name.
+    """Writes every number under its own name.
 
     Args:
       events: tensorboardX's writer of an event file. Its `SummaryWriter` gives the events to a
@@ -29,15 +28,10 @@ class TensorBoard:
         self._events, self._event, self._place = events, event, place
         self._flushed_s = stopwatch.clock()
 
-    def write(self, metrics: Mapping[str, Any]) -> None:
-        """Writes one row of `metrics.jsonl`; raises `WriteError` if the disk refuses."""
-        numbers = {
-            name: float(value)
-            for name, value in metrics.items()
-            if name not in _SKIPPED and isinstance(value, int | float)
-        }
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Writes the numbers of one step; raises `WriteError` if the disk refuses."""
         with refusing(str(self._place)):
-            self._events.write_event(self._event(metrics["step"], time.time(), numbers))
+            self._events.write_event(self._event(step, time.time(), numbers))
             if stopwatch.clock() - self._flushed_s > _FLUSH_S:
                 self._flushed_s = stopwatch.clock()
                 self._events.flush()
@@ -48,8 +42,8 @@ class TensorBoard:
             self._events.close()
 
 
-def tensorboard_writer(workdir: Path) -> TensorBoard:
-    """The writer for `workdir/tensorboard`.
+def tensorboard(run: SinkRun) -> TensorBoard:
+    """Events in `tensorboard` in the work directory.
 
     Raises:
       InputError: if tensorboardX is missing, or the directory cannot be written to.
@@ -59,16 +53,13 @@ def tensorboard_writer(workdir: Path) -> TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
     except ImportError as error:
-        raise InputError(
-            "tensorboard = True: tensorboardX is not installed; "
-            "install it with pip install 'fedjax-het[tracking]', or set tensorboard = False"
-        ) from error
+        raise missing("tensorboard", "tensorboardX", "tracking") from error
 
     def event(step: int, wall_s: float, numbers: Mapping[str, float]) -> Any:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         return Event(step=step, wall_time=wall_s, summary=Summary(value=values))
 
-    place = workdir / "tensorboard"
+    place = run.workdir / "tensorboard"
     make_directory(place, str(place))
     with refusing(str(place)):
         # tensorboardX names files by the second; a run that resumes within one has its own.
