@@ -42,6 +42,7 @@ DATA = {
     "jsonl": _columns("messages.jsonl", "labels", "user", tokens="bag"),
     "parquet": _columns("digits_by_writer.parquet", "label", "writer_id"),
     "hub": _columns("my_data_set", "label"),
+    "npy": {"path": "folder"},
     "npz": {"path": "arrays.npz", "inputs": "x", "label": "y", "client": placeholder(str)},
     "leaf": {"path": str(INPUTS / "leaf"), "shape": (8, 8, 1)},
     "tff_h5": {
@@ -79,6 +80,8 @@ def get_config(kind: str = "csv") -> ConfigDict:
             },
         }
     )
+    if kind == "npy":
+        config.run.stream = True
     if kind in OBJECTIVES:
         config.objective = OBJECTIVES[kind]
     return config

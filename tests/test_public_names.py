@@ -171,6 +171,7 @@ PUBLIC = {
         "read_jsonl",
         "read_leaf",
         "read_mapping",
+        "read_npy",
         "read_npz",
         "read_parquet",
         "read_text_matrix",

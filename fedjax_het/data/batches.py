@@ -5,7 +5,7 @@ permutation (`fedjax_het.data.shuffle`), so training may resume at any step, and
 different sizes run side by side without padding their data.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -52,6 +52,8 @@ class DeviceData:
       order: sample ids grouped by client, int32[N_used].
       start: position in `order` of each client's first sample, int32[n].
       count: number of samples of each client (>= 1), int32[n].
+      streamed: whether `x`, `y` and `order` hold the samples of some clients only, one after the
+        other, each with its `start`; row i is then the sample `order[i]`.
     """
 
     x: PyTree
@@ -59,6 +61,12 @@ class DeviceData:
     order: Array
     start: Array
     count: Array
+    streamed: bool = field(default=False, metadata={"static": True})
+
+    def rows(self, place: Array) -> tuple[Array, Array]:
+        """The rows of `x` and `y`, and the sample ids, at these positions in `order`, int32."""
+        sample = self.order.at[place].get(mode="promise_in_bounds")
+        return place if self.streamed else sample, sample
 
 
 class Batch(NamedTuple):
@@ -177,13 +185,13 @@ def gather(
     place = jax.lax.optimization_barrier(
         permute(position % count, count, jax.random.fold_in(order_key, epoch))
     )
-    sample = data.order.at[data.start[client] + place].get(mode="promise_in_bounds")
-    y = data.y.at[sample].get(mode="promise_in_bounds")
+    row, sample = data.rows(data.start[client] + place)
+    y = data.y.at[row].get(mode="promise_in_bounds")
     if spec.augment is None:
-        x = jax.tree.map(lambda a: a.at[sample].get(mode="promise_in_bounds"), data.x)
+        x = jax.tree.map(lambda a: a.at[row].get(mode="promise_in_bounds"), data.x)
         return Batch(prepare(x, spec), y, weight, sample)
     shift_draw, hole_draw = draws(jax.random.fold_in(augment_key, step), max_batch)
-    x = prepare(crop_flip(data.x, sample, shift_draw), spec)
+    x = prepare(crop_flip(data.x, row, shift_draw), spec)
     if spec.augment == "crop_flip_cutout":
         x = cutout(x, hole_draw)
     return Batch(x, y, weight, sample)

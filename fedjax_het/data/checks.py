@@ -21,6 +21,9 @@ STORAGE = {
 }
 
 
+# Values that are checked at a time.
+_PART = 2**24
+
 # Labels are numbered from 0, and tables hold a count for each.
 MAX_CLASSES = 2**24
 
@@ -89,7 +92,11 @@ def _is_plain(array: Any) -> bool:
 
 
 def _check_finite(a: np.ndarray, name: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(a).reshape(len(a), -1).all(axis=1))
+    flat = a.reshape(len(a), -1)
+    # A part at a time: an array in a file may be larger than the memory.
+    rows = max(1, _PART // flat.shape[1])
+    parts = [np.isfinite(flat[i : i + rows]).all(axis=1) for i in range(0, len(flat), rows)]
+    bad = np.flatnonzero(~np.concatenate(parts))
     require(
         bad.size == 0,
         f"{name}: {bad.size} samples are not finite, first ids {bad[:5].tolist()}",

@@ -140,9 +140,10 @@ def _natural(
         test = np.isin(raw.test_clients, ids[keep]) | test_others
         owners = raw.test_clients[test]
     return {
-        "x": jax.tree.map(lambda a: a[rows], raw.x),
+        # Nothing is copied if everybody stays: the samples may lie in a file.
+        "x": raw.x if rows.all() else jax.tree.map(lambda a: a[rows], raw.x),
         "y": raw.y[rows],
-        "test_x": jax.tree.map(lambda a: a[test], raw.test_x),
+        "test_x": raw.test_x if test.all() else jax.tree.map(lambda a: a[test], raw.test_x),
         "test_y": raw.test_y[test],
         "clients": raw.clients[rows],
         "test_clients": owners,

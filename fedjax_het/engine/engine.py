@@ -83,7 +83,8 @@ class Engine:
             rows = jax.tree.map(lambda a: a[0], pack(plan, [0], 1, self.resources.last)[1])
             work = functools.partial(train_one, self._algorithm, self.resources.full)
             kept = self._algorithm.merge.memory and self._algorithm.merge.memory.like
-            arguments = (start, self.resources.data, rows, jnp.int32(1), common, kept)
+            data = self.resources.data_of(plan.clients[:1], 1)
+            arguments = (start, data, rows, jnp.int32(1), common, kept)
             self._shapes = jax.eval_shape(work, *arguments)[0]
         return self._shapes
 
@@ -152,7 +153,10 @@ class Engine:
         """
         shared, work = self.resources, self._work[kind]
         devices = Placement() if kind == "fetch" else shared.place
-        data: PyTree = results if kind == "fetch" else shared.data
+        most = max(len(plan.clients), capacity, self._algorithm.cohort_size)
+        samples = None if kind == "fetch" else shared.data_of(plan.clients, most)
+        held = 0 if samples is None else len(samples.y)
+        data: PyTree = results if samples is None else samples
         if kind == "store":
             data = data, self._algorithm.merge.memory_in(merge)
         columns = {"version": version, "staleness": staleness, "slot": slot, "place": place}
@@ -164,14 +168,12 @@ class Engine:
         for route, own in members(plan.routes if routes is None else routes).items():
             share = share_of(self._algorithm, route)
             chunk = shared.chunk_for(plan.batch, len(own), varied=capacity > 1, share=share)
-            most = max(len(own), capacity, self._algorithm.cohort_size)
             size = shared.rows_for(chunk, most, devices.size)
             places, rows = pack(plan, own, size, shared.last, devices.size, **columns)
             arguments = (acc, start, data, devices.split(rows), common)
             make = functools.partial(group_program, work, route, chunk, devices.mesh)
-            program = self._program(
-                (kind, route, chunk, size, versions), make, arguments, chunk, donate=(0,)
-            )
+            key = (kind, route, chunk, size, versions, held)
+            program = self._program(key, make, arguments, chunk, donate=(0,))
             acc, out = program(*arguments)
             packed.append(places)
             outputs.append(out)
@@ -239,7 +241,8 @@ class Engine:
         late = np.asarray([staleness])
         rows = pack(plan, [0], 1, self.resources.last, staleness=late)[1]
         leaves = split.leaves(state)
-        arguments = (leaves, variables, shared, start, self.resources.data, rows, common, now)
+        data = self.resources.data_of(plan.clients, 1)
+        arguments = (leaves, variables, shared, start, data, rows, common, now)
         shapes = self._mask_shapes(plan)
         make = functools.partial(lone_program, self._algorithm, route, shapes, split)
         program = self._program(("alone", route), make, arguments)
@@ -292,17 +295,18 @@ class Engine:
             packed.append([places for places, _ in pairs])
             rows.append([padded for _, padded in pairs])
         batch = stack(steps, plans, rows, capacity)
+        data = shared.data_of(np.concatenate([plan.clients for plan in plans]), most * capacity)
         whole, split = shared.place.whole, StateSplit(self._algorithm.name, state)
         arguments = (
             *whole((split.leaves(state), variables)),
-            shared.data,
+            data,
             whole(key),
             whole(batch._replace(rows=()))._replace(rows=shared.place.split(batch.rows, axis=1)),
         )
         parts = (self._algorithm, kinds, split, shared.place.mesh, shared.tuner)
         make = functools.partial(rounds_program, *parts)
         chunk = max(chunk for _, chunk in kinds)
-        program = self._program((*kinds, *sizes, capacity), make, arguments, chunk)
+        program = self._program((*kinds, *sizes, capacity, len(data.y)), make, arguments, chunk)
         leaves, variables, outputs = program(*arguments)
         leaves, variables = shared.place.local((leaves, variables))
         return split.joined(state, leaves), variables, outputs, packed

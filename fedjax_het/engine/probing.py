@@ -43,7 +43,7 @@ class LossProbe:
             variables = self._calibrate(variables)
         padded = np.resize(clients, size).astype(np.int32)
         whole = shared.place.whole((variables, padded, np.int32(len(clients))))
-        arguments = (whole[0], shared.data, *whole[1:])
+        arguments = (whole[0], shared.data_of(clients, size), *whole[1:])
         if size not in self._programs:
             self._programs[size] = shared.compile(_losses(shared.problem), arguments)
         found = jax.device_get(self._programs[size](*arguments))
@@ -59,10 +59,10 @@ def _losses(problem: Problem) -> Callable[..., jax.Array]:
 
         def add(t: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             position = t * width + jnp.arange(width, dtype=jnp.int32)
-            sample = data.order[data.start[client] + position % count]
-            x = prepare(jax.tree.map(lambda a: a[sample], data.x), problem.data.pipeline)
+            row, sample = data.rows(data.start[client] + position % count)
+            x = prepare(jax.tree.map(lambda a: a[row], data.x), problem.data.pipeline)
             real = (position < count).astype(jnp.float32)
-            batch = Batch(x, data.y[sample], real, sample)
+            batch = Batch(x, data.y[row], real, sample)
             outputs, _ = problem.model.apply(variables, batch.x)
             weight = objective.total(batch)
             return sums[0] + objective.mean(outputs, batch) * weight, sums[1] + weight

@@ -8,6 +8,8 @@ import numpy as np
 
 from fedjax_het.common.errors import require, require_known
 from fedjax_het.contract.masks import full_route
+from fedjax_het.data.batches import DeviceData
+from fedjax_het.data.streaming import part_of
 from fedjax_het.engine.placement import check_devices, place
 from fedjax_het.engine.routes import PRICES, Routes
 from fedjax_het.models import autotune
@@ -28,6 +30,7 @@ class ResourceKeywords(TypedDict, total=False):
     max_routes: int
     devices: int
     convolution: ConvolutionChoice
+    stream: bool
 
 
 def check_resources(
@@ -73,11 +76,12 @@ class Resources:
       convolution: way to choose the lowering of every convolution: "table" reads it from a table of
         measurements, "tuned" measures on this device (`autotune`); "debug" execution always uses
         the table.
+      stream: whether the samples stay where they are, perhaps in a file, and those of a cohort are
+        copied to the devices for their round; otherwise all are on the devices from the start.
 
     Attributes:
-      problem, execution: the arguments of these names.
+      problem, execution, stream: the arguments of these names.
       place: placement on the devices.
-      data: samples, copied to every device.
       full: route that covers every other.
       last: index of the model's deepest block.
       compiler: compiler, which counts the seconds spent compiling.
@@ -93,6 +97,7 @@ class Resources:
         max_routes: int = 32,
         devices: int = 1,
         convolution: ConvolutionChoice = "table",
+        stream: bool = False,
     ):
         check_resources(execution, chunk, max_routes, devices, convolution)
         self.problem, self.execution = problem, execution
@@ -105,7 +110,10 @@ class Resources:
         self._param_bytes = int(np.sum(problem.cost.param_bytes))
         self.full = full_route(problem.model.num_blocks, bool(problem.model.exits))
         self.place = place(devices)
-        self.data = self.place.whole(problem.data.device())
+        self.stream = stream
+        self._data = None if stream else self.place.whole(problem.data.device())
+        # The most samples that so many clients have.
+        self._largest = np.cumsum(np.sort(problem.data.sizes)[::-1])
         self.compiler = Compiler()
         self.tuner = autotune.Tuner(autotune.file()) if convolution == "tuned" else None
         if jax.default_backend() == "cpu":
@@ -128,6 +136,19 @@ class Resources:
         bound = 0 if self.execution == "masked" else self._max_routes
         price = PRICES["cpu" if jax.default_backend() == "cpu" else "other"] if rents else None
         return Routes(bound, self.full, self.problem.cost, price, shares, saved)
+
+    def data_of(self, clients: np.ndarray, most: int) -> DeviceData:
+        """The samples of some clients on every device.
+
+        Args:
+          clients: ids of the clients, int64[k].
+          most: number of different clients in other calls for the same program, at least that of
+            this one; arrays have room for the samples of any so many.
+        """
+        if self._data is not None:
+            return self._data
+        rows = int(self._largest[min(most, len(self._largest)) - 1])
+        return self.place.whole(part_of(self.problem.data, np.unique(clients), rows))
 
     def side_by_side(self, batch: np.ndarray, share: float = 1.0) -> int:
         """Largest useful number of clients side by side.

@@ -207,14 +207,10 @@ def _check_row(row: Any, schema: Mapping[str, str], where: str) -> None:
     if not isinstance(row, dict):
         raise InputError(f"{where}: must be a mapping, not {type(row).__name__}; {_REDO}")
     for key, kind in schema.items():
-        if key in row:
-            if _FITS[kind](row[key]):
-                continue
-            raise InputError(f"{where}: {key} = {row[key]!r} must be {_KINDS[kind]}; {_REDO}")
-        name = key.removesuffix("?")
-        if name == key:
-            raise InputError(f"{where}: {name!r}: is missing; {_REDO}")
-        if name in row and not _FITS[kind](row[name]):
+        name = key if key in row else key.removesuffix("?")
+        if name not in row:
+            require(name != key, f"{where}: {name!r}", "is missing", _REDO)
+        elif not _FITS[kind](row[name]):
             raise InputError(f"{where}: {name} = {row[name]!r} must be {_KINDS[kind]}; {_REDO}")
 
 

@@ -34,6 +34,8 @@ FREE = (
     "workdir",
     "name",
     "sinks",
+    # Samples are the same wherever they lie.
+    "stream",
     # Its place does not matter; the identity has a digest of its values.
     "initial",
 )
@@ -67,6 +69,7 @@ class RunKeywords(TypedDict, total=False):
     max_routes: Count
     devices: Count
     convolution: ConvolutionChoice
+    stream: bool
     sinks: Sequence[str]
     initial: str | Path | Variables | None
 
@@ -106,6 +109,8 @@ class RunOptions:
       devices: number of local devices over which clients are sharded.
       convolution: way to choose lowerings, "table" or "tuned" (measured on this device); see
         `Resources`.
+      stream: whether samples stay on the host, or in memory-mapped files, and only those of the
+        clients of a round are copied to the devices. The model has the same bits.
       sinks: further places for the numbers of `metrics.jsonl`, keys of `SINKS`: "tensorboard"
         (events in the work directory), "wandb", "mlflow", "trackio"; extras of these names, and
         "tracking" for TensorBoard. A sink that fails later does not end the run.
@@ -135,6 +140,7 @@ class RunOptions:
     max_routes: Count = 32
     devices: Count = 1
     convolution: ConvolutionChoice = "table"
+    stream: bool = False
     sinks: Sequence[str] = ()
     initial: str | Path | Variables | None = None
 
@@ -212,7 +218,7 @@ class RunOptions:
 
     def resources(self, problem: Problem) -> Resources:
         """The resources that the engines of a run on this problem share."""
-        return Resources(problem, **self.machine)
+        return Resources(problem, **self.machine, stream=self.stream)
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> "RunOptions":

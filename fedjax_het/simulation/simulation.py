@@ -90,6 +90,8 @@ class Simulation:
             self._engine = engine or Engine(algorithm, chosen.resources(problem))
             self._evaluate = evaluator or Evaluator(problem)
             longest = LONGEST if chosen.eval_every_s is not None else chosen.eval_every
+            if self._engine.resources.stream:
+                longest = 1  # as the samples of a round are all that must fit
             parts = (algorithm, problem, self._engine, chosen.seed)
             self._server = Server(*parts, min(longest, LONGEST), start.variables)
             self._trained: Callable[[np.ndarray], Iterator[Variables]] | None = None

@@ -14,6 +14,7 @@ from fedjax_het.data.sources.readers.hub import read_hub
 from fedjax_het.data.sources.readers.jsonlines import read_jsonl
 from fedjax_het.data.sources.readers.leaf import read_leaf
 from fedjax_het.data.sources.readers.matrices import read_text_matrix
+from fedjax_het.data.sources.readers.npy import read_npy
 from fedjax_het.data.sources.readers.npz import read_npz
 from fedjax_het.data.sources.readers.parquet import read_parquet
 from fedjax_het.data.sources.readers.tff import read_tff_h5
@@ -25,6 +26,7 @@ READERS: tuple[Callable[..., RawData], ...] = (
     read_jsonl,
     read_leaf,
     read_mapping,
+    read_npy,
     read_npz,
     read_parquet,
     read_text_matrix,
@@ -39,6 +41,7 @@ __all__ = [
     "read_jsonl",
     "read_leaf",
     "read_mapping",
+    "read_npy",
     "read_npz",
     "read_parquet",
     "read_text_matrix",
