@@ -14,7 +14,17 @@ from problems import digits_problem
 import fedjax_het as fh
 from benchmarks import harness, roofline
 from benchmarks.micro import conv as micro_conv
-from benchmarks.micro import precision, rounds, selection, training, widths, winograd
+from benchmarks.micro import (
+    parts,
+    precision,
+    programs,
+    rounds,
+    selection,
+    training,
+    widths,
+    winograd,
+)
+from benchmarks.micro.training import make_work
 from benchmarks.reproduce import (
     compression,
     dtfl_timing,
@@ -26,7 +36,7 @@ from benchmarks.reproduce import (
     oort,
     privacy,
 )
-from benchmarks.scale import accelerator, buffers, overlap, population
+from benchmarks.scale import accelerator, buffers, overlap, population, streaming
 from benchmarks.scale import cohort as scale
 from benchmarks.studies import sensors
 from fedjax_het import algorithms, models
@@ -118,6 +128,27 @@ def test_scale_reports_memory_and_programs():
     text = scale.report({**facts, "peak_ratio": 1.0, "compiles": [counts]})
     assert "flat within 10 %" in text
     assert "NOT FLAT" in scale.report({**facts, "peak_ratio": 1.2, "compiles": []})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_streaming_trains_one_model_from_memory_and_from_a_file():
+    results = streaming.measure(megabytes=1, clients=20, rounds=2, cohort=3)
+    assert len({row["model"] for row in results["rows"]}) == 1
+    assert "mapped, streamed" in streaming.report(results)
+
+
+@pytest.mark.parametrize("model", sorted(parts._SIDES))
+def test_parts_of_a_step_have_the_flops_of_its_price(model):
+    found = parts.network(model, batch=2)
+    cost = make_work(model, 1, 1, 2).problem.cost
+    # What the price counts are products and convolutions, of two samples here.
+    ours = sum(count * part.flops for part, count in found.items())
+    np.testing.assert_allclose(ours, 2 * cost.step_flops(), rtol=0.05)
+
+
+def test_programs_counts_what_was_compiled():
+    owned, rented = (programs.one("mlp", rents, 1) for rents in (False, True))
+    assert owned["windows"] == rented["windows"] == owned["programs"] > rented["programs"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

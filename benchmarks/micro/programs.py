@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from typing import Any
+from unittest import mock
 
 from benchmarks import harness, isa
 
@@ -37,10 +38,7 @@ def one(model: str, rents: bool, rounds: int) -> dict[str, float]:
     from fedjax_het.problem import Problem
     from fedjax_het.simulation.simulate import simulate
 
-    if not rents:
-        routes.PRICES.update(
-            {k: p._replace(program_s=0.0, program_block_s=0.0) for k, p in routes.PRICES.items()}
-        )
+    free = {k: p._replace(program_s=0.0, program_block_s=0.0) for k, p in routes.PRICES.items()}
     shape, each = (8, 8, 1) if model == "mlp" else (32, 32, 3), _STEPS * _BATCH
     rng = np.random.default_rng(0)
     # Classes that can be learnt, so that importances and windows are those of a training.
@@ -53,7 +51,8 @@ def one(model: str, rents: bool, rounds: int) -> dict[str, float]:
     problem = Problem(network, data, build_fleet("fedel", _CLIENTS))
     training = {"learning_rate": 0.02, "batch_size": _BATCH, "local_steps": _STEPS}
     algorithm = build("fedel", problem, **training)
-    result = simulate(algorithm, problem, rounds=rounds, eval_every=rounds)
+    with mock.patch.dict(routes.PRICES, {} if rents else free):
+        result = simulate(algorithm, problem, rounds=rounds, eval_every=rounds)
     summary, rows = result.record.summary, result.record.clients
     return {
         "windows": len({(row["first_block"], row["exit_block"]) for row in rows}),
