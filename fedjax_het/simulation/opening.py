@@ -87,7 +87,7 @@ def open_records(
         checkpoints.newest(identity)
         if writes:
             processes.meet("checkpoints")
-        told = SinkRun(workdir, options.name, recorded)
+        told = SinkRun(workdir, options.name, config or identity)
         sinks = open_sinks(options.sinks if writes else (), told)
         journal = Journal(workdir if writes else None, recorded, sinks, fleet)
     except BaseException:

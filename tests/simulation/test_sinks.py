@@ -73,7 +73,7 @@ def test_a_sink_of_one_s_own_gets_every_number(tmp_path, listed):
     assert sink.closed
     (told,) = opened
     assert (told.workdir, told.name) == (tmp_path, "a run")
-    json.dumps(told.config["identity"], default=str)
+    assert told.config["run"]["seed"] == 0
 
 
 def test_a_sink_that_fails_is_left_out_and_the_run_goes_on(tmp_path, listed, caplog):
@@ -168,20 +168,21 @@ def test_wandb_offline_has_the_rows_of_a_run_and_of_its_continuation(tmp_path, m
     assert ids == {hashlib.sha256(place).hexdigest()[:16]}
 
 
-def test_mlflow_in_a_local_folder_has_the_rows_of_a_run_and_of_its_continuation(
+# MLflow 3.17 uses a loader that SQLAlchemy 2.1 is about to drop.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlflow_in_a_local_file_has_the_rows_of_a_run_and_of_its_continuation(
     tmp_path, monkeypatch
 ):
     mlflow = pytest.importorskip("mlflow")
-    folder = (tmp_path / "elsewhere").as_uri()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run(tmp_path / "run", "mlflow", rounds=2)
     run(tmp_path / "run", "mlflow")
-    client = mlflow.MlflowClient(tracking_uri=folder)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/run/mlflow.db")
     experiment = client.get_experiment_by_name("fedjax-het")
     (one,) = client.search_runs([experiment.experiment_id])
     assert one.info.status == "FINISHED"
     assert one.info.run_name == "a run"
-    assert "identity.seed" in one.data.params or "identity.options.seed" in one.data.params
+    assert one.data.params["run.seed"] == "0"
     found = {}
     for name in one.data.metrics:
         for point in client.get_metric_history(one.info.run_id, name):

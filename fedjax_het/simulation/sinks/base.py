@@ -32,7 +32,7 @@ class SinkRun(NamedTuple):
     Attributes:
       workdir: work directory.
       name: name of the run.
-      config: resolved configuration, as recorded.
+      config: resolved configuration; of a run that has none, the options by which it resumes.
     """
 
     workdir: Path

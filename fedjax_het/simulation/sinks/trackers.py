@@ -98,14 +98,15 @@ class _Mlflow:
 
 
 def mlflow(run: SinkRun) -> Sink:
-    """MLflow; at `MLFLOW_TRACKING_URI`, or in `mlruns` in the work directory."""
+    """MLflow; at `MLFLOW_TRACKING_URI`, or in `mlflow.db` in the work directory."""
     try:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
     except ImportError as error:
         raise missing("mlflow", "mlflow", "mlflow") from error
-    folder = (run.workdir.absolute() / "mlruns").as_uri()
-    client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", folder))
+    # MLflow 3 keeps files in folders no longer.
+    file = f"sqlite:///{(run.workdir.absolute() / 'mlflow.db').as_posix()}"
+    client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", file))
     project = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
     found = client.get_experiment_by_name(project)
     experiment = client.create_experiment(project) if found is None else found.experiment_id
