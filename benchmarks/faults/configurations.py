@@ -115,12 +115,14 @@ def changed(case: Case) -> dict[str, Any]:
         place: Any = config
         for name in outer:
             if isinstance(place, list):
-                place = place[int(name)]
-                continue
-            if not isinstance(place.get(name), dict | list):
-                place[name] = {}
-            place = place[name]
-        place[last] = value_of(spec)
+                place = place[int(name)] if name.isdigit() and int(name) < len(place) else None
+            elif isinstance(place, dict):
+                if not isinstance(place.get(name), dict | list):
+                    place[name] = {}
+                place = place[name]
+        # An earlier change may have put a list where this one expects options.
+        if isinstance(place, dict):
+            place[last] = value_of(spec)
     return config
 
 
