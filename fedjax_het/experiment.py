@@ -180,7 +180,7 @@ def compare(
         """The engine of a method. Seeds are not compiled in, so all its runs share programs."""
         if label not in newest:
             newest.clear()
-            own = options[label].machine
+            own = {**options[label].machine, "stream": options[label].stream}
             shared = next((r for machine, r in resources if machine == own), None)
             if shared is None:
                 shared = options[label].resources(problem)
@@ -205,6 +205,7 @@ def compare(
             write_report(record, page)
         return record
 
+    make_directory(root, f"workdir = {str(root)!r}")
     done = share([[(label, seed) for seed in chosen] for label in entries], take)
     records = {label: [done[label, seed] for seed in chosen] for label in entries}
     try:

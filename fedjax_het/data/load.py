@@ -115,7 +115,7 @@ def _natural(
     if raw.clients is None:
         raise InputError(
             f"data set {raw.name!r} without partition: it has no natural clients; give partition, "
-            "e.g. dirichlet(30, alpha=0.5), or contiguous(20) for text; or, for a file, client"
+            "e.g. dirichlet(30, alpha=0.5) or contiguous(20) for text, or the client of a file"
         )
     check_whole(min_samples, "min_client_samples", "1 keeps every client")
     ids, index, count = np.unique(raw.clients, return_inverse=True, return_counts=True)

@@ -30,7 +30,7 @@ CONFIGURATIONS: list[Case] = [
     (trained(data__source=...), f"config.data.source = None | must be given | {SEE}"),
     (trained(data__source="digit"), "'digit' | must be one of cifar10 | 'digits'?"),
     (trained(data__sed=1), "'sed' | must be one of | 'seed'?"),
-    (trained(data__name="x"), "'name' | follows from | leave it out"),
+    (trained(data__name="x"), "option of data 'name' | must be one of augment | choose one"),
     (trained(data__seed="a"), "'seed' = 'a' | must be a whole number | seed = 0"),
     (trained(data__normalise="z"), "'normalise' = 'z' | must be a list | correct"),
     (

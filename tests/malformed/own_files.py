@@ -382,7 +382,7 @@ ARRAYS: list[Case] = [
     (hub, " | cannot be read by datasets | save_to_disk"),
 ]
 USES: list[Case] = [
-    (natural, "data set 't' without partition | no natural clients | for a file, client"),
+    (natural, "data set 't' without partition | no natural clients | client of a file"),
     (configured(), "option of data 'label' is missing | must be given | add label"),
     (configured(label="label", clinet="who"), "'clinet' | must be one of | 'client'?"),
     (
