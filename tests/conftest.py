@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 # Set before JAX is imported, and passed on to the processes that tests start.
@@ -21,7 +22,10 @@ os.environ.setdefault(
 
 import jax
 import pytest
+from absl import flags
+from absl import logging as absl_logging
 
+from fedjax_het import cli
 from fedjax_het.common.errors import InputError
 from fedjax_het.data import load
 from fedjax_het.runtime import compilation_cache
@@ -79,3 +83,26 @@ def real(data_dir):
             pytest.skip(str(error))
 
     return loaded
+
+
+@pytest.fixture
+def fedjax_het(monkeypatch, capsys):
+    """Runs `fedjax-het ARGS` in this process; gives the exit status, output and errors."""
+    before, verbosity = set(flags.FLAGS), absl_logging.get_verbosity()
+
+    def forget():
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedjax-het", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        forget()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    yield run
+    forget()
+    absl_logging.set_verbosity(verbosity)
