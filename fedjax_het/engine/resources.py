@@ -1,5 +1,6 @@
 """Resources that all programs of a run share: data on the devices, compiler, choice of chunks."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -112,8 +113,6 @@ class Resources:
         self.place = place(devices)
         self.stream = stream
         self._data = None if stream else self.place.whole(problem.data.device())
-        # The most samples that so many clients have.
-        self._largest = np.cumsum(np.sort(problem.data.sizes)[::-1])
         self.compiler = Compiler()
         self.tuner = autotune.Tuner(autotune.file()) if convolution == "tuned" else None
         if jax.default_backend() == "cpu":
@@ -137,6 +136,11 @@ class Resources:
         price = PRICES["cpu" if jax.default_backend() == "cpu" else "other"] if rents else None
         return Routes(bound, self.full, self.problem.cost, price, shares, saved)
 
+    @functools.cached_property
+    def _most_samples(self) -> np.ndarray:
+        """The most samples that 1, 2, ... clients have together, int64[n]."""
+        return np.cumsum(np.sort(self.problem.data.sizes)[::-1])
+
     def data_of(self, clients: np.ndarray, most: int) -> DeviceData:
         """The samples of some clients on every device.
 
@@ -147,7 +151,7 @@ class Resources:
         """
         if self._data is not None:
             return self._data
-        rows = int(self._largest[min(most, len(self._largest)) - 1])
+        rows = int(self._most_samples[min(most, len(self._most_samples)) - 1])
         return self.place.whole(part_of(self.problem.data, np.unique(clients), rows))
 
     def side_by_side(self, batch: np.ndarray, share: float = 1.0) -> int:
