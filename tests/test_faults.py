@@ -14,7 +14,7 @@ from benchmarks.faults.campaign import Campaign, Log, Verdict, failure, generato
 ROOT = Path(__file__).parents[1]
 CAMPAIGNS = ("configurations", "files", "kills", "updates", "writes")
 # Minutes for each campaign; `docs/reliability.md` has the long form.
-MINUTES = os.environ.get("FEDJAX_HET_FAULTS_MINUTES", "1")
+MINUTES = os.environ.get("FEDJAX_HET_FAULTS_MINUTES", "5")
 
 
 def start(name, *arguments):
