@@ -16,6 +16,7 @@ from fedjax_het import __version__, algorithms, cli, config, experiment, models,
 from fedjax_het.data.partition import PARTITIONERS
 from fedjax_het.data.sources import SOURCES
 from fedjax_het.fleet import FLEETS
+from fedjax_het.runtime import processes
 
 # ml_collections loads configuration files by a method that Python is giving up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
@@ -65,6 +66,15 @@ def resolved(fedjax_het, tiny, tmp_path, monkeypatch):
         return seen[0]
 
     return of
+
+
+def test_devices_of_a_run_divide_the_cpu(resolved, monkeypatch):
+    asked = []
+    monkeypatch.setattr(processes, "divide_cpu", asked.append)
+    assert resolved("run.devices=2")["run"]["devices"] == 2
+    assert asked == [2]
+    resolved()
+    assert asked == [2]
 
 
 def test_the_installed_command_is_this_main():

@@ -1,5 +1,6 @@
 """This library's own simulation loop on a work."""
 
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ from benchmarks.peers.works import SEED, SETTINGS
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.engine.engine import Engine
 from fedjax_het.problem import Problem
+from fedjax_het.runtime import processes
 from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.options import RunOptions
 from fedjax_het.simulation.simulate import simulate
@@ -50,14 +52,17 @@ class GatedEvaluator(Evaluator):
 
 
 def main() -> None:
-    """`python -m benchmarks.peers.ours FOLDER NAME KEY [--tuned]`."""
+    """`python -m benchmarks.peers.ours FOLDER NAME KEY [--tuned] [--apart]`."""
     folder, name, key, *flags = sys.argv[1:]
+    devices = (os.cpu_count() or 1) if "--apart" in flags else 1
+    processes.divide_cpu(devices)
     work = load(folder)
     gate = Gate(work, name)
     setting = SETTINGS[key]()
     algorithm = setting.algorithm()
     every = work.blocks[0]
     options: dict[str, Any] = {"rounds": work.rounds, "seed": SEED, "eval_every": every}
+    options["devices"] = devices
     if "--tuned" in flags:
         options["convolution"] = "tuned"
     engine = Engine(algorithm, RunOptions.parse(options).resources(setting.problem))

@@ -49,6 +49,9 @@ class Contender(NamedTuple):
 CONTENDERS = (
     Contender("ours", "ours", own_python=True, partial=True, cuts=True),
     Contender("ours, measured", "ours", ("--tuned",), own_python=True, partial=True, cuts=True),
+    Contender(
+        "ours, a client a core", "ours", ("--apart",), own_python=True, partial=True, cuts=True
+    ),
     Contender("PyTorch loop", "torch_loop", partial=True),
     Contender("PyTorch loop, frozen", "torch_loop", ("--frozen",), partial=True),
     Contender("PyTorch loop over slices", "torch_widths", cuts=True),

@@ -40,8 +40,14 @@ def _config(values: flags.FlagValues) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise InputError(f"--config={path}: is not a file; name one of configs/")
     from fedjax_het import experiment
+    from fedjax_het.runtime import processes
 
-    return experiment.plain(values.config)
+    config = experiment.plain(values.config)
+    run = config.get("run")
+    devices = run.get("devices") if isinstance(run, dict) else None
+    if isinstance(devices, int):
+        processes.divide_cpu(devices)
+    return config
 
 
 def _workers_flag(flag_values: flags.FlagValues) -> None:

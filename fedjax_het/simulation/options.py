@@ -106,7 +106,8 @@ class RunOptions:
       execution: way to run the clients, "routed", "masked" or "debug"; see `Resources`.
       chunk: number of clients trained side by side; None chooses it by backend.
       max_routes: largest number of compiled routes.
-      devices: number of local devices over which clients are sharded.
+      devices: number of local devices over which clients are sharded. The command line divides a
+        CPU into as many, for models whose operations are too small for all its cores.
       convolution: way to choose lowerings, "table" or "tuned" (measured on this device); see
         `Resources`.
       stream: whether samples stay on the host, or in memory-mapped files, and only those of the

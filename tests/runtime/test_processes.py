@@ -148,3 +148,24 @@ def test_the_launcher_joins_processes_and_one_speaks(tmp_path):
 def test_processes_that_do_not_fit_are_refused(arguments, words):
     with pytest.raises(InputError, match=words):
         processes.join(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "found"),
+    [
+        ("", (8, 3, 2), "3"),  # more than cores, the first that can be, too late
+        ("", (1,), "1"),
+        ("--xla_force_host_platform_device_count=2", (3,), "2"),
+    ],
+)
+def test_a_cpu_is_divided_before_jax_has_its_devices(flags, asked, found):
+    lines = [
+        "import os, jax; os.cpu_count = lambda: 4",
+        "from fedjax_het.runtime.processes import divide_cpu",
+        *(f"divide_cpu({devices}); n = {devices} < 8 and jax.device_count()" for devices in asked),
+        "print(n)",
+    ]
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found
