@@ -37,7 +37,7 @@ class PflNet(Net):
     def metrics(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
         """Accuracy, in evaluation."""
         self.eval()
-        return {"accuracy": Weighted(int((self(x).argmax(1) == y).sum()), len(y))}
+        return {"accuracy": Weighted(int((self(x).argmax(1) == y).sum()), y.numel())}
 
 
 class GatedEvaluation(CentralEvaluationCallback):
