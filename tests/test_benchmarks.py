@@ -13,8 +13,8 @@ from problems import digits_problem
 
 import fedjax_het as fh
 from benchmarks import harness, roofline
-from benchmarks.micro import conv as micro_conv
 from benchmarks.micro import (
+    choices,
     parts,
     precision,
     programs,
@@ -24,7 +24,9 @@ from benchmarks.micro import (
     widths,
     winograd,
 )
-from benchmarks.micro.training import make_work
+from benchmarks.micro import conv as micro_conv
+from benchmarks.micro.choices import text_work
+from benchmarks.micro.training import INPUT_SHAPES, make_work
 from benchmarks.reproduce import (
     compression,
     dtfl_timing,
@@ -137,13 +139,23 @@ def test_streaming_trains_one_model_from_memory_and_from_a_file():
     assert "mapped, streamed" in streaming.report(results)
 
 
-@pytest.mark.parametrize("model", sorted(parts._SIDES))
+@pytest.mark.parametrize("model", parts.MODELS)
 def test_parts_of_a_step_have_the_flops_of_its_price(model):
     found = parts.network(model, batch=2)
-    cost = make_work(model, 1, 1, 2).problem.cost
+    work = make_work if model in INPUT_SHAPES else text_work
+    cost = work(model, 1, 1, 2).problem.cost
     # What the price counts are products and convolutions, of two samples here.
     ours = sum(count * part.flops for part, count in found.items())
     np.testing.assert_allclose(ours, 2 * cost.step_flops(), rtol=0.05)
+
+
+def test_choices_replace_one_of_the_tables():
+    results = choices.measure("mlp", clients=1, repeats=1)
+    named = [row["choice"] for row in results["rows"]]
+    assert named[0] == "table"
+    assert named[-1] == "table again"
+    assert {"lowerings measured", "parts: 2", "a client a core"} <= set(named)
+    assert "processor time" in choices.report(results)
 
 
 def test_programs_counts_what_was_compiled():

@@ -6,7 +6,8 @@ A part is one pass of a layer: forward, gradient of the input, gradient of the k
 pooling and norms forward and back in one. Each is run by itself, for a single client, in the layout
 and with the lowering that the library chooses, and by PyTorch in its own. The bound is the part's
 FLOPs at the rate of a large matrix product through JAX. What XLA fuses in a whole step it cannot
-fuse here, so that activations weigh more than they do there.
+fuse here, so that activations weigh more than they do there. Of networks over symbols only the
+products are measured.
 """
 
 import argparse
@@ -33,7 +34,13 @@ from fedjax_het.runtime.compiling import compiler_options
 _REPEATS = 7
 # FLOPs, and elements of activations, in one measured call.
 _FLOPS, _ELEMENTS = 4e8, 4e6
-_SIDES = {"leaf_cnn": (28, 1, 62), "pfl_cnn": (32, 3, 10), "resnet20": (32, 3, 10)}
+_SIDES = {
+    "leaf_cnn": (28, 1, 62),
+    "pfl_cnn": (32, 3, 10),
+    "resnet20": (32, 3, 10),
+    "vgg11": (32, 3, 10),
+}
+_SYMBOLS, _WINDOW = 80, 80
 _PASSES = ("forward", "input gradient", "kernel gradient")
 
 
@@ -42,8 +49,8 @@ class Part(NamedTuple):
 
     Attributes:
       step: "forward", "input gradient", "kernel gradient"; or the name of an activation.
-      x: shape of the input, channels last.
-      kernel: shape of the kernel; None for activations.
+      x: shape of the input, channels last; `[products, rows, k]` for products side by side.
+      kernel: shape of the kernel, `[products, k, n]` for these; None for activations.
       stride: stride of a convolution.
       pad: zeros on each side of a convolution's image.
     """
@@ -60,7 +67,7 @@ class Part(NamedTuple):
         shape = "x".join(map(str, self.x))
         if self.kernel is None:
             return f"{self.step}, {shape}"
-        kind = "linear" if len(self.kernel) == 2 else "convolution"
+        kind = {2: "linear", 3: "side by side"}.get(len(self.kernel), "convolution")
         kernel = "x".join(map(str, self.kernel))
         by = f", stride {self.stride}" if self.stride > 1 else ""
         return f"{kind} {shape} by {kernel}{by}, {self.step}"
@@ -70,6 +77,8 @@ class Part(NamedTuple):
         """2 FLOPs a multiply-add; 0 for activations."""
         if self.kernel is None:
             return 0.0
+        if len(self.kernel) == 3:
+            return 2.0 * self.x[1] * math.prod(self.kernel)
         places = math.prod(
             (len_ + 2 * self.pad - self.kernel[0]) // self.stride + 1 for len_ in self.x[1:-1]
         )
@@ -109,8 +118,46 @@ def parts_of(layers: Sequence[nets.Layer], x: tuple[int, ...]) -> tuple[Counter[
     return found, x
 
 
+def _products(x: tuple[int, ...], kernel: tuple[int, ...], times: int = 1) -> Counter[Part]:
+    return Counter({Part(step, x, kernel): times for step in _PASSES})
+
+
+def _char_lstm(batch: int) -> Counter[Part]:
+    """The products of LEAF's LSTM; those of the recurrence come one position after the other."""
+    units, rows = 256, batch * _WINDOW
+    found = _products((batch, units), (units, _SYMBOLS))
+    for inputs in (8, units):
+        found += _products((rows, inputs), (inputs, 4 * units))
+        recurrence = _products((batch, units), (units, 4 * units), _WINDOW)
+        # The gradient of the kernel is taken at once.
+        del recurrence[Part("kernel gradient", (batch, units), (units, 4 * units))]
+        found += recurrence
+        found[Part("kernel gradient", (rows, units), (units, 4 * units))] += 1
+    return found
+
+
+def _transformer(batch: int) -> Counter[Part]:
+    """The products of four layers of width 64 with four heads, and of the output."""
+    width, heads, rows = 64, 4, batch * _WINDOW
+    found = _products((rows, width), (width, _SYMBOLS))
+    for _ in range(4):
+        found += _products((rows, width), (width, width), 4)
+        found += _products((rows, width), (width, 2 * width))
+        found += _products((rows, 2 * width), (2 * width, width))
+        of_heads, each = batch * heads, width // heads
+        found += _products((of_heads, _WINDOW, each), (of_heads, each, _WINDOW))
+        found += _products((of_heads, _WINDOW, _WINDOW), (of_heads, _WINDOW, each))
+    return found
+
+
+_OVER_SYMBOLS = {"char_lstm": _char_lstm, "transformer": _transformer}
+MODELS = (*_SIDES, *_OVER_SYMBOLS)
+
+
 def network(model: str, batch: int) -> Counter[Part]:
-    """The parts of one of `_SIDES`, without the gradient of the image."""
+    """The parts of one of `MODELS`, without the gradient of the image."""
+    if model in _OVER_SYMBOLS:
+        return _OVER_SYMBOLS[model](batch)
     side, channels, classes = _SIDES[model]
     found = parts_of(nets.layers(model, classes), (batch, side, side, channels))[0]
     image = (batch, side, side, channels)
@@ -130,6 +177,8 @@ def run_of(part: Part) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]
     kernel = jax.random.normal(jax.random.key(1), part.kernel)
     if len(part.kernel) == 2:
         run: Callable[..., jax.Array] = product
+    elif len(part.kernel) == 3:
+        run = jnp.matmul
     else:
         pads = [(part.pad, part.pad)] * 2
         run = functools.partial(
@@ -196,7 +245,7 @@ def measure(models: str, batch: int, torch: str, tuned: bool) -> dict[str, Any]:
     """Runs the benchmark; see the module.
 
     Args:
-      models: keys of `_SIDES`, comma-separated.
+      models: of `MODELS`, comma-separated.
       batch: samples of a step.
       torch: Python with PyTorch; "" leaves it out.
       tuned: whether lowerings are measured, in place of the table.
@@ -249,7 +298,7 @@ def _line(row: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(_SIDES), help="comma-separated")
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated")
     parser.add_argument("--batch", type=int, default=20, help="samples of a step")
     parser.add_argument("--torch", default="", help="a Python that has PyTorch")
     parser.add_argument("--tuned", action="store_true", help="measure the lowerings")

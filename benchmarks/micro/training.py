@@ -44,6 +44,7 @@ INPUT_SHAPES = {
     "cifar_cnn": (32, 32, 3),
     "pfl_cnn": (32, 32, 3),
     "resnet20": (32, 32, 3),
+    "vgg11": (32, 32, 3),
 }
 _LEARNING_RATE = 0.01
 _KEY = 1

@@ -65,6 +65,15 @@ def _pfl_cnn(classes: int) -> list[Layer]:
     ]
 
 
+def _vgg11(classes: int) -> list[Layer]:
+    found: list[Layer] = []
+    for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+        for features in stage:
+            found += [conv(features, 3), ("norm", 8), _RELU]
+        found.append(("pool",))
+    return [*found, *_dense(classes)]
+
+
 def layers(model: str, classes: int) -> list[Layer]:
     """The layers of one of our models, input side first.
 
@@ -82,6 +91,7 @@ def layers(model: str, classes: int) -> list[Layer]:
         "logistic": _dense(classes),
         "pfl_cnn": _pfl_cnn(classes),
         "resnet20": _resnet20(classes),
+        "vgg11": _vgg11(classes),
         "char_lstm": [("vectors",), ("lstm",), ("lstm",), ("last",), ("dense", classes)],
         "transformer": [("places",), *[("encoder", 4)] * 4, ("symbols",)],
     }
