@@ -5,7 +5,7 @@ found = run_cells(cells, "runs/search")
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,23 @@ def curve(record: RunRecord) -> dict[str, list[Any]]:
     metric = record.metric.name
     rows = [row for row in record.metrics if row.get(metric) is not None]
     return {name: [row[name] for row in rows] for name in ("step", "virtual_s", metric)}
+
+
+def edge(label: str, best: float, tried: Sequence[float]) -> bool:
+    """Says so if the best of several step sizes is the smallest or the largest of them.
+
+    Args:
+      label: name of the arm.
+      best: chosen step size.
+      tried: step sizes to choose from.
+
+    Returns:
+      Whether it lies at the edge; of a single step size nothing is said.
+    """
+    there = len(tried) > 1 and not min(tried) < best < max(tried)
+    if there:
+        print(f"{label}: {best:g} lies at the edge of {sorted(tried)}, extend --rates", flush=True)
+    return there
 
 
 def _slug(name: str) -> str:

@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     links = {
         "server_up_bytes_per_s": 10 * MIB * SCALE,
         "server_down_bytes_per_s": 50 * MIB * SCALE,
-        "sizes": "coo64",
     }
     density = {"interval": 40}
     return ConfigDict(

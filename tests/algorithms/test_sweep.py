@@ -18,7 +18,9 @@ from problems import assert_close, differ, situation
 
 from fedjax_het.algorithms import ALGORITHMS, TRAINING_OPTIONS, build
 from fedjax_het.algorithms.registry import option_names
+from fedjax_het.common.errors import InputError
 from fedjax_het.engine.engine import make_engine
+from fedjax_het.fleet.redraw import Redraw
 from fedjax_het.models import with_compute_dtype
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation.evaluation import Evaluator
@@ -212,6 +214,30 @@ def test_the_schedule_scales_the_steps_of_every_round(name):
         now = situation(problem, round=round, clients=clients)
         plan, state = algorithm.plan(state, variables, now)
         assert plan.learning_rate_scale == factor
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_devices_that_are_drawn_anew_are_honoured_or_refused(name):
+    """From round 5 on every device is a third as fast: the plan charges it, or there is no plan."""
+    make_problem, options = SETTINGS.get(name, DEFAULT)
+    problem, _ = shared(make_problem, "float32")
+    n, speed = problem.num_clients, np.asarray(problem.fleet.flops_per_s)
+    # Profile k is device k, profile n + k the same device at a third of its speed.
+    speeds, links = np.append(speed, speed / 3), np.full(2 * n, 1e5)
+    draws = Redraw(np.arange(n), speeds, links, np.arange(n, 2 * n), 5, 1.0, seed=0)
+    fleet = dataclasses.replace(problem.fleet, redraw=draws)
+    problem = dataclasses.replace(problem, fleet=fleet)
+    try:
+        algorithm = build(name, problem, **options)
+    except InputError as error:
+        assert "redraw_every" in str(error)  # noqa: PT017
+        return
+    variables = problem.model.init(jax.random.key(0))
+    state = algorithm.init(variables, jax.random.key(1))
+    plan, _ = algorithm.plan(state, variables, situation(problem, round=5))
+    devices = fleet.at(5).flops_per_s[plan.clients]
+    # Split training may also wait for the server.
+    assert np.all(plan.timing.compute_s >= (1 - 1e-6) * plan.timing.flops / devices)
 
 
 def test_every_training_option_is_accepted(case):

@@ -81,8 +81,8 @@ class State(NamedTuple):
       stops: n + 1 automata of early stopping; the last is the server's.
       armed: bool[], whether the server's automaton has fired once.
       traffic: tasks on the server's link.
-      best: `(variables, slots, booked, importance)` of the server's best score, or of `init` before
-        the first evaluation; () without roll-back.
+      best: `(variables, slots, booked, importance)` of the server's best score, armed or not, or of
+        `init` before the first evaluation; () without roll-back.
     """
 
     step: np.ndarray

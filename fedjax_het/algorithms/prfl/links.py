@@ -16,7 +16,12 @@ from fedjax_het.fleet.published import MIB
 from fedjax_het.problem import Problem
 
 # Bytes per kept weight (down, up), and whether a bitmap of all weights is sent.
-SIZES = {"bitmap": (4, 4, True), "index": (8, 8, False), "coo64": (20, 4, False)}
+SIZES = {
+    "bitmap": (4, 4, True),
+    "dense": (4, 4, False),
+    "index": (8, 8, False),
+    "coo64": (20, 4, False),
+}
 Way = Literal["residual", "distinct", "unicast"]
 WAYS: tuple[Way, ...] = get_args(Way)
 # Number of first merges that wait for all clients, so that all buffers are filled.
@@ -36,7 +41,7 @@ class Links:
       slack_s: seconds added to the time of a broadcast by the server.
     """
 
-    sizes: Literal["bitmap", "index", "coo64"] = "bitmap"
+    sizes: Literal["bitmap", "dense", "index", "coo64"] = "bitmap"
     server_up_bytes_per_s: Unlimited = 10 * MIB
     server_down_bytes_per_s: Unlimited = 50 * MIB
     server_jitter: float = 0.1
@@ -143,9 +148,10 @@ def model_bytes(
     """Bytes of sub-models, down and up, int64[k] each.
 
     Args:
-      kind: encoding. "bitmap": 4 B per kept weight and a bit per weight. "index": 4 B value and 4 B
-        index per kept weight. "coo64": as in the author's code, 20 B down (two int64 indices), 4 B
-        up.
+      kind: encoding. "bitmap": 4 B per kept weight and a bit per weight. "dense": 4 B per kept
+        weight without its place, as the author's runs count whole models. "index": 4 B value and
+        4 B index per kept weight. "coo64": as the author's code encodes sub-models, 20 B down (two
+        int64 indices), 4 B up.
       kept: number of kept weights of each sub-model, int64[k].
       weights: number of prunable weights of the model, N.
       dense: number of parameters that are never pruned, of 4 B each.
