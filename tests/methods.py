@@ -33,7 +33,7 @@ SETTINGS = {
     "feddyn": (digits_problem, {**TRAINING, "alpha": 0.1}),
     "fedel": (exits_problem, TRAINING),
     "fedfix": (digits_problem, {**TRAINING, "interval_s": 0.12}),
-    "fedgkt": (exits_problem, {**TRAINING, "server_epochs": 2}),
+    "fedgkt": (exits_problem, {**TRAINING, "server_epochs": (2,)}),
     "fedopt": (
         digits_problem,
         {**TRAINING, "server_optimizer": "momentum", "server_learning_rate": 0.5},

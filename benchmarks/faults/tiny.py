@@ -32,7 +32,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     "feddyn": {"algorithm": {**_TRAINING, "alpha": 0.1}},
     "fedel": {"model": _EXITS},
     "fedfix": {"algorithm": {**_TRAINING, "interval_s": 0.12}},
-    "fedgkt": {"algorithm": {**_TRAINING, "server_epochs": 2}, "model": _EXITS},
+    "fedgkt": {"algorithm": {**_TRAINING, "server_epochs": (2,)}, "model": _EXITS},
     "fedopt": {
         "algorithm": {**_TRAINING, "server_optimizer": "momentum", "server_learning_rate": 0.5}
     },

@@ -3,13 +3,14 @@
     python -m benchmarks.reproduce.dtfl --arms=iid,skewed --seeds=0,1,2 --out=runs/dtfl
 
 The data is CIFAR-10 averaged down to 16 x 16, with `--per_client` images each (batches of 20, so
-200 images give 10 local steps a round and 1,000 the paper's 50). The optimiser is AMSGrad. There
-are two networks with batch norm and the eight modules md1..md8: "resnet", bottlenecks with one unit
-per group (20 layers) at half the width; "plain", seven convolutions of 4 to 32 channels and a head.
-The fleet is DTFL's, scaled so that a batch of 100 takes the reference machine 0.16 s as in the
-authors' code, with the same ratio of transfer time to compute time as ResNet-56. Results are
-written to one JSON file per run; `benchmarks.reproduce.dtfl_figures` makes tables and figures from
-them.
+200 images give 10 local steps a round and 1,000 the paper's 50). The optimiser is AMSGrad. The
+networks have batch norm and the eight modules md1..md8: "resnet", bottlenecks with one unit per
+group (20 layers) at half the width; "plain", seven convolutions of 4 to 64 channels and a head,
+whose activations are to each other as those of ResNet-56; "plain_half", whose md1 sends half of
+what md2 sends in place of a quarter (the runs of the page). The fleet is DTFL's, scaled so that a
+batch of 100 takes the reference machine 0.16 s as in the authors' code, with the same ratio of
+transfer time to compute time as ResNet-56. Results are written to one JSON file per run;
+`benchmarks.reproduce.dtfl_figures` makes tables and figures from them.
 """
 
 import functools
@@ -21,6 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.cells import curve, run_cells
+from benchmarks.reproduce.dtfl_habits import alike, eager_server, last_client
 from fedjax_het import algorithms, models
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.data.federated import FederatedData, from_arrays
@@ -55,7 +57,7 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "FedAvg": ("fedavg", {}),
     "FedYogi": ("fedyogi", {"server_learning_rate": 1e-2}),
     # A quarter of the server's epochs, for the wall's sake.
-    "FedGKT": ("fedgkt", {"weight_decay": 1e-4, "server_epochs": 5}),
+    "FedGKT": ("fedgkt", {"weight_decay": 1e-4, "server_epochs": (5,)}),
     "SplitFed": ("splitfed", {}),
 }
 _CASE_2 = {"profiles": (1, 3, 5)}
@@ -85,6 +87,40 @@ ARMS: dict[str, dict[str, Arm]] = {
         "patch shuffling": ("dtfl", {"privacy": {"shuffle": "space"}}, {}),
         "channel shuffling": ("dtfl", {"privacy": {"shuffle": "channel"}}, {}),
     },
+    # The authors' schedule of epochs, and the loss of their paper.
+    "gkt": {
+        "FedGKT, 20 epochs": ("fedgkt", {"weight_decay": 1e-4}, {}),
+        "FedGKT, distils on the server": (
+            "fedgkt",
+            {"weight_decay": 1e-4, "server_epochs": (5,), "distill_on_server": True},
+            {},
+        ),
+    },
+    # Habits of the authors' code: the server's optimiser, and the model that is evaluated.
+    "habits": {
+        f"tier {m}, reset every {reset}, {which}": (
+            "dtfl",
+            {"scheduler": {"fixed_tier": m}, "server_opt_reset": reset},
+            {**_CASE_2, "last_client": which == "last client"},
+        )
+        for m in (1, 7)
+        for reset in ("round", "batch")
+        for which in ("aggregate", "last client")
+    }
+    | {"FedAvg, last client": ("fedavg", {}, {**_CASE_2, "last_client": True})},
+    # Why the server's head is late in tier 7.
+    "head": {
+        "tier 7, heads alike": (
+            "dtfl",
+            {"scheduler": {"fixed_tier": 7}},
+            {**_CASE_2, "heads_alike": True},
+        ),
+        "tier 7, five times the server's step": (
+            "dtfl",
+            {"scheduler": {"fixed_tier": 7}},
+            {**_CASE_2, "server_rate": 5.0},
+        ),
+    },
     "variants": {
         "server optimiser reset": ("dtfl", {"server_opt_reset": "batch"}, {}),
         "dynamic devices, DTFL": ("dtfl", {}, {"redraw_every": 10}),
@@ -109,8 +145,32 @@ def _images(train: int) -> tuple[np.ndarray, ...]:
     return (*small(raw.test_x, raw.test_y, TEST), *small(raw.x, raw.y, train))
 
 
+# Channels of the convolutions, and whether 2 x 2 pooling follows.
+_PLAIN = {
+    "plain": (
+        (4, False),
+        (16, False),
+        (16, False),
+        (32, True),
+        (32, False),
+        (64, True),
+        (64, False),
+    ),
+    "plain_half": (
+        (4, False),
+        (8, False),
+        (8, True),
+        (16, False),
+        (16, True),
+        (32, False),
+        (32, False),
+    ),
+}
+NETS = ("resnet", *_PLAIN)
+
+
 def network(name: str) -> BlockModel:
-    """The network "resnet" or "plain", with exit heads."""
+    """One of `NETS`, with exit heads."""
     shape = (SIDE, SIDE, 3)
     if name == "resnet":
         return models.build(
@@ -124,8 +184,7 @@ def network(name: str) -> BlockModel:
             granularity="module",
             width=8,
         )
-    layers = ((4, False), (8, False), (8, True), (16, False), (16, True), (32, False), (32, False))
-    blocks = [ConvNorm(channels, "batch", pool) for channels, pool in layers]
+    blocks = [ConvNorm(channels, "batch", pool) for channels, pool in _PLAIN[name]]
     return models.with_exits(models.from_flax([*blocks, Head(10)], shape, 10, name="plain8"))
 
 
@@ -175,29 +234,40 @@ class Prepared(NamedTuple):
     options: dict[str, Any]
     engine: Engine
     evaluator: Evaluator
+    heads_alike: bool
 
 
 def prepare(arm: Arm, net: str, rounds: int, per_client: int) -> Prepared:
     """Makes the setting of an arm, its method, and their programs."""
     name, options, where = arm
+    # What is not of the problem: how the arm is started, trained and evaluated.
+    where = dict(where)
+    last, started = where.pop("last_client", False), where.pop("heads_alike", False)
+    rate = where.pop("server_rate", 1.0)
     problem, speed, per_round = setting(net, per_client=per_client, **where)
     options = {**TRAINING, **options, "clients_per_round": per_round}
+    if rate != 1.0:
+        options = eager_server(options, cut=problem.model.num_blocks - 2, factor=rate)
     if "server_flops_per_s" in algorithms.option_names(name):
         options["server_flops_per_s"] = speed
     algorithm = algorithms.build(name, problem, **options)
+    if last:
+        algorithm = last_client(algorithm)
     # One program for all tiers: on a CPU compiling a route costs more than it saves here.
     execution = "masked" if name == "dtfl" else "routed"
     # FedGKT is as many models as clients, each of which is evaluated.
     every = 5 * EVAL_EVERY if name == "fedgkt" else EVAL_EVERY
     run: dict[str, Any] = {"rounds": rounds, "eval_every": every, "execution": execution}
     engine = Engine(algorithm, RunOptions.parse(run).resources(problem))
-    return Prepared(problem, algorithm, run, engine, Evaluator(problem))
+    return Prepared(problem, algorithm, run, engine, Evaluator(problem), started)
 
 
 def run_arm(label: str, made: Callable[[], Prepared], seed: int) -> dict[str, Any]:
     """One run; returns what the tables and plots need."""
-    problem, algorithm, run, engine, evaluator = made()
+    problem, algorithm, run, engine, evaluator, heads_alike = made()
     began = time.perf_counter()
+    if heads_alike:
+        run = {**run, "initial": alike(problem.model, seed)}
     result = simulate(algorithm, problem, seed=seed, engine=engine, evaluator=evaluator, **run)
     metrics, tasks = result.record.metrics, result.record.clients
     return {
@@ -249,7 +319,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("arms", ["iid"], f"{', '.join(ARMS)}, or labels with _ for a comma.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
     flags.DEFINE_string("out", "runs/dtfl", "Directory of the results.")
-    flags.DEFINE_enum("net", "resnet", ["resnet", "plain"], "Network.")
+    flags.DEFINE_enum("net", "resnet", NETS, "Network.")
     flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
     flags.DEFINE_integer("per_client", PER_CLIENT, "Training images of a client.")
     app.run(main)

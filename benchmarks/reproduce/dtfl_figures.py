@@ -13,12 +13,12 @@ import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 
-from benchmarks.reproduce.dtfl import ARMS, PER_CLIENT, TRAINING, setting
+from benchmarks.reproduce.dtfl import ARMS, NETS, PER_CLIENT, TRAINING, setting
 from benchmarks.reproduce.dtfl_timing import TABLE_3, markdown, rounds_of
 from fedjax_het import algorithms
 
 _RUNS = flags.DEFINE_string("runs", "runs/dtfl", "Directory of results.")
-_NET = flags.DEFINE_enum("net", "resnet", ["resnet", "plain"], "Network of the runs.")
+_NET = flags.DEFINE_enum("net", "resnet", NETS, "Network of the runs.")
 _OUT = flags.DEFINE_string("out", "docs/results/images", "Where the figures go.")
 _PER_CLIENT = flags.DEFINE_integer("per_client", PER_CLIENT, "Images of a client in the runs.")
 _NAME = flags.DEFINE_string("name", None, "Of the figures; the default is the network.")

@@ -1,6 +1,7 @@
 """FedGKT: distillation between small networks at the clients and a large one at the server."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -55,7 +56,8 @@ def fedgkt(
     client_blocks: Count = 2,
     temperature: float = 3.0,
     alpha: float = 1.0,
-    server_epochs: Count = 20,
+    distill_on_server: bool = False,
+    server_epochs: Sequence[Count] = (20, 15, 10, 5),
     anneal_rounds: Count = 20,
     server_flops_per_s: Unlimited | None = None,
     **training: Unpack[TrainingKeywords],
@@ -66,7 +68,7 @@ def fedgkt(
     minimises $CE + \alpha T^2 KL_T(\text{client} \| \text{server's logits})$, without the second
     term before it has logits of the server. Then it sends the activations (in eval mode), logits
     and labels of its samples. The server trains the deeper blocks on them, client after client,
-    with $T^2 KL_T(\cdot \| \text{client's logits}) + \alpha CE$, and returns its logits.
+    with the loss of the labels, and returns its logits.
 
     The model's accuracy is the mean over clients of the client's network followed by the server's.
     Logits belong to samples, not to positions in a batch, so the order may change between rounds.
@@ -76,10 +78,14 @@ def fedgkt(
       problem: model, data and fleet; the model needs exit heads.
       client_blocks: number of blocks of a client's network.
       temperature: temperature T of the distillation.
-      alpha: weight of the second term of each loss.
-      server_epochs: number of passes E_s of the server over the received samples in the first
-        round.
-      anneal_rounds: number of rounds in which E_s decreases linearly to 1.
+      alpha: weight of the server's logits in the clients' loss.
+      distill_on_server: whether the server also learns from the clients' logits, with
+        $T^2 KL_T(\cdot \| \text{client's logits}) + \alpha CE$ as in the paper; the authors'
+        command leaves the first term out.
+      server_epochs: numbers of passes E_s of the server over the received samples, by default those
+        of the authors' code for its first 100 rounds.
+      anneal_rounds: number of rounds with the first value of `server_epochs`; each of the next
+        lasts half as many, and the last stays.
       server_flops_per_s: speed of the server; None for that of the fastest device. Its training
         starts when all clients have finished; its time is part of the time of every task.
       **training: fields of `TrainingOptions`; the authors have client_optimizer="amsgrad" and
@@ -88,7 +94,7 @@ def fedgkt(
 
     References:
       He, Annavaram and Avestimehr, *Group Knowledge Transfer*, NeurIPS 2020; methods/baselines.md
-      14. T, alpha and E_s are our choice: DTFL does not state their schedules.
+      14; FedML's code for the options that DTFL does not state.
     """
     options = TrainingOptions.parse(training)
     model, n = problem.model, problem.num_clients
@@ -96,8 +102,12 @@ def fedgkt(
     cut = splits.single_cut(model.num_blocks, client_blocks)
     for name, value in (("temperature", temperature), ("alpha", alpha)):
         require(np.isfinite(value) and value > 0, f"{name} = {value}", "must be positive", "use 1")
-    for name, count in (("server_epochs", server_epochs), ("anneal_rounds", anneal_rounds)):
-        require(count >= 1, f"{name} = {count}", "must be at least 1", "use 20")
+    passes_of = tuple(server_epochs)
+    for name, count in (
+        ("server_epochs", min(passes_of, default=0)),
+        ("anneal_rounds", anneal_rounds),
+    ):
+        require(count >= 1, f"{name} = {count}", "must be at least 1", "leave it out")
     both = halves(model.num_blocks, int(cut[0]))
     table = splits.price_tiers(problem.cost, cut)
     speed = splits.server_speed(server_flops_per_s, problem.fleet)
@@ -106,10 +116,12 @@ def fedgkt(
     optimizer, pipeline = options.optimizer(), problem.data.pipeline
     samples_on_device = functools.cache(problem.data.device)
     both_sides = (model, pipeline, both, optimizer, problem.objective)
-    teach = jax.jit(server_training(*both_sides, batch_size=capacity, **teaching))
+    distils: dict[str, Any] = {"distill": distill_on_server, **teaching}
+    teach = jax.jit(server_training(*both_sides, batch_size=capacity, **distils))
 
     def epochs(round: int) -> int:
-        return max(1, int(np.rint(server_epochs * (1.0 - round / anneal_rounds))))
+        later = max(0, round - anneal_rounds) // max(1, anneal_rounds // 2) + 1
+        return passes_of[0 if round < anneal_rounds else min(later, len(passes_of) - 1)]
 
     def init(variables: Variables, key: jax.Array) -> State:
         edge = both.own(variables, both.edge)

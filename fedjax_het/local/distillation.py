@@ -2,6 +2,7 @@ r"""Distillation over a cut: client and server each learn from the logits of the
 
 client:  F(head(h(x)), y) + a T^2 KL_T( client || server's logits )
 server:  a F(g(z), y)     +   T^2 KL_T( server || client's logits ),   z = h(x) in eval mode
+         or F(g(z), y) alone
 
 Here F is the objective, whose outputs must be the logits of classes, h is the client's half of a
 block model, with its head, and g is the server's half.
@@ -166,6 +167,7 @@ def server_training(
     batch_size: int,
     temperature: float,
     alpha: float,
+    distill: bool = True,
 ) -> Callable[..., tuple[Variables, PyTree, jax.Array, jax.Array]]:
     """A function that trains the server's network on the clients' activations; for `jax.jit`.
 
@@ -180,7 +182,8 @@ def server_training(
       objective: objective of the problem, with logits as outputs.
       batch_size: samples per batch.
       temperature: temperature T of the distillation.
-      alpha: weight of the labels.
+      alpha: weight of the labels beside the clients' logits.
+      distill: whether the server learns from the clients' logits; otherwise from labels alone.
 
     Returns:
       A function `(variables, optimizer state, edges, clients, logits, data, epochs, key, scale) ->
@@ -223,8 +226,11 @@ def server_training(
             logits, stats = model.forward_from(
                 whole, z, cut, train=True, key=key, weight=batch.weight
             )
+            labels = objective.mean(logits, batch)
+            if not distill:
+                return labels, stats
             told = distillation(logits, taught, batch.weight, temperature)
-            return told + alpha * objective.mean(logits, batch), stats
+            return told + alpha * labels, stats
 
         def step(j: jax.Array, t: jax.Array, carry: PyTree) -> PyTree:
             params, stats, state, count, _ = carry

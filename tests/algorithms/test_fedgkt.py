@@ -14,7 +14,9 @@ SGD = {"learning_rate": 0.1, "batch_size": 4}
 
 
 def gkt(problem, **options):
-    return build("fedgkt", problem, **{**SGD, "client_blocks": 1, "server_epochs": 3, **options})
+    return build(
+        "fedgkt", problem, **{**SGD, "client_blocks": 1, "server_epochs": (3, 1), **options}
+    )
 
 
 def test_gkt_averages_no_weights():
@@ -93,3 +95,29 @@ def test_gkt_client_and_server_follow_the_schedule():
     half = simulate(gkt(problem, learning_rate=0.05), problem, rounds=1)
     chex.assert_trees_all_close(runs[0.5].variables, half.variables, rtol=1e-6)
     chex.assert_trees_all_close(runs[0.5].state.edge, half.state.edge, rtol=1e-6)
+
+
+def test_gkt_server_learns_from_labels_alone_unless_it_distils():
+    """As in the authors' command; whether the clients' logits count shows in the server's step."""
+    problem = exits_problem()
+    one = {"server_epochs": (1,), "temperature": 2.0}
+    plain, hot = (gkt(problem, **{**one, "temperature": t}) for t in (2.0, 9.0))
+    first = [simulate(a, problem, rounds=1).variables for a in (plain, hot)]
+    chex.assert_trees_all_equal(*first)
+    distilled = simulate(gkt(problem, distill_on_server=True, **one), problem, rounds=1).variables
+    assert differ(distilled.params["blocks"][1:], first[0].params["blocks"][1:])
+
+
+def test_gkt_epochs_follow_the_authors_schedule():
+    problem = exits_problem()
+    slow = {"server_flops_per_s": 1.0, "local_steps": 1}
+    algorithm = build("fedgkt", problem, **SGD, client_blocks=1, **slow)
+    variables = problem.model.init(jax.random.key(0))
+    state = algorithm.init(variables, jax.random.key(1))
+
+    def server_s(round):
+        plan, _ = algorithm.plan(state, variables, situation(problem, round=round))
+        return float(plan.timing.compute_s[0])
+
+    epochs = [20 * server_s(t) / server_s(0) for t in (19, 20, 29, 30, 40, 50, 99)]
+    np.testing.assert_allclose(epochs, [20, 15, 15, 10, 5, 5, 5], rtol=1e-3)

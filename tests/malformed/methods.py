@@ -149,8 +149,8 @@ SPLIT: list[Case] = [
         "temperature = 0 | must be positive | use 1",
     ),
     (
-        with_heads("fedgkt", client_blocks=1, server_epochs=0),
-        "server_epochs = 0 | at least 1 | use 20",
+        with_heads("fedgkt", client_blocks=1, server_epochs=(0,)),
+        "server_epochs = 0 | at least 1 | leave it out",
     ),
     (tiny_memory, "clients [1] (of 1) | client half of a tier | smaller batches"),
 ]

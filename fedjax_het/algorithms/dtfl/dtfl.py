@@ -60,7 +60,8 @@ def dtfl(
     Args:
       problem: model, data and fleet; the model needs exit heads (`exits=True` in a configuration's
         model section, or `with_exits(model)`), which serve as auxiliary heads.
-      tiers: number M of boundaries that may be cut, the deepest of the model; None for all.
+      tiers: number M of boundaries that may be cut, the deepest of the model; None for all. Tiers
+        count from 1 to M, the deepest client half last.
       scheduler: options of the tier scheduler.
       privacy: options of the clients' protection of their activations.
       server_flops_per_s: speed of the server on each client's copy; None for that of the fastest
@@ -89,7 +90,7 @@ def dtfl(
     belief = profiles.choose(scheduler.profile, table, speed)
     work = _Work(problem, options, table, speed)
     holds = work.holds()
-    first, alpha = first_tiers(scheduler, holds), privacy.weights(n)
+    first, alpha = first_tiers(scheduler, holds, table.cut), privacy.weights(n)
     structure = model.shapes.params
     last = model.num_blocks - 1
 

@@ -32,12 +32,17 @@ _LEAST_S = 1e-9
 class Scheduler:
     """Options of the tier scheduler.
 
+    Tiers count from 1 among the M that are allowed, also where M is below the number of boundaries:
+    with `tiers=6`, tier 1 of a network of eight blocks is tier 2 of seven.
+
     Attributes:
       profile: assumed times of the tiers: "analytic", "paper", "code", or a `Profile`.
       ema: weight of a new observation, in (0, 1]. The paper does not state it; the authors' code
         has 2/3 and, in an older version, 1/3.
-      initial_tier: first tier of all clients, from 1 to M; None for 2, or 1 if there is only one.
-      fixed_tier: constant tier of all clients or of each client, from 1; None for dynamic tiers.
+      initial_tier: first tier of all clients, from 1 to M; None for the tier of two blocks at the
+        clients, the authors' start, or the shallowest if all have more.
+      fixed_tier: constant tier of all clients or of each client, from 1 to M; None for dynamic
+        tiers.
       lagged: whether the T_max of the previous round limits the tiers, as in the authors' code.
     """
 
@@ -77,18 +82,21 @@ def begin(num_clients: int, tiers: int, initial: np.ndarray | int) -> History:
     return History(tier, unseen, np.asarray(1000.0))
 
 
-def first_tiers(options: Scheduler, holds: np.ndarray) -> np.ndarray:
+def first_tiers(options: Scheduler, holds: np.ndarray, cut: np.ndarray) -> np.ndarray:
     """First tier of each client, int64[n], from 0.
 
     Args:
       options: options of the scheduler.
       holds: mask of the tiers whose client half each device can hold, bool[n, M]. A device that
         cannot hold the initial tier gets the nearest possible tier; of two, the shallower.
+      cut: last block of the client half in each tier, int64[M].
     """
     n, count = holds.shape
     pinned = options.fixed_tier is not None
     name = "fixed_tier" if pinned else "initial_tier"
-    first = min(2, count) if options.initial_tier is None else options.initial_tier
+    first = options.initial_tier
+    if first is None:
+        first = min(int(np.searchsorted(cut, 1)), count - 1) + 1
     value = options.fixed_tier if pinned else first
     wanted = np.asarray(value)
     require(
