@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
             "fleet": {"name": "fedel", "assignment": "cyclic"},
             "algorithm": {
                 "name": "fedel",
+                # A hundredth of a step: at this rate a whole one overshoots (docs/methods).
+                "probe": {"step": 0.01},
                 "learning_rate": 0.05,
                 "batch_size": 16,
                 "local_steps": 5,

@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
             "fleet": {"name": "fedel", "assignment": "cyclic"},
             "algorithm": {
                 "name": "fedel",
+                # A hundredth of a step: at this rate a whole one overshoots (docs/methods).
+                "probe": {"step": 0.01},
                 "learning_rate": 0.2,
                 "batch_size": 8,
                 "local_steps": 5,

@@ -50,6 +50,8 @@ def get_config() -> ConfigDict:
                     "FedAvg": {},
                     "FedEL": {
                         "name": "fedel",
+                        # A hundredth of a step: a whole one may overshoot (docs/methods).
+                        "probe": {"step": 0.01},
                         # Forward passes are charged, as for the other methods.
                         "budget": {"counts": "total"},
                         "extensions": {"starts_per_exit": 1},

@@ -50,7 +50,7 @@ def one(model: str, rents: bool, rounds: int) -> dict[str, float]:
     network = models.build(model, shape, 10, exits=True, **_MODELS[model])
     problem = Problem(network, data, build_fleet("fedel", _CLIENTS))
     training = {"learning_rate": 0.02, "batch_size": _BATCH, "local_steps": _STEPS}
-    algorithm = build("fedel", problem, **training)
+    algorithm = build("fedel", problem, **training, probe={"step": 0.01})
     with mock.patch.dict(routes.PRICES, {} if rents else free):
         result = simulate(algorithm, problem, rounds=rounds, eval_every=rounds)
     summary, rows = result.record.summary, result.record.clients

@@ -1,11 +1,18 @@
 """FedEL's claims at a size for minutes on two CPU cores; see docs/results/fedel.md.
 
+    python -m benchmarks.reproduce.fedel --plan_only
     python -m benchmarks.reproduce.fedel --arms=core --seeds=0,1,2 --out=runs/fedel
 
 The data is Fashion-MNIST (6,000 training and 2,000 test images, averaged down to 14 x 14) on 20
 clients (Dirichlet 0.1) with four device types, which take 1, 2, 3 and 4 times as long as the
-fastest. A round has 10 clients with 5 local steps of 16. The network has six convolutions and a
-head. Results are written to one JSON file per run.
+fastest. A round has 10 clients with 5 local steps of 16. The network "pyramid" has seven
+convolutions whose backward costs grow as those of VGG16, the last with the classifier; "plain6" has
+six convolutions of nearly equal cost and a head (the runs of the page).
+
+Every arm has the same step sizes to choose from on a seed of its own, by the mean accuracy over the
+time, among those at which 80 % of FedEL's importances are positive. Before it trains, the program
+prints the costs of the blocks and, for the arms "beta", which share of the masks is that of beta
+0.6. Results are written to one JSON file per run.
 """
 
 import functools
@@ -18,7 +25,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.cells import curve, run_cells
+from benchmarks.cells import curve, edge, run_cells
+from benchmarks.reproduce import fedel_table1, fedel_table1_plans
+from benchmarks.reproduce.fedel_masks import overlaps
+from benchmarks.reproduce.fedel_table1_report import best_rate, invalid
 from fedjax_het import algorithms
 from fedjax_het.data.federated import from_arrays
 from fedjax_het.data.partition import partitioner
@@ -33,13 +43,16 @@ from fedjax_het.simulation.evaluation import Evaluator
 from fedjax_het.simulation.simulate import simulate
 
 TRAINING: dict[str, Any] = {
-    "learning_rate": 0.1,
     "batch_size": 16,
     "local_steps": 5,
     "clients_per_round": 10,
     "weighting": "uniform",
 }
-CLIENTS, TRAIN, TEST, ROUNDS = 20, 6_000, 2_000, 120
+CLIENTS, TRAIN, TEST, ROUNDS, TUNING_SEED = 20, 6_000, 2_000, 120, 100
+BETAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+NETS = ("pyramid", "plain6")
+# Channels with which the path to block 1 takes 60 % of the slowest device's budget, as in VGG16.
+PYRAMID = (5, 10, 20, 28, 28, 28, 28)
 
 
 class _Layer(nn.Module):
@@ -72,8 +85,16 @@ class _Head(nn.Module):
         return nn.Dense(10)(x.mean(axis=(1, 2)))
 
 
-def network(coarse: bool = False) -> BlockModel:
-    """Six convolutions (8, 8, 8, pool, 16, 16, 16) and a head, one block a layer or a pair."""
+def network(name: str = "pyramid", coarse: bool = False) -> BlockModel:
+    """One of `NETS`.
+
+    Args:
+      name: "pyramid", that of `fedel_table1`, or "plain6", six convolutions (8, 8, 8, pool, 16, 16,
+        16) and a head.
+      coarse: whether a block of "plain6" has two layers.
+    """
+    if name == "pyramid":
+        return fedel_table1.network((14, 14, 1), PYRAMID)
     layers = [_Layer(8), _Layer(8), _Layer(8, pool=True), _Layer(16), _Layer(16), _Layer(16)]
     blocks: list[nn.Module] = list(layers)
     if coarse:
@@ -94,16 +115,22 @@ def _images() -> tuple[np.ndarray, ...]:
     return (*small(raw.x, raw.y, TRAIN), *small(raw.test_x, raw.test_y, TEST))
 
 
-def setting(seed: int, slowdowns: Sequence[float], alpha: float, coarse: bool) -> Problem:
+def setting(
+    seed: int,
+    net: str = "pyramid",
+    *,
+    slowdowns: Sequence[float] = (1.0, 2.0, 3.0, 4.0),
+    alpha: float = 0.1,
+    coarse: bool = False,
+) -> Problem:
     """The problem of one seed: its own partition, the same images and fleet."""
     x, y, test_x, test_y = _images()
     split = partitioner("dirichlet", num_clients=CLIENTS, alpha=alpha, min_size=20)
     data = from_arrays(x, y, test_x, test_y, clients=split, num_classes=10, seed=seed)
     fleet = presets.build("fedel", CLIENTS, slowdowns=tuple(slowdowns), assignment="cyclic")
-    return Problem(network(coarse), data, fleet)
+    return Problem(network(net, coarse), data, fleet)
 
 
-_FOUR = (1.0, 2.0, 3.0, 4.0)
 # name -> (algorithm, its options, options of the setting)
 Arm = tuple[str, dict[str, Any], dict[str, Any]]
 _CORE: dict[str, Arm] = {
@@ -118,20 +145,34 @@ _CORE: dict[str, Arm] = {
 }
 # One pass over a client's data: the clients' numbers of steps differ, which FedNova is about.
 _EPOCH: dict[str, Any] = {"local_steps": None, "epochs": 1}
-# The probe of ElasticTrainer's code: a whole step of the client's own optimiser.
-_REAL: dict[str, Any] = {"probe": {"step": 1.0}}
+# In effect the squared gradient, as the runs of the page; and the squared gradient itself.
+_SMALL: dict[str, Any] = {"probe": {"step": 0.01}}
+_GRADIENT: dict[str, Any] = {"probe": {"measure": "gradient"}}
 _SPREAD_8: dict[str, Any] = {"slowdowns": (1.0, 2.0, 4.0, 8.0)}
 _SPREAD_16: dict[str, Any] = {"slowdowns": (1.0, 4.0, 8.0, 16.0)}
 _BETA: dict[str, Arm] = {
-    **{f"beta {b:g}": ("fedel", {"beta": b}, {}) for b in (0.0, 0.2, 0.4, 0.8, 1.0)},
+    **{f"beta {b:g}": ("fedel", {"beta": b}, {}) for b in BETAS if b != 0.6},
     "beta 0, adaptive": ("fedel", {"beta": 0.0, "extensions": {"adaptive_beta": True}}, {}),
 }
 _PROBE: dict[str, Arm] = {
-    "FedEL, real probe": ("fedel", _REAL, {}),
-    "beta 0.2, real probe": ("fedel", {"beta": 0.2, **_REAL}, {}),
-    "beta 1, real probe": ("fedel", {"beta": 1.0, **_REAL}, {}),
-    "ElasticTrainer, real probe": ("fedel", {"variant": "elastic_only", **_REAL}, {}),
+    "FedEL, small probe": ("fedel", _SMALL, {}),
+    "ElasticTrainer, small probe": ("fedel", {"variant": "elastic_only", **_SMALL}, {}),
+    "FedEL, gradient norms": ("fedel", _GRADIENT, {}),
+    "ElasticTrainer, gradient norms": ("fedel", {"variant": "elastic_only", **_GRADIENT}, {}),
+    **{f"beta {b:g}, small probe": ("fedel", {"beta": b, **_SMALL}, {}) for b in BETAS if b != 0.6},
     "FedEL, exit probe": ("fedel", {"probe": {"head": "exit"}}, {}),
+    "FedEL, end edge by kernels": ("fedel", {"end_edge": "kernel"}, {}),
+}
+# Nobody trains the front in every round: all devices afford a quarter of the network.
+_EQUAL: dict[str, Any] = {"slowdowns": (1.0,)}
+_HIDDEN: dict[str, Arm] = {
+    "FedAvg, no fast client": ("fedavg", {}, _EQUAL),
+    "FedEL, no fast client": ("fedel", {"threshold": 0.25}, _EQUAL),
+    "ElasticTrainer, no fast client": (
+        "fedel",
+        {"variant": "elastic_only", "threshold": 0.25},
+        _EQUAL,
+    ),
 }
 _WRAPPED: dict[str, Arm] = {
     "FedAvg, 5 a round": ("fedavg", {"clients_per_round": 5}, {}),
@@ -156,8 +197,6 @@ _SENSITIVITY: dict[str, Arm] = {
     "FedAvg, spread 16": ("fedavg", {}, _SPREAD_16),
     "FedEL, spread 16": ("fedel", {}, _SPREAD_16),
     "FedEL, pairs of layers": ("fedel", {}, {"coarse": True}),
-    "FedAvg, step 0.03": ("fedavg", {"learning_rate": 0.03}, {}),
-    "FedEL, step 0.03": ("fedel", {"learning_rate": 0.03}, {}),
     "FedAvg, alpha 10": ("fedavg", {}, {"alpha": 10.0}),
     "FedEL, alpha 10": ("fedel", {}, {"alpha": 10.0}),
     "ElasticTrainer, alpha 10": ("fedel", {"variant": "elastic_only"}, {"alpha": 10.0}),
@@ -166,16 +205,19 @@ ARMS = {
     "core": _CORE,
     "beta": _BETA,
     "probe": _PROBE,
+    "no_fast": _HIDDEN,
     "wrapped": _WRAPPED,
     "sensitivity": _SENSITIVITY,
 }
 
 
-def run_arm(label: str, arm: Arm, seed: int, rounds: int) -> dict[str, Any]:
+def run_arm(label: str, arm: Arm, seed: int, rounds: int, net: str, rate: float) -> dict[str, Any]:
     """One run; returns what the tables and plots need."""
     name, options, where = arm
-    problem = setting(seed, **{"slowdowns": _FOUR, "alpha": 0.1, "coarse": False, **where})
-    algorithm = algorithms.build(name, problem, **{**TRAINING, **options})
+    problem = setting(seed, net, **where)
+    # The rate is a factor by round, which enters programs as data: all rates share one.
+    step = {"learning_rate": 1.0, "schedule": lambda round: rate}
+    algorithm = algorithms.build(name, problem, **{**TRAINING, **step, **options})
     began = time.perf_counter()
     # One program for all windows: on a CPU compiling a route costs more than it saves here.
     result = simulate(
@@ -190,11 +232,14 @@ def run_arm(label: str, arm: Arm, seed: int, rounds: int) -> dict[str, Any]:
     metrics = result.record.metrics
     full_s = float(np.max(problem.cost.step_flops() / problem.fleet.flops_per_s)) * 80
     fastest_s = float(np.min(problem.cost.step_flops() / problem.fleet.flops_per_s)) * 80
-    info = [row["info"] for row in metrics[1:]]
+    info = [row["info"] or {} for row in metrics[1:]]
+    positive = [i["positive_share"] for i in info if "positive_share" in i]
     trained = [i["trained_blocks"] for i in info if "trained_blocks" in i]
     return {
         "label": label,
         "seed": seed,
+        "rate": rate,
+        "net": net,
         "rounds": rounds,
         "faults": result.faults,
         **curve(result.record),
@@ -204,6 +249,8 @@ def run_arm(label: str, arm: Arm, seed: int, rounds: int) -> dict[str, Any]:
         "bytes_up": float(sum(r.get("bytes_up", 0) for r in metrics)),
         "o1": [i["o1"] for i in info if "o1" in i],
         "true_budget_ratio": [i["true_budget_ratio"] for i in info if "true_budget_ratio" in i],
+        **({"positive": positive} if positive else {}),
+        "tensors": [i["tensors_per_window"] for i in info if "tensors_per_window" in i],
         "overrun_clients": int(sum(i.get("overrun_clients", 0) for i in info)),
         "trained_blocks": np.sum(trained, axis=0).tolist() if trained else None,
         "tasks_by_group": np.bincount(
@@ -215,28 +262,88 @@ def run_arm(label: str, arm: Arm, seed: int, rounds: int) -> dict[str, Any]:
 
 _NAMES = flags.DEFINE_list("arms", ["core"], f"{', '.join(ARMS)}, or labels of arms.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_RATES = flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1"], "Step sizes to choose from.")
 _OUT = flags.DEFINE_string("out", "runs/fedel", "Directory of the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
+_NET = flags.DEFINE_enum("net", "pyramid", NETS, "Network.")
+_PLAN_ONLY = flags.DEFINE_bool("plan_only", False, "Whether to stop before training.")
 
 
-def main(_: Sequence[str]) -> None:
-    """Runs what is missing in the directory."""
-    every = {label: arm for group in ARMS.values() for label, arm in group.items()}
-    chosen: dict[str, Arm] = {}
-    for name in _NAMES.value:
-        chosen |= ARMS.get(name) or {name: every[name]}
-    cells = {
-        f"{label}-{seed}": functools.partial(run_arm, label, arm, seed, _ROUNDS.value)
-        for seed in map(int, _SEEDS.value)
-        for label, arm in chosen.items()
-    }
+def study(
+    chosen: dict[str, Arm],
+    out: str,
+    *,
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    rounds: int,
+    net: str,
+) -> list[dict[str, Any]]:
+    """Tunes every arm in runs of half the rounds, then runs it with every seed.
+
+    Args:
+      chosen: arms by label.
+      out: directory of the cells; those of the tuning have one of their own in it.
+      seeds: seeds of the reported runs.
+      rates: step sizes to choose from; a single one is not tuned.
+      rounds: rounds of a reported run.
+      net: one of `NETS`.
+    """
 
     def announce(name: str, row: dict[str, Any]) -> None:
         budgets = row["round_s"] / row["budget_s"]
         accuracy, wall_s = row["accuracy"][-1], row["wall_s"]
         print(f"{name:30s} {accuracy:.4f}, round {budgets:.3f} budgets, {wall_s:.0f} s", flush=True)
 
-    run_cells(cells, _OUT.value, announce)
+    runs = []
+    for label, arm in chosen.items():
+        best = rates[0]
+        if len(rates) > 1:
+            tuning = {
+                f"{label} {rate:g}": functools.partial(
+                    run_arm, label, arm, TUNING_SEED, -(-rounds // 2), net, rate
+                )
+                for rate in rates
+            }
+            tuned = list(run_cells(tuning, f"{out}/tuning", announce).values())
+            best = best_rate(tuned)
+            edge(label, best, rates)
+        cells = {
+            f"{label}-{best:g}-{seed}": functools.partial(
+                run_arm, label, arm, seed, rounds, net, best
+            )
+            for seed in seeds
+        }
+        found = list(run_cells(cells, out, announce).values())
+        if invalid(found):
+            print(f"{label}: NOT VALID, fewer than 80 % of the importances are positive")
+        runs += found
+    return runs
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints what the plans do, and runs what is missing in the directory."""
+    every = {label: arm for group in ARMS.values() for label, arm in group.items()}
+    chosen: dict[str, Arm] = {}
+    for name in _NAMES.value:
+        chosen |= ARMS.get(name) or {name: every[name]}
+    problem = setting(TUNING_SEED, _NET.value)
+    print(fedel_table1_plans.pyramid(problem, slowdown=4.0), flush=True)
+    if _PLAN_ONLY.value:
+        return
+    rates = [float(rate) for rate in _RATES.value]
+    if "beta" in _NAMES.value:
+        for rate in rates:
+            shares = overlaps(problem, {**TRAINING, "learning_rate": rate}, BETAS, rounds=20)
+            said = ", ".join(f"{beta:g}: {share:.2f}" for beta, share in shares.items())
+            print(f"step {rate:g}, masks as at beta 0.6: {said}", flush=True)
+    study(
+        chosen,
+        _OUT.value,
+        seeds=[int(seed) for seed in _SEEDS.value],
+        rates=rates,
+        rounds=_ROUNDS.value,
+        net=_NET.value,
+    )
 
 
 if __name__ == "__main__":

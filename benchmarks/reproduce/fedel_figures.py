@@ -39,16 +39,19 @@ def _spread(values: Sequence[float], form: str) -> str:
 def table(runs: Runs) -> str:
     """One line a label, in Markdown."""
     lines = [
-        "| arm | seeds | final accuracy % | last 5 evaluations % | round / T_th | "
-        "true step / T_th, most | upload / FedAvg | O1 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | step size | seeds | final accuracy % | last 5 evaluations % | round / T_th | "
+        "true step / T_th, most | upload / FedAvg | O1 | positive | tensors a window |",
+        "|---" * 11 + "|",
     ]
     whole = np.mean([r["bytes_up"] / r["rounds"] for r in runs["FedAvg"]])
     for label, rows in sorted(runs.items(), key=lambda item: (-len(item[1]), item[0])):
         bias = [float(np.mean(r["o1"])) for r in rows if r["o1"]]
         true = [max(r["true_budget_ratio"]) for r in rows if r["true_budget_ratio"]]
+        positive = [float(np.mean(r["positive"])) for r in rows if "positive" in r]
+        tensors = [float(np.mean(r["tensors"])) for r in rows if r["tensors"]]
         cells = [
             label,
+            f"{rows[0]['rate']:g}",
             str(len(rows)),
             _spread([100 * r["accuracy"][-1] for r in rows], ".1f"),
             _spread([float(100 * np.mean(r["accuracy"][-5:])) for r in rows], ".1f"),
@@ -56,6 +59,8 @@ def table(runs: Runs) -> str:
             f"{max(true):.2f}" if true else "",
             f"{np.mean([r['bytes_up'] / r['rounds'] for r in rows]) / whole:.2f}",
             _spread(bias, ".1f") if bias else "",
+            _spread(positive, ".2f") if positive else "",
+            _spread(tensors, ".1f") if tensors else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -134,7 +139,7 @@ def main(_: Sequence[str]) -> None:
     print()
     print(at_equal_time(runs, [*main_labels, *longer], (30, 60, 115, 470)))
     accuracy(runs, [*main_labels, *longer]).savefig(out / "fedel_accuracy.png", dpi=130)
-    coverage(runs, ["FedEL", "FedEL, real probe", "ElasticTrainer"]).savefig(
+    coverage(runs, ["FedEL", "FedEL, small probe", "ElasticTrainer"]).savefig(
         out / "fedel_coverage.png", dpi=130
     )
 

@@ -31,9 +31,8 @@ from benchmarks.cells import curve, run_cells
 from benchmarks.reproduce import fedel_table1_plans as plans_of
 from benchmarks.reproduce import fedel_table1_report as report
 from fedjax_het import algorithms
-from fedjax_het.algorithms.fedel import Probe, importance
+from fedjax_het.algorithms.fedel import Probe
 from fedjax_het.algorithms.fedel.tensors import tensor_times
-from fedjax_het.algorithms.training import UniformTraining
 from fedjax_het.contract.algorithm import Algorithm
 from fedjax_het.contract.plan import Plan, Situation
 from fedjax_het.contract.submodels import SubModels
@@ -56,22 +55,22 @@ TRAINING: dict[str, Any] = {"batch_size": 16, "local_steps": 10, "weighting": "u
 CHANNELS, POOLED = (6, 12, 24, 28, 28, 28, 28), (0, 1)
 # Share of a round of FedAvg that its transfers take (methods/fedel.md 5.3).
 COMMUNICATION = 0.032
-# Rounds between two measurements of the importances' signs.
-MEASURED_EVERY = 10
 
 # Label -> method and options; a device trains the largest sub-model that its speed affords.
 _SIZES: dict[str, Any] = {"sizes": (1.0, 0.5)}
+_SMALL: dict[str, Any] = {"probe": Probe(step=0.01)}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "FedAvg": ("fedavg", {}),
-    "ElasticTrainer": ("fedel", {"variant": "elastic_only", "probe": Probe(step=1.0)}),
+    "ElasticTrainer": ("fedel", {"variant": "elastic_only"}),
     "HeteroFL": ("heterofl", {"rates": (1.0, 0.66, 0.5)}),
     "DepthFL": ("depthfl", {"exits": (1, 3, 4, 6)}),
     "PyramidFL": ("pyramidfl", {}),
     "TimelyFL": ("timelyfl", {}),
     "FIARSE": ("fiarse", _SIZES),
-    "FedEL": ("fedel", {"probe": Probe(step=1.0)}),
-    "ElasticTrainer, small probe": ("fedel", {"variant": "elastic_only"}),
-    "FedEL, small probe": ("fedel", {}),
+    "FedEL": ("fedel", {}),
+    "ElasticTrainer, small probe": ("fedel", {"variant": "elastic_only", **_SMALL}),
+    "FedEL, small probe": ("fedel", _SMALL),
+    "FedEL, end edge by kernels": ("fedel", {"end_edge": "kernel"}),
 }
 # Training is that of the arm without the suffix; only the clock differs.
 IDEAL = "FIARSE, ideal clock"
@@ -95,11 +94,19 @@ class _Layer(nn.Module):
         return nn.Dense(10)(x.mean(axis=(1, 2))) if self.last else x
 
 
-def network() -> BlockModel:
-    """The convolutions, a block each, with an exit head after every block but the last."""
-    last = len(CHANNELS) - 1
-    layers = [_Layer(c, pool=i in POOLED, last=i == last) for i, c in enumerate(CHANNELS)]
-    return with_exits(from_flax(layers, (16, 16, 3), 10, name="vgg7"))
+def network(
+    shape: tuple[int, int, int] = (16, 16, 3), channels: Sequence[int] | None = None
+) -> BlockModel:
+    """Convolutions, a block each, with an exit head after every block but the last.
+
+    Args:
+      shape: shape of an image.
+      channels: channels of the convolutions; None for `CHANNELS`.
+    """
+    channels = CHANNELS if channels is None else channels
+    last = len(channels) - 1
+    layers = [_Layer(c, pool=i in POOLED, last=i == last) for i, c in enumerate(channels)]
+    return with_exits(from_flax(layers, shape, 10, name="vgg7"))
 
 
 @functools.cache
@@ -156,29 +163,20 @@ def build(label: str, problem: Problem, rate: float) -> Algorithm:
 
 
 class Watched:
-    """FedEL's plans as they are, with notes of the importances' signs and the trained kernels.
+    """FedEL's plans as they are, with notes of the trained kernels.
 
     Args:
-      label: arm of FedEL.
+      algorithm: FedEL or a variant.
       problem: problem of the run.
-      rate: step size.
 
     Attributes:
-      positive: share of positive local importances of all clients and tensors, by measured round.
       kernels: int64[types, B], tasks of each type of device that trained the kernel of each block.
     """
 
-    def __init__(self, label: str, problem: Problem, rate: float):
-        self.positive: list[float] = []
+    def __init__(self, algorithm: Algorithm, problem: Problem):
         self.kernels = np.zeros((2, problem.model.num_blocks), np.int64)
-        self._inner, self._problem = build(label, problem, rate), problem
-        options = _options(label, rate)
-        own = {name: options[name] for name in (*TRAINING, "learning_rate", "schedule")}
-        self._training = UniformTraining.parse(own)
+        self._inner, self._problem = algorithm, problem
         self._times = tensor_times(problem.model, problem.cost)
-        self._probe = importance.cohort_probe(
-            problem, self._training, self._times.index, options.get("probe", Probe())
-        )
 
     @property
     def algorithm(self) -> Algorithm:
@@ -187,17 +185,10 @@ class Watched:
 
     def _plan(self, state: Any, variables: Any, situation: Situation) -> tuple[Plan, Any]:
         plan, state = self._inner.plan(state, variables, situation)
-        chosen, clients = plan.rows["chosen"], plan.clients
         kernels = np.asarray(["kernel" in name for name in self._times.names])
-        trained = self._times.blocks_of(chosen & kernels)
-        for group, blocks in zip(self._problem.fleet.groups[clients], trained, strict=True):
+        trained = self._times.blocks_of(plan.rows["chosen"] & kernels)
+        for group, blocks in zip(self._problem.fleet.groups[plan.clients], trained, strict=True):
             self.kernels[group] += blocks
-        if situation.round % MEASURED_EVERY == 0:
-            batch = np.minimum(self._training.batch_size, self._problem.data.sizes[clients])
-            scale = self._training.step_scale(situation.round)
-            exit, key = plan.rows["exit"], situation.key
-            local = self._probe(variables, clients, batch, exit, key, scale)
-            self.positive.append(float(np.mean(np.asarray(local) > 0)))
         return plan, state
 
 
@@ -210,8 +201,10 @@ def run(
 ) -> dict[str, Any]:
     """One run of an arm; returns what the table and the plot need."""
     problem = setting(seed, images)
-    watched = Watched(label, problem, rate) if ARMS[label][0] == "fedel" else None
-    algorithm = build(label, problem, rate) if watched is None else watched.algorithm
+    algorithm = build(label, problem, rate)
+    watched = Watched(algorithm, problem) if ARMS[label][0] == "fedel" else None
+    if watched is not None:
+        algorithm = watched.algorithm
     began_s, worked_s = time.perf_counter(), time.process_time()
     # One program for all windows: on a CPU compiling a route costs more than it saves here.
     result = simulate(
@@ -245,7 +238,12 @@ def run(
         ensemble = [row["accuracy[ensemble]"] for row in evaluated]
         found |= {"accuracy": ensemble, "last_head": own["accuracy"]}
     if watched is not None:
-        found |= {"positive": watched.positive, "kernels": watched.kernels.tolist()}
+        info = [row["info"] for row in metrics[1:]]
+        found |= {
+            "positive": [each["positive_share"] for each in info],
+            "tensors": [each["tensors_per_window"] for each in info],
+            "kernels": watched.kernels.tolist(),
+        }
     return found
 
 

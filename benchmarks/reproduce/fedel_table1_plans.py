@@ -99,25 +99,33 @@ def _kernels(algorithm: Algorithm, problem: Problem) -> Callable[..., jax.Array]
     return jax.jit(jax.vmap(of_client, in_axes=(0, None)))
 
 
-def _chain(cost: np.ndarray, through: np.ndarray) -> tuple[np.ndarray, list[int], float, float]:
-    """Shares of the blocks, window ends of a device of half speed, and shares of its budget.
+def _chain(
+    cost: np.ndarray, through: np.ndarray, slowdown: float
+) -> tuple[np.ndarray, list[int], float, float]:
+    """Shares of the blocks, window ends of a slow device, and shares of its budget.
 
     Args:
       cost: backward cost of each block.
       through: cost of the gradient's path through each block.
+      slowdown: time of the device over that of the fastest.
 
     Returns:
       Shares; last blocks of the windows, from 1; the path to block 1 over the budget, from the end
       of the first window and from the end of the network.
     """
-    budget = np.asarray([np.sum(cost) / 2])
+    budget = np.asarray([np.sum(cost) / slowdown])
     ends = np.flatnonzero(windows.visited(cost, budget, "fedel")[0])
     first, whole = (float(np.sum(through[1 : end + 1]) / budget[0]) for end in (ends[0], len(cost)))
     return cost / np.sum(cost), (ends + 1).tolist(), first, whole
 
 
-def pyramid(problem: Problem) -> str:
-    """Backward costs of the network's blocks beside those of VGG16 on an Orin board, as a table."""
+def pyramid(problem: Problem, slowdown: float = 2.0) -> str:
+    """Backward costs of the network's blocks beside those of VGG16 on an Orin board, as a table.
+
+    Args:
+      problem: problem with the network.
+      slowdown: time of the device whose windows are shown over that of the fastest.
+    """
     times = tensor_times(problem.model, problem.cost)
     through = np.bincount(times.block, times.through, times.num_blocks)
     weight, path = np.asarray(_ORIN_WEIGHT), np.asarray(_ORIN_INPUT)
@@ -126,7 +134,7 @@ def pyramid(problem: Problem) -> str:
         ("here", times.block_cost, through),
         ("VGG16, Orin", weight + path, path),
     ):
-        shares, ends, first, whole = _chain(cost, of)
+        shares, ends, first, whole = _chain(cost, of, slowdown)
         text = " ".join(f"{share:.3f}"[1:] for share in shares)
         rows.append((name, text, str(ends), f"{first:.2f}", f"{whole:.2f}"))
     head = ("network", "shares of the blocks", "windows end at", "path, window", "path, network")

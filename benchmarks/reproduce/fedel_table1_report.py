@@ -36,6 +36,11 @@ def positive(one: Run) -> float:
     return float(np.mean(one.get("positive", 1.0)))
 
 
+def invalid(runs: Sequence[Run]) -> bool:
+    """Whether too few importances are positive for the runs to say something of the method."""
+    return float(np.mean([positive(one) for one in runs])) < LEAST_POSITIVE
+
+
 def best_rate(tuned: Sequence[Run]) -> float:
     """The step size with the highest mean accuracy over time among the valid ones.
 

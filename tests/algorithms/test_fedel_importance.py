@@ -93,3 +93,39 @@ def test_the_probe_steps_as_the_schedule_says():
     ]
     np.testing.assert_allclose(told[0], told[1], rtol=1e-5, atol=1e-6)
     assert np.max(np.abs(np.asarray(told[0]) - told[2])) > 1e-3
+
+
+def probed(probe, learning_rate):
+    problem = exits_problem()
+    training = TrainingOptions.parse({"learning_rate": learning_rate, "batch_size": 4})
+    times = tensor_times(problem.model, problem.cost)
+    everyone = np.arange(problem.num_clients)
+    return np.asarray(
+        importance.cohort_probe(problem, training, times.index, probe)(
+            problem.model.init(jax.random.key(0)),
+            everyone,
+            np.full(len(everyone), 2),
+            np.full(len(everyone), 2),
+            jax.random.key(1),
+            1.0,
+        )
+    )
+
+
+def test_the_gradient_norm_is_what_small_steps_of_sgd_approach():
+    """It is positive whatever the rate; the literal step is not, and that is counted."""
+    norms = probed(importance.Probe(measure="gradient"), 50.0)
+    assert norms.min() >= 0
+    np.testing.assert_allclose(
+        probed(importance.Probe(step=1e-3), 1e-3), norms, rtol=1e-2, atol=1e-3
+    )
+    literal = probed(importance.Probe(), 50.0)
+    reached = np.ones(literal.shape, bool)
+    share = importance.positive_share(literal, reached)
+    assert share.mean() < 0.8
+    np.testing.assert_array_equal(share, np.mean(literal > 0, axis=1))
+    np.testing.assert_array_equal(importance.positive_share(norms, norms > 0), 1.0)
+
+
+def test_the_default_is_elastic_trainer_s_whole_step():
+    assert importance.Probe() == importance.Probe(head="full", measure="step", step=1.0)

@@ -82,7 +82,8 @@ class State(NamedTuple):
 
     Attributes:
       lo, hi: int64[n], window of each client's last round; lo is -1 before its first round.
-      selected: bool[n, B], blocks of which the client trained a tensor in that round.
+      selected: bool[n, B], blocks of which the client trained a tensor that counts for the end edge
+        in that round.
       moved: float32[K], movement of each tensor of the global model (`importance.movement`).
     """
 
@@ -101,6 +102,7 @@ def fedel(
     threshold: Unlimited = 1.0,
     agg: Literal["masked", "nova", "plain"] = "masked",
     mu: float = 0.0,
+    end_edge: Literal["tensor", "kernel"] = "tensor",
     budget: Budget = Budget(),
     probe: Probe = Probe(),
     extensions: Extensions = Extensions(),
@@ -133,6 +135,9 @@ def fedel(
       agg: mean of the updates: "masked", over the clients that trained a tensor; "nova", the same
         with FedNova's normalisation; or "plain", over all clients.
       mu: factor of FedProx's proximal term on the selected tensors.
+      end_edge: tensors whose selection keeps a block in the window: "tensor", any, or "kernel",
+        only those of two or more axes. Biases and norms cost next to nothing, so with the former a
+        block may stay for them alone.
       budget: options of the budget that the paper does not state.
       probe: options of the measurement of the local importance that the paper does not state.
       extensions: extensions of the paper.
@@ -140,8 +145,10 @@ def fedel(
 
     Returns:
       The algorithm. Its `info` has `budget_ratio` and `true_budget_ratio`, the largest charged and
-      true step over the budget; `overrun_clients`; `o1`, the bias term of the paper's analysis; and
-      `trained_blocks`, the number of clients per device group that trained a tensor of each block.
+      true step over the budget; `overrun_clients`; `o1`, the bias term of the paper's analysis;
+      `trained_blocks`, the number of clients per device group that trained a tensor of each block;
+      `positive_share`, the share of positive local importances; and `tensors_per_window`, the mean
+      number of tensors that a client trains.
 
     References:
       Zhang, Chen, Bian, Wang and Xu, *FedEL*, NeurIPS 2025, arXiv 2509.16902, Algorithm 1; Huang et
@@ -150,7 +157,7 @@ def fedel(
     """
     options = UniformTraining.parse(training)
     parts.require_constant_fleet(problem, "fedel")
-    _check(problem, variant, beta, threshold, agg, mu)
+    _check(problem, variant, beta, threshold, agg, mu, end_edge)
     n, blocks = problem.num_clients, problem.model.num_blocks
     times = tensor_times(problem.model, problem.cost)
     accounts = Accounts(
@@ -165,6 +172,7 @@ def fedel(
     reach = parts.memory_reach(problem, options, ends)
     local_importance = importance.cohort_probe(problem, options, times.index, probe)
     structure = problem.model.shapes.params
+    holding = _tensors(structure["blocks"], times, kernels=end_edge == "kernel")
 
     def init(variables: Variables, key: Any) -> State:
         del variables, key
@@ -194,6 +202,8 @@ def fedel(
         chosen = choose(np.asarray(worth), prices, times.block, held, hi, budget.buckets)
         bill = accounts.bill(clients, samples, chosen, hi, situation)
         trained = times.blocks_of(chosen)
+        reached = times.block <= np.where(probe.head == "exit", hi, blocks)[:, None]
+        positive = importance.positive_share(np.asarray(local), reached)
         tasks = parts.plan_tasks(
             problem,
             options,
@@ -203,14 +213,18 @@ def fedel(
                 "chosen": chosen,
                 "exit": hi.astype(np.int32),
             },
-            notes={"budget_ratio": bill.ratio, "true_budget_ratio": bill.true_ratio},
+            notes={
+                "budget_ratio": bill.ratio,
+                "true_budget_ratio": bill.true_ratio,
+                "positive_share": positive,
+            },
         )
         first = _round_down(np.argmax(trained, axis=1), hi, extensions.starts_per_exit)
         routes = [Route(int(f), int(e)) for f, e in zip(first, hi, strict=True)]
         state = state._replace(
             lo=_put(state.lo, clients, lo),
             hi=_put(state.hi, clients, hi),
-            selected=_put(state.selected, clients, trained),
+            selected=_put(state.selected, clients, times.blocks_of(chosen & holding)),
         )
         return tasks._replace(routes=routes), state
 
@@ -264,12 +278,28 @@ def mask_bias(chosen: np.ndarray) -> float:
     return float(np.sum(chosen.shape[1] * share.max(axis=1) - share.sum(axis=1)))
 
 
+def _tensors(blocks: PyTree, times: TensorTimes, *, kernels: bool) -> np.ndarray:
+    """Mask of all tensors, or of those of two or more axes, bool[K]."""
+    counts = np.ones(times.num_tensors, bool)
+    if kernels:
+        places = np.asarray(jax.tree.leaves(times.index))
+        counts[places] = [leaf.ndim >= 2 for leaf in jax.tree.leaves(blocks)]
+    return counts
+
+
 def _check(
-    problem: Problem, variant: str, beta: float, threshold: float, agg: str, mu: float
+    problem: Problem,
+    variant: str,
+    beta: float,
+    threshold: float,
+    agg: str,
+    mu: float,
+    end_edge: str,
 ) -> None:
     model = problem.model
     require_known(variant, windows.VARIANTS, "variant")
     require_known(agg, _MERGES, "agg")
+    require_known(end_edge, ("tensor", "kernel"), "end_edge")
     require(
         bool(model.exits) or model.num_blocks == 1 or variant == "elastic_only",
         f"model {model.name!r} without exit heads",
@@ -305,6 +335,8 @@ def _books(plan: Plan, times: TensorTimes, groups: np.ndarray) -> dict[str, Any]
         "true_budget_ratio": float(np.max(plan.notes["true_budget_ratio"])),
         "overrun_clients": int(np.sum(ratio > 1 + 1e-6)),
         "o1": mask_bias(chosen),
+        "positive_share": float(np.mean(plan.notes["positive_share"])),
+        "tensors_per_window": float(np.mean(np.sum(chosen, axis=1))),
         "trained_blocks": [
             trained[group == g].sum(axis=0).tolist() for g in range(int(groups.max()) + 1)
         ],

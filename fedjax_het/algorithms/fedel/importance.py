@@ -2,7 +2,8 @@ r"""Importance of a tensor for a client: its own probe and the movement of the g
 
 Local (ElasticTrainer; methods/fedel.md 1.7): on one mini-batch, with gradient $g_0$ at $w$, take
 one optimiser step $\Delta w$ on all tensors and the gradient $g_1$ at $w + \Delta w$. Then
-$I_k \propto -\sum g_{1,k} \Delta w_k$, divided by the largest magnitude. The step is discarded.
+$I_k \propto -\sum g_{1,k} \Delta w_k$, divided by the largest magnitude. The step is discarded. Or
+the squared norm $\sum g_{0,k}^2$, which it approaches for small steps of SGD.
 
 Global (FedEL; methods/fedel.md 3): $\sum (w_{r+1,k} - w_{r,k})^2$ over a tensor, divided by the
 largest of these sums. The learning rate of the paper's formula cancels. Only K numbers are sent.
@@ -39,13 +40,17 @@ class Probe:
     Attributes:
       head: head of the loss: "full", the network's own head, or "exit", that of the client's
         window.
-      step: factor on the client's step in the probe. 1 is ElasticTrainer's whole step, which was
-        small there. At rates of 0.1 it overshoots: useful tensors get a negative importance and do
-        not train (docs/results/fedel.md). Near 0 the importance is the squared gradient norm.
+      measure: "step", the change of the loss by an optimiser step as in ElasticTrainer, or
+        "gradient", the squared norm of the gradient, which is never negative.
+      step: factor on the client's step in the measure "step"; 1 is the whole step. At rates at
+        which it overshoots, useful tensors get a negative importance and do not train: watch
+        `positive_share` in the records, and lower the learning rate if it is below 0.8
+        (methods/fedel.md 1.7).
     """
 
     head: Literal["full", "exit"] = "full"
-    step: float = 0.01
+    measure: Literal["step", "gradient"] = "step"
+    step: float = 1.0
 
     def __post_init__(self) -> None:
         check_types(vars(self), "option of probe", type(self))
@@ -53,7 +58,7 @@ class Probe:
             0 < self.step <= 1,
             f"probe.step = {self.step}",
             "must lie in (0, 1]",
-            "use 1 for a real step, 0.01 for gradient norms",
+            "use 1 for a real step, or measure = 'gradient' for gradient norms",
         )
 
 
@@ -99,6 +104,11 @@ def step_products(
     return jax.tree.map(lambda g, d: jnp.sum(g * d), after, step)
 
 
+def squared_gradients(loss: Callable[[PyTree], Array], params: PyTree) -> PyTree:
+    """The squared norm of the gradient of every tensor, scalars in the structure of `params`."""
+    return jax.tree.map(lambda g: jnp.sum(jnp.square(g)), jax.grad(loss)(params))
+
+
 def local_probe(
     model: BlockModel,
     pipeline: Pipeline,
@@ -108,6 +118,7 @@ def local_probe(
     *,
     max_batch: int,
     head: Literal["full", "exit"] = "full",
+    measure: Literal["step", "gradient"] = "step",
 ) -> Callable[..., Array]:
     """The probe of one client, which can be mapped over a cohort.
 
@@ -119,6 +130,7 @@ def local_probe(
       index: position of each tensor, `TensorTimes.index`.
       max_batch: largest number of samples in a mini-batch.
       head: head of the loss, see `Probe`.
+      measure: what is measured, see `Probe`.
 
     Returns:
       A function `(variables, data, client, batch, exit, key, scale) -> float32[K]`, the normalised
@@ -148,9 +160,12 @@ def local_probe(
                 outputs = every[exit]
             return objective.mean(outputs, samples)
 
-        stepped = optax.chain(optimizer, optax.scale(scale))
-        products = step_products(loss, stepped, variables.params)
-        raw = -per_tensor(index, products["blocks"])
+        if measure == "gradient":
+            raw = per_tensor(index, squared_gradients(loss, variables.params)["blocks"])
+        else:
+            stepped = optax.chain(optimizer, optax.scale(scale))
+            products = step_products(loss, stepped, variables.params)
+            raw = -per_tensor(index, products["blocks"])
         return normalise(jnp.where(jnp.all(jnp.isfinite(raw)), raw, 0.0))
 
     return probe
@@ -180,6 +195,7 @@ def cohort_probe(
         index,
         max_batch=max_batch,
         head=probe.head,
+        measure=probe.measure,
     )
     cost = problem.cost
     step_flops = float(cost.step_flops()) * max_batch
@@ -210,6 +226,16 @@ def cohort_probe(
         return every(variables, on_device(), rows, key, jnp.float32(scale))
 
     return run
+
+
+def positive_share(local: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """Share of positive importances among the tensors that each client's probe reached, float64[n].
+
+    Args:
+      local: local importances, float32[n, K].
+      reached: mask of the tensors before the head of the loss, bool[n, K].
+    """
+    return np.sum((local > 0) & reached, axis=1) / np.maximum(np.sum(reached, axis=1), 1)
 
 
 def movement(index: tuple[PyTree, ...], old: Variables, new: Variables) -> Array:
