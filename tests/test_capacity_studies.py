@@ -59,7 +59,7 @@ def test_accuracy_is_read_at_the_end_of_the_time_and_after_all_rounds(monkeypatc
 def test_the_comparison_of_adel_with_heterofl_runs_on_one_clock(monkeypatch, tmp_path):
     monkeypatch.setattr(adel_heterofl, "ROUNDS", 3)
     monkeypatch.setitem(adel_heterofl.SETTINGS, "tight", ADEL)
-    monkeypatch.setattr(adel_heterofl, "problem", lambda: digits_problem())
+    monkeypatch.setattr(adel_heterofl, "problem", lambda alpha: digits_problem())
     labels = ("SALF", "HeteroFL", adel_heterofl.PADDED)
     size = {"seeds": (0,), "rates": (0.1,), "labels": labels}
     runs = adel_heterofl.study("tight", str(tmp_path), **size)

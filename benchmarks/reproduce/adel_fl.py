@@ -3,12 +3,15 @@
     python -m benchmarks.reproduce.adel_fl --runs=runs/adel_mnist_mlp --total_s=400
     python -m benchmarks.reproduce.adel_fl --figures=docs/results/images
     python -m benchmarks.reproduce.adel_fl --bias
+    python -m benchmarks.reproduce.adel_fl --plans=configs/adel_mnist_mlp.py
 
-`--runs` prints accuracy at equal total time from a comparison's directory. `--figures` draws the
-planned deadlines over the step size. `--bias` computes, without training, the bias of the merge
+`--plans` prints, before a configuration is trained, what its planned batches and deadlines can be
+worth. `--runs` prints accuracy at equal total time from a comparison's directory. `--figures` draws
+the planned deadlines over the step size. `--bias` computes, without training, the bias of the merge
 rules if layer times are not exponential, and if devices are not as fast as assumed.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from benchmarks import harness
-from fedjax_het import algorithms
+from benchmarks.reproduce.adel_plans import Planned, plans, split
+from benchmarks.reproduce.claims import store
+from fedjax_het import algorithms, experiment
 from fedjax_het.algorithms.adel.bound import Bound, Constants
 from fedjax_het.algorithms.adel.planning import Limits, plan_deadlines
 from fedjax_het.common.writing import write_atomic
@@ -37,7 +42,10 @@ _RUNS = flags.DEFINE_list("runs", [], "Directories of comparisons, as fedjax-het
 _TOTAL_S = flags.DEFINE_float("total_s", 0.0, "The time that all methods had.")
 _FIGURES = flags.DEFINE_string("figures", None, "Directory for deadlines.png.")
 _BIAS = flags.DEFINE_bool("bias", False, "Count how far the merge rules are off.")
+_STORE = flags.DEFINE_bool("store", False, "Whether to store what --plans finds as claims.")
+_PLANS = flags.DEFINE_list("plans", [], "Configurations whose plans are compared.")
 
+_BUDGET = ("rounds", "total_s")
 USERS, ROUNDS, PERIOD_S, LAYERS_THAT_FIT = 20, 600, 3.0, 0.85
 
 
@@ -179,9 +187,24 @@ def bias() -> str:
     return harness.table(header, rows)
 
 
+def planned(options: Mapping[str, Any], problem: Problem) -> dict[str, Planned]:
+    """The three plans of the section `algorithm` of a configuration, see `adel_plans`."""
+    own = {name: value for name, value in options.items() if name not in ("name", *_BUDGET)}
+    budget = {name: options[name] for name in _BUDGET}
+    return plans(problem, own, **budget)
+
+
 def main(argv: list[str]) -> None:
     """Prints and draws what was asked for."""
     del argv
+    for path in _PLANS.value:
+        config = experiment.plain(experiment.load_config(path))
+        found = planned(config["algorithm"], experiment.build_problem(config))
+        print(f"{path}\n\n{split(found)}\n")
+        if _STORE.value:
+            _, batches, full = found.values()
+            gain = 100 * (1 - full.excess / batches.excess)
+            store("adel_fl", {f"deadlines, {Path(path).stem}": [gain]})
     for root in _RUNS.value:
         print(at_equal_time(Path(root), _TOTAL_S.value))
     if _FIGURES.value:

@@ -5,9 +5,10 @@
 
 "wide" is configs/adel_mnist_mlp.py, whose other rows are in docs/results/adel_fl.md. "tight" has
 half the time and a step size that falls sooner, and no batch may be smaller than SALF's: so many
-devices miss the input layer that both the correction of the merge and the planning of deadlines
-have something to do. Before it trains, the program prints the bound for equal deadlines and SALF's
-batches, for equal deadlines and planned batches, and for the plan.
+devices miss the input layer (p of .3 to .45) that both the correction of the merge and the planning
+of deadlines have something to do; "tight_skewed" is the same with label skew. Before it trains, the
+program prints the bound for equal deadlines and SALF's batches, for equal deadlines and planned
+batches, and for the plan.
 
 HeteroFL runs on the same devices: a client of rate r takes one step on as many samples as the
 others of its method, the time of which is the drawn (Erlang) time of the whole network times the
@@ -32,13 +33,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks import harness
-from benchmarks.cells import curve, run_cells
+from benchmarks.cells import curve, edge, run_cells
 from benchmarks.reproduce.adel_heterofl_report import at_time, figure, table
+from benchmarks.reproduce.adel_plans import Planned, plans, split
 from fedjax_het import algorithms, experiment
-from fedjax_het.algorithms.adel.bound import AUTHORS, bound_of
-from fedjax_het.algorithms.adel.planning import make_plan, make_planner
-from fedjax_het.algorithms.adel.workload import Layered, prepare
 from fedjax_het.common.types import PyTree
 from fedjax_het.common.writing import write_atomic
 from fedjax_het.contract.aggregation import Sums, Term, align, masked_mean
@@ -46,6 +44,7 @@ from fedjax_het.contract.algorithm import Algorithm, Merged, Variables
 from fedjax_het.problem import Problem
 from fedjax_het.report.style import png
 from fedjax_het.simulation.simulate import simulate
+from fedjax_het.transforms import server
 
 ROUNDS, TUNING_SEEDS = 150, (100, 101, 102)
 # Factor on the step sizes of arms with zero-filled merges, which shrink their updates.
@@ -62,6 +61,7 @@ class Setting(NamedTuple):
       scale: least and largest batch scale of the planner.
       decay_rounds: time constant of the step size.
       batches: batch sizes over which HeteroFL is searched; that of the authors' code has the first.
+      alpha: concentration of the label skew; None for IID.
     """
 
     total_s: float
@@ -69,11 +69,13 @@ class Setting(NamedTuple):
     scale: tuple[float, float]
     decay_rounds: float
     batches: tuple[int, ...]
+    alpha: float | None = None
 
 
 SETTINGS = {
     "wide": Setting(400.0, 275, (0.5, 1.2), 50.0, (275, 69)),
     "tight": Setting(200.0, 137, (1.0, 2.4), 10.0, (137,)),
+    "tight_skewed": Setting(200.0, 137, (1.0, 2.4), 10.0, (137,), alpha=0.1),
 }
 # Label -> method and options; layered methods also get the plan's time and the size of a layer.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -81,6 +83,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ADEL-FL, zero-fill": ("adel", {"aggregator": "zero_fill"}),
     "SALF": ("salf", {}),
     "SALF, zero-fill": ("salf", {"aggregator": "zero_fill"}),
+    "SALF, mean": ("salf", {"aggregator": "mean"}),
+    "SALF, ipw": ("salf", {"aggregator": "ipw"}),
+    "SALF, ADEL-FL's batches": ("salf", {}),
+    "ADEL-FL, momentum": ("adel", {}),
     "Drop": ("adel_drop", {}),
     "Drop, zero-fill": ("adel_drop", {"zero_fill": True}),
     "Wait": ("adel_wait", {}),
@@ -89,12 +95,20 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # The merge of the ADEL-FL code, and its random half of the devices.
 PADDED = "HeteroFL, authors' code"
+# SALF with the batches of the planner and equal deadlines.
+PLANNED = "SALF, ADEL-FL's batches"
+# A momentum that lasts from round to round, on the server: that of the authors lasts at the users.
+MOMENTUM = {"ADEL-FL, momentum": 0.9}
 
 
 @functools.cache
-def problem() -> Problem:
-    """MNIST on 20 devices, of the configuration."""
-    return experiment.build_problem(experiment.plain(experiment.load_config(CONFIG)))
+def problem(alpha: float | None = None) -> Problem:
+    """MNIST on 20 devices, of the configuration, perhaps with label skew."""
+    config = experiment.plain(experiment.load_config(CONFIG))
+    if alpha is not None:
+        skew = {"name": "dirichlet", "alpha": alpha, "min_size": 20}
+        config = {**config, "data": {**config["data"], "partition": skew}}
+    return experiment.build_problem(config)
 
 
 def zero_padded(algorithm: Algorithm) -> Algorithm:
@@ -120,21 +134,28 @@ def zero_padded(algorithm: Algorithm) -> Algorithm:
 def build(label: str, setting: Setting, learning_rate: float, batch_size: int) -> Algorithm:
     """The method of an arm."""
     method, options = ARMS[label]
+    where = problem(setting.alpha)
     common = {"learning_rate": learning_rate, "decay_rounds": setting.decay_rounds, **options}
     if method == "heterofl":
-        n = problem().num_clients
+        n = where.num_clients
         if label == PADDED:
             slow = np.random.default_rng(0).integers(0, n, n)
             common["levels"] = np.isin(np.arange(n), slow).astype(int).tolist()
         common |= {"batch_size": batch_size, "local_steps": 1, "schedule": "inverse"}
-        found = algorithms.build(method, problem(), **common)
+        found = algorithms.build(method, where, **common)
         return zero_padded(found) if label == PADDED else found
     common |= {"batch_size": setting.batch_size, "granularity": "tensor"}
     if method == "adel":
         common["batch_scale"] = setting.scale
     if method != "adel_wait":
         common |= {"rounds": ROUNDS, "total_s": setting.total_s}
-    return algorithms.build(method, problem(), **common)
+    if label == PLANNED:
+        common["batch_scale"] = list(planned(setting, learning_rate).values())[1].scale
+    found = algorithms.build(method, where, **common)
+    if label in MOMENTUM:
+        momentum = {"name": "momentum", "momentum": MOMENTUM[label]}
+        found = server.optimizer(momentum, learning_rate=1.0)(found)
+    return found
 
 
 def run(
@@ -146,7 +167,7 @@ def run(
     began = time.perf_counter()
     results = simulate(
         algorithm,
-        problem(),
+        problem(setting.alpha),
         rounds=ROUNDS,
         # HeteroFL goes on, to be read after as many rounds as SALF has, too.
         max_virtual_s=None if method == "heterofl" else setting.total_s,
@@ -185,49 +206,22 @@ def best(tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, int]]
     return {label: (rate, batch) for label, (_, rate, batch) in found.items()}
 
 
-def bounds(setting: Setting, learning_rate: float) -> str:
-    """The excess of the bound for three plans, and how often nobody finishes the input layer."""
-    options = Layered.parse(
-        {
-            "learning_rate": learning_rate,
-            "batch_size": setting.batch_size,
-            "decay_rounds": setting.decay_rounds,
-            "granularity": "tensor",
-        }
-    )
-    layers = prepare(problem(), options)
-    planner = make_planner(
-        layers,
+@functools.cache
+def planned(setting: Setting, learning_rate: float) -> dict[str, Planned]:
+    """The three plans of a setting, see `adel_plans`."""
+    options = {
+        "learning_rate": learning_rate,
+        "batch_size": setting.batch_size,
+        "decay_rounds": setting.decay_rounds,
+        "granularity": "tensor",
+    }
+    return plans(
+        problem(setting.alpha),
+        options,
         rounds=ROUNDS,
         total_s=setting.total_s,
         batch_scale=setting.scale,
-        max_miss=0.45,
-        shortest_s=None,
-        constants=AUTHORS,
-        solver="water_filling",
     )
-    bound = bound_of(layers, ROUNDS, layers.power, AUTHORS)
-    equal, plan = np.full(ROUNDS, setting.total_s / ROUNDS), planner.plan(layers.power)
-    scales = np.linspace(*setting.scale, 300) * layers.unit_s
-    scale = min(scales, key=lambda m: bound.excess(equal, m))
-    cases = {
-        "equal deadlines, m = 1": (equal, layers.unit_s),
-        "equal deadlines, planned m": (equal, scale),
-        "planned deadlines and m": (plan.deadlines_s, plan.scale),
-    }
-    rows = []
-    for name, (deadlines_s, m) in cases.items():
-        missed = make_plan(bound, deadlines_s, m).missed[:, 0]
-        rows.append(
-            (
-                name,
-                f"{m / layers.unit_s:.2f}",
-                f"{deadlines_s[0]:.2f}-{deadlines_s[-1]:.2f}",
-                f"{bound.excess(deadlines_s, m):.4f}",
-                f"{missed.min():.3f}-{missed.max():.3f}",
-            )
-        )
-    return harness.table(("plan", "m", "deadlines (s)", "excess", "p of the input layer"), rows)
 
 
 def study(
@@ -261,6 +255,9 @@ def study(
         for rate in (ZERO_FILL * rate if "zero-fill" in label else rate for rate in rates)
     }
     chosen = best(run_cells(tried, out, announce))
+    for label, (rate, _) in chosen.items():
+        factor = ZERO_FILL if "zero-fill" in label else 1.0
+        edge(label, rate / factor, rates)
     found = run_cells(
         {
             f"{name} {label} {rate:g} {batch} {len(seeds)} seeds": functools.partial(
@@ -284,7 +281,7 @@ def _batches(label: str, setting: Setting) -> tuple[int, ...]:
 def main(_: Sequence[str]) -> None:
     """Prints the bounds, runs the study and prints its table."""
     chosen = flags.FLAGS
-    print(bounds(SETTINGS[chosen.setting], chosen.bound_rate), flush=True)
+    print(split(planned(SETTINGS[chosen.setting], chosen.bound_rate)), flush=True)
     runs = study(
         chosen.setting,
         chosen.out,
