@@ -34,7 +34,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from benchmarks import harness
-from benchmarks.cells import run_cells
+from benchmarks.cells import edge, run_cells
 from benchmarks.reproduce.oort import best_rates
 from fedjax_het import algorithms
 from fedjax_het.common.writing import write_atomic
@@ -288,12 +288,15 @@ def study(
         out,
         announce,
     )
+    best = best_rates(tuned)
+    for label, rate in best.items():
+        edge(label, rate, rates)
     found = run_cells(
         {
             f"{name} {split} {label} {rate:g} {len(seeds)} seeds": functools.partial(
                 run, label, name, split, seeds, rate, rounds
             )
-            for label, rate in best_rates(tuned).items()
+            for label, rate in best.items()
         },
         out,
         announce,

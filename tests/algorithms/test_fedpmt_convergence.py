@@ -12,6 +12,7 @@ from problems import (
     values_of,
 )
 
+from benchmarks.reproduce import fedpmt_theory
 from fedjax_het.algorithms import build
 from fedjax_het.contract import masks
 from fedjax_het.contract.aggregation import masked_mean
@@ -115,3 +116,17 @@ def test_12_the_gap_shrinks_as_one_over_t(full_compile):
         slope = np.polyfit(np.log(horizons), np.log(gap), 1)[0]
         assert -1.15 < slope < -0.85, gap
     assert 1.5 < np.mean(partial / full) < 2.5, partial / full
+
+
+def test_12_the_method_itself_converges_as_one_over_t():
+    """`fedpmt(schedule="inverse")` on logistic regression: T x gap levels off if data are alike.
+
+    If classes go with depths, the gap itself does: the fixed point is not the minimum.
+    """
+    horizons = (50, 100, 200, 400)
+    alike = np.mean([fedpmt_theory.gaps("iid", seed, horizons) for seed in (0, 1)], axis=0)
+    assert np.all(alike > 0)
+    assert -1.4 < fedpmt_theory.slope(alike, horizons) < -0.6
+    biased = fedpmt_theory.gaps("by_speed", 0, horizons)
+    assert biased[-1] > 5 * alike[-1]
+    assert biased[-1] > 0.7 * biased[-2]
