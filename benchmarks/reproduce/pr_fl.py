@@ -3,6 +3,7 @@
     python -m benchmarks.reproduce.pr_fl --data=femnist --split=noniid --seeds=0,1,2
     python -m benchmarks.reproduce.pr_fl --data=digits --arms=recovery --total_s=16000
     python -m benchmarks.reproduce.pr_fl_figures --runs=runs/pr_fl
+    python -m benchmarks.reproduce.pr_fl --data=digits --plan_only
 
 Ten clients have the author's links, whose rates are scaled with the model so that the whole model
 takes as long as the author's VGG-11. The data is CIFAR-10 (10,000 training images averaged down to
@@ -14,7 +15,8 @@ scikit-learn's digits with a small MLP, in seconds.
 Whole models take 4 bytes a weight, as in the author's runs, and sub-models a bit for every weight
 on top; the arms "coo64" have the sizes of the author's code. All arms run for the same virtual
 time. Every arm has the same step sizes to choose from on a seed of its own, by its mean accuracy
-over the time. Before an arm with recovery trains, its clock says whether recovery can fire. Results
+over the time. Before an arm with recovery trains, its clock says whether recovery can fire;
+`--plan_only` prints the participation of all clients by the clock alone, and stops there. Results
 are written to one JSON file per run; a run with a file is not repeated.
 """
 
@@ -28,6 +30,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.cells import curve, edge, run_cells
+from benchmarks.reproduce.claims import store
 from benchmarks.reproduce.pr_fl_clock import planned, recovery_check
 from fedjax_het import algorithms
 from fedjax_het.algorithms.prfl import Density, Links, Recovery
@@ -269,6 +272,21 @@ def checks(arm: Arm, problem: Problem, total_s: float) -> str | None:
     return recovery_check(clock, density, Recovery(**recovery))
 
 
+def participation(labels: Sequence[str], problem: Problem, total_s: float) -> dict[str, np.ndarray]:
+    """Trainings of each client over the most, by the clock alone and by arm, float64[n] each."""
+    every = {label: arm for arms in ARMS.values() for label, arm in arms.items()}
+    found = {}
+    for label in labels:
+        method, _ = every[label]
+        if method != "fedavg":  # all take part in every round
+            quiet: dict[str, Any] = {"recovery": None} if method == "prfl" else {}
+            clock = planned(build(every[label], problem, **quiet), problem, until_s=total_s)
+            found[label] = clock.participation
+            said = " ".join(f"{share:.2f}" for share in clock.participation)
+            print(f"{label}: {len(clock.ends_s)} merges, trainings {said}", flush=True)
+    return found
+
+
 def run_arm(
     label: str, arm: Arm, name: str, split: str, seed: int, total_s: float, learning_rate: float
 ) -> Any:
@@ -366,6 +384,12 @@ def main(_: Sequence[str]) -> None:
     labels: list[str] = []
     for chosen in flags.FLAGS.arms:
         labels += list(ARMS.get(chosen, {chosen: None}))
+    if flags.FLAGS.plan_only:
+        problem = setting(flags.FLAGS.data, flags.FLAGS.split, 0)
+        found = participation(labels, problem, flags.FLAGS.total_s)
+        if flags.FLAGS.store:
+            store("pr_fl", {f"slowest, {label}": [np.min(s)] for label, s in found.items()})
+        return
     study(
         labels,
         flags.FLAGS.data,
@@ -383,6 +407,8 @@ if __name__ == "__main__":
     flags.DEFINE_list("arms", ["methods"], f"{', '.join(ARMS)}, or labels.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
     flags.DEFINE_list("rates", ["0.05", "0.1", "0.25"], "Step sizes to choose from.")
+    flags.DEFINE_bool("plan_only", False, "Whether to print participations and stop.")
+    flags.DEFINE_bool("store", False, "Whether to store what --plan_only finds as claims.")
     flags.DEFINE_string("out", "runs/pr_fl", "Directory of the results.")
     flags.DEFINE_float("total_s", 7000.0, "Virtual seconds of every run.")
     app.run(main)
