@@ -101,7 +101,8 @@ def rounds_of(
         clients = np.sort(rng.choice(everyone, algorithm.cohort_size, replace=False))
         began = time.perf_counter()
         plan, state = algorithm.plan(state, variables, Situation(round, now_s, clients, key, rng))
-        if algorithm.observe is not None:
+        # A server that trains in `observe` has nothing to learn from here.
+        if algorithm.observe is not None and not algorithm.replaces:
             k = len(clients)
             losses = {"client_loss": np.zeros(k), "server_loss": np.zeros(k)}
             whole = np.ones(k, bool)
@@ -128,26 +129,23 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 @functools.cache
-def round_times() -> dict[str, tuple[float, float]]:
-    """Seconds of a round of every method with ResNet-56 and ResNet-110."""
-    found = {}
-    for name in TABLE_3:
-        each = []
-        for depth in (56, 110):
-            problem, speed = setting(depth)
-            own = {} if name in ("fedavg", "fedyogi") else {"server_flops_per_s": speed}
-            each.append(_round_s(name, problem, own))
-        found[name] = (each[0], each[1])
-    return found
+def round_times(name: str) -> tuple[float, float]:
+    """Seconds of a round of a method with ResNet-56 and ResNet-110."""
+    each = []
+    for depth in (56, 110):
+        problem, speed = setting(depth)
+        own = {} if name in ("fedavg", "fedyogi") else {"server_flops_per_s": speed}
+        each.append(_round_s(name, problem, own))
+    return each[0], each[1]
 
 
 def methods() -> str:
     """Seconds of a round of every method, beside the paper's seconds to its target."""
-    times = round_times()
     rows: list[list[Any]] = []
     for name, paper in TABLE_3.items():
-        pairs = list(zip(times[name], paper, times["dtfl"], TABLE_3["dtfl"], strict=True))
-        cells = [value for ours, theirs, _, _ in pairs for value in (ours, theirs)]
+        ours = round_times(name), round_times("dtfl")
+        pairs = list(zip(ours[0], paper, ours[1], TABLE_3["dtfl"], strict=True))
+        cells = [value for here, there, _, _ in pairs for value in (here, there)]
         ratios = [ratio for a, b, c, d in pairs for ratio in (a / c, b / d)]
         rows.append([name, *cells, *ratios])
     head = ["method", "R56 round s", "paper s", "R110 round s", "paper s"]
@@ -278,7 +276,7 @@ def main(_: Sequence[str]) -> None:
         else:
             print(f"\n{name}\n\n{STUDIES[name]()}", flush=True)
     if flags.FLAGS.store:
-        whole, tiered = (round_times()[name] for name in ("fedavg", "dtfl"))
+        whole, tiered = round_times("fedavg"), round_times("dtfl")
         ratios = [a / b for a, b in zip(whole, tiered, strict=True)]
         store("dtfl", {"round, R56": ratios[:1], "round, R110": ratios[1:]})
 
