@@ -19,6 +19,7 @@ _MAX_CONTAINERS, _MAX_DIGITS = 10**7, 300
 _RESTORE = "restore the file or run the experiment again"
 _NO_RUN = "name the work directory of a finished run, or resume the run"
 _PLAIN = (int, str, bool, type(None))
+_PLAIN_OR_FLOAT = {*_PLAIN, float}
 _EXTENDED_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -39,6 +40,8 @@ def jsonable(value: Any, where: str = "value") -> Any:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
+    if type(value) is dict and _is_plain_row(value):
+        return dict(value)
     if isinstance(value, Mapping):
         return {
             str(key): item if _is_plain(item) else jsonable(item, f"{where}.{key}")
@@ -62,6 +65,14 @@ def _is_plain(value: Any) -> bool:
     """Whether a value stays as it is: most of the millions in the rows of a run."""
     kind = type(value)
     return kind in _PLAIN or (kind is float and math.isfinite(value))
+
+
+def _is_plain_row(row: dict[Any, Any]) -> bool:
+    """Whether `_is_plain` holds for all values, and keys are text; perhaps False for huge sums."""
+    values = row.values()
+    if not (set(map(type, row)) <= {str} and set(map(type, values)) <= _PLAIN_OR_FLOAT):
+        return False
+    return math.isfinite(sum([value for value in values if type(value) is float]))
 
 
 def _not_json(kind: Any, where: str) -> InputError:

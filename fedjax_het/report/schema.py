@@ -1,20 +1,16 @@
 """The schema of a run record, and the checks made before a record is used."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedjax_het.common.errors import InputError, require, require_known
+from fedjax_het.report.kinds import REDO, check_each, check_row, check_rows
 from fedjax_het.report.metric import MetricInfo
 from fedjax_het.report.population import POPULATION, Population
 
-# Above this, sums of rows would not be finite.
-_LARGEST = 1e300
 STATUSES = ("merged", "partial", "dropped", "failed", "nonfinite", "probed")
 
-# Kinds: i = whole number >= 0, w = that or null, n = number >= 0, r = any number, f = number >= 0
-# or null (not finite), g = any number or null, b = true or false, t = text, o = that or null,
-# l = list, d = mapping, m = that or null.
-# A key that ends in "?" may be absent; keys that are not listed may hold anything.
+# Kinds of the columns, see `kinds`.
 _METRICS = {
     "step": "i",
     "virtual_s": "n",
@@ -106,21 +102,6 @@ _SUMMARY = {
 }
 _METRIC = {"name": "t", "higher_is_better": "b", "share": "b"}
 _DATA = {"name": "t", "num_classes": "w", "named?": "l"}
-_KINDS = {
-    "i": "a whole number >= 0",
-    "w": "a whole number >= 0 or null",
-    "n": "a number >= 0",
-    "r": "a number",
-    "f": "a number >= 0 or null",
-    "g": "a number or null",
-    "b": "true or false",
-    "t": "text",
-    "o": "text or null",
-    "l": "a list",
-    "d": "a mapping",
-    "m": "a mapping or null",
-}
-_REDO = "restore the file or run the experiment again"
 
 
 def check_record(
@@ -133,14 +114,14 @@ def check_record(
     source: str,
 ) -> None:
     """Raises `InputError` unless the parts form one record; names file, line and remedy."""
-    _check_row(config, {"versions?": "m"}, f"{source}/config.json")
+    check_row(config, {"versions?": "m"}, f"{source}/config.json")
     check_summary(summary, f"{source}/summary.json")
     told = summary["num_clients"], summary["data"]["num_classes"]
     require(
         told == (len(population), population.num_classes),
         f"{source}/summary.json: num_clients = {told[0]}, num_classes = {told[1]}",
         f"{POPULATION} holds {len(population)} clients, {population.num_classes} classes",
-        "the files belong to different runs; " + _REDO,
+        "the files belong to different runs; " + REDO,
     )
     metric = MetricInfo.of(summary)
     _check_metrics(metrics, metric, f"{source}/metrics.jsonl")
@@ -155,7 +136,7 @@ def check_record(
             abs(total - summary[name]) <= 1e-6 * max(total, summary[name]),
             f"{source}/summary.json: {name} = {summary[name]:g}",
             f"the steps of metrics.jsonl add up to {total:g}",
-            "the files belong to different runs, or the column is not per step; " + _REDO,
+            "the files belong to different runs, or the column is not per step; " + REDO,
         )
 
 
@@ -165,58 +146,19 @@ def check_comparison(content: Any, where: str) -> tuple[list[str], list[float]]:
     Raises:
       InputError: if it is not the file of a comparison.
     """
-    _check_row(content, {"methods": "l", "targets": "l"}, where)
+    check_row(content, {"methods": "l", "targets": "l"}, where)
     for i, method in enumerate(content["methods"]):
-        _check_row(method, {"name": "t"}, f"{where}, methods[{i}]")
+        check_row(method, {"name": "t"}, f"{where}, methods[{i}]")
     names = [method["name"] for method in content["methods"]]
     require(
         0 < len(set(names)) == len(names),
         f"{where}: methods {names}",
         "must be different ones, at least one",
-        _REDO,
+        REDO,
     )
     for i, target in enumerate(content["targets"]):
-        _check_row({"target": target}, {"target": "r"}, f"{where}, targets[{i}]")
+        check_row({"target": target}, {"target": "r"}, f"{where}, targets[{i}]")
     return names, content["targets"]
-
-
-# Values are as JSON has them, so that their types are exactly these; a run has millions of them.
-def _is_number(value: Any) -> bool:
-    return type(value) in (float, int) and abs(value) <= _LARGEST
-
-
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "i": lambda value: type(value) is int and 0 <= value < 2**63,
-    "n": lambda value: _is_number(value) and value >= 0,
-    "r": _is_number,
-    "b": lambda value: type(value) is bool,
-    "t": lambda value: isinstance(value, str),
-    "l": lambda value: isinstance(value, list),
-    "d": lambda value: isinstance(value, dict),
-}
-
-
-def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
-
-
-_FITS |= {kind: _or_null(_FITS[plain]) for kind, plain in zip("wfgom", "inrtd", strict=True)}
-
-
-def _check_row(row: Any, schema: Mapping[str, str], where: str) -> None:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: must be a mapping, not {type(row).__name__}; {_REDO}")
-    for key, kind in schema.items():
-        name = key if key in row else key.removesuffix("?")
-        if name not in row:
-            require(name != key, f"{where}: {name!r}", "is missing", _REDO)
-        elif not _FITS[kind](row[name]):
-            raise InputError(f"{where}: {name} = {row[name]!r} must be {_KINDS[kind]}; {_REDO}")
-
-
-def _check_each(values: Sequence[Any], kind: str, what: str) -> None:
-    wrong = [value for value in values if not _FITS[kind](value)]
-    require(not wrong, f"{what} holds {wrong[:1]}", f"must be a list, each {_KINDS[kind]}", _REDO)
 
 
 def check_summary(summary: Any, where: str) -> None:
@@ -232,37 +174,37 @@ def check_summary(summary: Any, where: str) -> None:
         f"is of an earlier version, and must have them in {POPULATION}",
         "run the same command again, which writes the record of a finished run anew",
     )
-    _check_row(summary, _SUMMARY, where)
+    check_row(summary, _SUMMARY, where)
     blocks = summary["num_blocks"]
-    require(blocks >= 1, f"{where}: num_blocks = {blocks}", "must be >= 1", _REDO)
+    require(blocks >= 1, f"{where}: num_blocks = {blocks}", "must be >= 1", REDO)
     require(
         len(summary["block_names"]) == blocks,
         f"{where}: {len(summary['block_names'])} block_names",
         f"must be num_blocks = {blocks}",
-        _REDO,
+        REDO,
     )
-    _check_each(summary["block_names"], "t", f"{where}: block_names")
+    check_each(summary["block_names"], "t", f"{where}: block_names")
     if "metric" in summary:
-        _check_row(summary["metric"], _METRIC, f"{where}, metric")
+        check_row(summary["metric"], _METRIC, f"{where}, metric")
     metric = MetricInfo.of(summary)
     value = "f" if metric.share else "g"
-    _check_row(summary, {f"final_{metric.name}": value, f"best_{metric.name}": value}, where)
+    check_row(summary, {f"final_{metric.name}": value, f"best_{metric.name}": value}, where)
     _check_values(summary, [f"final_local_{metric.name}"], metric.share, where)
     for name, values in summary.get("submodels", {}).items():
-        _check_row(values, {}, f"{where}, submodels.{name}")
+        check_row(values, {}, f"{where}, submodels.{name}")
         _check_values(values, [metric.name], metric.share, f"{where}, submodels.{name}")
     for i, target in enumerate(summary["targets"]):
-        _check_row(target, {metric.name: "n" if metric.share else "r"}, f"{where}, targets[{i}]")
+        check_row(target, {metric.name: "n" if metric.share else "r"}, f"{where}, targets[{i}]")
     clients = summary["num_clients"]
-    require(clients >= 1, f"{where}: num_clients = {clients}", "must be >= 1", _REDO)
-    _check_each(summary.get("joules_by_group", []), "n", f"{where}: joules_by_group")
-    _check_row(summary["data"], _DATA, f"{where}, data")
-    _check_each(summary["data"].get("named", []), "t", f"{where}, data.named")
+    require(clients >= 1, f"{where}: num_clients = {clients}", "must be >= 1", REDO)
+    check_each(summary.get("joules_by_group", []), "n", f"{where}: joules_by_group")
+    check_row(summary["data"], _DATA, f"{where}, data")
+    check_each(summary["data"].get("named", []), "t", f"{where}, data.named")
 
 
 def _check_values(row: Mapping[str, Any], names: Sequence[str], share: bool, where: str) -> None:
     """Checks the columns `names` of a row, which hold values of the target metric."""
-    _check_row(row, {f"{name}?": "f" if share else "g" for name in names}, where)
+    check_row(row, {f"{name}?": "f" if share else "g" for name in names}, where)
     for name in names:
         if share and (row.get(name) or 0) > 1:
             raise InputError(
@@ -271,19 +213,19 @@ def _check_values(row: Mapping[str, Any], names: Sequence[str], share: bool, whe
 
 
 def _check_metrics(metrics: Sequence[Any], metric: MetricInfo, where: str) -> None:
+    check_rows(metrics, _METRICS, where)
+    forms = ("{}", "val_{}", "client_{}_mean", "client_{}_worst_decile", "local_{}")
+    known = {form.format(metric.name) for form in forms}
     step, now_s = -1, 0.0
     for i, row in enumerate(metrics, 1):
-        _check_row(row, _METRICS, f"{where}, line {i}")
-        require(
-            row["step"] > step and row["virtual_s"] >= now_s,
-            f"{where}, line {i}: step {row['step']} at {row['virtual_s']} s",
-            f"must come after step {step} at {now_s} s",
-            "the rows of two runs are mixed; " + _REDO,
-        )
-        forms = ("{}", "val_{}", "client_{}_mean", "client_{}_worst_decile", "local_{}")
-        names = [form.format(metric.name) for form in forms]
-        names += [name for name in row if name.startswith(f"{metric.name}[")]
-        _check_values(row, names, metric.share, f"{where}, line {i}")
+        if not (row["step"] > step and row["virtual_s"] >= now_s):
+            raise InputError(
+                f"{where}, line {i}: step {row['step']} at {row['virtual_s']} s: must come after "
+                f"step {step} at {now_s} s; the rows of two runs are mixed; {REDO}"
+            )
+        own = [name for name in row if name in known or name.startswith(f"{metric.name}[")]
+        if own:
+            _check_values(row, own, metric.share, f"{where}, line {i}")
         step, now_s = row["step"], row["virtual_s"]
     require(
         any(row.get(metric.name) is not None for row in metrics),
@@ -300,24 +242,25 @@ def _check_clients(
     where: str,
 ) -> None:
     require(len(clients) > 0, where, "holds no client task", "run at least one server step")
+    check_rows(clients, _CLIENTS, where)
     devices, blocks = summary["num_clients"], summary["num_blocks"]
     for i, row in enumerate(clients, 1):
-        _check_row(row, _CLIENTS, f"{where}, line {i}")
-        require_known(row["status"], STATUSES, f"{where}, line {i}: status")
+        if row["status"] not in STATUSES:
+            require_known(row["status"], STATUSES, f"{where}, line {i}: status")
         if row["client"] >= devices:
             raise InputError(
                 f"{where}, line {i}: client = {row['client']} must be < {devices}, num_clients; "
-                f"{_REDO}"
+                f"{REDO}"
             )
         if not row["dispatched_s"] <= merged_at.get(row["step"], -1):
             raise InputError(
                 f"{where}, line {i}: step {row['step']}, dispatched at {row['dispatched_s']} s, "
-                f"must be a step of metrics.jsonl that ended later; {_REDO}"
+                f"must be a step of metrics.jsonl that ended later; {REDO}"
             )
         if not row["first_block"] <= row["exit_block"] < blocks:
             raise InputError(
                 f"{where}, line {i}: first_block = {row['first_block']}, exit_block = "
-                f"{row['exit_block']} must be ordered and < num_blocks = {blocks}; {_REDO}"
+                f"{row['exit_block']} must be ordered and < num_blocks = {blocks}; {REDO}"
             )
 
 
@@ -330,18 +273,18 @@ def _check_client_evaluations(
     metric, devices = MetricInfo.of(summary), summary["num_clients"]
     names = (metric.name, f"personal_{metric.name}")
     seen: set[tuple[int, int]] = set()
+    check_rows(rows, _CLIENT_EVALUATIONS, where)
     for i, row in enumerate(rows, 1):
-        _check_row(row, _CLIENT_EVALUATIONS, f"{where}, line {i}")
         _check_values(row, names, metric.share, f"{where}, line {i}")
         at = (row["step"], row["client"])
         if at[0] not in merged_at or at in seen:
             raise InputError(
                 f"{where}, line {i}: client {at[1]} at step {at[0]} must be the client's only row "
-                f"of a step in metrics.jsonl; {_REDO}"
+                f"of a step in metrics.jsonl; {REDO}"
             )
         if row["device_group"] is not None and row["client"] >= devices:
             raise InputError(
                 f"{where}, line {i}: client = {row['client']} with a device_group must be < "
-                f"{devices}, num_clients; {_REDO}"
+                f"{devices}, num_clients; {REDO}"
             )
         seen.add(at)

@@ -133,6 +133,8 @@ def test_memory_and_disk_agree_on_numpy_values_and_nan(make_run):
         (jnp.asarray(2), 2),
         ({1: (1, "a")}, {"1": [1, "a"]}),
         (float("-inf"), None),
+        ({"a": float("inf"), "b": -float("inf")}, {"a": None, "b": None}),
+        ({"a": 1e308, "b": 1e308, "c": "d"}, {"a": 1e308, "b": 1e308, "c": "d"}),
         (0.1 + 0.2, 0.30000000000000004),
     ],
 )
