@@ -87,6 +87,18 @@ class Pool:
         found[self._listed] = holds[self._listed]
         return found
 
+    def counts(self, labels: np.ndarray, kinds: int) -> np.ndarray:
+        """The number of its clients with each label, int64[kinds].
+
+        Args:
+          labels: label of every client, from 0 to kinds - 1, int64[n].
+          kinds: number of labels.
+        """
+        if self._listed is not None:
+            return np.bincount(labels[self._listed], minlength=kinds)
+        absent = np.bincount(labels[self._absent], minlength=kinds)
+        return np.bincount(labels, minlength=kinds) - absent
+
     def has(self, clients: np.ndarray) -> np.ndarray:
         """Whether each of these ids belongs to the pool, bool[k]."""
         if self._listed is not None:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from selections import candidates, selection
 
 import fedjax_het as fh
@@ -27,6 +29,27 @@ def test_fedcs_schedules_by_hand():
     assert scheduled(timing, 4, 9.0).tolist() == [1, 0]
     assert scheduled(timing, 1, 9.0).tolist() == [1]
     assert scheduled(timing, 4, 3.0).size == 0
+
+
+@given(
+    st.lists(st.tuples(*[st.sampled_from([0.1, 0.2, 0.3, 1.0, 2.5])] * 3), max_size=12),
+    st.integers(0, 14),
+    st.sampled_from([0.5, 3.0, 8.0, np.inf]),
+)
+def test_fedcs_adds_the_client_that_lengthens_the_round_least(told, wanted, deadline_s):
+    down, work, up = columns = np.asarray(told, np.float64).reshape(-1, 3).T
+    left, expected, slowest_s, uploaded_s = set(range(len(told))), [], 0.0, 0.0
+    while left and len(expected) < wanted:
+        end_s = {i: max(slowest_s, down[i]) + (max(work[i], uploaded_s) + up[i]) for i in left}
+        best = min(left, key=lambda i: (end_s[i], i))
+        if end_s[best] > deadline_s:
+            break
+        slowest_s, uploaded_s = max(slowest_s, down[best]), max(work[best], uploaded_s) + up[best]
+        expected.append(best)
+        left.remove(best)
+    timing = Timing(*columns, *np.zeros((3, len(told))))
+    assert scheduled(timing, wanted, deadline_s).tolist() == expected
+    assert timing.upload_s.tolist() == up.tolist()
 
 
 def test_fedcs_asks_some_clients_and_needs_one_in_time():

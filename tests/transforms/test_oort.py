@@ -25,9 +25,9 @@ def test_scores_of_oort_by_hand():
 
 def test_oort_clips_utilities_and_floors_their_range():
     utility = np.append(np.linspace(1, 2, 99), 1000.0)
-    worth = scores(utility, np.ones(100), 1)  # ln 1 = 0
+    worth = scores(utility, np.ones(100, np.int64), 1)  # ln 1 = 0
     assert worth[-1] == worth[98] == pytest.approx(1 / 999)
-    assert np.all(scores(np.asarray([3.0, 3.00001]), np.ones(2), 1) <= 0.1 + 1e-9)
+    assert np.all(scores(np.asarray([3.0, 3.00001]), np.ones(2, np.int64), 1) <= 0.1 + 1e-9)
 
 
 def test_oort_slows_clients_behind_the_preferred_duration():

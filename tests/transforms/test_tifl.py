@@ -1,9 +1,13 @@
 """TiFL against its rule by hand."""
 
+import dataclasses
+
 import numpy as np
+import pytest
 from selections import candidates, selection
 
 import fedjax_het as fh
+from fedjax_het.contract.selection import Pool
 
 
 def test_tifl_draws_a_tier_and_its_clients_and_spends_credits():
@@ -26,6 +30,26 @@ def test_tifl_draws_a_tier_and_its_clients_and_spends_credits():
     state = state._replace(credits=np.asarray([0, 0, 1]))
     chosen, _ = select.choose(state, candidates(2, round=7, clients=[1, 3, 5], samples=samples))
     assert set(chosen) == {3, 5}
+
+
+@pytest.mark.parametrize("wanted", [1, 30, 99, 100, 150])
+def test_tifl_draws_uniformly_from_the_tier_and_then_from_the_nearest(wanted):
+    select = selection(fh.select.tifl(tiers=3))
+    told = {"samples": np.ones(312, np.int64), "duration_s": np.arange(312) % 104 + 1.0}
+    _, state = select.choose(select.init(312), candidates(1, **told))
+    absent = np.arange(0, 312, 52)
+    idle = np.setdiff1d(np.arange(312), absent)
+    for seed in range(5):
+        some = candidates(wanted, seed=seed, **told)
+        for pool in (Pool(idle), Pool(population=312, absent=absent)):
+            rng = np.random.default_rng(seed)
+            chosen, after = select.choose(state, dataclasses.replace(some, pool=pool, rng=rng))
+            # The whole rule: every candidate has a place, behind those of nearer tiers.
+            rng = np.random.default_rng(seed)
+            drawn = int(rng.choice(3, p=np.full(3, 1 / 3)))
+            place = np.abs(state.tier[idle] - drawn) + rng.random(len(idle))
+            assert int(after.current) == drawn
+            assert sorted(chosen) == sorted(idle[np.argsort(place)[:wanted]])
 
 
 def test_tifl_prefers_tiers_of_low_score_when_scores_stall():

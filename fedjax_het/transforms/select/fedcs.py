@@ -66,18 +66,20 @@ def scheduled(timing: Timing, wanted: int, deadline_s: float) -> np.ndarray:
       wanted: largest number of clients.
       deadline_s: seconds within which all uploads must end.
     """
-    down, work, up = timing.download_s, timing.compute_s, timing.upload_s
-    left = np.ones(len(down), bool)
+    # A client that is scheduled has an endless upload from then on.
+    down, work, up = timing.download_s, timing.compute_s, timing.upload_s.astype(np.float64)
+    starts_s, ends_s, total_s = np.empty((3, len(down)))
     chosen: list[int] = []
     slowest_s = uploaded_s = 0.0  # the slowest download; the end of the last upload after it
-    while len(chosen) < wanted and left.any():
-        starts_s = np.maximum(slowest_s, down)
-        ends_s = np.maximum(work, uploaded_s) + up
-        total_s = np.where(left, starts_s + ends_s, np.inf)
+    while len(chosen) < min(wanted, len(down)):
+        np.maximum(slowest_s, down, out=starts_s)
+        np.maximum(work, uploaded_s, out=ends_s)
+        ends_s += up
+        np.add(starts_s, ends_s, out=total_s)
         best = int(np.argmin(total_s))
         if total_s[best] > deadline_s:
             break  # the others would end even later
         chosen.append(best)
-        left[best] = False
+        up[best] = np.inf
         slowest_s, uploaded_s = float(starts_s[best]), float(ends_s[best])
     return np.asarray(chosen, np.int64)

@@ -27,7 +27,8 @@ class OortState(NamedTuple):
 
     Attributes:
       utility: utility of each client, float64[n]; NaN before its first result.
-      expected_s: duration of each client's task as first planned, float64[n]; NaN before.
+      expected_s: duration of each client's last task that did not fail or, before the first, as
+        planned, float64[n]; NaN before.
       exploited: whether the last selection of each client was for its utility, bool[n].
       history: mean utility of the exploited clients of the last rounds, float64[2 w]; that of round
         r is at r mod 2 w.
@@ -120,8 +121,7 @@ def oort(
         wanted, rng, pool = candidates.wanted, candidates.rng, candidates.pool
         assert candidates.known is not None
         state = _priced(state, candidates)
-        last_s = candidates.known.duration_s
-        duration_s = np.where(np.isnan(last_s), state.expected_s, last_s)
+        duration_s = state.expected_s
         preferred_s = preferred(duration_s, float(state.percent))
         fresh = np.isnan(state.utility)
         seen, unseen = np.flatnonzero(pool.mask(~fresh)), pool.mask(fresh)
@@ -133,7 +133,9 @@ def oort(
         if count:
             last = candidates.known.seen[seen] + 1
             score = scores(state.utility[seen], last, candidates.round + 1)
-            score *= slowness(duration_s[seen], preferred_s, alpha)
+            for start in range(0, len(seen), _BLOCK):
+                block = slice(start, start + _BLOCK)
+                score[block] *= slowness(duration_s[seen[block]], preferred_s, alpha)
             rank = min(count, len(seen) - 1)
             good = np.flatnonzero(score >= cut * nth(score, len(score) - 1 - rank))
             best = drawn(rng, seen[good], score[good], count)
@@ -152,11 +154,15 @@ def oort(
         worth = np.minimum(seen.sizes, seen.samples) * np.sqrt(seen.square_loss)
         utility, arrived = state.utility.copy(), seen.arrived
         utility[seen.clients[arrived]] = np.where(seen.merged, worth, 0.0)[arrived]
+        expected_s, lasted = state.expected_s.copy(), seen.status != "failed"
+        expected_s[seen.clients[lasted]] = seen.duration_s[lasted]
         exploited = worth[seen.merged & state.exploited[seen.clients]]
         history = state.history.copy()
         history[seen.round % len(history)] = np.mean(exploited) if exploited.size else 0.0
         percent = paced(float(state.percent), history, seen.round + 1, pacer_step)
-        return state._replace(utility=utility, history=history, percent=np.asarray(percent))
+        return state._replace(
+            utility=utility, expected_s=expected_s, history=history, percent=np.asarray(percent)
+        )
 
     return selecting(
         "oort",
@@ -216,7 +222,10 @@ def slowness(duration_s: np.ndarray, preferred_s: float, alpha: float) -> np.nda
     """
     if preferred_s == np.inf:
         return np.ones(len(duration_s))
-    return np.minimum(1.0, preferred_s / duration_s) ** alpha
+    share = preferred_s / duration_s
+    np.minimum(1.0, share, out=share)
+    share **= alpha
+    return share
 
 
 def scores(utility: np.ndarray, last: np.ndarray, now: int) -> np.ndarray:
@@ -228,8 +237,13 @@ def scores(utility: np.ndarray, last: np.ndarray, now: int) -> np.ndarray:
       now: number of the round, from 1.
     """
     least, most, clip = np.min(utility), np.max(utility), at_share(utility, _CLIP)
-    worth = (np.minimum(utility, clip) - least) / max(most - least, _LEAST_RANGE)
-    return worth + np.sqrt(_AGE * np.log(now) / last)
+    worth = np.minimum(utility, clip)
+    worth -= least
+    worth /= max(most - least, _LEAST_RANGE)
+    # Many clients were seen in few rounds.
+    age = np.sqrt(_AGE * np.log(now) / np.arange(1, np.max(last) + 1))
+    worth += age[last - 1]
+    return worth
 
 
 def best_of(

@@ -12,6 +12,9 @@ from fedjax_het.contract.selection import Candidates, Selector
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.select.parts import selecting, unchanged
 
+# Standard deviations, of the number of clients that come first, by which they are to be enough.
+_MARGIN = 6
+
 
 class TiflState(NamedTuple):
     """What TiFL remembers; n clients, T tiers, 0 the fastest.
@@ -81,26 +84,49 @@ def tifl(*, tiers: Count = 5, interval: Count = 20, rounds: Count | None = None)
         )
 
     def choose(state: TiflState, candidates: Candidates) -> tuple[np.ndarray, TiflState]:
-        clients, rng = candidates.clients, candidates.rng
+        pool, rng = candidates.pool, candidates.rng
         if state.tier[0] < 0:
             state = state._replace(tier=_profile(candidates, tiers))
         if candidates.round % interval == 0 and state.compared < candidates.round:
             state = _compare(state, candidates)
-        own = state.tier[clients]
-        there = np.bincount(own, minlength=tiers) > 0
+        size = pool.counts(state.tier, tiers)
+        there = size > 0
         credited = there & (state.credits > 0)
         chance = state.chance * (credited if credited.any() else there)
         if not chance.any():
             chance = np.asarray(credited if credited.any() else there, np.float64)
         drawn = int(rng.choice(tiers, p=chance / np.sum(chance)))
-        distance = np.abs(own - drawn) + rng.random(len(clients))
-        nearest = np.argpartition(distance, candidates.wanted - 1)[: candidates.wanted]
+        chosen = _nearest(candidates, state.tier, drawn, int(size[drawn]))
         credits = state.credits.copy()
         credits[drawn] = max(credits[drawn] - 1, 0)
-        return clients[nearest], state._replace(credits=credits, current=np.asarray(drawn))
+        return chosen, state._replace(credits=credits, current=np.asarray(drawn))
 
     options = {"tiers": tiers, "interval": interval, "rounds": rounds}
     return selecting("tifl", Selector(init, choose, unchanged, scored=True), **options)
+
+
+def _nearest(candidates: Candidates, tier: np.ndarray, drawn: int, size: int) -> np.ndarray:
+    """The cohort, uniformly from the tier that was drawn, and then from the tiers nearest to it.
+
+    Args:
+      candidates: candidates of the draw.
+      tier: tier of each client, int64[n].
+      drawn: tier that was drawn.
+      size: number of candidates in it.
+    """
+    pool, wanted = candidates.pool, candidates.wanted
+    place = candidates.rng.random(len(pool))
+    if size >= wanted:
+        # Those that come first among all candidates hold enough of the tier, but for rare draws.
+        most = (wanted + _MARGIN * np.sqrt(wanted)) / size
+        early = np.flatnonzero(place < most)
+        clients = pool.at(early)
+        own = np.flatnonzero(tier[clients] == drawn)
+        if len(own) >= wanted:
+            first = np.argpartition(place[early[own]], wanted - 1)[:wanted]
+            return clients[own[first]]
+    distance = np.abs(tier[candidates.clients] - drawn) + place
+    return candidates.clients[np.argpartition(distance, wanted - 1)[:wanted]]
 
 
 def _profile(candidates: Candidates, tiers: Count) -> np.ndarray:
