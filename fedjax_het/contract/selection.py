@@ -6,8 +6,8 @@ which has a state of its own and sees what is known of every client.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -87,17 +87,16 @@ class Pool:
         found[self._listed] = holds[self._listed]
         return found
 
-    def counts(self, labels: np.ndarray, kinds: int) -> np.ndarray:
-        """The number of its clients with each label, int64[kinds].
+    def counts(self, labels: np.ndarray, everyone: np.ndarray) -> np.ndarray:
+        """The number of its clients with each label, int64[c].
 
         Args:
-          labels: label of every client, from 0 to kinds - 1, int64[n].
-          kinds: number of labels.
+          labels: label of every client, from 0 to c - 1, int64[n].
+          everyone: number of all clients with each label, int64[c].
         """
         if self._listed is not None:
-            return np.bincount(labels[self._listed], minlength=kinds)
-        absent = np.bincount(labels[self._absent], minlength=kinds)
-        return np.bincount(labels, minlength=kinds) - absent
+            return np.bincount(labels[self._listed], minlength=len(everyone))
+        return everyone - np.bincount(labels[self._absent], minlength=len(everyone))
 
     def has(self, clients: np.ndarray) -> np.ndarray:
         """Whether each of these ids belongs to the pool, bool[k]."""
@@ -137,6 +136,8 @@ class Candidates:
         does not `probe`.
       running: function without arguments that returns the running totals of `samples`, float64[n],
         computed once a run, for draws by samples.
+      memo: what a selection has computed from `known` and from its state in this server step, for
+        its next draws; empty after every step. It may save time, but change no result.
     """
 
     round: int
@@ -149,6 +150,7 @@ class Candidates:
     price: Callable[[np.ndarray], Timing] | None = None
     losses: Callable[[np.ndarray], np.ndarray] | None = None
     running: Callable[[], np.ndarray] | None = None
+    memo: dict[str, Any] = field(default_factory=dict)
 
     @property
     def clients(self) -> np.ndarray:

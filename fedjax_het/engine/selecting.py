@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Selection:
         self._select, self._name, self._samples = algorithm.select, algorithm.name, samples
         self._running = functools.cache(lambda: np.cumsum(samples, dtype=np.float64))
         self._kept: tuple[Known, PyTree] | None = None
+        self._memo: dict[str, Any] = {}
         self.scored = False
         self.probes: Probes | None = None
         if isinstance(algorithm.select, Selector):
@@ -110,7 +111,7 @@ class Selection:
             return found
 
         asks = losses if self._select.probes else None
-        candidates = replace(candidates, known=known, price=price, losses=asks)
+        candidates = replace(candidates, known=known, price=price, losses=asks, memo=self._memo)
         chosen, state = self._select.choose(state, candidates)
         chosen = self._checked(chosen, candidates, least=least)
         self._kept = known, state
@@ -137,12 +138,14 @@ class Selection:
         known, state = self._kept
         settled = seen()
         note(known, settled)
+        self._memo = {}
         self._kept = known, self._select.observe(state, settled)
 
     def score(self, scores: np.ndarray) -> None:
         """Takes the scores of an evaluation, float64[n], see `Known.score`."""
         assert self._kept is not None
         self._kept[0].score[:] = scores
+        self._memo = {}
 
     # ---- checkpoints -------------------------------------------------------------------------
 
@@ -155,7 +158,7 @@ class Selection:
         """Restores the result of `saved`."""
         if self._kept is not None:
             ((known, state),) = saved
-            self._kept = Known(*map(np.array, known)), state
+            self._kept, self._memo = (Known(*map(np.array, known)), state), {}
 
 
 def nothing_known(n: int) -> Known:

@@ -1,5 +1,6 @@
 """Oort against its formulas by hand."""
 
+import dataclasses
 import importlib
 import math
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from selections import assert_drawn_with, candidates, counted, inclusion, seen, selection
 
 import fedjax_het as fh
-from fedjax_het.transforms.select.oort import best_of, largest, paced, preferred, scores, slowness
+from fedjax_het.contract.selection import Pool
+from fedjax_het.transforms.select.oort import paced, preferred, scores, slowness
+from fedjax_het.transforms.select.ranking import best_of, largest
 
 
 def test_scores_of_oort_by_hand():
@@ -61,6 +64,32 @@ def test_oort_finds_the_best_of_many_block_by_block(told, count, block):
     whole = largest(most[clients] * share[clients], count)
     assert found.tolist() == clients[whole].tolist()
     assert value.tolist() == (most * share)[found].tolist()
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.lists(st.integers(0, 399), max_size=30, unique=True), min_size=1, max_size=6),
+    st.booleans(),
+)
+def test_draws_of_a_server_step_are_those_of_each_by_itself(seed, absent, listed):
+    select, rng = selection(fh.select.oort(preferred_percent=50)), np.random.default_rng(seed)
+    some = rng.integers(1, 4, 400)  # many equal rewards
+    told = {"samples": some, "duration_s": rng.choice([1.0, 2.0, 4.0], 400), "round": 3}
+    seen_at = np.where(rng.random(400) < rng.choice([0.1, 0.9, 1.0]), 1, -1)
+    start = select.init(400)._replace(utility=np.where(seen_at < 0, np.nan, rng.random(400)))
+    if seed % 2:  # else planned by the first draw, and those who are away then by a later one
+        start = start._replace(expected_s=told["duration_s"])
+    state, memo = start, {}
+    for turn, away in enumerate(absent):
+        pool = Pool(population=400, absent=away)
+        pool = Pool(pool.ids) if listed else pool
+        one = candidates(1 + turn % 3, seed=turn, seen=seen_at, **told)
+        alone, _ = select.choose(state, dataclasses.replace(one, pool=pool))
+        rng = np.random.default_rng(turn)
+        shared, state = select.choose(
+            state, dataclasses.replace(one, pool=pool, rng=rng, memo=memo)
+        )
+        assert shared.tolist() == alone.tolist()
 
 
 def test_the_pacer_of_oort():

@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from selections import candidates, selection
+from selections import assert_drawn_with, candidates, counted, selection
 
 import fedjax_het as fh
 from fedjax_het.contract.selection import Pool
+from fedjax_het.transforms.select.tifl import _sizes
 
 
 def test_tifl_draws_a_tier_and_its_clients_and_spends_credits():
@@ -32,7 +33,7 @@ def test_tifl_draws_a_tier_and_its_clients_and_spends_credits():
     assert set(chosen) == {3, 5}
 
 
-@pytest.mark.parametrize("wanted", [1, 30, 99, 100, 150])
+@pytest.mark.parametrize("wanted", [30, 99, 100, 150])
 def test_tifl_draws_uniformly_from_the_tier_and_then_from_the_nearest(wanted):
     select = selection(fh.select.tifl(tiers=3))
     told = {"samples": np.ones(312, np.int64), "duration_s": np.arange(312) % 104 + 1.0}
@@ -50,6 +51,36 @@ def test_tifl_draws_uniformly_from_the_tier_and_then_from_the_nearest(wanted):
             place = np.abs(state.tier[idle] - drawn) + rng.random(len(idle))
             assert int(after.current) == drawn
             assert sorted(chosen) == sorted(idle[np.argsort(place)[:wanted]])
+
+
+def test_tifl_draws_a_few_of_many_in_the_tier_with_equal_chances():
+    select = selection(fh.select.tifl(tiers=3))
+    told = {"samples": np.ones(150, np.int64), "duration_s": np.arange(150) + 1.0}
+    _, state = select.choose(select.init(150), candidates(1, **told))
+    assert np.bincount(state.tier).tolist() == [50, 50, 50]
+    state = state._replace(chance=np.asarray([0.0, 1.0, 0.0]))
+    pool = Pool(population=150, absent=[0, 60, 61])
+
+    def choose(seed):
+        some = dataclasses.replace(candidates(3, seed=seed, **told), pool=pool)
+        return select.choose(state, some)[0]
+
+    chance = np.zeros(150)
+    chance[50:100] = 3 / 48
+    chance[[60, 61]] = 0
+    assert_drawn_with(chance, counted(3000, choose, 150), 3000)
+
+
+@pytest.mark.parametrize(("n", "tiers"), [(1, 1), (7, 3), (10, 4), (12, 5)])
+def test_tifl_knows_the_sizes_of_its_tiers(n, tiers):
+    select = selection(fh.select.tifl(tiers=tiers))
+    told = {"samples": np.ones(n, np.int64), "duration_s": np.arange(n) + 1.0}
+    state, sizes = select.init(n), set()
+    for seed in range(20):
+        chosen, after = select.choose(state, candidates(n, seed=seed, **told))
+        assert len(chosen) == n
+        sizes.add(tuple(np.bincount(after.tier, minlength=tiers)))
+    assert sizes == {tuple(_sizes(n, tiers))}
 
 
 def test_tifl_prefers_tiers_of_low_score_when_scores_stall():

@@ -1,7 +1,7 @@
 """Oort: clients that learn much and are fast enough, with a share of clients not seen yet."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from fedjax_het.common.options import checked
 from fedjax_het.contract.selection import Candidates, Seen, Selector
 from fedjax_het.transforms.compose import Transformation
 from fedjax_het.transforms.select.parts import at_share, drawn, nth, selecting
+from fedjax_het.transforms.select.ranking import Front, best_of, front_of
 
 # Constants of the author's code: quantile that clips utilities, least range of utilities, weight of
 # the time since a client was seen; relative changes of the exploited utility that count as flat and
@@ -18,8 +19,12 @@ from fedjax_het.transforms.select.parts import at_share, drawn, nth, selecting
 _CLIP, _LEAST_RANGE, _AGE = 0.98, 1e-4, 0.1
 _FLAT, _STEEP = 0.1, 5.0
 _WINDOW = 5.0
-# Clients whose rewards are compared at a time.
+# Clients whose scores are computed at a time.
 _BLOCK = 1 << 15
+# Best unseen clients that are kept beyond those that a draw needs, for the next draws of a step.
+_SPARE = 64
+# Few of n clients are away if they are at most n over this.
+_FEW = 16
 
 
 class OortState(NamedTuple):
@@ -40,6 +45,22 @@ class OortState(NamedTuple):
     exploited: np.ndarray
     history: np.ndarray
     percent: np.ndarray
+
+
+class _View(NamedTuple):
+    """What the draws of a server step see alike; a buffer that is refilled has many of them.
+
+    Attributes:
+      expected_s: durations from which it was computed, see `OortState`.
+      preferred_s: longest duration that is preferred, in seconds.
+      fresh: whether each client has no utility, bool[n].
+      front: best of these clients; None if not known.
+    """
+
+    expected_s: np.ndarray
+    preferred_s: float
+    fresh: np.ndarray
+    front: Front | None = None
 
 
 @checked
@@ -121,16 +142,15 @@ def oort(
         wanted, rng, pool = candidates.wanted, candidates.rng, candidates.pool
         assert candidates.known is not None
         state = _priced(state, candidates)
-        duration_s = state.expected_s
-        preferred_s = preferred(duration_s, float(state.percent))
-        fresh = np.isnan(state.utility)
-        seen, unseen = np.flatnonzero(pool.mask(~fresh)), pool.mask(fresh)
+        view, duration_s = _view(state, candidates.memo), state.expected_s
+        preferred_s, unseen = view.preferred_s, pool.mask(view.fresh)
         most_new = int(np.count_nonzero(unseen))
         epsilon = max(exploration * decay**candidates.round, least_exploration)
         count = int((1 - epsilon) * wanted + 1e-9)
-        count = min(max(count, wanted - most_new), len(seen))
+        count = min(max(count, wanted - most_new), len(pool) - most_new)
         best = np.zeros(0, np.int64)
         if count:
+            seen = np.flatnonzero(pool.mask(~view.fresh))
             last = candidates.known.seen[seen] + 1
             score = scores(state.utility[seen], last, candidates.round + 1)
             for start in range(0, len(seen), _BLOCK):
@@ -144,7 +164,7 @@ def oort(
             return slowness(duration_s[clients], preferred_s, alpha)
 
         several = int(_WINDOW * (wanted - count))
-        likely, reward = best_of(unseen, candidates.samples, slowed, several)
+        likely, reward = _best(view, candidates, unseen, slowed, several)
         new = drawn(rng, likely, reward, wanted - count)
         exploited = state.exploited.copy()
         exploited[best], exploited[new] = True, False
@@ -199,6 +219,40 @@ def _priced(state: OortState, candidates: Candidates) -> OortState:
     return state._replace(expected_s=expected_s)
 
 
+def _view(state: OortState, memo: dict[str, Any]) -> _View:
+    """What draws with a state see, computed once a server step."""
+    kept: _View | None = memo.get("oort")
+    if kept is None or kept.expected_s is not state.expected_s:
+        preferred_s = preferred(state.expected_s, float(state.percent))
+        kept = memo["oort"] = _View(state.expected_s, preferred_s, np.isnan(state.utility))
+    return kept
+
+
+def _best(
+    view: _View,
+    candidates: Candidates,
+    unseen: np.ndarray,
+    slowed: Callable[[np.ndarray], np.ndarray],
+    several: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The unseen candidates with the largest rewards, and these; see `best_of`."""
+    samples, pool = candidates.samples, candidates.pool
+    found = None if view.front is None else view.front.best(pool, several)
+    if found is not None:
+        return found
+    # Those that are away may be the best; if they are many, the others are looked at by themselves.
+    away = len(samples) - len(pool)
+    if _FEW * away > len(samples):
+        return best_of(unseen, samples, slowed, several)
+    # One without a planned duration is no candidate yet.
+    planned = view.fresh & ~np.isnan(view.expected_s)
+    front = front_of(planned, samples, slowed, several + away + _SPARE)
+    candidates.memo["oort"] = view._replace(front=front)
+    found = front.best(pool, several)
+    assert found is not None
+    return found
+
+
 def preferred(duration_s: np.ndarray, percent: float) -> float:
     """The longest duration that is preferred, in seconds; inf if all are.
 
@@ -244,51 +298,6 @@ def scores(utility: np.ndarray, last: np.ndarray, now: int) -> np.ndarray:
     age = np.sqrt(_AGE * np.log(now) / np.arange(1, np.max(last) + 1))
     worth += age[last - 1]
     return worth
-
-
-def best_of(
-    eligible: np.ndarray,
-    most: np.ndarray,
-    share: Callable[[np.ndarray], np.ndarray],
-    count: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The eligible clients with the `count` largest values, or all, and these values.
-
-    Of equal values the first count; see `largest`. Only shares of clients whose most exceeds
-    `count` values before them are computed.
-
-    Args:
-      eligible: whether each client may be taken, bool[n].
-      most: largest possible value of every client, [n].
-      share: function from ids to the shares of it that are their values, in [0, 1], float64.
-      count: number of clients.
-    """
-    kept, value, floor = np.zeros(0, np.int64), np.zeros(0), -np.inf
-    for start in range(0, len(eligible) if count else 0, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        some = start + np.flatnonzero(eligible[block] & (most[block] > floor))
-        if not some.size:
-            continue
-        kept, value = np.append(kept, some), np.append(value, most[some] * share(some))
-        if len(kept) > 2 * count:
-            # One more, so that those that are chosen at the end have the order of `largest`.
-            best = np.sort(largest(value, count + 1))
-            kept, value = kept[best], value[best]
-            floor = float(np.min(value))
-    best = largest(value, count)
-    return kept[best], value[best]
-
-
-def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest values, or all, int64; of equal ones the first."""
-    if count >= len(values):
-        return np.arange(len(values))
-    if not count:
-        return np.zeros(0, np.int64)
-    # Many devices are as fast as is preferred; to sort indices takes five times as long then.
-    least = nth(values, len(values) - count)
-    above = np.flatnonzero(values > least)
-    return np.concatenate([above, np.flatnonzero(values == least)[: count - len(above)]])
 
 
 def paced(percent: float, history: np.ndarray, rounds: int, step: float) -> float:

@@ -15,7 +15,7 @@ from fedjax_het.transforms.compose import Transformation
 # deviations of the place of a median among as many values drawn at random.
 _BRACKETS, _REACH = 4096, 128
 # Candidates for each client to draw that are many, and tries to find these among all clients.
-_MANY, _TRIES = 16, 8
+MANY, TRIES = 16, 8
 
 
 def selecting(name: str, select: Select | Selector, **options: Any) -> Transformation:
@@ -93,7 +93,7 @@ def drawn_by_samples(candidates: Candidates, count: int) -> np.ndarray:
     """
     assert candidates.running is not None
     pool, rng, chosen = candidates.pool, candidates.rng, np.zeros(0, np.int64)
-    for _ in range(_TRIES if _MANY * count <= len(pool) else 0):
+    for _ in range(TRIES if MANY * count <= len(pool) else 0):
         totals = candidates.running()
         places = rng.random(count - len(chosen)) * totals[-1]
         found = np.searchsorted(totals, places, side="right")

@@ -10,10 +10,7 @@ from fedjax_het.common.numbers import Count
 from fedjax_het.common.options import checked
 from fedjax_het.contract.selection import Candidates, Selector
 from fedjax_het.transforms.compose import Transformation
-from fedjax_het.transforms.select.parts import selecting, unchanged
-
-# Standard deviations, of the number of clients that come first, by which they are to be enough.
-_MARGIN = 6
+from fedjax_het.transforms.select.parts import MANY, TRIES, selecting, unchanged
 
 
 class TiflState(NamedTuple):
@@ -89,7 +86,7 @@ def tifl(*, tiers: Count = 5, interval: Count = 20, rounds: Count | None = None)
             state = state._replace(tier=_profile(candidates, tiers))
         if candidates.round % interval == 0 and state.compared < candidates.round:
             state = _compare(state, candidates)
-        size = pool.counts(state.tier, tiers)
+        size = pool.counts(state.tier, _sizes(len(state.tier), tiers))
         there = size > 0
         credited = there & (state.credits > 0)
         chance = state.chance * (credited if credited.any() else there)
@@ -114,19 +111,23 @@ def _nearest(candidates: Candidates, tier: np.ndarray, drawn: int, size: int) ->
       drawn: tier that was drawn.
       size: number of candidates in it.
     """
-    pool, wanted = candidates.pool, candidates.wanted
-    place = candidates.rng.random(len(pool))
-    if size >= wanted:
-        # Those that come first among all candidates hold enough of the tier, but for rare draws.
-        most = (wanted + _MARGIN * np.sqrt(wanted)) / size
-        early = np.flatnonzero(place < most)
-        clients = pool.at(early)
-        own = np.flatnonzero(tier[clients] == drawn)
-        if len(own) >= wanted:
-            first = np.argpartition(place[early[own]], wanted - 1)[:wanted]
-            return clients[own[first]]
-    distance = np.abs(tier[candidates.clients] - drawn) + place
+    pool, wanted, rng = candidates.pool, candidates.wanted, candidates.rng
+    chosen = np.zeros(0, np.int64)
+    # A few of many are those of the tier, each once, among candidates drawn with replacement.
+    for _ in range(TRIES if MANY * wanted <= size else 0):
+        more = 2 * (wanted - len(chosen)) * len(pool) // size
+        found = pool.at(rng.integers(len(pool), size=more))
+        chosen = np.append(chosen, found[tier[found] == drawn])
+        chosen = chosen[np.sort(np.unique(chosen, return_index=True)[1])]
+        if len(chosen) >= wanted:
+            return chosen[:wanted]
+    distance = np.abs(tier[candidates.clients] - drawn) + rng.random(len(pool))
     return candidates.clients[np.argpartition(distance, wanted - 1)[:wanted]]
+
+
+def _sizes(n: int, tiers: int) -> np.ndarray:
+    """Number of clients in each tier, see `_profile`, int64[tiers]."""
+    return np.diff(-(-np.arange(tiers + 1) * n // tiers))
 
 
 def _profile(candidates: Candidates, tiers: Count) -> np.ndarray:
