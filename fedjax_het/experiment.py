@@ -35,7 +35,9 @@ from fedjax_het.problem import Problem
 from fedjax_het.report import preview as previews
 from fedjax_het.report.comparison import Comparison
 from fedjax_het.report.comparison import compare as compare_records
-from fedjax_het.report.page import write_report
+from fedjax_het.report.figures import export
+from fedjax_het.report.page import comparison_content, run_content, write_report
+from fedjax_het.report.progress import JOBS
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.schema import check_comparison
 from fedjax_het.report.style import png
@@ -206,6 +208,8 @@ def compare(
         return record
 
     make_directory(root, f"workdir = {str(root)!r}")
+    jobs = {"methods": [{"name": label} for label in entries], "seeds": chosen, "targets": targets}
+    write_json(root / JOBS, jobs)
     done = share([[(label, seed) for seed in chosen] for label in entries], take)
     records = {label: [done[label, seed] for seed in chosen] for label in entries}
     try:
@@ -276,30 +280,45 @@ def plan(config: Any, out: str | Path | None = None) -> Preview:
     return shown
 
 
-def report(workdir: str | Path) -> Path:
+def report(workdir: str | Path, figures: str | Path | None = None) -> Path:
     """Rebuilds the page of a run or of a comparison from its work directory.
+
+    Args:
+      workdir: directory that `train` or `compare` wrote to.
+      figures: directory for every figure of the page as SVG and PDF; None writes none.
 
     Returns:
       The path of `report.html`.
 
     Raises:
-      InputError: if the directory holds neither, or cannot be written to.
+      InputError: if the directory holds neither, or one cannot be written to.
     """
     root = usable_path(workdir, "workdir")
     page = root / "report.html"
     if os.path.lexists(root / "metrics.jsonl"):
-        write_report(RunRecord.load(root), page)
-        return page
-    if not os.path.lexists(root / "comparison.json"):
+        record = RunRecord.load(root)
+        write_report(record, page)
+        content = run_content(record)
+    else:
+        records, targets = _compared(root)
+        compare_records(records, targets, root)
+        content = comparison_content(records, targets)
+    if figures is not None:
+        export(content.runs, content.results, figures)
+    return page
+
+
+def _compared(root: Path) -> tuple[dict[str, list[RunRecord]], list[float]]:
+    """The records of a finished comparison by method, and its targets."""
+    place = root / "comparison.json"
+    if not os.path.lexists(place):
         raise InputError(
             f"{root}: holds neither a run (metrics.jsonl) nor a comparison (comparison.json); "
             "name the directory that train or compare wrote to"
         )
-    place = root / "comparison.json"
     names, targets = check_comparison(read_json(place), str(place))
     records: dict[str, list[RunRecord]] = {name: [] for name in names}
     loaded = [RunRecord.load(path.parent) for path in root.glob("*/seed*/summary.json")]
     for record in sorted(loaded, key=lambda r: r.summary["seed"]):
         records.setdefault(record.summary["name"], []).append(record)
-    compare_records(records, targets, root)
-    return page
+    return records, targets

@@ -32,8 +32,8 @@ def wheel(tmp_path_factory):
 def test_the_wheel_is_the_package(wheel):
     about = f"fedjax_het-{fedjax_het.__version__}.dist-info/"
     packed = {name for name in wheel.namelist() if not name.startswith(about)}
-    modules = (ROOT / "fedjax_het").rglob("*.py")
-    assert packed == {path.relative_to(ROOT).as_posix() for path in modules}
+    held = [*(ROOT / "fedjax_het").rglob("*.py"), *(ROOT / "fedjax_het/report/assets").iterdir()]
+    assert packed == {path.relative_to(ROOT).as_posix() for path in held}
 
 
 def test_the_wheel_says_what_it_is(wheel):
@@ -41,6 +41,7 @@ def test_the_wheel_says_what_it_is(wheel):
     metadata = message_from_bytes(wheel.read(f"{about}/METADATA"))
     assert metadata["Name"] == "fedjax-het"
     assert metadata["Version"] == fedjax_het.__version__
-    assert f"{about}/licenses/LICENSE" in wheel.namelist()
+    for path in ("LICENSE", "fedjax_het/report/assets/uPlot.LICENSE"):
+        assert wheel.read(f"{about}/licenses/{path}") == (ROOT / path).read_bytes()
     commands = wheel.read(f"{about}/entry_points.txt").decode().split("\n")
     assert "fedjax-het = fedjax_het.cli:main" in commands

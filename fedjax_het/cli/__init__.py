@@ -11,6 +11,7 @@ from fedjax_het.cli.inventory import listing
 from fedjax_het.cli.programs import compare, plan, profile, report, sweep, train
 from fedjax_het.cli.running import Command, refuse, show_version, wants_help
 from fedjax_het.cli.starting import init
+from fedjax_het.cli.watching import watch
 from fedjax_het.common.errors import InputError, require_known
 
 __all__ = [
@@ -24,11 +25,12 @@ __all__ = [
     "report",
     "sweep",
     "train",
+    "watch",
 ]
 
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (train, compare, sweep, plan, profile, report, init, listing)
+    for command in (train, compare, sweep, plan, profile, report, watch, init, listing)
 }
 
 

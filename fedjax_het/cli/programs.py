@@ -208,12 +208,14 @@ def _profile(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def _report_flags(flag_values: flags.FlagValues) -> None:
     _workdir_flag(flag_values, "Directory that train or compare wrote to.")
+    told = "Also write every figure there, as SVG and PDF."
+    flags.DEFINE_string("figures", None, told, flag_values=flag_values)
 
 
 def _report(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     from fedjax_het import experiment
 
-    print(experiment.report(values.workdir))
+    print(experiment.report(values.workdir, values.figures))
 
 
 _DIGITS = "--config=configs/digits.py"
@@ -258,7 +260,7 @@ profile = Command(
 report = Command(
     "report",
     "Rebuilds the page of a run or comparison.",
-    ["fedjax-het report --workdir=runs/demo"],
+    ["fedjax-het report --workdir=runs/demo --figures=paper/figures"],
     _report_flags,
     _report,
 )

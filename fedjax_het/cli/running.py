@@ -15,7 +15,7 @@ from fedjax_het.common.errors import InputError
 _HELP = ("--help", "-help", "-h", "--helpshort", "-?")
 _WIDTH, _MARGIN = 100, 26
 # What stands for the value of a flag, by its name or its type.
-_VALUES = {"config": "FILE", "out": "PATH", "workdir": "DIR"}
+_VALUES = {"config": "FILE", "figures": "DIR", "host": "HOST", "out": "PATH", "workdir": "DIR"}
 _VALUES |= {"int": "N", "comma separated list of strings": "A,B,..."}
 
 

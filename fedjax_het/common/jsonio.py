@@ -96,12 +96,13 @@ def read_json(path: Path, remedy: str = _RESTORE, absent: str | None = _NO_RUN) 
     return parse_json(read_file(path, remedy, MAX_DOCUMENT, absent), str(path), remedy)
 
 
-def read_lines(path: Path, *, may_be_empty: bool = False) -> list[Any]:
+def read_lines(path: Path, *, may_be_empty: bool = False, growing: bool = False) -> list[Any]:
     """The rows of a JSON-lines file.
 
     Args:
       path: path of the file.
       may_be_empty: whether a file may hold no row.
+      growing: whether a last line without newline is left out, as of a file that is written to.
 
     Raises:
       InputError: if it is missing or empty, or a line is not JSON. A last line without newline is
@@ -111,7 +112,7 @@ def read_lines(path: Path, *, may_be_empty: bool = False) -> list[Any]:
     if not content and not may_be_empty:
         raise InputError(f"{path}: is empty; run the experiment again or restore the file")
     lines = content.split(b"\n")
-    if lines[-1]:
+    if lines[-1] and not growing:
         raise InputError(
             f"{path}, line {len(lines)}: is torn (no newline at its end), the run was interrupted "
             "while writing; resume the run, which cuts it, or delete that line"

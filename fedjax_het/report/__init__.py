@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fedjax_het.report.population import Population
-from fedjax_het.report.records import RunRecord, RunWriter, time_to
+from fedjax_het.report.records import RunRecord, time_to
+from fedjax_het.report.writer import RunWriter
 
 if TYPE_CHECKING:
     from fedjax_het.report.comparison import Comparison, compare

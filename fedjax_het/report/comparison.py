@@ -1,16 +1,13 @@
 """Comparison of several methods over several seeds: a table, figures and one page."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedjax_het.common.writing import encoded, make_directory, usable_path, write_atomic, write_json
-from fedjax_het.report import device_plots, energy_plots, plots
-from fedjax_het.report.client_plots import metric_by_client
-from fedjax_het.report.clients import client_values
+from fedjax_het.report.figures import figures
 from fedjax_het.report.page import comparison_page
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.results import MethodResult, summarise
@@ -96,34 +93,8 @@ def compare(
     out = usable_path(out_dir, "out_dir")
     make_directory(out, f"out_dir = {str(out_dir)!r}")
     result = Comparison(headline(methods), methods, out)
-    metric = re.sub(r"\W", "_", methods[0].metric.name)
-    figures = {
-        f"{metric}_vs_time": plots.metric_vs_time(records, goals),
-        f"{metric}_vs_round": plots.metric_vs_round(records, goals),
-        f"{metric}_vs_bytes_up": plots.metric_vs_bytes_up(records, goals),
-        f"{metric}_vs_wall_time": plots.metric_vs_wall_time(records, goals),
-        "waiting_by_group": device_plots.waiting_by_group(records),
-        "trained_blocks": device_plots.trained_blocks(records),
-    }
-    if methods[0].priced:
-        figures[f"{metric}_vs_joules"] = plots.metric_vs_joules(records, goals)
-        figures["energy_by_group"] = energy_plots.energy_by_group(records)
-        if goals:
-            figures["cost_of_targets"] = energy_plots.cost_of_targets(methods)
-    worst = plots.worst_clients_vs_time(records)
-    if worst is not None:
-        figures["worst_clients_vs_time"] = worst
-    firsts = [runs[0] for runs in records.values()]
-    until_s = device_plots.window_s(firsts)
-    for i, record in enumerate(firsts):
-        figures[f"timeline_{i}"] = device_plots.timeline(record, until_s)
-        of = client_values(record)
-        if of is not None:
-            figures[f"clients_{i}"] = metric_by_client(record, of)
-    if firsts[0].population.label_counts is not None:
-        figures["labels_by_client"] = plots.labels_by_client(firsts[0])
-    for name, figure in figures.items():
-        write_atomic(out / f"{name}.png", png(figure))
+    for drawing in (each for section in figures(records, methods) for each in section):
+        write_atomic(out / f"{drawing.name}.png", png(drawing.draw()))
     write_json(out / "comparison.json", result.data())
     write_atomic(out / "comparison.txt", encoded(f"{result.headline}\n\n{result.table()}"))
     write_atomic(out / "report.html", encoded(comparison_page(records, goals)))

@@ -39,6 +39,7 @@ _LOOK = {
     "hatch.linewidth": 0.6,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,
     "savefig.facecolor": "white",
 }
 
@@ -91,7 +92,22 @@ def legend_above(
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG, without the date."""
-    return _render(figure, "png", "")
+    return _render(figure, "png", {"Software": None})
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as PDF with its fonts inside, without the date."""
+    return _render(figure, "pdf", {"CreationDate": None})
+
+
+def svg(figure: Figure, salt: str) -> bytes:
+    """The figure as SVG, without the date; text is paths.
+
+    Args:
+      figure: figure to draw.
+      salt: text that decides the ids.
+    """
+    return _render(figure, "svg", {"Date": None}, salt)
 
 
 def inline_svg(figure: Figure, prefix: str, description: str) -> str:
@@ -105,7 +121,7 @@ def inline_svg(figure: Figure, prefix: str, description: str) -> str:
       prefix: prefix of ids, unique in the page; letters, digits and `-`.
       description: sentence for readers who cannot see the figure.
     """
-    text = _render(figure, "svg", prefix).decode()
+    text = svg(figure, prefix).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
@@ -122,9 +138,10 @@ def inline_svg(figure: Figure, prefix: str, description: str) -> str:
     return opening + text[text.index(">") + 1 :].strip()
 
 
-def _render(figure: Figure, kind: str, salt: str) -> bytes:
+def _render(
+    figure: Figure, kind: str, metadata: dict[str, None], salt: str = "fedjax_het"
+) -> bytes:
     buffer = io.BytesIO()
-    metadata = {"Software": None} if kind == "png" else {"Date": None}
-    with look(), style.context({"svg.hashsalt": salt or "fedjax_het"}):
+    with look(), style.context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()

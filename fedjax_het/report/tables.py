@@ -13,23 +13,10 @@ _COLUMNS_PER_BLOCK = 4
 
 def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
     """The rows of the comparison table: a label and one text cell per method."""
-    several, metric = len(results) > 1, results[0].metric
+    metric = results[0].metric
     rows = [("seeds", [", ".join(map(str, r.seeds)) for r in results])]
-    for i, target in enumerate(results[0].targets):
-        at = metric.target(target.goal)
-        like = smallest(r.targets[i].virtual_s for r in results)
-        rows += [
-            (f"virtual time to {at}", [r.targets[i].time_text(metric, like) for r in results]),
-            *([(f"  speed-up over {results[0].name}", _speed_ups(results, i))] if several else []),
-            ("  server steps", [_plain(r.targets[i].step) for r in results]),
-            (
-                "  sent by devices until then",
-                _quantities([r.targets[i].bytes_up for r in results], "B"),
-            ),
-        ]
-        if results[0].priced:
-            energy = _quantities([r.targets[i].joules for r in results], "J")
-            rows.append(("  energy of devices until then", energy))
+    for i in range(len(results[0].targets)):
+        rows += target_rows(results, i)
     rows += [
         (f"final {metric.label}", [metric.text(r.final) for r in results]),
         (f"best {metric.label}", [metric.text(r.best) for r in results]),
@@ -57,6 +44,29 @@ def table_rows(results: Sequence[MethodResult]) -> list[tuple[str, list[str]]]:
         ("  compile time", "compile_s", "s"),
     ):
         rows.append((label, _quantities([r.totals[key] for r in results], kind)))
+    return rows
+
+
+def target_rows(results: Sequence[MethodResult], i: int) -> list[tuple[str, list[str]]]:
+    """The rows of target i: when and at what cost each method reached it.
+
+    `assets/numbers.js` makes the same rows in the page, for a target that the reader chooses.
+    """
+    metric, several = results[0].metric, len(results) > 1
+    at = metric.target(results[0].targets[i].goal)
+    like = smallest(r.targets[i].virtual_s for r in results)
+    rows = [
+        (f"virtual time to {at}", [r.targets[i].time_text(metric, like) for r in results]),
+        *([(f"  speed-up over {results[0].name}", _speed_ups(results, i))] if several else []),
+        ("  server steps", [_plain(r.targets[i].step) for r in results]),
+        (
+            "  sent by devices until then",
+            _quantities([r.targets[i].bytes_up for r in results], "B"),
+        ),
+    ]
+    if results[0].priced:
+        energy = _quantities([r.targets[i].joules for r in results], "J")
+        rows.append(("  energy of devices until then", energy))
     return rows
 
 

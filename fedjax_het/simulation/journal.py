@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from fedjax_het.fleet.device import Fleet
 from fedjax_het.objectives.metric import Metric
 from fedjax_het.problem import Problem
 from fedjax_het.report.population import Population
-from fedjax_het.report.records import RunRecord, RunWriter
+from fedjax_het.report.records import RunRecord
 from fedjax_het.report.submodels import submodel_values
+from fedjax_het.report.writer import RunWriter
 from fedjax_het.simulation.assessment import reaches
 from fedjax_het.simulation.evaluation import metrics_of
 from fedjax_het.simulation.identity import require_same
@@ -140,6 +142,7 @@ class Journal:
             self._writer = RunWriter(self._workdir)
             self._writer.truncate(offsets)
             self._writer.write_config(self._config)
+            self._writer.write_facts(self._facts(), self._population)
         if totals is not None:
             self.totals |= totals
 
@@ -183,7 +186,7 @@ class Journal:
         if self._sinks is not None:
             self._sinks.close()
 
-    def record(
+    def describe(
         self,
         problem: Problem,
         name: str,
@@ -191,10 +194,8 @@ class Journal:
         seed: int,
         metric: Metric,
         targets: list[float],
-        *,
-        ended: str | None,
-    ) -> RunRecord:
-        """The record of the run so far; the summary is written if the run is over.
+    ) -> None:
+        """States what is known before the first step; it is written when the run begins.
 
         Args:
           problem: model, data and fleet.
@@ -203,43 +204,35 @@ class Journal:
           seed: seed of the run.
           metric: metric that the targets refer to.
           targets: values of the metric whose times the summary lists.
-          ended: why the run is over; None if it is not.
         """
-        metrics = self._metrics
-        if self._workdir is not None:
-            metrics = read_lines(self._workdir / "metrics.jsonl")
-        last = metrics[-1]
-        values = [row[metric.name] for row in metrics if row.get(metric.name) is not None]
-        reached = []
-        for value in targets:
-            hit = next((row for row in metrics if reaches(metric, row.get(metric.name), value)), {})
-            columns = {key: hit.get(key) for key in ("step", "virtual_s", "wall_s")}
-            if self._groups is not None:
-                until = [row for row in metrics if hit and row["step"] <= hit["step"]]
-                columns["joules"] = sum(row.get("joules", 0.0) for row in until) if hit else None
-            reached.append({metric.name: value, **columns})
-        best = max if metric.higher_is_better else min
-        population = _population(problem)
-        summary = {
-            "name": name,
-            "algorithm": algorithm,
-            "seed": seed,
-            "steps": last["step"],
-            "virtual_s": last["virtual_s"],
-            "wall_s": last["wall_s"],
-            "compile_s": last["compile_s"],
+        self._problem, self._metric, self._targets = problem, metric, targets
+        self._label = {"name": name, "algorithm": algorithm, "seed": seed}
+
+    @cached_property
+    def _population(self) -> Population:
+        """The facts of the problem's clients."""
+        data, fleet = self._problem.data, self._problem.fleet
+        counts = data.label_counts() if data.y.ndim == 1 and data.num_classes else None
+        return Population(
+            fleet.groups,
+            data.count,
+            counts,
+            ids=None if data.ids is None else data.ids[: data.num_clients],
+            classes=None if counts is None or data.classes is None else np.array(data.classes),
+            device_names=fleet.device_names,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """The part of the summary that is known before the first step."""
+        problem, metric, population = self._problem, self._metric, self._population
+        return {
+            **self._label,
             "metric": {
                 "name": metric.name,
                 "higher_is_better": metric.higher_is_better,
                 "share": metric.share,
             },
-            f"final_{metric.name}": values[-1] if values else None,
-            f"best_{metric.name}": best(values, default=None),
-            **_submodels(metrics, problem, metric),
-            "targets": reached,
-            **self.totals,
-            "ended": ended,
-            "in_flight": last.get("in_flight", 0),
+            "targets": [{metric.name: value} for value in self._targets],
             "num_clients": len(population),
             "num_blocks": problem.model.num_blocks,
             "block_names": [block.name for block in problem.model.blocks],
@@ -250,6 +243,42 @@ class Journal:
             },
             "fleet": problem.fleet.describe(),
         }
+
+    def record(self, *, ended: str | None) -> RunRecord:
+        """The record of the run so far; the summary is written if the run is over.
+
+        Args:
+          ended: why the run is over; None if it is not.
+        """
+        metrics, metric = self._metrics, self._metric
+        if self._workdir is not None:
+            metrics = read_lines(self._workdir / "metrics.jsonl")
+        last = metrics[-1]
+        values = [row[metric.name] for row in metrics if row.get(metric.name) is not None]
+        reached = []
+        for value in self._targets:
+            hit = next((row for row in metrics if reaches(metric, row.get(metric.name), value)), {})
+            columns = {key: hit.get(key) for key in ("step", "virtual_s", "wall_s")}
+            if self._groups is not None:
+                until = [row for row in metrics if hit and row["step"] <= hit["step"]]
+                columns["joules"] = sum(row.get("joules", 0.0) for row in until) if hit else None
+            reached.append({metric.name: value, **columns})
+        best = max if metric.higher_is_better else min
+        summary = {
+            **self._facts(),
+            "steps": last["step"],
+            "virtual_s": last["virtual_s"],
+            "wall_s": last["wall_s"],
+            "compile_s": last["compile_s"],
+            f"final_{metric.name}": values[-1] if values else None,
+            f"best_{metric.name}": best(values, default=None),
+            **_submodels(metrics, self._problem, metric),
+            "targets": reached,
+            **self.totals,
+            "ended": ended,
+            "in_flight": last.get("in_flight", 0),
+        }
+        population = self._population
         if self._writer is None or self._workdir is None:
             return RunRecord(
                 self._config,
@@ -266,20 +295,6 @@ class Journal:
             return RunRecord(*parts, str(self._workdir))
         self._writer.write_summary(summary, population)
         return RunRecord.load(self._workdir)
-
-
-def _population(problem: Problem) -> Population:
-    """The facts of the problem's clients."""
-    data = problem.data
-    counts = data.label_counts() if data.y.ndim == 1 and data.num_classes else None
-    return Population(
-        problem.fleet.groups,
-        data.count,
-        counts,
-        ids=None if data.ids is None else data.ids[: data.num_clients],
-        classes=None if counts is None or data.classes is None else np.array(data.classes),
-        device_names=problem.fleet.device_names,
-    )
 
 
 def _submodels(metrics: list[dict[str, Any]], problem: Problem, metric: Metric) -> dict[str, Any]:

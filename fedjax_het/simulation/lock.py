@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from absl import logging
 
@@ -192,6 +192,30 @@ def waited_for(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+class Holder(NamedTuple):
+    """Who holds a lock, or held it until the process was killed.
+
+    Attributes:
+      text: process, host and time.
+      gone: whether it is known that the process has ended.
+    """
+
+    text: str
+    gone: bool
+
+
+def holder(directory: Path) -> Holder | None:
+    """Who holds the lock of a directory, or left it there; None if it was released or never taken.
+
+    The lock is not touched, so that a run that begins meanwhile is not refused. Whether a process
+    of another host has ended is not known here.
+    """
+    found = _holder(directory / NAME) or _holder(directory / OWNER)
+    if found is None:
+        return None
+    return Holder(_described(found), found.get("host") == platform.node() and _gone(found))
 
 
 def _this_process() -> dict[str, Any]:

@@ -86,6 +86,8 @@ class Simulation:
         self._records = open_records(
             self._workdir, self._identity, chosen, config or {}, problem.fleet
         )
+        assessed = self._assessment.metric, self._assessment.targets
+        self._records.journal.describe(problem, self.name, algorithm.name, chosen.seed, *assessed)
         try:
             self._engine = engine or Engine(algorithm, chosen.resources(problem))
             self._evaluate = evaluator or Evaluator(problem)
@@ -197,15 +199,7 @@ class Simulation:
             processes.meet("finished")
             return RunRecord.load(self._workdir)
         with self._records.writing():
-            record = self._records.journal.record(
-                self._problem,
-                self.name,
-                self._algorithm.name,
-                self.options.seed,
-                self._assessment.metric,
-                self._assessment.targets,
-                ended=self.ended,
-            )
+            record = self._records.journal.record(ended=self.ended)
         if self._workdir is not None:
             processes.meet("finished")
         return record

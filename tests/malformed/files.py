@@ -10,7 +10,8 @@ from malformed.case import Call, Case, changed, problem
 
 from fedjax_het import experiment
 from fedjax_het.data import load, load_federated
-from fedjax_het.report.records import RunRecord, RunWriter
+from fedjax_het.report.records import RunRecord
+from fedjax_het.report.writer import RunWriter
 from fedjax_het.simulation.checkpoints import Checkpoints
 
 # ---- data files ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The page is one valid, self-contained file; a comparison writes the same bytes each time."""
 
+import hashlib
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -7,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fedjax_het.common.errors import InputError
-from fedjax_het.report import RunRecord, compare, write_report
+from fedjax_het.report import RunRecord, compare, embedding, write_report
 from fedjax_het.report.page import comparison_page, run_page
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -23,6 +24,7 @@ class Checker(HTMLParser):
         self.references: list[str] = []
         self.tags: list[str] = []
         self.text: list[str] = []
+        self.scripts: list[str] = []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -39,7 +41,9 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if "script" in self.open:
+            self.scripts.append(data)
+        elif "style" not in self.open:
             self.text.append(data)
 
     def _attributes(self, attrs):
@@ -63,8 +67,13 @@ def check(page: str) -> Checker:
     inner = {r for r in checker.references if not r.startswith("data:image/png;base64,")}
     assert all(r.startswith("#") for r in inner), "an external resource"
     assert {r[1:] for r in inner} <= set(checker.ids)
-    assert "http" not in page.replace("http-equiv", "")
-    assert not {"script", "link", "iframe", "img"} & set(checker.tags)
+    # What is run is what the package holds, each script by its digest; the data comes first.
+    assert checker.scripts[1:] == [embedding.asset(name) for name in embedding.SCRIPTS]
+    assert f'content="{embedding.policy(live=False)}"' in page
+    assert "connect-src" not in page
+    home = json.loads(embedding.asset("uPlot.json"))["source"]
+    assert "http" not in page.replace("http-equiv", "").replace(home, "")
+    assert not {"link", "iframe", "img"} & set(checker.tags)
     assert page.startswith("<!DOCTYPE html>")
     return checker
 
@@ -75,7 +84,7 @@ def test_the_page_of_a_comparison(two_methods):
     text = " ".join("".join(checker.text).split())
     assert "FedPMT reached 90 % test accuracy first, after 108 ± 6 s of virtual time" in text
     assert checker.tags.count("svg") == 10
-    assert checker.tags.count("details") == 6
+    assert checker.tags.count("details") == 8
     assert "12: 4 in group 0" in text
     assert "digits: 1,348 training samples" in text
     assert "0123abc" in text
@@ -125,8 +134,10 @@ def test_everything_the_user_wrote_is_escaped(make_run):
     }
     page = comparison_page({evil: [replace(record, config=config, summary=summary)]}, [0.5])
     checker = check(page)
-    assert "<script" not in page
+    assert checker.tags.count("script") == 1 + len(embedding.SCRIPTS)
     assert evil in "".join(checker.text)
+    assert json.loads(checker.scripts[0])["methods"][0]["name"] == evil
+    assert "<" not in checker.scripts[0]
 
 
 def test_a_run_without_labels_targets_versions_or_worst_clients(make_run):
@@ -137,8 +148,21 @@ def test_a_run_without_labels_targets_versions_or_worst_clients(make_run):
     page = run_page(RunRecord({}, metrics, record.clients, summary, facts))
     checker = check(page)
     assert checker.tags.count("svg") == 7
-    assert "not recorded" in page
-    assert "Client by client" not in page
+    text = "".join(checker.text)
+    assert "not recorded" in text
+    assert "Client by client" not in text
+
+
+def test_what_is_vendored_is_what_its_authors_published():
+    about = json.loads(embedding.asset("uPlot.json"))
+    assert set(about["sha256"]) == {embedding.LIBRARY, embedding.LIBRARY_STYLE}
+    for name, digest in about["sha256"].items():
+        content = (embedding.ASSETS / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest
+        assert name.endswith(".css") or f"v{about['version']}".encode() in content[:100]
+    told = embedding.licence()
+    assert f"uPlot {about['version']}, MIT licence, 52,938 bytes" in told
+    assert "Permission is hereby granted, free of charge" in told
 
 
 def test_a_large_comparison_stays_small(make_run):
