@@ -98,11 +98,9 @@ class LivePage:
     def _state(self) -> State:
         """The state of the job; whoever holds a lock in the directory works on it."""
         places, kind = self._watched.places(), self._watched.kind
-        held = [
-            found
-            for path in dict.fromkeys([self._watched.root, *(place.path for place in places)])
-            if (found := self._holds(path)) is not None
-        ]
+        # A comparison is written under the lock of its directory, a trial runs under its own.
+        paths = [self._watched.root, *(p.path.parent for p in places), *(p.path for p in places)]
+        held = [found for path in dict.fromkeys(paths) if (found := self._holds(path)) is not None]
         alive, killed = (
             "; ".join(dict.fromkeys(who for who, gone in held if gone == ended))
             for ended in (False, True)

@@ -16,7 +16,7 @@ import fedjax_het as fh
 from fedjax_het.algorithms import build
 from fedjax_het.common.errors import InputError
 from fedjax_het.simulation import lock as locks
-from fedjax_het.simulation.lock import NAME, OWNER, Lock, locked
+from fedjax_het.simulation.lock import NAME, OWNER, Lock, holder, locked
 
 OPTIONS = {"rounds": 2, "chunk": 1, "checkpoint_every": 1}
 
@@ -84,6 +84,27 @@ def test_a_killed_process_stops_nobody(tmp_path, other, caplog):
     with locked(tmp_path):
         # Where the kernel's locks end at a host, that process may still run.
         assert "was not released by process 12 of elsewhere since Tuesday" in caplog.text
+
+
+def test_the_holder_is_seen_without_touching_the_lock(tmp_path, kind):
+    assert holder(tmp_path) is None
+    with locked(tmp_path):
+        before = sorted(path.name for path in tmp_path.iterdir())
+        who, gone = holder(tmp_path)
+        assert who.startswith(f"process {os.getpid()} of ")
+        assert not gone
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert holder(tmp_path) is None
+
+
+def test_a_killed_holder_is_gone_and_a_distant_one_is_not_known_to_be(tmp_path, kind):
+    told(tmp_path, kind, host="elsewhere", process=2**22)
+    assert holder(tmp_path).gone is False
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        told(tmp_path, kind, process=process.pid, started=locks._started(process.pid))
+        assert holder(tmp_path).gone is False
+        process.kill()
+    assert holder(tmp_path).gone is True
 
 
 def test_a_lock_that_was_broken_belongs_to_whoever_takes_it_next(tmp_path, kind):

@@ -68,7 +68,7 @@
         choice.together ? "mean" : "each",
         (value) => { choice.together = value === "mean"; draw(); }) : null,
       target(metric));
-    const place = element("div", { class: "chart", tabindex: "0", role: "img", "aria-label":
+    const place = element("div", { class: "chart", tabindex: "0", role: "application", "aria-label":
       `Curves of the ${metric.label}; the arrow keys read them point by point` });
     place.addEventListener("keydown", (event) => {
       const by = { ArrowRight: 1, ArrowLeft: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 };
@@ -249,6 +249,12 @@
   window.addEventListener("resize", () => {
     if (window.innerWidth !== width && parts) parts.chart.resize();
     width = window.innerWidth;
+  });
+
+  // On paper the folded figures take the place of the chart.
+  window.addEventListener("beforeprint", () => {
+    const figures = document.getElementById("curves");
+    if (figures) figures.open = true;
   });
 
   start(dataOf(document));
