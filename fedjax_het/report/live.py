@@ -82,8 +82,8 @@ class LivePage:
 
     def _write(self) -> None:
         """Makes the page of the content."""
-        self.version += 1
-        news = {"live": True, "version": self.version}
+        version = self.version + 1
+        news = {"live": True, "version": version}
         banner = (
             f'<p id="live" role="status" class="{self.state.state}">{escape(self.state.text)}</p>\n'
         )
@@ -93,7 +93,9 @@ class LivePage:
         else:
             data = news | page_data(self._content.runs, self._content.results)
             page = document(self._content.title, banner + body(self._content), data, live=True)
+        # The page comes first: whoever hears of the version asks for it.
         self.page = encoded(page)
+        self.version = version
 
     def _state(self) -> State:
         """The state of the job; whoever holds a lock in the directory works on it."""

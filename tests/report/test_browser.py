@@ -1,5 +1,6 @@
 """Pages in a browser: every control, the numbers of the scripts, and no request to anywhere."""
 
+import contextlib
 import json
 import math
 import os
@@ -295,7 +296,7 @@ def test_no_script_of_another_runs_and_no_request_leaves(opened, written):
     tab = opened(written.as_uri())
     tab.evaluate("addEventListener('securitypolicyviolation', (e) => (window.refused = e))")
     tab.evaluate("fetch('http://127.0.0.1:9/').catch(() => {})")
-    tab.wait_for_function("window.refused && refused.effectiveDirective === 'connect-src'")
+    tab.wait_for_function("() => window.refused && refused.effectiveDirective === 'connect-src'")
     tab.evaluate(
         "() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';"
         "document.body.append(s); }"
@@ -323,23 +324,24 @@ def test_a_live_page_follows_and_keeps_the_choices(opened, make_run, tmp_path, b
     record = named(make_run("FedAvg", 0, client_rows="own"))
     place = tmp_path / "fedavg" / "seed0"
     jobs = {"methods": [{"name": "FedAvg"}], "seeds": [0], "targets": [0.8]}
-    held = {place: ("process 1 of here", False)}
-    writer = RunWriter(place)
+    held = {}
 
     def steps(first, last):
         for row in record.metrics[first:last]:
             writer.write_step(row, [c for c in record.clients if c["step"] == row["step"]])
 
-    page_of = live.LivePage(Watched(tmp_path), held.get)
-    server = serving.Server("localhost", 0, page_of)
+    server = serving.Server("localhost", 0, live.LivePage(Watched(tmp_path), held.get))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.shutdown)
         tab = opened(server.url)
         banner = tab.locator("#live")
         told = playwright.expect
         told(banner).to_contain_text("No run has begun here yet.", timeout=WAIT_MS)
 
+        writer = stack.enter_context(RunWriter(place))
+        held[place] = ("process 1 of here", False)
         (tmp_path / JOBS).write_text(json.dumps(jobs))
         writer.write_config(record.config)
         facts = {k: record.summary[k] for k in ("name", "algorithm", "seed", "num_clients")}
@@ -358,8 +360,10 @@ def test_a_live_page_follows_and_keeps_the_choices(opened, make_run, tmp_path, b
         target.focus()
 
         steps(5, len(record.metrics))
-        last = len(record.metrics) - 1
-        tab.wait_for_function(f"report.data.methods[0].runs[0].values.length === {last + 1}")
+        tab.wait_for_function(
+            "length => report.data.methods[0].runs[0].values.length === length",
+            arg=len(record.metrics),
+        )
         assert target.input_value() == "70"
         assert tab.evaluate("document.activeElement.id") == "target"
         assert tab.locator("#axis").input_value() == "step"
@@ -377,7 +381,6 @@ def test_a_live_page_follows_and_keeps_the_choices(opened, make_run, tmp_path, b
         del held[place]
         summary = {**record.summary, "data": facts["data"]}
         writer.write_summary(summary, record.population)
-        writer.close()
         (tmp_path / "comparison.json").write_text("{}")
         told(banner).to_contain_text("Finished: 1 of 1 runs have ended.", timeout=WAIT_MS)
         assert target.input_value() == "70"
@@ -388,6 +391,3 @@ def test_a_live_page_follows_and_keeps_the_choices(opened, make_run, tmp_path, b
             server.url,
             f"{server.url}state",
         }
-    finally:
-        server.shutdown()
-        writer.close()

@@ -178,7 +178,6 @@
   // ---- news from `fedjax-het watch` ---------------------------------------------------------------
 
   const POLL_MS = 1000;
-  let version = null;
 
   async function poll() {
     let told;
@@ -186,8 +185,7 @@
       const answer = await fetch("state", { cache: "no-store" });
       if (!answer.ok) throw new Error(String(answer.status));
       told = await answer.json();
-      if (told.version !== version) await update();
-      version = told.version;
+      if (told.version !== data.version) await update();
     } catch {
       told = { state: "gone", text: "The watching program has ended; this is what it showed last." };
     }
@@ -258,8 +256,5 @@
   });
 
   start(dataOf(document));
-  if (data.live) {
-    version = data.version;
-    poll();
-  }
+  if (data.live) poll();
 })();
