@@ -24,8 +24,8 @@ def check_devices(devices: int) -> None:
         1 <= devices <= available,
         f"devices = {devices}",
         f"must be between 1 and the {available} local device(s)",
-        "use fewer; a CPU is divided by jax.config.update('jax_num_cpu_devices', N) before JAX is "
-        "used, or by XLA_FLAGS=--xla_force_host_platform_device_count=N",
+        "use fewer (a CPU is divided by jax.config.update('jax_num_cpu_devices', N) before JAX is "
+        "used, or by XLA_FLAGS=--xla_force_host_platform_device_count=N)",
     )
 
 

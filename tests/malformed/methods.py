@@ -231,7 +231,7 @@ METHODS: list[Case] = [
     (pruned(interval_s=0), "interval_s = 0 | a positive number | author"),
     (
         pruned(links={"sizes": "zip"}),
-        "sizes 'zip' | must be one of bitmap, coo64, index | choose one",
+        "sizes 'zip' | must be one of bitmap, coo64, dense, index | choose one",
     ),
     (
         pruned(links={"server_up_bytes_per_s": 0}),

@@ -11,7 +11,7 @@ from fedjax_het.simulation.lock import holder
 def test_what_is_on_disk_is_the_record_so_far(tmp_path):
     problem = digits_problem()
     options = {"rounds": 3, "eval_every": 1, "workdir": tmp_path, "targets": (0.05, 0.99)}
-    with fh.Simulation(build("fedavg", problem), problem, **options) as run:
+    with fh.Simulation(build("fedavg", problem, learning_rate=0.1), problem, **options) as run:
         assert record_so_far(tmp_path) is None  # nothing but the first model
         run.step()
         run.step()
