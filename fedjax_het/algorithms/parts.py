@@ -47,7 +47,7 @@ def plan_tasks(
     sizes = problem.data.sizes[clients]
     steps = training.steps(sizes)
     last = problem.model.num_blocks - 1
-    first = np.broadcast_to(np.asarray(first, np.int64), (k,))
+    first = np.full(k, first, np.int64)
     if timing is None:
         timing = price(
             problem.cost,
@@ -60,7 +60,7 @@ def plan_tasks(
             situation.rng,
         )
     by_samples = training.weighting == "samples"
-    routes = {f: Route(f, last) for f in np.unique(first).tolist()}
+    routes = {f: Route(f, last) for f in set(first.tolist())}
     return Plan(
         clients=clients,
         routes=[routes[f] for f in first.tolist()],

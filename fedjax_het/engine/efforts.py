@@ -122,7 +122,7 @@ def at_dispatch(
       value: function of a fleet and of the indices of its tasks.
     """
     values = np.empty(len(flight.client))
-    for step in np.unique(flight.version):
+    for step in set(flight.version.tolist()):
         tasks = np.flatnonzero(flight.version == step)
-        values[tasks] = value(fleet.at(int(step)), tasks)
+        values[tasks] = value(fleet.at(step), tasks)
     return values

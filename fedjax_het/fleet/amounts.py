@@ -136,12 +136,13 @@ def task_amount(name: str, value: Any, k: int, *, whole: bool = False) -> np.nda
     """
     amount = np.asarray(value, np.float64)
     require(
-        amount.shape in ((), (k,)) and bool(((amount >= 0) & (amount < np.inf)).all()),
+        amount.shape in ((), (k,))
+        and (not amount.size or bool(amount.min() >= 0 and amount.max() < np.inf)),
         lambda: f"{name} = {amount}",
         f"must be a finite number >= 0, or {k} of them",
         "give one value per client",
     )
-    amount = np.array(np.broadcast_to(amount, (k,)))
+    amount = amount.copy() if amount.ndim else np.full(k, amount)
     require(
         not whole or bool((amount == np.floor(amount)).all()),
         lambda: f"{name} = {amount}",
