@@ -3,8 +3,9 @@
     python -m benchmarks.micro.selection
     python -m benchmarks.micro.selection --clients 10000 --cohort 10
 
-A call chooses one cohort; learning from its results is timed by itself. Half of the clients have
-been seen, as in the middle of a run, and prices were asked for before.
+A call chooses one cohort; learning from its results is timed by itself, and so are ten clients of
+a buffer, one after the other, while a cohort is at work. Half of the clients have been seen, as in
+the middle of a run, and prices were asked for before.
 """
 
 import argparse
@@ -100,11 +101,19 @@ def calls(name: str, options: dict[str, Any], setting: Setting) -> dict[str, Cal
     def choose() -> np.ndarray:
         return selection.choose(9, 0.0, everyone, setting.cohort, rng, setting.price)
 
+    def refill() -> None:
+        work = chosen
+        for _ in range(10):
+            idle = Pool(population=n, absent=work)
+            work = np.append(work, selection.choose(9, 0.0, idle, 1, rng, setting.price))
+        selection.observe(lambda: setting.seen(9, work[-10:]))
+
     selection.observe(lambda: setting.seen(0, half))
     chosen = choose()
     return {
         name: choose,
         f"{name}, learning": lambda: selection.observe(lambda: setting.seen(8, chosen)),
+        f"{name}, ten refills and learning": refill,
     }
 
 
