@@ -74,3 +74,11 @@ def test_runs_with_too_few_positive_importances_are_not_valid():
     assert not fedel_table1_report.invalid([good])
     assert fedel_table1_report.invalid([good, bad])
     assert not fedel_table1_report.invalid([{"accuracy": [0.1]}])
+
+
+def test_the_runs_of_the_page_had_a_small_probe():
+    arms = {label: arm for group in fedel.ARMS.values() for label, arm in group.items()}
+    small = {label: fedel.with_small_probe(arm)[1] for label, arm in arms.items()}
+    assert small["FedEL"] == small["FedEL, small probe"] == {"probe": {"step": 0.01}}
+    assert small["FedEL, exit probe"] == {"probe": {"head": "exit"}}
+    assert "probe" not in small["FedAvg"]

@@ -266,7 +266,16 @@ _RATES = flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1"], "Step size
 _OUT = flags.DEFINE_string("out", "runs/fedel", "Directory of the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
 _NET = flags.DEFINE_enum("net", "pyramid", NETS, "Network.")
+_SMALL_PROBE = flags.DEFINE_bool(
+    "small_probe", False, "Whether FedEL's arms without a word on it have the small probe."
+)
 _PLAN_ONLY = flags.DEFINE_bool("plan_only", False, "Whether to stop before training.")
+
+
+def with_small_probe(arm: Arm) -> Arm:
+    """The arm with the probe of the page's runs, unless it is not FedEL's or names its own."""
+    name, options, where = arm
+    return name, {**_SMALL, **options} if name == "fedel" else options, where
 
 
 def study(
@@ -326,6 +335,8 @@ def main(_: Sequence[str]) -> None:
     chosen: dict[str, Arm] = {}
     for name in _NAMES.value:
         chosen |= ARMS.get(name) or {name: every[name]}
+    if _SMALL_PROBE.value:
+        chosen = {label: with_small_probe(arm) for label, arm in chosen.items()}
     problem = setting(TUNING_SEED, _NET.value)
     print(fedel_table1_plans.pyramid(problem, slowdown=4.0), flush=True)
     if _PLAN_ONLY.value:
