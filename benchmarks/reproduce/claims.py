@@ -115,12 +115,18 @@ def store(paper: str, measured: Mapping[str, Sequence[float]], root: Path = RESU
 
 
 def commit() -> str:
-    """The commit that is checked out, marked if files differ from it."""
-    described = ["git", "describe", "--always", "--abbrev=7", "--dirty", "--exclude=*"]
-    done = subprocess.run(
-        described, cwd=RESULTS, capture_output=True, text=True, check=True, timeout=60
-    )
-    return done.stdout.strip()
+    """The commit that is checked out, marked if files other than the results differ from it."""
+    root = RESULTS.parents[1]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=60
+        )
+        return done.stdout.strip()
+
+    results = f":(exclude){RESULTS.relative_to(root)}"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", results)
+    return git("rev-parse", "--short=7", "HEAD") + ("-dirty" if changed else "")
 
 
 def table(claims: Sequence[Claim]) -> str:
