@@ -239,8 +239,8 @@ def test_every_control(opened, written, methods, width):
     kept = {name: [*runs[:2], runs[3]] for name, runs in methods.items()}
     expected = _rows(summarise(kept, [0.85]))
     assert [row.locator("td").all_inner_texts() for row in own.all()] == [c for _, c in expected]
-    tab.locator("#seeds").select_option(label="one by one")
     hover()
+    tab.locator("#seeds").select_option(label="one by one")  # what is under the cursor follows
     assert len(readout.locator("tr").all()) == 9
     tab.get_by_label("FedAvg", exact=True).uncheck()
     hover()

@@ -180,8 +180,12 @@ const Chart = (() => {
         ctx.font = `${chosen ? "bold " : ""}${12 * uPlot.pxRatio}px system-ui, sans-serif`;
         ctx.fillStyle = chosen ? "#000" : GREY;
         ctx.textAlign = "left";
-        ctx.fillText(Numbers.short(data.metric, goal), bbox.left + 5 * uPlot.pxRatio,
-          y - 4 * uPlot.pxRatio);
+        const label = [Numbers.short(data.metric, goal), bbox.left + 5 * uPlot.pxRatio,
+          y - 4 * uPlot.pxRatio];
+        ctx.strokeStyle = "#fff"; // a rim, over curves and other labels
+        ctx.lineWidth = 4 * uPlot.pxRatio;
+        ctx.strokeText(...label);
+        ctx.fillText(...label);
         for (const result of Numbers.targetResults(data, goal, choice.shows)) {
           if (!result || !result.always) continue;
           const method = data.methods.find(({ name }) => name === result.name);
@@ -238,6 +242,7 @@ const Chart = (() => {
 
     function point(left) {
       if (plot && left >= 0) plot.setCursor({ left, top: 10 });
+      else read(null);
     }
 
     function resize() {

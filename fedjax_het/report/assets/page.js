@@ -39,7 +39,9 @@
   }
 
   function draw() {
+    const cursor = parts.chart.cursor();
     parts.chart.draw(data, choice);
+    parts.chart.point(cursor);
     parts.table.draw(choice);
   }
 
@@ -153,7 +155,8 @@
     const text = (value) => Numbers.text(metric, value);
     const better = metric.higher_is_better ? -1 : 1;
     const entries = [...reading.entries].sort((a, b) => better * (a.value - b.value));
-    const where = `${reading.axis.label} ${Numbers.quantity(reading.x, reading.axis.kind)}`;
+    const { label, kind } = reading.axis;
+    const where = `${label} ${kind ? Numbers.quantity(reading.x, kind) : reading.x}`;
     const name = ({ method, seed }) => {
       const alone = data.methods.find((each) => each.name === method).runs.length === 1;
       return seed === null || alone ? method : `${method}, seed ${seed}`;
