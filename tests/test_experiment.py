@@ -68,6 +68,7 @@ def test_a_run_leaves_what_the_design_lists(run):
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         "config.json",
+        "facts.json",
         "metrics.jsonl",
         "clients.jsonl",
         "summary.json",
