@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS = JAX_PLATFORMS=cpu .venv-docs/bin/python -m sphinx -W --keep-going -d build/doctrees
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test test-all lint rooms wheel wheel-check bench peers clean
+.PHONY: demo test test-all lint rooms docs docs-links wheel wheel-check bench peers clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -21,7 +22,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/mypy fedjax_het launch benchmarks docs/rooms.py
+	$(BIN)/mypy fedjax_het launch benchmarks docs/rooms.py docs/reference.py
 
 # What takes minutes is left to `make test-all`, which CI runs.
 test: lint
@@ -33,6 +34,20 @@ test-all: test
 # The picture of the package in docs/architecture.md, from its imports.
 rooms: $(VENV)/ready
 	$(RUN) docs/rooms.py
+
+# The site in build/docs: notebooks executed, no warnings. `make docs-links` also follows links out of it.
+docs: .venv-docs/ready
+	$(DOCS) -b html docs build/docs
+	@echo "open build/docs/index.html"
+
+docs-links: .venv-docs/ready
+	$(DOCS) -b linkcheck docs build/docs-links
+
+.venv-docs/ready: docs/requirements.txt requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
 
 # What an earlier build left behind would be packed again.
 wheel: $(VENV)/ready
@@ -61,5 +76,5 @@ peers: $(VENV)/ready .venv-peers/ready
 	@touch $@
 
 clean:
-	rm -rf .venv-peers $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv-docs .venv-peers $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
 	  build dist *.egg-info

@@ -110,7 +110,7 @@ class Problem:
 
     @functools.cached_property
     def cost(self) -> CostTable:
-        """Prices of the model's blocks: FLOPs and bytes per sample."""
+        """Prices of the model's blocks, FLOPs and bytes per sample."""
         return self.cost_override or cost_table(self.model)
 
     @property

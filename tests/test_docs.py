@@ -1,15 +1,21 @@
-"""The documentation works as it is written: Python blocks, commands, and configuration files."""
+"""The documentation works as it is written: blocks of code, commands, links, configurations.
+
+`doc_pages.py` says how a page's blocks are run. Every page is run once; some are also judged by
+what they printed, wrote or defined.
+"""
 
 import importlib
 import os
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import doc_pages
 import jax
 import numpy as np
 import pytest
+import test_public_names
+from doc_pages import ROOT
 from problems import assert_close, differ, digits_problem
 
 import fedjax_het as fh
@@ -28,39 +34,48 @@ from fedjax_het.models import saving
 from fedjax_het.simulation.simulate import simulate
 from fedjax_het.transforms.catalogue import TRANSFORMATIONS
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("*.md"))
+PAGES = sorted(ROOT.glob("docs/**/*.md")) + sorted(ROOT.glob("*.md"))
+# Pages that a test of their own runs and judges.
+JUDGED = ("README", "new_method", "composing", "sinks", "fleets", "data")
+# Pages whose blocks take more than ten seconds.
+LONG: tuple[str, ...] = ()
 CONFIGS = sorted(ROOT.glob("configs/*.py"))
 
 
-def blocks(page, language):
-    """The page's code blocks of a language, and the text before each."""
-    parts = re.split(rf"^```{language}\n(.*?)^```\n", page.read_text(), flags=re.DOTALL | re.M)
-    return list(zip(parts[1::2], parts[0::2]))
+def name_of(page):
+    """The path of a page below the checkout, without its ending."""
+    return str(page.relative_to(ROOT).with_suffix(""))
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """An empty current directory on the import path; what is imported from it is forgotten."""
-    known, registered = set(sys.modules), set(algorithms.ALGORITHMS)
+    """A current directory on the import path; what is imported from it is forgotten.
+
+    It holds what a checkout has beside the package.
+    """
+    known, registered, sinks = set(sys.modules), set(algorithms.ALGORITHMS), set(fh.SINKS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
     yield tmp_path
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
     for name in set(algorithms.ALGORITHMS) - registered:
         del algorithms.ALGORITHMS[name]
+    for name in set(fh.SINKS) - sinks:
+        del fh.SINKS[name]
 
 
 def test_the_new_method_of_the_documentation_runs(elsewhere, monkeypatch):
-    for code, before in blocks(ROOT / "docs" / "new_method.md", "python"):
-        (elsewhere / re.findall(r"`(\w+\.py)`", before)[-1]).write_text(code)
-    assert {path.name for path in elsewhere.iterdir()} == {
+    page = ROOT / "docs" / "new_method.md"
+    assert set(doc_pages.files(page)) == {
         "random_depth.py",
         "digits_random_depth.py",
         "rolling.py",
     }
+    doc_pages.run(page)
     config = experiment.load_config("digits_random_depth.py")
     config.run.update({"rounds": 2, "execution": "masked"})  # one program a method
     monkeypatch.setattr(experiment, "write_report", lambda record, path: None)
@@ -79,8 +94,9 @@ def test_the_new_method_of_the_documentation_runs(elsewhere, monkeypatch):
 
 
 def test_the_method_by_width_of_the_documentation_is_fedrolex(elsewhere):
-    (code,) = [c for c, _ in blocks(ROOT / "docs" / "new_method.md", "python") if "networks" in c]
-    (elsewhere / "rolling.py").write_text(code)
+    (elsewhere / "rolling.py").write_text(
+        doc_pages.files(ROOT / "docs" / "new_method.md")["rolling.py"]
+    )
     importlib.import_module("rolling")
     problem = digits_problem()
     options = {"rates": (1.0, 0.5, 0.25), "learning_rate": 0.1, "batch_size": 8}
@@ -97,8 +113,6 @@ def test_the_method_by_width_of_the_documentation_is_fedrolex(elsewhere):
 
 def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):
     readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("no README.md")
     made = {}
 
     def reused(algorithm, resources):
@@ -110,22 +124,16 @@ def test_the_python_blocks_of_the_readme_run(elsewhere, monkeypatch, capsys):
 
     for module in ("simulate", "simulation"):
         monkeypatch.setattr(sys.modules[f"fedjax_het.simulation.{module}"], "Engine", reused)
-    names: dict = {"__name__": "readme"}
-    python = blocks(readme, "python")
-    assert python
-    for code, _ in python:
-        exec(compile(code, str(readme), "exec"), names)
+    names = doc_pages.run(readme)
     printed = capsys.readouterr().out
     for method in names["methods"]:
         assert method in printed
     assert (elsewhere / "runs" / "mine" / "report.html").exists()
 
 
-def test_the_composed_method_of_the_documentation_runs(capsys):
+def test_the_composed_method_of_the_documentation_runs(elsewhere, capsys):
     page = ROOT / "docs" / "composing.md"
-    names: dict = {"__name__": "composing"}
-    ((code, _),) = blocks(page, "python")
-    exec(compile(code, str(page), "exec"), names)
+    names = doc_pages.run(page)
     assert "bytes_up" in capsys.readouterr().out
     rows = names["result"].record.metrics[1:]
     assert all({"epsilon_updates", "delta"} <= set(row["info"]) for row in rows)
@@ -139,13 +147,8 @@ def test_the_composed_method_of_the_documentation_runs(capsys):
     assert kinds <= {name.rpartition(".")[2] for name in named_ones}
 
 
-def test_the_sink_of_the_documentation_gets_rows(elsewhere, capsys, monkeypatch):
-    """The last block; the one before asks for an extra."""
-    code, _ = blocks(ROOT / "docs" / "sinks.md", "python")[-1]
-    problem = digits_problem()
-    algorithm = algorithms.build("fedavg", problem, learning_rate=0.1, batch_size=4)
-    monkeypatch.setitem(fh.SINKS, "printed", None)  # what the page adds is removed again
-    exec(code, {"fh": fh, "problem": problem, "algorithm": algorithm})
+def test_the_sinks_of_the_documentation_get_rows(elsewhere, capsys, monkeypatch):
+    doc_pages.run(ROOT / "docs" / "sinks.md")
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     rows = read_lines(elsewhere / "runs" / "printed" / "metrics.jsonl")
     assert told == [[str(row["step"]), str(row["accuracy"])] for row in rows]
@@ -153,16 +156,9 @@ def test_the_sink_of_the_documentation_gets_rows(elsewhere, capsys, monkeypatch)
 
 def test_the_fleet_of_the_documentation_is_read(elsewhere, capsys):
     page = ROOT / "docs" / "fleets.md"
-    devices, times = [code for code, _ in blocks(page, "csv")]
-    (elsewhere / "devices.csv").write_text(devices)
-    (elsewhere / "availability.csv").write_text(times + "d2,0,1\n")
-    ((code, _),) = blocks(page, "python")
-    exec(compile(code, str(page), "exec"), {"__name__": "fleets"})
+    names = doc_pages.run(page)
     assert "('low', 'high') ['d0' 'd1' 'd2'] [4.e+08 5.e+08 4.e+09]" in capsys.readouterr().out
-    ((configured, _),) = blocks(page, "py")
-    config = SimpleNamespace()
-    exec(configured, {"config": config})
-    made = build_fleet(num_clients=3, **config.fleet)
+    made = build_fleet(num_clients=3, **names["config"].fleet)
     assert made.next_available(np.arange(3), 600.0).tolist() == [np.inf, 600.0, np.inf]
     told = page.read_text()
     assert [
@@ -174,17 +170,63 @@ def test_the_fleet_of_the_documentation_is_read(elsewhere, capsys):
     ] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_commands_links_and_pictures_of_a_page_exist(page):
+def _params():
+    for page in PAGES:
+        name = name_of(page)
+        if name.rpartition("/")[2] in JUDGED and name.count("/") < 2:
+            continue
+        marks = [pytest.mark.slow] if name in LONG else []
+        yield pytest.param(page, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("page", list(_params()))
+def test_the_blocks_of_a_page_run(page, elsewhere):
+    doc_pages.run(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_configurations_in_the_text_of_a_page_exist(page):
     text = page.read_text()
     commands = re.findall(r"(?:fedjax-het |launch\.)(\w+) .*--", text)
     assert set(commands) <= set(cli.COMMANDS)
-    before = "".join(before for _, before in blocks(page, "python"))
-    written = re.findall(r"`(\w+\.py)`", before)
     for name in re.findall(r"--config=(\S+\.py)", text):
-        assert name in written or (ROOT / name).is_file(), name
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (page.parent / target).exists(), target
+        assert name in doc_pages.files(page) or (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_of_a_page_lead_somewhere(page):
+    """To a file of the repository, and to a heading of it as GitHub and the site name it."""
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def anchors(page):
+    """The anchors of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_in_the_contents_of_the_site():
+    docs = ROOT / "docs"
+    listed = []
+    for entries in re.findall(
+        r"^```{toctree}\n(.*?)^```", (docs / "index.md").read_text(), re.M | re.S
+    ):
+        for entry in re.sub(r"^:.*\n", "", entries, flags=re.M).split():
+            found = [*docs.glob(f"{entry}.md")]
+            assert found or entry.startswith("api/"), entry
+            listed += found
+    pages = set(docs.glob("**/*.md")) - {docs / "index.md"}
+    assert sorted(map(name_of, pages - set(listed))) == []
+
+
+def test_the_reference_has_the_public_rooms(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    reference = importlib.import_module("reference")
+    assert set(reference.ROOMS) == set(test_public_names.PUBLIC)
 
 
 def _save_start(settings):
@@ -225,22 +267,17 @@ def test_every_configuration_can_be_run(path, request, tmp_path, monkeypatch):
 
 def test_the_formats_of_the_documentation_are_read_as_it_says(elsewhere, capsys):
     """Configuration and function of a block give the same samples, and clients with ids."""
-    (elsewhere / "tests").symlink_to(ROOT / "tests")
     page, found = ROOT / "docs" / "data.md", {}
-    names: dict = {"__name__": "data"}
-    for code, _ in blocks(page, "python"):
-        names["section"] = None
-        try:
-            exec(compile(code, str(page), "exec"), names)
-        except InputError as error:
-            if "pip install" not in str(error):
-                raise
-            continue
-        if names["section"]:
-            source = names["section"].pop("source")
-            again = load_federated(source, **names["section"])
+
+    def compared(names, example):
+        section = names.pop("section", None)
+        if section:
+            source = section.pop("source")
+            again = load_federated(source, **section)
             assert again.fingerprint() == names["data"].fingerprint()
             found[source] = names["data"].ids
+
+    doc_pages.run(page, compared)
     assert {"csv", "jsonl", "npz", "leaf", "text_matrix"} <= set(found)
     assert all(ids is not None for ids in found.values())
     printed = capsys.readouterr().out

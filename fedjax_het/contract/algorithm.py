@@ -313,7 +313,7 @@ class Algorithm(NamedTuple):
 
     @property
     def overlaps(self) -> bool:
-        """Whether tasks may span merges: the pace leaves some waiting, or the merge has buffers."""
+        """Whether tasks may span merges, as some may be left waiting or the merge has buffers."""
         kept = self.merge.buffers is not None or any(each.keep for each in self.uploads)
         return self.pace.may_wait or kept
 

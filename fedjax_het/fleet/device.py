@@ -204,7 +204,7 @@ class Fleet:
           compute_s: compute times that are already known, float64[k]; None draws them.
 
         Returns:
-          The timing. Tasks are independent: other clients and the server's link do not slow a task.
+          The timing. Tasks are independent, as other clients and the server's link slow none.
 
         Raises:
           InputError: if a client is unknown, an amount negative, or a task of no or endless time.

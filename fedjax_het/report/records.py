@@ -140,7 +140,7 @@ class RunRecord:
 
     @cached_property
     def client_columns(self) -> dict[str, np.ndarray]:
-        """Columns of the client tasks: float64[tasks] with NaN for null; `status` is text."""
+        """Columns of the client tasks, float64[tasks] with NaN for null; `status` is text."""
         columns = {n: _numbers(self.clients, n) for n in CLIENT_COLUMNS if n != "status"}
         return {**columns, "status": np.array([row["status"] for row in self.clients])}
 

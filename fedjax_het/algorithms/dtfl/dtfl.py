@@ -51,11 +51,10 @@ def dtfl(
     (`scheduler`).
 
     Warning: the published clock ignores the server's time, and the published code resets the
-      server's
-    optimiser at every batch; `server_flops_per_s=inf` and `server_opt_reset="batch"` do the same.
-    Here the T_max of the current round limits the tiers (with `Scheduler.lagged` that of the last
-    round), and the mean has the clients' sample counts as weights (the authors' code confuses the
-    counts of clients between rounds).
+    server's optimiser at every batch; `server_flops_per_s=inf` and `server_opt_reset="batch"` do
+    the same. Here the T_max of the current round limits the tiers (with `Scheduler.lagged` that of
+    the last round), and the mean has the clients' sample counts as weights (the authors' code
+    confuses the counts of clients between rounds).
 
     Args:
       problem: model, data and fleet; the model needs exit heads (`exits=True` in a configuration's
