@@ -5,6 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
 from pygments.lexers.special import TextLexer
 
 import fedjax_het
@@ -20,7 +22,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -53,6 +54,7 @@ napoleon_custom_sections = [("Attributes", "params_style")]
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"fedjax_het {release}"
 html_static_path = ["_static"]
@@ -70,9 +72,19 @@ _ipython = Path(tempfile.mkdtemp(prefix="fedjax-het-docs-"))
 os.environ["IPYTHONDIR"] = str(_ipython)
 
 
+def _formula(display):
+    def visit(translator, node):
+        translator.body.append(convert(node.astext(), display=display))
+        raise SkipNode
+
+    return visit, None
+
+
 def setup(app):
     """Writes the pages of the reference before the pages are read."""
     app.add_lexer("csv", TextLexer)
+    # Formulas of docstrings, in the form that browsers know: no script from elsewhere.
+    app.add_html_math_renderer("mathml", _formula("inline"), _formula("block"))
     app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir) / "api"))
     app.connect("autodoc-skip-member", reference.skip)
     app.connect("autodoc-before-process-signature", reference.short_types)

@@ -10,6 +10,7 @@ import runpy
 import shlex
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -44,7 +45,10 @@ def run_command(line, namespace):
         case ["python", "-m", module, *given]:
             _module(module, given)
         case ["python", "-c", code]:
-            exec(code, namespace)
+            with warnings.catch_warnings():
+                # One line has no room to close its files.
+                warnings.simplefilter("ignore", ResourceWarning)
+                exec(code, namespace)
         case ["pip", "install", what]:
             extra = re.fullmatch(r"fedjax-het\[([\w,]+)\]", what)
             known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
