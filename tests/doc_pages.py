@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import SkipTest
 
 from doc_commands import run_command
-from sybil import Document, Example, Region
+from sybil import Document, Example, Lexeme, Region
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFencedCodeBlockLexer
@@ -85,7 +85,8 @@ def _fences(document):
             continue
         if info in ("python", "py", "{code-cell} python"):
             # Options of a cell are not code; as empty lines they keep the numbers of the others.
-            source.text = re.sub(r"^:\w[\w-]*:.*$", "", source.text, flags=re.M)
+            code = re.sub(r"^:\w[\w-]*:.*$", "", source, flags=re.M)
+            source = Lexeme(code, source.offset, source.line_offset)
             evaluate = _run_python
         elif info == "sh":
             evaluate = _run_commands
