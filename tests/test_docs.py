@@ -41,7 +41,7 @@ PAGES = sorted(ROOT.glob("docs/**/*.md")) + sorted(ROOT.glob("*.md"))
 # Pages that a test of their own runs and judges.
 JUDGED = ("README", "new_method", "composing", "sinks", "fleets", "data")
 # Pages whose blocks take more than ten seconds.
-LONG: tuple[str, ...] = ()
+LONG = ("docs/gallery", "docs/howto/compose", "docs/howto/sweep", "docs/sweeps", "docs/tour")
 CONFIGS = sorted(ROOT.glob("configs/*.py"))
 
 
