@@ -48,6 +48,7 @@ autosummary_generate = False
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
+napoleon_attr_annotations = False
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # an entry may describe several arguments
 napoleon_custom_sections = [("Attributes", "params_style")]
@@ -55,6 +56,7 @@ python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 
 html_math_renderer = "mathml"
+html_show_copyright = False
 html_theme = "furo"
 html_title = f"fedjax_het {release}"
 html_static_path = ["_static"]

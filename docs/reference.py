@@ -86,7 +86,8 @@ def escape(app: Any, what: str, name: str, thing: Any, options: Any, lines: list
 
 
 _MARKS = re.compile(
-    r"`(?P<code>[^`]+)`(?P<after>\w?)"
+    r"`(?P<code>[^`]+)`"
+    r"|\$\$(?P<display>[^$]+)\$\$"  # a paragraph of its own
     r"|\$(?P<formula>[^$]+)\$"
     r"|(?P<emphasis>(?<!\S)\*[^\s*][^*]*\*(?!\w))"
     r"|(?<=\S)[*|]|[*|](?=\S)|_(?!\w)|\\"
@@ -94,14 +95,19 @@ _MARKS = re.compile(
 
 
 def _escaped(found: re.Match[str]) -> str:
-    code, after = found["code"], found["after"]
-    if found["formula"]:
-        return f":math:`{found['formula']}`"
     if found["emphasis"]:
         return found.group()
-    if code is None:
+    if found["display"]:
+        return f".. math:: {' '.join(found['display'].split())}"
+    if found["formula"]:
+        marked = f":math:`{found['formula']}`"
+    elif found["code"]:
+        marked = f"``{found['code']}``"
+    else:
         return "\\" + found.group()
-    return f"``{code}``" + (f"\\ {after}" if after else "")
+    # Marks end where a space does; one that is escaped is not seen.
+    before, after = found.string[: found.start()][-1:], found.string[found.end() :][:1]
+    return ("\\ " if before.strip() else "") + marked + ("\\ " if after.strip() else "")
 
 
 def _homes() -> dict[str, str]:

@@ -79,7 +79,7 @@ def _made(config):
     try:
         problem = experiment.build_problem(settings)
     except InputError as error:
-        if not re.search("no file|is not a directory|needs a directory|pip install", str(error)):
+        if not re.search("no file|no data directory|pip install", str(error)):
             raise
         raise Started from error
     for method in methods(settings).values():
