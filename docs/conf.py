@@ -43,6 +43,7 @@ nb_execution_in_temp = True
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # a busy machine remarks that compiling is slow
 
 autosummary_generate = False
 autodoc_class_signature = "mixed"
