@@ -5,6 +5,7 @@ What takes long is replaced by `Started`, which says that the program came so fa
 
 import argparse
 import contextlib
+import os
 import re
 import runpy
 import shlex
@@ -21,6 +22,7 @@ from fedjax_het import algorithms, cli, experiment, sweeps
 from fedjax_het.common.errors import InputError
 from fedjax_het.config import methods, named
 from fedjax_het.fleet import profile
+from fedjax_het.report import serving
 from fedjax_het.runtime import workers
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +52,9 @@ def run_command(line, namespace):
                 warnings.simplefilter("ignore", ResourceWarning)
                 exec(code, namespace)
         case ["pip", "install", what]:
-            extra = re.fullmatch(r"fedjax-het\[([\w,]+)\]", what)
+            extras = re.fullmatch(r"fedjax-het(?:\[([\w,]+)\])?", what)[1]
             known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-            assert set(extra[1].split(",")) <= set(known["optional-dependencies"]), line
+            assert set((extras or "").split(",")) <= {"", *known["optional-dependencies"]}, line
         case ["make", *targets]:
             known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
             assert set(targets) <= set(known), line
@@ -79,7 +81,7 @@ def _made(config):
     try:
         problem = experiment.build_problem(settings)
     except InputError as error:
-        if not re.search("no file|no data directory|pip install", str(error)):
+        if not re.search("no file|no data directory|no saved model|pip install", str(error)):
             raise
         raise Started from error
     for method in methods(settings).values():
@@ -104,7 +106,12 @@ def _program(command, given):
         # The machine of a reader may have more cores.
         (workers, "require_cores", lambda count: None),
         (workers, "run", lambda count, workdir: None),
+        (serving, "Server", _stop),
+        (os, "nice", lambda more: None),
     ]
+    if command == "watch":
+        # The job that is watched has begun.
+        Path(given[0]).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         for module, name, function in stops:
             stack.enter_context(mock.patch.object(module, name, function))
