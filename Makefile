@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DOCS = JAX_PLATFORMS=cpu .venv-docs/bin/python -m sphinx -W --keep-going -d build/doctrees
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test test-all lint rooms docs docs-links wheel wheel-check bench peers clean
+.PHONY: demo test test-all lint rooms docs docs-links wheel wheel-check bench peers flower clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -75,6 +75,16 @@ peers: $(VENV)/ready .venv-peers/ready
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
 	@touch $@
 
+# The apps of Flower, in its simulation and over its network on the loopback.
+flower: .venv-flower/ready
+	JAX_PLATFORMS=cpu .venv-flower/bin/python -m pytest -rP tests/export/test_flower.py
+
+.venv-flower/ready: tests/export/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/python -m pip install --quiet --disable-pip-version-check -r tests/export/requirements.txt
+	.venv-flower/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 clean:
-	rm -rf .venv-docs .venv-peers $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv-docs .venv-flower .venv-peers $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
 	  build dist *.egg-info

@@ -38,6 +38,7 @@ PUBLIC = {
         "compress",
         "contract",
         "data",
+        "export",
         "fleet",
         "load_model",
         "local",
@@ -120,6 +121,7 @@ PUBLIC = {
         "Pace",
         "Paces",
         "Plan",
+        "Question",
         "Report",
         "Route",
         "Schedule",
@@ -179,6 +181,7 @@ PUBLIC = {
         "shards",
         "steps_per_epoch",
     ],
+    "fedjax_het.export": ["Apps", "flower"],
     "fedjax_het.fleet": [
         "Availability",
         "BandwidthTraces",

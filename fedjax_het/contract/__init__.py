@@ -20,7 +20,7 @@ from fedjax_het.contract.clock import Closing, Flight, Interruptions, Pace, Stat
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Schedule, Situation, Timing
+from fedjax_het.contract.plan import Plan, Question, Schedule, Situation, Timing
 from fedjax_het.contract.selection import Candidates, Known, Seen, Selector
 from fedjax_het.contract.submodels import SubModels
 from fedjax_het.contract.uploads import Draw, Upload
@@ -45,6 +45,7 @@ __all__ = [
     "Pace",
     "Paces",
     "Plan",
+    "Question",
     "Report",
     "Route",
     "Schedule",

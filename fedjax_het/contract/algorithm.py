@@ -23,7 +23,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Pace
 from fedjax_het.contract.memory import Buffers, Memory
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Schedule, Situation
+from fedjax_het.contract.plan import Plan, Question, Schedule, Situation
 from fedjax_het.contract.preview import Preview
 from fedjax_het.contract.selection import Select, Selector, uniform
 from fedjax_het.contract.submodels import SubModels
@@ -283,6 +283,9 @@ class Algorithm(NamedTuple):
         network. `local` then gets the tensors of the sub-network of its route, and its results are
         put back into their places before the merge.
       submodels: models of the kinds of clients, which are evaluated beside the global one, or None.
+      measure: function `(variables, data, Question) -> pytree` for one client, traced, that answers
+        what `plan` asks of the clients' own samples; None for a plan that asks nothing. A plan that
+        looks at samples in another way cannot leave the simulation.
       options: resolved options of the method's factory in JSON types, which belong to the identity
         of a run; `algorithms.register` sets them. None for a method that nobody registered.
     """
@@ -309,6 +312,7 @@ class Algorithm(NamedTuple):
     sends: str = "updates"
     widths: Widths | None = None
     submodels: SubModels | None = None
+    measure: Callable[[Variables, Any, Question], PyTree] | None = None
     options: Mapping[str, Any] | None = None
 
     @property

@@ -127,6 +127,26 @@ def require_countable(plan: Plan) -> None:
     )
 
 
+class Question(NamedTuple):
+    """What a plan asks the clients of its cohort to measure on their own samples.
+
+    `Algorithm.measure` answers it for one client, `Situation.measure` for a cohort, whose fields
+    have a leading axis k where this is said.
+
+    Attributes:
+      client: client id, int32; for a cohort ids, int64[k].
+      key: typed PRNG key of the client, `fold_in(key of the round, client)`; for a cohort that of
+        the round.
+      row: pytree of numbers of the client; for a cohort with leading axis k.
+      learning_rate_scale: factor on the local updates of the round, float32.
+    """
+
+    client: Any
+    key: jax.Array
+    row: PyTree
+    learning_rate_scale: Any
+
+
 class Situation(NamedTuple):
     """The input of `plan` besides state and model.
 
@@ -139,6 +159,8 @@ class Situation(NamedTuple):
       rng: NumPy generator of this round, for draws on the host.
       score: target metric on the test set, negative if lower is better, if the model has been
         evaluated since the last plan; else None.
+      measure: function `(variables, Question) -> answers` that asks the cohort, wherever its
+        samples are, and returns the answers stacked; None if they are those of the problem.
     """
 
     round: int
@@ -147,6 +169,7 @@ class Situation(NamedTuple):
     key: jax.Array
     rng: np.random.Generator
     score: float | None = None
+    measure: Callable[[Any, Question], PyTree] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.packing import collect, pack
-from fedjax_het.engine.work import Outputs, Round, Work
+from fedjax_het.engine.rows import Outputs, Round
+from fedjax_het.engine.work import Work
 
 
 class ClientError(RuntimeError):

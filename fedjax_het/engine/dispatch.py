@@ -22,11 +22,11 @@ from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.refilling import Sending
 from fedjax_het.engine.results import Origin
 from fedjax_het.engine.routes import Routes
+from fedjax_het.engine.rows import Outputs, Round
 from fedjax_het.engine.sampling import Sampler, fold_in
 from fedjax_het.engine.slots import Slots
 from fedjax_het.engine.steps import Now, Step
 from fedjax_het.engine.table import Tasks, table_of
-from fedjax_het.engine.work import Outputs, Round
 
 
 class DispatchTable:

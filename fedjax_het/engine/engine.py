@@ -16,7 +16,7 @@ import numpy as np
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Variables
 from fedjax_het.contract.masks import Route
-from fedjax_het.contract.plan import Plan
+from fedjax_het.contract.plan import Plan, Question
 from fedjax_het.engine.debugging import one_by_one
 from fedjax_het.engine.groups import kinds_of, share_of
 from fedjax_het.engine.narrowing import mask_shapes
@@ -27,9 +27,10 @@ from fedjax_het.engine.resources import ResourceKeywords, Resources
 from fedjax_het.engine.results import Results, fetching, storing
 from fedjax_het.engine.rounds import RoundOutputs, rounds_program
 from fedjax_het.engine.routes import Routes, members
+from fedjax_het.engine.rows import Outputs, Round
 from fedjax_het.engine.state import StateSplit
 from fedjax_het.engine.steps import Now, close_program, lone_program
-from fedjax_het.engine.work import Outputs, Round, train_one, training
+from fedjax_het.engine.work import train_one, training
 from fedjax_het.problem import Problem
 from fedjax_het.transforms.sending import attached
 
@@ -47,9 +48,14 @@ class Engine:
 
     Attributes:
       resources: the argument of this name.
+      batches: whether it can run a batch of rounds as one program.
+      measure: `Situation.measure` of the plans; None if the samples are those of the problem.
     """
 
+    measure: Callable[[Variables, Question], PyTree] | None = None
+
     def __init__(self, algorithm: Algorithm, resources: Resources):
+        self.batches = resources.execution != "debug"
         self._given, self.resources = algorithm, resources
         self._algorithm = algorithm = attached(algorithm, resources.problem)
         self._work = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.rounds import RoundBatch, RoundOutputs
-from fedjax_het.engine.work import Outputs, Rows
+from fedjax_het.engine.rows import Outputs, Rows
 
 
 class Packed(NamedTuple):

@@ -21,7 +21,8 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import ClientResult, Variables
 from fedjax_het.contract.masks import Route
 from fedjax_het.engine.placement import AXIS
-from fedjax_het.engine.work import Outputs, Round, Rows, Work, outputs_of
+from fedjax_het.engine.rows import Outputs, Round, Rows, outputs_of
+from fedjax_het.engine.work import Work
 
 
 def group_loop(

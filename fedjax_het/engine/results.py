@@ -20,18 +20,8 @@ import numpy as np
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, ClientResult, Variables
 from fedjax_het.contract.masks import Route
-from fedjax_het.engine.work import (
-    Outputs,
-    Round,
-    Rows,
-    Work,
-    clean_chunk,
-    client_mask,
-    merge_chunk,
-    origin,
-    outputs_of,
-    train_one,
-)
+from fedjax_het.engine.rows import Outputs, Round, Rows, origin, outputs_of
+from fedjax_het.engine.work import Work, clean_chunk, client_mask, merge_chunk, train_one
 
 
 class Origin(NamedTuple):

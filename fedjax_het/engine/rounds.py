@@ -28,9 +28,10 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.engine.narrowing import mask_shapes
 from fedjax_het.engine.placement import AXIS
 from fedjax_het.engine.programs import group_loop
+from fedjax_het.engine.rows import Outputs, Round, Rows
 from fedjax_het.engine.state import Leaves, StateSplit
 from fedjax_het.engine.steps import Now, server_step
-from fedjax_het.engine.work import Outputs, Round, Rows, training
+from fedjax_het.engine.work import training
 from fedjax_het.models.autotune import Tuner, choosing
 
 

@@ -10,7 +10,7 @@ from fedjax_het.common.errors import InputError, require
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.clock import Flight, dispatch
-from fedjax_het.contract.plan import Plan, Situation, Timing, require_countable
+from fedjax_het.contract.plan import Plan, Question, Situation, Timing, require_countable
 from fedjax_het.contract.selection import Pool
 from fedjax_het.engine.batteries import Batteries
 from fedjax_het.engine.selecting import Probes, Selection
@@ -63,6 +63,7 @@ class Sampler(NamedTuple):
         selections that ask for them.
       batteries: charge of the clients; None if it has no limits.
       unseen: score for the next plan; None for no scores.
+      measure: function with which plans ask the clients, see `Situation.measure`.
     """
 
     algorithm: Algorithm
@@ -73,6 +74,7 @@ class Sampler(NamedTuple):
     losses: Callable[[Variables, np.ndarray], np.ndarray] | None = None
     batteries: Batteries | None = None
     unseen: Unseen | None = None
+    measure: Callable[[Variables, Question], PyTree] | None = None
 
     @property
     def everyone(self) -> Pool:
@@ -270,6 +272,7 @@ class Sampler(NamedTuple):
             key=self.step_key(step) if key is None else key,
             rng=np.random.default_rng([self.seed, step, 2 * turn + 1]),
             score=None if self.unseen is None else self.unseen.take(),
+            measure=self.measure,
         )
         return self.algorithm.plan(state, variables, situation)
 

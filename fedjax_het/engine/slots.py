@@ -9,8 +9,8 @@ from fedjax_het.contract.plan import Plan
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.results import Origin, Results, cleared, no_results, stacked
 from fedjax_het.engine.routes import Routes
+from fedjax_het.engine.rows import Outputs
 from fedjax_het.engine.table import Tasks
-from fedjax_het.engine.work import Outputs
 from fedjax_het.runtime.chunking import power_of_two
 
 # Memory for waiting results, in bytes; if there are more clients at work, they share the slots.

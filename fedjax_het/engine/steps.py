@@ -10,8 +10,9 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.contract.checks import check_merged
 from fedjax_het.contract.masks import Route
+from fedjax_het.engine.rows import Outputs, Round, Rows
 from fedjax_het.engine.state import Leaves, StateSplit
-from fedjax_het.engine.work import Outputs, Round, Rows, merge_chunk, train_one
+from fedjax_het.engine.work import merge_chunk, train_one
 
 # Data of the server's key in a round, which is no client's id.
 _SERVER = np.uint32(2**32 - 1)

@@ -9,7 +9,7 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.clock import Flight
 from fedjax_het.contract.masks import decoded
 from fedjax_het.contract.plan import Plan
-from fedjax_het.engine.work import Outputs
+from fedjax_het.engine.rows import Outputs
 
 
 class Tasks(NamedTuple):

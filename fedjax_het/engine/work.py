@@ -13,82 +13,14 @@ from fedjax_het.contract.algorithm import Algorithm, Chunk, ClientResult, Task, 
 from fedjax_het.contract.checks import check_chunk, check_mask, check_result
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.placing import Placed
-from fedjax_het.engine.narrowing import held, network
+from fedjax_het.engine.narrowing import Network, held, network
+from fedjax_het.engine.rows import Outputs, Round, Rows, origin, outputs_of
 
 # Data of the key of a client's uploads; local training splits the client's key instead.
 _UPLOAD = np.uint32(2**32 - 1)
 # Updates with larger values are left out like infinite ones: their weighted sum over a cohort would
 # be infinite in float32.
 _LARGEST = 1e30
-
-
-class Rows(NamedTuple):
-    """The clients of a group, one row each, padded to length b.
-
-    The valid rows come first on every device.
-
-    Attributes:
-      valid: whether a row is a client and not padding, bool[b].
-      client, steps, batch, weight: columns of the plan, int32[b]; the weight is float32[b].
-      exit: block after which the loss is taken, int32[b].
-      width: level of the planned route, int32[b].
-      row: rows of `Plan.rows`, a pytree with leading axis b.
-      staleness: server steps since the model from which the client starts was made, int32[b].
-      place: number of the task among those of its merge, int32[b].
-      version: index of the client's start among stacked starts, int32[b]; None if there is one.
-      slot: slot of the result, int32[b]; None if results do not wait.
-    """
-
-    valid: Any
-    client: Any
-    steps: Any
-    batch: Any
-    weight: Any
-    exit: Any
-    width: Any
-    row: Any
-    staleness: Any
-    place: Any
-    version: Any = None
-    slot: Any = None
-
-
-class Round(NamedTuple):
-    """The values that all clients of a round share.
-
-    Attributes:
-      key: typed PRNG key of the round.
-      learning_rate_scale: factor on the local updates, float32.
-      shared: value of `Plan.shared`.
-    """
-
-    key: Any
-    learning_rate_scale: Any
-    shared: Any
-
-
-class Outputs(NamedTuple):
-    """The values that are reported of every client, leading axis b.
-
-    Attributes:
-      loss: mean training loss, float32.
-      square_loss: mean squared loss of the mini-batches of the first epoch, float32.
-      samples: number of training samples processed, int32.
-      finite: whether the update is finite, bool.
-      info: values of `ClientResult.info`.
-    """
-
-    loss: Any
-    square_loss: Any
-    samples: Any
-    finite: Any
-    info: Any = None
-
-
-def outputs_of(result: ClientResult, finite: jax.Array) -> Outputs:
-    """The values that are reported of stacked results; `finite` is bool[c]."""
-    square = jnp.square(result.loss) if result.square_loss is None else result.square_loss
-    return Outputs(result.loss, square, result.samples, finite, result.info)
 
 
 # `(route, start, data, rows, loop_steps, common, kept) -> (ClientResult, mask)` of one client.
@@ -129,13 +61,6 @@ def training(algorithm: Algorithm, *, narrow: bool = True) -> Work:
     return work._replace(recall=lambda acc, data, client: memory.read(held(acc), client))
 
 
-def origin(start: Variables, common: Round, rows: Rows) -> tuple[Variables, Round]:
-    """The model and the round of each row; not stacked if all rows have the same."""
-    if rows.version is None:
-        return start, common
-    return jax.tree.map(lambda a: a[rows.version], (start, common))
-
-
 def train_one(
     algorithm: Algorithm,
     route: Route,
@@ -153,12 +78,58 @@ def train_one(
     With `narrow`, the result and the mask of a sub-network keep its shapes.
     """
     whole, common = origin(start, common, rows)
+    own, mask = sub_network(algorithm, route, whole.params, rows, common)
+    start = whole if own is None else own.tensors(whole)
+    result = train_alone(algorithm, route, start, mask, data, rows, loop_steps, common, kept)
+    if own is None or narrow:
+        return result, mask
+    return own.completed(result, whole, start), client_mask(algorithm, rows, common)
+
+
+def sub_network(
+    algorithm: Algorithm, route: Route, params: PyTree, rows: Rows, common: Round
+) -> tuple[Network | None, PyTree]:
+    """The sub-network by width of one client, or None, and its mask in the shapes of the route.
+
+    Args:
+      algorithm: method.
+      route: route that is compiled in.
+      params: parameters of the model, or their shapes.
+      rows: row of the client.
+      common: values of its round.
+    """
     mask = None if algorithm.mask is None else algorithm.mask(rows.row, common.shared)
-    check_mask(algorithm.name, mask, whole.params)
-    start, own = whole, None
-    if algorithm.widths is not None:
-        own = network(algorithm.widths, route, rows.width, rows.row, common.shared)
-        start, mask = own.tensors(whole), own.mask(mask)
+    check_mask(algorithm.name, mask, params)
+    if algorithm.widths is None:
+        return None, mask
+    own = network(algorithm.widths, route, rows.width, rows.row, common.shared)
+    return own, own.mask(mask)
+
+
+def train_alone(
+    algorithm: Algorithm,
+    route: Route,
+    start: Variables,
+    mask: PyTree,
+    data: PyTree,
+    rows: Rows,
+    loop_steps: jax.Array,
+    common: Round,
+    kept: PyTree = None,
+) -> ClientResult:
+    """The local training of one client: the part of its work that a device does.
+
+    Args:
+      algorithm: method.
+      route: route that is compiled in.
+      start: tensors with which the client starts, in the shapes of the route.
+      mask: its mask, see `sub_network`.
+      data: samples.
+      rows: row of the client.
+      loop_steps: bound of its loop, see `Task`.
+      common: values of its round.
+      kept: what it reads of the buffers of the merge.
+    """
     task = Task(
         client=rows.client,
         key=jax.random.fold_in(common.key, rows.client),
@@ -175,9 +146,7 @@ def train_one(
     )
     result = algorithm.local(route, start, data, task)
     check_result(algorithm.name, route, result, start)
-    if own is None or narrow:
-        return result, mask
-    return own.completed(result, whole, start), client_mask(algorithm, rows, common)
+    return result
 
 
 def _upload_key(key: jax.Array, client: jax.Array) -> jax.Array:

@@ -10,8 +10,8 @@ from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Algorithm, Variables
 from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.results import no_results
+from fedjax_het.engine.rows import Round
 from fedjax_het.engine.sampling import Sampler
-from fedjax_het.engine.work import Round
 from fedjax_het.problem import Problem
 
 # Clients whose models are in memory at once, and the purpose in the key of their draws.

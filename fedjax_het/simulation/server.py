@@ -27,10 +27,10 @@ from fedjax_het.engine.engine import Engine
 from fedjax_het.engine.packing import Packed, unstack
 from fedjax_het.engine.probing import LossProbe
 from fedjax_het.engine.rounds import RoundOutputs
+from fedjax_het.engine.rows import Outputs
 from fedjax_het.engine.sampling import Sampler, Unseen, fold_in
 from fedjax_het.engine.selecting import Selection
 from fedjax_het.engine.steps import Now
-from fedjax_het.engine.work import Outputs
 from fedjax_het.problem import Problem
 from fedjax_het.simulation.clients import outcome_of, seen_of
 from fedjax_het.simulation.journal import PendingRecords, Record
@@ -84,11 +84,11 @@ class Server:
         losses = LossProbe(engine.resources, algorithm.calibrate)
         parts = (algorithm, problem, seed, keys["plan"], self.selection)
         self.unseen = Unseen()
-        self._sampler = Sampler(*parts, losses, charge, self.unseen)
-        self._capacity, self._debug = capacity, engine.resources.execution == "debug"
+        self._sampler = Sampler(*parts, losses, charge, self.unseen, engine.measure)
+        self._capacity = capacity
         ends_s = fleet.presence.off_after(np.arange(problem.num_clients))
         self._may_end = bool(np.isfinite(np.minimum(ends_s, fleet.battery_joules)).all())
-        self._in_batches = algorithm.plans_ahead and not self._debug
+        self._in_batches = algorithm.plans_ahead and engine.batches
         self._begin()
         self._spent = None if self._batteries is None else self._batteries.spent
         self._planned: deque[PlannedRound] = deque()

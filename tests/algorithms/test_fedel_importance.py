@@ -12,6 +12,7 @@ from fedjax_het.algorithms.fedel import importance
 from fedjax_het.algorithms.fedel.tensors import tensor_times
 from fedjax_het.algorithms.training import TrainingOptions
 from fedjax_het.contract.algorithm import Variables
+from fedjax_het.contract.plan import Question
 
 
 def test_local_importance_of_a_quadratic():
@@ -87,7 +88,7 @@ def test_the_probe_steps_as_the_schedule_says():
     who, batch, exit = np.arange(3), np.full(3, 4), np.array([2, 1, 2])
     told = [
         importance.cohort_probe(problem, training, index, importance.Probe(step=step))(
-            start, who, batch, exit, jax.random.key(1), scale
+            start, Question(who, jax.random.key(1), {"batch": batch, "exit": exit}, scale)
         )
         for step, scale in ((0.8, 0.5), (0.4, 1.0), (0.8, 1.0))
     ]
@@ -100,14 +101,11 @@ def probed(probe, learning_rate):
     training = TrainingOptions.parse({"learning_rate": learning_rate, "batch_size": 4})
     times = tensor_times(problem.model, problem.cost)
     everyone = np.arange(problem.num_clients)
+    twos = np.full(len(everyone), 2)
     return np.asarray(
         importance.cohort_probe(problem, training, times.index, probe)(
             problem.model.init(jax.random.key(0)),
-            everyone,
-            np.full(len(everyone), 2),
-            np.full(len(everyone), 2),
-            jax.random.key(1),
-            1.0,
+            Question(everyone, jax.random.key(1), {"batch": twos, "exit": twos}, 1.0),
         )
     )
 

@@ -22,7 +22,8 @@ from fedjax_het.data.federated import from_arrays
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.packing import pack
 from fedjax_het.engine.programs import group_program
-from fedjax_het.engine.work import Round, training
+from fedjax_het.engine.rows import Round
+from fedjax_het.engine.work import training
 from fedjax_het.fleet.cost import cost_table
 from fedjax_het.models.cnn import leaf_cnn
 from fedjax_het.models.lowering import lowering

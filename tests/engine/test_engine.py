@@ -27,7 +27,8 @@ from fedjax_het.contract.masks import Route
 from fedjax_het.engine.debugging import ClientError
 from fedjax_het.engine.engine import make_engine
 from fedjax_het.engine.resources import Resources
-from fedjax_het.engine.work import Round, Rows, clean_chunk
+from fedjax_het.engine.rows import Round, Rows
+from fedjax_het.engine.work import clean_chunk
 from fedjax_het.runtime.chunking import choose_chunk
 from fedjax_het.simulation.simulate import simulate
 

@@ -25,7 +25,7 @@ from fedjax_het.contract.algorithm import Algorithm, Merged, Report, Variables
 from fedjax_het.contract.clock import barrier
 from fedjax_het.contract.masks import Route
 from fedjax_het.contract.paces import Paces
-from fedjax_het.contract.plan import Plan, Situation
+from fedjax_het.contract.plan import Plan, Question, Situation
 from fedjax_het.problem import Problem
 from fedjax_het.transforms import server
 
@@ -170,7 +170,8 @@ def fedel(
     )
     ends = windows.visited(times.block_cost, accounts.window_threshold, variant)
     reach = parts.memory_reach(problem, options, ends)
-    local_importance = importance.cohort_probe(problem, options, times.index, probe)
+    measured = (problem, options, times.index, probe)
+    of_problem = importance.cohort_probe(*measured)
     structure = problem.model.shapes.params
     holding = _tensors(structure["blocks"], times, kernels=end_edge == "kernel")
 
@@ -195,7 +196,8 @@ def fedel(
         )
         batch = np.minimum(options.batch_size, sizes)
         scale = options.step_scale(situation.round)
-        local = local_importance(variables, clients, batch, hi, situation.key, scale)
+        asked = Question(clients, situation.key, {"batch": batch, "exit": hi}, scale)
+        local = (situation.measure or of_problem)(variables, asked)
         worth = importance.blend(local, state.moved, beta, extensions.adaptive_beta)
         prices = accounts.prices(clients, samples, hi)
         held = np.maximum(lo, reach[clients, hi])
@@ -260,6 +262,7 @@ def fedel(
             stop="a task begins with a measurement, so its steps do not share its time equally",
             overlap="its global importance is the movement of the model in the last whole round",
         ),
+        measure=importance.measurement(*measured),
     )
     return server.normalised()(algorithm) if agg == "nova" else algorithm
 

@@ -24,6 +24,7 @@ from fedjax_het.common.errors import require
 from fedjax_het.common.options import check_types
 from fedjax_het.common.types import PyTree
 from fedjax_het.contract.algorithm import Variables
+from fedjax_het.contract.plan import Question
 from fedjax_het.data.batches import DeviceData, Pipeline, gather
 from fedjax_het.models.base import BlockModel
 from fedjax_het.objectives.objective import Objective
@@ -171,9 +172,34 @@ def local_probe(
     return probe
 
 
+def measurement(
+    problem: Problem, training: TrainingOptions, index: tuple[PyTree, ...], probe: Probe
+) -> Callable[[Variables, DeviceData, Question], Array]:
+    """The probe of one client as `Algorithm.measure`; its rows have `batch` and `exit`.
+
+    The arguments are those of `cohort_probe`.
+    """
+    one = local_probe(
+        problem.model,
+        problem.data.pipeline,
+        optax.chain(training.optimizer(), optax.scale(probe.step)),
+        problem.objective,
+        index,
+        max_batch=training.largest_batch(problem),
+        head=probe.head,
+        measure=probe.measure,
+    )
+
+    def measure(variables: Variables, data: DeviceData, asked: Question) -> Array:
+        row, scale = asked.row, asked.learning_rate_scale
+        return one(variables, data, asked.client, row["batch"], row["exit"], asked.key, scale)
+
+    return measure
+
+
 def cohort_probe(
     problem: Problem, training: TrainingOptions, index: tuple[PyTree, ...], probe: Probe
-) -> Callable[..., Array]:
+) -> Callable[[Variables, Question], Array]:
     """The probe of a cohort on the device, compiled at the first use of each cohort size.
 
     Args:
@@ -183,47 +209,31 @@ def cohort_probe(
       probe: options of the probe.
 
     Returns:
-      A function `(variables, clients int64[k], batch int64[k], exit int64[k], key, scale) ->
-      float32[k, K]`; see `local_probe`.
+      A function from the model and the `Question` of a cohort, whose rows have `batch` and `exit`,
+      int64[k], to float32[k, K]; see `local_probe`.
     """
-    max_batch = training.largest_batch(problem)
-    one = local_probe(
-        problem.model,
-        problem.data.pipeline,
-        optax.chain(training.optimizer(), optax.scale(probe.step)),
-        problem.objective,
-        index,
-        max_batch=max_batch,
-        head=probe.head,
-        measure=probe.measure,
-    )
+    measure = measurement(problem, training, index, probe)
     cost = problem.cost
-    step_flops = float(cost.step_flops()) * max_batch
+    step_flops = float(cost.step_flops()) * training.largest_batch(problem)
     param_bytes = int(np.sum(cost.param_bytes + cost.exit_param_bytes))
     chunk = choose_chunk(jax.default_backend(), step_flops, param_bytes)
 
     @jax.jit
     def every(variables: Variables, data: DeviceData, rows: Any, key: Array, scale: Array) -> Array:
         def of(row: Any) -> Array:
-            client, batch, exit = row
-            own = jax.random.fold_in(key, client)
-            return one(variables, data, client, batch, exit, own, scale)
+            client, own = row
+            asked = Question(client, jax.random.fold_in(key, client), own, scale)
+            return measure(variables, data, asked)
 
         # Without vmap, convolutions and matrix products keep their faster, unbatched form.
         return jax.lax.map(of, rows, batch_size=chunk if chunk > 1 else None)
 
     on_device = functools.cache(problem.data.device)
 
-    def run(
-        variables: Variables,
-        clients: np.ndarray,
-        batch: np.ndarray,
-        exit: np.ndarray,
-        key: Array,
-        scale: float,
-    ) -> Array:
-        rows = tuple(jnp.asarray(a.astype(np.int32)) for a in (clients, batch, exit))
-        return every(variables, on_device(), rows, key, jnp.float32(scale))
+    def run(variables: Variables, asked: Question) -> Array:
+        rows = jax.tree.map(lambda a: jnp.asarray(a.astype(np.int32)), (asked.client, asked.row))
+        scale = jnp.float32(asked.learning_rate_scale)
+        return every(variables, on_device(), rows, asked.key, scale)
 
     return run
 
