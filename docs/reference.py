@@ -18,6 +18,7 @@ ROOMS = (
     "fedjax_het.algorithms",
     "fedjax_het.contract",
     "fedjax_het.data",
+    "fedjax_het.export",
     "fedjax_het.fleet",
     "fedjax_het.local",
     "fedjax_het.models",
