@@ -30,6 +30,8 @@ APP = Path(__file__).parents[2] / "docs" / "flower_app"
 BIN = Path(sys.executable).parent
 # Processes start slowly on a busy machine, and each imports JAX.
 PATIENCE_S = 900
+# Ray gives its own processes 30 s to start, which no option changes.
+RAY_TRIES = 5
 NODES = 2
 # Lines that stand for the winner in `task.py`, and the number of rounds.
 METHODS = {
@@ -137,15 +139,18 @@ class Network:
     def run(self, app, workdir, rounds):
         """Runs an app to its end; fails with all logs if it comes to none."""
         config = f"rounds={rounds} workdir='{workdir}'"
-        done = subprocess.run(
-            [BIN / "flwr", "run", str(app), "here", "--stream", "--run-config", config],
-            env=self._environment,
-            cwd=self._place,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE_S,
-        )
+        for _ in range(RAY_TRIES):
+            done = subprocess.run(
+                [BIN / "flwr", "run", str(app), "here", "--stream", "--run-config", config],
+                env=self._environment,
+                cwd=self._place,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=PATIENCE_S,
+            )
+            if "node timed out during startup" not in done.stdout:
+                break
         assert (workdir / "summary.json").exists(), f"{self.logs}\n--- run\n{done.stdout[-8000:]}"
 
     @property
