@@ -21,8 +21,8 @@ os.environ.setdefault(
 )
 
 import jax
+import program_flags
 import pytest
-from absl import flags
 from absl import logging as absl_logging
 
 from fedjax_het import cli
@@ -88,21 +88,14 @@ def real(data_dir):
 @pytest.fixture
 def fedjax_het(monkeypatch, capsys):
     """Runs `fedjax-het ARGS` in this process; gives the exit status, output and errors."""
-    before, verbosity = set(flags.FLAGS), absl_logging.get_verbosity()
-
-    def forget():
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
-        flags.FLAGS.unparse_flags()
+    verbosity = absl_logging.get_verbosity()
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["fedjax-het", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
+        with program_flags.of_one_program(), pytest.raises(SystemExit) as end:
             cli.main()
-        forget()
         printed = capsys.readouterr()
         return end.value.code or 0, printed.out, printed.err
 
     yield run
-    forget()
     absl_logging.set_verbosity(verbosity)

@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import absl.app
+import program_flags
 from absl import flags
 
 from fedjax_het import algorithms, cli, experiment, sweeps
@@ -65,14 +66,8 @@ def run_command(line, namespace):
 @contextlib.contextmanager
 def _arguments(*given):
     """The command line of a program, whose flags are forgotten afterwards."""
-    before = set(flags.FLAGS)
-    with mock.patch.object(sys, "argv", list(given)):
-        try:
-            yield
-        finally:
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
+    with mock.patch.object(sys, "argv", list(given)), program_flags.of_one_program():
+        yield
 
 
 def _made(config):
