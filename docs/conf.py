@@ -91,4 +91,5 @@ def setup(app):
     app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir) / "api"))
     app.connect("autodoc-skip-member", reference.skip)
     app.connect("autodoc-before-process-signature", reference.short_types)
+    app.connect("autodoc-process-signature", reference.short_defaults)
     app.connect("autodoc-process-docstring", reference.escape, priority=400)  # before napoleon

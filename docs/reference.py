@@ -65,6 +65,13 @@ def short_types(app: Any, thing: Any, bound: bool) -> None:
         thing.__annotations__ = get_type_hints(thing)
 
 
+def short_defaults(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str, returned: str
+) -> tuple[str | None, str]:
+    """Leaves out defaults that have no text in Python: `<Always object at 0x...>` is `...`."""
+    return signature and re.sub(r"<[^<>]+>", "...", signature), returned
+
+
 def escape(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Makes reStructuredText of a docstring.
 
