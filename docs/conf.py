@@ -31,6 +31,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     # No inventory of another project is read, so that the site is built without a network.
     ("py:.*", r"(collections|flax|jax|numpy|optax|os|pathlib)\..*"),
+    ("py:class", "ClientApp|ServerApp"),
     ("py:exc", "AuditError"),
     # Types in signatures that users get, and never name.
     ("py:class", r"fedjax_het\..*"),
