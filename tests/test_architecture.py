@@ -1,6 +1,7 @@
 """The package keeps the shape that `pyproject.toml` and `docs/architecture.md` say it has."""
 
 import os
+import re
 import runpy
 import shutil
 import statistics
@@ -142,3 +143,10 @@ def test_a_method_has_few_files():
     rooms = [path.parent for path in PACKAGE.glob("algorithms/*/__init__.py")]
     files = {room.name: len(list(room.rglob("[!_]*.py"))) for room in rooms}  # not __init__
     assert {name: n for name, n in files.items() if n > 8} == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=str)
+def test_a_program_defines_its_flags_only_when_it_runs(path):
+    # All programs share one set of flags, and a process may import several.
+    for line in path.read_text().splitlines():
+        assert not re.match(r"\S.*flags\.DEFINE_", line), line

@@ -15,9 +15,6 @@ from benchmarks import harness
 from fedjax_het.algorithms.adel.bound import Bound, Constants
 from fedjax_het.algorithms.adel.planning import Limits, least_ratio, plan_deadlines
 
-_ALL = flags.DEFINE_bool("all", False, "Also run trust-constr on the larger problems.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Water-filling repeats.", lower_bound=1)
-
 # Rounds, layers, users.
 SIZES = ((50, 8, 20), (300, 13, 100), (1000, 20, 1000))
 _SMALL = 100
@@ -42,13 +39,13 @@ def main(argv: list[str]) -> None:
         bound, limits = problem(*size)
         name = "R = {}, L = {}, U = {}".format(*size)
         seconds = []
-        for _ in range(_REPEATS.value):
+        for _ in range(flags.FLAGS.repeats):
             began = time.perf_counter()
             filled = plan_deadlines(bound, limits)
             seconds.append(time.perf_counter() - began)
         excess = filled.bound - bound.floor
         rows.append([name, "water_filling", str(harness.spread(seconds)), f"{excess:.8f}"])
-        if size[0] > _SMALL and not _ALL.value:
+        if size[0] > _SMALL and not flags.FLAGS.all:
             continue
         began = time.perf_counter()
         searched = plan_deadlines(bound, limits, "trust_constr")
@@ -58,4 +55,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_bool("all", False, "Also run trust-constr on the larger problems.")
+    flags.DEFINE_integer("repeats", 5, "Water-filling repeats.", lower_bound=1)
     app.run(main)

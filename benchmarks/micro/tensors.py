@@ -25,11 +25,6 @@ from fedjax_het.fleet import presets
 from fedjax_het.models import build as build_model
 from fedjax_het.problem import Problem
 
-_CLIENTS = flags.DEFINE_integer("clients", 1_000, "Clients that choose at once.")
-_TENSORS = flags.DEFINE_integer("tensors", 60, "Tensors of the selection alone.")
-_BUCKETS = flags.DEFINE_integer("buckets", 1_000, "Parts of the budget.")
-_WIDTH = flags.DEFINE_integer("width", 4, "Planes of the network's first group.")
-
 
 def _best_s(call: Callable[[], Any], repeats: int) -> float:
     jax.block_until_ready(call())
@@ -76,12 +71,12 @@ def client_s(width: int) -> tuple[float, float, int]:
 
 def main(_: Sequence[str]) -> None:
     """Prints the table."""
-    clients, tensors, buckets = _CLIENTS.value, _TENSORS.value, _BUCKETS.value
+    clients, tensors, buckets = flags.FLAGS.clients, flags.FLAGS.tensors, flags.FLAGS.buckets
     device = jax.devices()[0]
     print(f"{device.platform}: {device.device_kind}; {clients} clients, {buckets} buckets")
     select_s = selection_s(clients, tensors, buckets)
     print(f"selection of {tensors} tensors                     {1e3 * select_s:10.1f} ms")
-    plan_s, train_s, count = client_s(_WIDTH.value)
+    plan_s, train_s, count = client_s(flags.FLAGS.width)
     plan_s, train_s = clients * plan_s, clients * train_s
     print(f"probe and selection of {count} tensors           {1e3 * plan_s:10.1f} ms")
     print(f"one local step of 16 samples, full route     {1e3 * train_s:10.1f} ms")
@@ -90,4 +85,8 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("clients", 1_000, "Clients that choose at once.")
+    flags.DEFINE_integer("tensors", 60, "Tensors of the selection alone.")
+    flags.DEFINE_integer("buckets", 1_000, "Parts of the budget.")
+    flags.DEFINE_integer("width", 4, "Planes of the network's first group.")
     app.run(main)

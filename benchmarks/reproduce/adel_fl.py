@@ -38,13 +38,6 @@ from fedjax_het.problem import Problem
 from fedjax_het.report.records import RunRecord
 from fedjax_het.report.style import legend_above, method_style, png, styled
 
-_RUNS = flags.DEFINE_list("runs", [], "Directories of comparisons, as fedjax-het compare made.")
-_TOTAL_S = flags.DEFINE_float("total_s", 0.0, "The time that all methods had.")
-_FIGURES = flags.DEFINE_string("figures", None, "Directory for deadlines.png.")
-_BIAS = flags.DEFINE_bool("bias", False, "Count how far the merge rules are off.")
-_STORE = flags.DEFINE_bool("store", False, "Whether to store what --plans finds as claims.")
-_PLANS = flags.DEFINE_list("plans", [], "Configurations whose plans are compared.")
-
 _BUDGET = ("rounds", "total_s")
 USERS, ROUNDS, PERIOD_S, LAYERS_THAT_FIT = 20, 600, 3.0, 0.85
 
@@ -197,21 +190,27 @@ def planned(options: Mapping[str, Any], problem: Problem) -> dict[str, Planned]:
 def main(argv: list[str]) -> None:
     """Prints and draws what was asked for."""
     del argv
-    for path in _PLANS.value:
+    for path in flags.FLAGS.plans:
         config = experiment.plain(experiment.load_config(path))
         found = planned(config["algorithm"], experiment.build_problem(config))
         print(f"{path}\n\n{split(found)}\n")
-        if _STORE.value:
+        if flags.FLAGS.store:
             _, batches, full = found.values()
             gain = 100 * (1 - full.excess / batches.excess)
             store("adel_fl", {f"deadlines, {Path(path).stem}": [gain]})
-    for root in _RUNS.value:
-        print(at_equal_time(Path(root), _TOTAL_S.value))
-    if _FIGURES.value:
-        write_atomic(Path(_FIGURES.value) / "adel_deadlines.png", png(deadlines()))
-    if _BIAS.value:
+    for root in flags.FLAGS.runs:
+        print(at_equal_time(Path(root), flags.FLAGS.total_s))
+    if flags.FLAGS.figures:
+        write_atomic(Path(flags.FLAGS.figures) / "adel_deadlines.png", png(deadlines()))
+    if flags.FLAGS.bias:
         print(bias())
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("runs", [], "Directories of comparisons, as fedjax-het compare made.")
+    flags.DEFINE_float("total_s", 0.0, "The time that all methods had.")
+    flags.DEFINE_string("figures", None, "Directory for deadlines.png.")
+    flags.DEFINE_bool("bias", False, "Count how far the merge rules are off.")
+    flags.DEFINE_bool("store", False, "Whether to store what --plans finds as claims.")
+    flags.DEFINE_list("plans", [], "Configurations whose plans are compared.")
     app.run(main)

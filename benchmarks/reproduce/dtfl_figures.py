@@ -17,12 +17,6 @@ from benchmarks.reproduce.dtfl import ARMS, NETS, PER_CLIENT, TRAINING, setting
 from benchmarks.reproduce.dtfl_timing import TABLE_3, markdown, rounds_of
 from fedjax_het import algorithms
 
-_RUNS = flags.DEFINE_string("runs", "runs/dtfl", "Directory of results.")
-_NET = flags.DEFINE_enum("net", "resnet", NETS, "Network of the runs.")
-_OUT = flags.DEFINE_string("out", "docs/results/images", "Where the figures go.")
-_PER_CLIENT = flags.DEFINE_integer("per_client", PER_CLIENT, "Images of a client in the runs.")
-_NAME = flags.DEFINE_string("name", None, "Of the figures; the default is the network.")
-_TARGETS = flags.DEFINE_list("targets", ["0.3", "0.35", "0.4"], "Accuracies.")
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE")
 Runs = Mapping[str, list[dict[str, Any]]]
 
@@ -133,16 +127,24 @@ def accuracy(runs: Runs, where: str) -> Figure:
 
 def main(_: Sequence[str]) -> None:
     """Prints the tables and writes the figures."""
-    runs = with_splitfed(read(_RUNS.value), _NET.value, _PER_CLIENT.value)
-    out = Path(_OUT.value)
+    runs = with_splitfed(read(flags.FLAGS.runs), flags.FLAGS.net, flags.FLAGS.per_client)
+    out = Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
-    targets = [float(t) for t in _TARGETS.value]
+    targets = [float(t) for t in flags.FLAGS.targets]
     print(table(runs, targets))
     for target in targets:
         print(f"\n{order(runs, target)}")
     for where, name in (("IID", "iid"), ("Dirichlet", "dirichlet")):
-        accuracy(runs, where).savefig(out / f"dtfl_{_NAME.value or _NET.value}_{name}.png", dpi=130)
+        accuracy(runs, where).savefig(
+            out / f"dtfl_{flags.FLAGS.name or flags.FLAGS.net}_{name}.png", dpi=130
+        )
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("runs", "runs/dtfl", "Directory of results.")
+    flags.DEFINE_enum("net", "resnet", NETS, "Network of the runs.")
+    flags.DEFINE_string("out", "docs/results/images", "Where the figures go.")
+    flags.DEFINE_integer("per_client", PER_CLIENT, "Images of a client in the runs.")
+    flags.DEFINE_string("name", None, "Of the figures; the default is the network.")
+    flags.DEFINE_list("targets", ["0.3", "0.35", "0.4"], "Accuracies.")
     app.run(main)

@@ -260,18 +260,6 @@ def run_arm(label: str, arm: Arm, seed: int, rounds: int, net: str, rate: float)
     }
 
 
-_NAMES = flags.DEFINE_list("arms", ["core"], f"{', '.join(ARMS)}, or labels of arms.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-_RATES = flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1"], "Step sizes to choose from.")
-_OUT = flags.DEFINE_string("out", "runs/fedel", "Directory of the results.")
-_ROUNDS = flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
-_NET = flags.DEFINE_enum("net", "pyramid", NETS, "Network.")
-_SMALL_PROBE = flags.DEFINE_bool(
-    "small_probe", False, "Whether FedEL's arms without a word on it have the small probe."
-)
-_PLAN_ONLY = flags.DEFINE_bool("plan_only", False, "Whether to stop before training.")
-
-
 def with_small_probe(arm: Arm) -> Arm:
     """The arm with the probe of the page's runs, unless it is not FedEL's or names its own."""
     name, options, where = arm
@@ -333,29 +321,39 @@ def main(_: Sequence[str]) -> None:
     """Prints what the plans do, and runs what is missing in the directory."""
     every = {label: arm for group in ARMS.values() for label, arm in group.items()}
     chosen: dict[str, Arm] = {}
-    for name in _NAMES.value:
+    for name in flags.FLAGS.arms:
         chosen |= ARMS.get(name) or {name: every[name]}
-    if _SMALL_PROBE.value:
+    if flags.FLAGS.small_probe:
         chosen = {label: with_small_probe(arm) for label, arm in chosen.items()}
-    problem = setting(TUNING_SEED, _NET.value)
+    problem = setting(TUNING_SEED, flags.FLAGS.net)
     print(fedel_table1_plans.pyramid(problem, slowdown=4.0), flush=True)
-    if _PLAN_ONLY.value:
+    if flags.FLAGS.plan_only:
         return
-    rates = [float(rate) for rate in _RATES.value]
-    if "beta" in _NAMES.value:
+    rates = [float(rate) for rate in flags.FLAGS.rates]
+    if "beta" in flags.FLAGS.arms:
         for rate in rates:
             shares = overlaps(problem, {**TRAINING, "learning_rate": rate}, BETAS, rounds=20)
             said = ", ".join(f"{beta:g}: {share:.2f}" for beta, share in shares.items())
             print(f"step {rate:g}, masks as at beta 0.6: {said}", flush=True)
     study(
         chosen,
-        _OUT.value,
-        seeds=[int(seed) for seed in _SEEDS.value],
+        flags.FLAGS.out,
+        seeds=[int(seed) for seed in flags.FLAGS.seeds],
         rates=rates,
-        rounds=_ROUNDS.value,
-        net=_NET.value,
+        rounds=flags.FLAGS.rounds,
+        net=flags.FLAGS.net,
     )
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("arms", ["core"], f"{', '.join(ARMS)}, or labels of arms.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+    flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1"], "Step sizes to choose from.")
+    flags.DEFINE_string("out", "runs/fedel", "Directory of the results.")
+    flags.DEFINE_integer("rounds", ROUNDS, "Server steps.")
+    flags.DEFINE_enum("net", "pyramid", NETS, "Network.")
+    flags.DEFINE_bool(
+        "small_probe", False, "Whether FedEL's arms without a word on it have the small probe."
+    )
+    flags.DEFINE_bool("plan_only", False, "Whether to stop before training.")
     app.run(main)

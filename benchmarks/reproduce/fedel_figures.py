@@ -13,8 +13,6 @@ import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 
-_RUNS = flags.DEFINE_list("runs", ["runs/fedel"], "Directories of results; later ones add labels.")
-_OUT = flags.DEFINE_string("out", "docs/results/images", "Where the figures go.")
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE")
 _GROUPS = ("fastest", "2x slower", "3x slower", "4x slower")
 Runs = Mapping[str, list[dict[str, Any]]]
@@ -130,8 +128,8 @@ def coverage(runs: Runs, labels: Sequence[str]) -> Figure:
 
 def main(_: Sequence[str]) -> None:
     """Prints the table and writes the figures."""
-    runs = read(_RUNS.value)
-    out = Path(_OUT.value)
+    runs = read(flags.FLAGS.runs)
+    out = Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     print(table(runs))
     main_labels = ["FedAvg", "FedEL", "ElasticTrainer", "FedPMT"]
@@ -145,4 +143,6 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("runs", ["runs/fedel"], "Directories of results; later ones add labels.")
+    flags.DEFINE_string("out", "docs/results/images", "Where the figures go.")
     app.run(main)

@@ -21,10 +21,6 @@ from benchmarks.reproduce.pr_fl import ARMS, METHODS
 TARGETS = {"cifar10": (0.4, 0.45), "femnist": (0.5, 0.6), "digits": (0.85, 0.9)}
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE")
 
-_RUNS = flags.DEFINE_string("runs", "runs/pr_fl", "Directory of the results.")
-_TOTAL_S = flags.DEFINE_float("total_s", 7000.0, "Virtual seconds that count of every run.")
-_FIGURE = flags.DEFINE_string("figure", None, "Where to draw accuracies against virtual time.")
-
 
 def reached_s(run: dict[str, Any], target: float) -> float:
     """Virtual seconds until an evaluation shows the target; inf if none does."""
@@ -124,14 +120,17 @@ def figure(
 
 def main(_: Sequence[str]) -> None:
     """Prints the tables and draws the figure."""
-    paths = sorted(Path(_RUNS.value).glob("*.json"))
+    paths = sorted(Path(flags.FLAGS.runs).glob("*.json"))
     runs = [json.loads(path.read_text()) for path in paths]
     settings = sorted({(run["data"], run["split"]) for run in runs})
     for name, split in settings:
-        print(f"\n{name}, {split}\n\n{table(runs, name, split, _TOTAL_S.value)}")
-    if _FIGURE.value:
-        figure(runs, settings, _TOTAL_S.value).savefig(_FIGURE.value, dpi=130)
+        print(f"\n{name}, {split}\n\n{table(runs, name, split, flags.FLAGS.total_s)}")
+    if flags.FLAGS.figure:
+        figure(runs, settings, flags.FLAGS.total_s).savefig(flags.FLAGS.figure, dpi=130)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("runs", "runs/pr_fl", "Directory of the results.")
+    flags.DEFINE_float("total_s", 7000.0, "Virtual seconds that count of every run.")
+    flags.DEFINE_string("figure", None, "Where to draw accuracies against virtual time.")
     app.run(main)
