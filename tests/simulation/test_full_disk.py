@@ -19,7 +19,7 @@ from fedjax_het.common.errors import InputError
 from fedjax_het.common.jsonio import read_lines
 from fedjax_het.common.writing import WriteError, refusal
 from fedjax_het.engine.engine import make_engine
-from fedjax_het.report import records
+from fedjax_het.report import writer
 from fedjax_het.report.records import RunRecord
 from fedjax_het.simulation import simulation as simulations
 from fedjax_het.simulation.evaluation import Evaluator
@@ -27,9 +27,11 @@ from fedjax_het.simulation.sinks import SinkRun, open_sinks
 
 OPTIONS = {"rounds": 6, "eval_every": 2, "checkpoint_every": 2, "chunk": 1, "client_eval": "always"}
 MEASURED = {"wall_s", "compile_s", "compiled_programs"}
-# os.fsync in a run: config.json; for each of three checkpoints three files of rows, meta.json and
-# the digest; the model before the last checkpoint; the population and the summary.
-SYNCS = 1 + 3 * 5 + 1 + 2
+# os.fsync in a run: config.json, the facts and the population; for each of three checkpoints three
+# files of rows, meta.json and the digest; the model before the last checkpoint; the population and
+# the summary.
+BEGUN = 3
+SYNCS = BEGUN + 3 * 5 + 1 + 2
 
 
 @pytest.fixture(scope="module")
@@ -105,21 +107,19 @@ def test_full_at_any_file_and_resumed(run, whole, tmp_path, monkeypatch, call):
     with pytest.raises(InputError) as caught:
         run(tmp_path)
     monkeypatch.undo()
-    # Each checkpoint is five calls; the one of round 2 begins with the second.
-    assert safe_of(caught.value) == [None, 2, 4, 6][(call > 5) + (call > 10) + (call > 16)]
+    # Each checkpoint is five calls; the one of round 2 comes after the files of the beginning.
+    kept = sum(call >= BEGUN + after for after in (5, 10, 16))
+    assert safe_of(caught.value) == [None, 2, 4, 6][kept]
     assert not list(tmp_path.glob("**/*.tmp"))
-    if call:
+    if call >= BEGUN:
         # All lines are whole, and as many as were computed.
-        assert (
-            len(read_lines(tmp_path / "metrics.jsonl"))
-            == [3, 5, 7, 7][(call > 5) + (call > 10) + (call > 16)]
-        )
+        assert len(read_lines(tmp_path / "metrics.jsonl")) == [3, 5, 7, 7][kept]
     require_equal(run(tmp_path), tmp_path, whole)
 
 
 @pytest.mark.parametrize("call", range(11))
 def test_full_at_any_row_and_resumed(run, whole, tmp_path, monkeypatch, call):
-    counted(monkeypatch, records, "append", call)
+    counted(monkeypatch, writer, "append", call)
     with pytest.raises(InputError, match="rows: cannot be written") as caught:
         run(tmp_path)
     monkeypatch.undo()
@@ -145,7 +145,7 @@ def test_a_run_that_lost_a_row_does_not_go_on(tmp_path, monkeypatch):
     problem = digits_problem(hidden=(8,))
     algorithm = build("fedavg", problem, learning_rate=0.1, batch_size=4)
     with fh.Simulation(algorithm, problem, rounds=3, workdir=tmp_path) as simulation:
-        counted(monkeypatch, records, "append", 0)
+        counted(monkeypatch, writer, "append", 0)
         with pytest.raises(InputError, match="No space left"):
             simulation.step()
         monkeypatch.undo()
