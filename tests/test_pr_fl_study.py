@@ -6,7 +6,7 @@ import chex
 import numpy as np
 import pytest
 
-from benchmarks.reproduce import pr_fl, pr_fl_figures
+from benchmarks.reproduce import pr_fl, pr_fl_figures, pr_fl_setting
 from benchmarks.reproduce.pr_fl_clock import Clock, first_recovery, planned, recovery_check
 from fedjax_het import algorithms
 from fedjax_het.algorithms.prfl import Density, Links, Recovery
@@ -26,7 +26,7 @@ def problem():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 64)).astype(np.float32), np.arange(200) % 10
     data = from_arrays(x, y, x[:20], y[:20], clients=np.arange(200) // 20, num_classes=10)
-    return pr_fl.on_links(mlp((64,), 10, hidden=(64,)), data)
+    return pr_fl_setting.on_links(mlp((64,), 10, hidden=(64,)), data)
 
 
 def clock(label, *, merges, **changes):
@@ -61,7 +61,9 @@ def test_the_clock_without_training_is_that_of_a_run():
 def test_fedavg_is_the_method_itself_on_the_authors_links():
     """Only its clock differs, which is that of whole models sent to everyone at once."""
     setting = problem()
-    fleet = presets.build("prfl", 10, scale=pr_fl.scale(setting.model), sigma=0.0, flops_per_s=1e9)
+    fleet = presets.build(
+        "prfl", 10, scale=pr_fl_setting.scale(setting.model), sigma=0.0, flops_per_s=1e9
+    )
     setting = Problem(setting.model, setting.data, fleet)
     still = {"server_jitter": 0.0}
     ours = pr_fl.build(("fedavg", {"links": still}), setting)
@@ -73,7 +75,7 @@ def test_fedavg_is_the_method_itself_on_the_authors_links():
         planned(whole, setting, merges=2).ends_s,
     )
     assert run.faults == []
-    plain = algorithms.build("fedavg", setting, **pr_fl.TRAINING, learning_rate=0.1)
+    plain = algorithms.build("fedavg", setting, **pr_fl_setting.TRAINING, learning_rate=0.1)
     chex.assert_trees_all_equal(
         run.variables, simulate(plain, setting, rounds=2, chunk=1).variables
     )

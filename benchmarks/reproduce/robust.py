@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.cells import curve, run_cells
-from benchmarks.reproduce import pr_fl
+from benchmarks.reproduce import pr_fl, pr_fl_setting
 from fedjax_het import algorithms
 from fedjax_het.data import flip_labels
 from fedjax_het.fleet import presets
@@ -62,7 +62,7 @@ STUDY: dict[str, dict[str, Sequence[str]]] = {
 
 def setting(name: str, seed: int, *, flipped: bool) -> Problem:
     """The problem of one seed: its own partition, and wrong labels of attackers if they flip."""
-    data = pr_fl.federated(name, "noniid", seed)
+    data = pr_fl_setting.federated(name, "noniid", seed)
     if flipped:
         data = flip_labels(data, share=SHARE)
     model = mlp(data.input_shape, data.num_classes, hidden=(64, 64))
